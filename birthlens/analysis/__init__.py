@@ -1,0 +1,1 @@
+"""Readings of a run: the weight wing (numpy only) and the activation wing (which takes a model)."""

@@ -1,0 +1,199 @@
+"""The task of paper section 4.1: global bigrams from a corpus, overridden by K in-context bigrams trigger -> output.
+
+triggers q_1..q_K   fixed: the most frequent tokens after `offset`; random: from pi_u without replacement, each sequence
+outputs  o_1..o_K   uniform, or pi_b(. | q_k); without the trigger itself (no_repeat), without the sequence's triggers
+                    (cycles: clean), from a part of the vocabulary (split)
+tokens              z_1 ~ pi_u; z_{t+1} = o_k if z_t = q_k, else ~ pi_b(. | z_t)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from birthlens.config import TaskConfig
+from birthlens.corpus import BigramStatistics
+from birthlens.errors import BirthlensError
+from birthlens.sampling import Categorical, chain, uniforms
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """A batch of sequences with everything that is known about them.
+
+    `occurrence` is 0 where the token is no trigger, else how many times that trigger has occurred up to and including the
+    position. `absorbed` marks triggers from which the sequence runs through triggers for ever.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    targets: Int[Tensor, "batch pos"]
+    triggers: Int[Tensor, "batch n_triggers"]
+    outputs: Int[Tensor, "batch n_triggers"]
+    occurrence: Int[Tensor, "batch pos"]
+    absorbed: Bool[Tensor, "batch pos"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: slice) -> TokenBatch:
+        return TokenBatch(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @property
+    def in_context(self) -> Bool[Tensor, "batch pos"]:
+        """Positions whose target can be predicted from the context and from nothing else: occurrence >= 2."""
+        return self.occurrence >= 2
+
+    @property
+    def is_global(self) -> Bool[Tensor, "batch pos"]:
+        """Positions whose target follows the global bigrams: occurrence 0."""
+        return self.occurrence == 0
+
+    def chunks(self, size: int) -> Iterator[TokenBatch]:
+        """Yield the batch in consecutive parts of at most `size` sequences."""
+        for first in range(0, len(self), size):
+            yield self[first : first + size]
+
+
+class BigramTask:
+    """Sample batches of the task.
+
+    Raises:
+        BirthlensError: where the triggers do not fit the vocabulary, or no output token is left to draw.
+
+    Example:
+        >>> from birthlens.corpus import from_text
+        >>> task = BigramTask(TaskConfig(context=16, n_triggers=2), from_text("to be or not to be"))
+        >>> batch = task.sample(3, np.random.default_rng(0))
+        >>> tuple(batch.tokens.shape), bool((batch.tokens[:, 1:] == batch.targets[:, :-1]).all())
+        ((3, 16), True)
+    """
+
+    def __init__(self, config: TaskConfig, statistics: BigramStatistics) -> None:
+        self.config, self.statistics = config, statistics
+        n, k = len(statistics), config.n_triggers
+        possible = n - config.offset if config.triggers == "fixed" else int((statistics.unigram > 0).sum())
+        if k > max(possible, 0):
+            raise BirthlensError(
+                f"task.n_triggers = {k}: the vocabulary of {n} tokens leaves {max(possible, 0)} "
+                f"(task.triggers = {config.triggers!r}, task.offset = {config.offset}); choose at most that many."
+            )
+        self.fixed_triggers = fixed_triggers(config, statistics)
+        self._allowed = _split_mask(config, n)
+        self._first = Categorical(statistics.unigram[None])
+        self._rows = Categorical(statistics.bigram)
+        self._fixed_outputs = None
+        if self.fixed_triggers is not None:
+            self._fixed_outputs = Categorical(self.output_distribution(self.fixed_triggers[None])[0])
+        else:
+            excluded = k if config.cycles == "clean" else int(config.no_repeat)
+            if int(self._allowed.sum()) <= excluded:
+                raise _no_output_left(config)
+
+    def output_distribution(self, triggers: Int[Array, "batch n_triggers"]) -> Float[Array, "batch n_triggers d_vocab"]:
+        """Return the exact law of each trigger's output.
+
+        Where the exclusions leave a bigram row without mass, the output is uniform over what they allow.
+        """
+        config, n = self.config, len(self.statistics)
+        allowed = np.broadcast_to(self._allowed, (*triggers.shape, n)).copy()
+        if config.no_repeat:
+            np.put_along_axis(allowed, triggers[..., None], False, axis=-1)
+        if config.cycles == "clean":
+            for k in range(triggers.shape[1]):
+                np.put_along_axis(allowed, np.repeat(triggers[:, None, k : k + 1], triggers.shape[1], 1), False, -1)
+        weights = allowed.astype(np.float64)
+        if config.outputs == "bigram":
+            weights *= self.statistics.bigram[triggers]
+            empty = weights.sum(-1, keepdims=True) == 0
+            weights = np.where(empty, allowed, weights)
+        totals = weights.sum(-1, keepdims=True)
+        if (totals == 0).any():
+            raise _no_output_left(config)
+        return np.asarray(weights / totals)
+
+    def sample(self, n: int, generator: np.random.Generator, compiled: bool | None = None) -> TokenBatch:
+        """Draw n sequences; the same generator state gives the same batch, compiled or not."""
+        config = self.config
+        k, length = config.n_triggers, config.context + 1
+        triggers = self._triggers(n, generator)
+        outputs = self._outputs(triggers, generator)
+        overrides = np.full((n, len(self.statistics)), -1, dtype=np.int64)
+        np.put_along_axis(overrides, triggers, outputs, axis=1)
+        uniform = uniforms((n, length), generator)
+        if config.show_latents and k:
+            start = triggers
+        else:
+            start = self._first.draw(np.zeros(n, dtype=np.int64), uniform[:, 0])[:, None]
+        sequence, occurrence = chain(start, length, self._rows, overrides, uniform, compiled)
+        absorbed = np.zeros((n, config.context), dtype=bool)
+        doomed = cycling(triggers, outputs)
+        for row in np.flatnonzero(doomed.any(axis=1)):
+            absorbed[row] = np.isin(sequence[row, :-1], triggers[row, doomed[row]])
+        return TokenBatch(
+            tokens=torch.from_numpy(sequence[:, :-1]),
+            targets=torch.from_numpy(sequence[:, 1:]),
+            triggers=torch.from_numpy(triggers),
+            outputs=torch.from_numpy(outputs),
+            occurrence=torch.from_numpy(occurrence[:, :-1]),
+            absorbed=torch.from_numpy(absorbed),
+        )
+
+    def batch(self, n: int, seed: int, index: int = 0) -> TokenBatch:
+        """Draw batch number `index` of the stream `seed`; it depends on nothing else, so any batch can be made again."""
+        return self.sample(n, np.random.default_rng([seed, index]))
+
+    def _triggers(self, n: int, generator: np.random.Generator) -> Int[Array, "batch n_triggers"]:
+        k = self.config.n_triggers
+        if self.fixed_triggers is not None:
+            return np.repeat(self.fixed_triggers[None], n, axis=0)
+        # The K smallest of Exp(1)/p, in order, have the law of K draws without replacement.
+        with np.errstate(divide="ignore"):
+            clocks = generator.standard_exponential((n, len(self.statistics))) / self.statistics.unigram
+        return np.argsort(clocks, axis=1, kind="stable")[:, :k].astype(np.int64)
+
+    def _outputs(
+        self, triggers: Int[Array, "batch n_triggers"], generator: np.random.Generator
+    ) -> Int[Array, "batch n_triggers"]:
+        n, k = triggers.shape
+        uniform = uniforms((n, k), generator).reshape(-1)
+        if self._fixed_outputs is not None:
+            return self._fixed_outputs.draw(np.tile(np.arange(k), n), uniform).reshape(n, k)
+        laws = Categorical(self.output_distribution(triggers).reshape(n * k, len(self.statistics)))
+        return laws.draw(np.arange(n * k), uniform).reshape(n, k)
+
+
+def fixed_triggers(config: TaskConfig, statistics: BigramStatistics) -> Int[Array, "n_triggers"] | None:
+    """Return the ids of the fixed triggers, or None where every sequence draws its own."""
+    return statistics.most_frequent(config.n_triggers, config.offset) if config.triggers == "fixed" else None
+
+
+def cycling(
+    triggers: Int[Array, "batch n_triggers"], outputs: Int[Array, "batch n_triggers"]
+) -> Bool[Array, "batch n_triggers"]:
+    """Say of each trigger whether following outputs from it meets triggers for ever."""
+    match = outputs[:, :, None] == triggers[:, None, :]
+    onward = np.where(match.any(-1), match.argmax(-1) if match.shape[-1] else 0, -1)
+    alive = onward >= 0
+    for _ in range(triggers.shape[1] - 1):
+        alive = alive & np.take_along_axis(alive, np.maximum(onward, 0), axis=1)
+    return alive
+
+
+def _split_mask(config: TaskConfig, n: int) -> Bool[Array, "d_vocab"]:
+    ids = np.arange(n)
+    border = int(config.split_fraction * n)
+    return {"none": ids >= 0, "train": ids < border, "test": ids >= border}[config.split]
+
+
+def _no_output_left(config: TaskConfig) -> BirthlensError:
+    return BirthlensError(
+        f"task.n_triggers = {config.n_triggers}: with task.cycles = {config.cycles!r}, no_repeat = {config.no_repeat} and "
+        f"split = {config.split!r} no output token may be left to draw; use fewer triggers or a larger vocabulary."
+    )
