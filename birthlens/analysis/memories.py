@@ -1,0 +1,286 @@
+"""Matrices as associative memories, read between two named codebooks (paper section 7).
+
+A memory W = sum_ij A_ij u_i^T v_j stores the table A between input vectors u_i and output vectors v_j (rows, so scores are
+u W v^T). It can be read in two bases:
+
+    raw    u_i W v_j^T                what the model itself computes; equals A only where codebooks are orthonormal
+    dual   (U^+)_i^T W (V^+)_j        through pseudo-inverses; equals A wherever each codebook is linearly independent,
+                                      and its least-norm version (U U^+) A (V V^+) where it is not
+
+Every codebook and every side of a circuit names its space, so a memory cannot be read in the wrong basis:
+
+    residual   states that the residual stream holds: token and position embeddings, what earlier heads wrote
+    readout    directions along which the residual stream is read: the columns of W_U
+
+A QK circuit pairs two residual states (query left, key right); an OV circuit takes a residual state and is read out.
+A codebook also knows the first layer whose input holds it: what L0H0 writes cannot be a key of layer 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from birthlens.errors import BirthlensError
+
+Array = np.ndarray
+Basis = Literal["raw", "dual"]
+Space = Literal["residual", "readout"]
+
+BLOCK_ENTRIES = 4_000_000
+"""Entries of a score table that are held at once where it is read in blocks (16 MB in float32)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Codebook:
+    """A named family of vectors, one label an entry; leading axes (checkpoints) are allowed.
+
+    `space` says what the vectors are, `layer` which layer's input is the first to hold them.
+
+    Raises:
+        BirthlensError: where labels and vectors do not match in number, or a vector is not finite.
+
+    Example:
+        >>> book = Codebook("W_E", np.eye(3), ("a", "b", "c"))
+        >>> len(book), book.subset([2, 0]).labels
+        (3, ('c', 'a'))
+    """
+
+    name: str
+    vectors: Float[Array, "*step entry d"]
+    labels: tuple[str, ...]
+    space: Space = "residual"
+    layer: int = 0
+
+    def __post_init__(self) -> None:
+        if self.vectors.ndim < 2:
+            raise BirthlensError(f"codebook {self.name}: vectors have shape {self.vectors.shape}; give [entry, d].")
+        if len(self.labels) != self.vectors.shape[-2]:
+            raise BirthlensError(
+                f"codebook {self.name}: {len(self.labels)} labels for {self.vectors.shape[-2]} vectors; "
+                "give one label an entry."
+            )
+        if not np.isfinite(self.vectors).all():
+            raise BirthlensError(f"codebook {self.name}: some vectors are not finite; the checkpoint has diverged.")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def width(self) -> int:
+        """Number of components of each vector."""
+        return int(self.vectors.shape[-1])
+
+    @cached_property
+    def dual(self) -> Float[Array, "*step entry d"]:
+        """The dual vectors (U^+)^T, one a row: u_i dual_j^T = 1{i = j} where the entries are linearly independent."""
+        return dual_vectors(self.vectors)
+
+    def subset(self, entries: Sequence[int], name: str | None = None) -> Codebook:
+        """Return the named entries only, in the order given; their dual is taken among themselves."""
+        picked = list(entries)
+        labels = tuple(self.labels[entry] for entry in picked)
+        return replace(
+            self, name=name or f"{self.name}[{len(picked)}]", vectors=self.vectors[..., picked, :], labels=labels
+        )
+
+    def through(self, circuit: Circuit) -> Codebook:
+        """Return what `circuit` writes where it reads each entry, as w_1(k) = w_E(k) W_V W_O of an earlier head."""
+        if circuit.writes != "readout":
+            raise BirthlensError(
+                f"{circuit.name} scores pairs of states and writes nothing; remap through an OV circuit."
+            )
+        circuit.check(self, "input")
+        name = f"{self.name}>{circuit.name}"
+        written = self.vectors @ circuit.left
+        written = written if circuit.right is None else written @ circuit.right
+        return Codebook(name, written, self.labels, "residual", circuit.layer + 1)
+
+    def as_readout(self) -> Codebook:
+        """Return the same vectors as directions to read the residual stream along: a choice that wants to be visible."""
+        return replace(self, space="readout", layer=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """A bilinear form u @ left @ right @ v^T of some layer, with the space of each side; `right=None` is the identity.
+
+    Low-rank products (one head of many) stay factored: `left` [d_in, rank], `right` [rank, d_out]. Leading axes
+    (checkpoints) are allowed. A matrix of your own is `Circuit("mine", matrix)`.
+    """
+
+    name: str
+    left: Float[Array, "*step d_in rank"]
+    right: Float[Array, "*step rank d_out"] | None = None
+    reads: Space = "residual"
+    writes: Space = "residual"
+    layer: int = 0
+
+    @cached_property
+    def matrix(self) -> Float[Array, "*step d_in d_out"]:
+        """The product, dense."""
+        return self.left if self.right is None else self.left @ self.right
+
+    @property
+    def width(self) -> tuple[int, int]:
+        """Dimensions of the two sides."""
+        return int(self.left.shape[-2]), int((self.left if self.right is None else self.right).shape[-1])
+
+    def then(self, later: Circuit) -> Circuit:
+        """Return the path through this circuit and a later layer's, both OV."""
+        if later.layer <= self.layer or "residual" in (self.writes, later.writes):
+            raise BirthlensError(
+                f"{self.name} cannot be followed by {later.name}: a path runs through OV circuits of rising layers."
+            )
+        right = later.matrix if self.right is None else self.right @ later.matrix
+        return replace(self, name=f"{self.name}>{later.name}", right=right, layer=later.layer)
+
+    def check(self, codebook: Codebook, side: Literal["input", "output"]) -> None:
+        """Raise BirthlensError, naming both, unless `codebook` makes sense on this side."""
+        space, width = (self.reads, self.width[0]) if side == "input" else (self.writes, self.width[1])
+        if codebook.space != space:
+            raise BirthlensError(
+                f"{self.name} has the {space} space on its {side} side, and codebook {codebook.name} is of the "
+                f"{codebook.space} space: choose another codebook, or swap the sides."
+            )
+        if space == "residual" and codebook.layer > self.layer:
+            raise BirthlensError(
+                f"{self.name} sees the input of layer {self.layer}, and codebook {codebook.name} is there only from layer "
+                f"{codebook.layer} on: choose a later circuit."
+            )
+        if codebook.width != width:
+            raise BirthlensError(
+                f"{self.name} has {width} dimensions on its {side} side, and codebook {codebook.name} has {codebook.width}."
+            )
+
+    def singular_values(self) -> Float[Array, "*step rank"]:
+        """Return the singular values of the matrix, largest first."""
+        return np.linalg.svd(self.matrix, compute_uv=False)
+
+    def effective_rank(self) -> Float[Array, "*step"]:
+        """Return the participation ratio (sum s^2)^2 / sum s^4 of the singular values s; NaN for a zero matrix."""
+        matrix = self.matrix
+        gram = matrix @ matrix.swapaxes(-1, -2)
+        trace = np.trace(gram, axis1=-2, axis2=-1)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(trace**2 / np.einsum("...ij,...ij->...", gram, gram))
+
+
+@dataclass(frozen=True, eq=False)
+class AssociativeMemory:
+    """A circuit between two codebooks: the table of scores u_i W v_j^T, kept factored.
+
+    Raises:
+        BirthlensError: where a codebook's space, layer or width does not fit its side of the circuit.
+
+    Example:
+        >>> book = Codebook("W_E", np.eye(3), ("a", "b", "c"))
+        >>> AssociativeMemory(Circuit("W", np.diag([3.0, 2.0, 1.0])), book, book).scores().diagonal().tolist()
+        [3.0, 2.0, 1.0]
+    """
+
+    circuit: Circuit
+    inputs: Codebook
+    outputs: Codebook
+
+    def __post_init__(self) -> None:
+        self.circuit.check(self.inputs, "input")
+        self.circuit.check(self.outputs, "output")
+
+    @property
+    def name(self) -> str:
+        """Circuit and codebooks, as 'L1H0.QK: W_E -> W_E>L0H0.OV'."""
+        return f"{self.circuit.name}: {self.inputs.name} -> {self.outputs.name}"
+
+    def factors(
+        self, basis: Basis = "raw"
+    ) -> tuple[Float[Array, "*step input rank"], Float[Array, "*step output rank"]]:
+        """Return A and B with scores A @ B^T, of the circuit's rank and so much smaller than the table."""
+        if basis not in ("raw", "dual"):
+            raise BirthlensError(f"basis = {basis!r} is unknown; valid bases are raw and dual.")
+        inputs, outputs = (
+            (self.inputs.vectors, self.outputs.vectors) if basis == "raw" else (self.inputs.dual, self.outputs.dual)
+        )
+        right = self.circuit.right
+        return inputs @ self.circuit.left, outputs if right is None else outputs @ right.swapaxes(-1, -2)
+
+    def scores(self, basis: Basis = "raw") -> Float[Array, "*step input output"]:
+        """Return the whole table; for large vocabularies use `readings` or `top_associations_table`, which go in blocks."""
+        rows, columns = self.factors(basis)
+        return rows @ columns.swapaxes(-1, -2)
+
+    def blocks(
+        self, queries: Array, candidates: Array, basis: Basis = "raw"
+    ) -> Iterator[tuple[slice, Float[Array, "*step row candidate"]]]:
+        """Yield the table of `queries` x `candidates` in blocks of rows, each with its slice of `queries`.
+
+        A block may be written to and is gone at the next: one buffer serves them all.
+        """
+        rows, columns = self.factors(basis)
+        rows, columns = rows[..., queries, :], np.ascontiguousarray(columns[..., candidates, :])
+        steps = np.broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
+        height = min(len(queries), max(1, BLOCK_ENTRIES // max(1, math.prod(steps) * len(candidates))))
+        buffer = np.empty((*steps, height, len(candidates)), dtype=np.result_type(rows, columns))
+        for start in range(0, len(queries), height):
+            block = slice(start, min(start + height, len(queries)))
+            scores = buffer[..., : block.stop - start, :]
+            yield block, np.matmul(rows[..., block, :], columns.swapaxes(-1, -2), out=scores)
+
+
+def stacked(memories: Sequence[AssociativeMemory]) -> AssociativeMemory:
+    """Stack the same memory of several checkpoints along a leading axis; what never changes is kept once."""
+    first = memories[0]
+
+    def stack(arrays: Sequence[Array]) -> Array:
+        same = all(array is arrays[0] or np.array_equal(array, arrays[0]) for array in arrays[1:])
+        return arrays[0] if same else np.stack(arrays)
+
+    circuits = [memory.circuit for memory in memories]
+    rights = [circuit.right for circuit in circuits if circuit.right is not None]
+    return AssociativeMemory(
+        replace(
+            first.circuit,
+            left=stack([circuit.left for circuit in circuits]),
+            right=stack(rights) if rights else None,
+        ),
+        replace(first.inputs, vectors=stack([memory.inputs.vectors for memory in memories])),
+        replace(first.outputs, vectors=stack([memory.outputs.vectors for memory in memories])),
+    )
+
+
+def dual_vectors(vectors: Float[Array, "*step entry d"]) -> Float[Array, "*step entry d"]:
+    """Return the rows of (U^+)^T, by the eigenvalues of the smaller Gram matrix in float64.
+
+    Singular values below min(entry, d) machine epsilons of the largest count as zero.
+    """
+    entries, width = vectors.shape[-2:]
+    if entries <= width:
+        exact = vectors.astype(np.float64)
+        inverse = _gram_inverse(exact @ exact.swapaxes(-1, -2), vectors.dtype)
+        return (inverse @ exact).astype(vectors.dtype)
+    # Tall codebooks go in blocks: a vocabulary of 50,000 in float64 is not worth holding twice.
+    blocks = [slice(start, start + 4096) for start in range(0, entries, 4096)]
+    gram = np.zeros((*vectors.shape[:-2], width, width))
+    for block in blocks:
+        exact = vectors[..., block, :].astype(np.float64)
+        gram += exact.swapaxes(-1, -2) @ exact
+    inverse = _gram_inverse(gram, vectors.dtype)
+    dual = np.empty_like(vectors)
+    for block in blocks:
+        dual[..., block, :] = vectors[..., block, :].astype(np.float64) @ inverse
+    return dual
+
+
+def _gram_inverse(gram: Float[Array, "*step n n"], dtype: np.dtype[np.floating]) -> Float[Array, "*step n n"]:
+    values, basis = np.linalg.eigh(gram)
+    # Rounding of a Gram matrix in float64 hides singular values below 1e-7 of the largest, whatever the input's precision.
+    tolerance = max(gram.shape[-1] * float(np.finfo(dtype).eps), 1e-7)
+    kept = values > values[..., -1:] * tolerance**2
+    inverse = np.where(kept, 1 / np.where(kept, values, 1), 0)
+    return np.asarray((basis * inverse[..., None, :]) @ basis.swapaxes(-1, -2))

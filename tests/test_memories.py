@@ -1,0 +1,140 @@
+"""Codebooks, circuits and memories against dense linear algebra."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from birthlens.analysis.memories import AssociativeMemory, Circuit, Codebook, dual_vectors, stacked
+from birthlens.analysis.readings import Association, readings
+from birthlens.errors import BirthlensError
+
+
+def book(vectors: np.ndarray, name: str = "W_E", **fields: object) -> Codebook:
+    return Codebook(name, vectors, tuple(f"{name}{i}" for i in range(vectors.shape[-2])), **fields)  # type: ignore[arg-type]
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_dual_vectors_are_the_rows_of_the_transposed_pseudo_inverse(entries: int, width: int, seed: int) -> None:
+    vectors = np.random.default_rng(seed).standard_normal((2, entries, width))
+    expected = np.linalg.pinv(vectors).swapaxes(-1, -2)
+    np.testing.assert_allclose(dual_vectors(vectors), expected, atol=1e-6 * np.abs(expected).max())
+
+
+def test_dual_vectors_of_a_rank_deficient_codebook_and_of_a_tall_one_in_blocks() -> None:
+    generator = np.random.default_rng(0)
+    low_rank = (generator.standard_normal((9, 3)) @ generator.standard_normal((3, 12))).astype(np.float32)
+    expected = np.linalg.pinv(low_rank.astype(np.float64), rcond=1e-4).T
+    np.testing.assert_allclose(dual_vectors(low_rank), expected, atol=1e-4)
+    tall = generator.standard_normal((5000, 6))
+    np.testing.assert_allclose(dual_vectors(tall), np.linalg.pinv(tall).T, atol=1e-12)
+
+
+@given(st.integers(0, 1000), st.integers(2, 8), st.integers(2, 8))
+@settings(max_examples=25, deadline=None)
+def test_dual_reading_returns_the_planted_table_where_codebooks_are_independent(seed: int, n: int, m: int) -> None:
+    generator = np.random.default_rng(seed)
+    inputs, outputs = generator.standard_normal((n, 16)), generator.standard_normal((m, 16))
+    table = generator.standard_normal((n, m))
+    memory = AssociativeMemory(Circuit("W", inputs.T @ table @ outputs), book(inputs), book(outputs))
+    np.testing.assert_allclose(memory.scores("dual"), table, atol=1e-6)
+    assert not np.allclose(memory.scores("raw"), table, atol=1e-3)
+
+
+def test_a_memory_may_be_there_and_invisible_raw() -> None:
+    generator = np.random.default_rng(0)
+    vectors = 0.2 * generator.standard_normal((40, 64)) + generator.standard_normal(64)  # all nearly parallel
+    table = np.eye(40) + 0.2 * generator.standard_normal((40, 40))
+    memory = AssociativeMemory(Circuit("W", vectors.T @ table @ vectors), book(vectors), book(vectors))
+    recall = {basis: float(readings(memory, Association.identity(40), basis)["recall"]) for basis in ("raw", "dual")}
+    assert recall["dual"] == 1 and recall["raw"] < 0.5
+
+
+@given(st.integers(0, 1000), st.floats(0.1, 50))
+@settings(max_examples=25, deadline=None)
+def test_recall_is_invariant_to_scale_and_to_joint_rotation(seed: int, scale: float) -> None:
+    generator = np.random.default_rng(seed)
+    vectors, matrix = generator.standard_normal((10, 8)), generator.standard_normal((8, 8))
+    rotation = np.linalg.qr(generator.standard_normal((8, 8)))[0]
+    target = Association.identity(10)
+    plain = AssociativeMemory(Circuit("W", matrix), book(vectors), book(vectors))
+    turned_book, turned_matrix = book(vectors @ rotation), scale * rotation.T @ matrix @ rotation
+    turned = AssociativeMemory(Circuit("W", turned_matrix), turned_book, turned_book)
+    for metric in ("recall", "rank", "standardised", "signal_to_interference"):
+        np.testing.assert_allclose(readings(plain, target)[metric], readings(turned, target)[metric], rtol=1e-8)
+
+
+def test_factored_circuits_score_as_their_product_and_compose() -> None:
+    generator = np.random.default_rng(1)
+    left, right = generator.standard_normal((8, 2)), generator.standard_normal((2, 8))
+    circuit = Circuit("L0H0.OV", left, right, writes="readout")
+    later = Circuit("L1H0.OV", generator.standard_normal((8, 8)), writes="readout", layer=1)
+    words, readout = (
+        book(generator.standard_normal((5, 8))),
+        book(generator.standard_normal((6, 8)), "W_U", space="readout"),
+    )
+    memory = AssociativeMemory(circuit.then(later), words, readout)
+    np.testing.assert_allclose(memory.scores(), words.vectors @ left @ right @ later.left @ readout.vectors.T)
+    assert memory.factors()[0].shape == (5, 2) and memory.name == "L0H0.OV>L1H0.OV: W_E -> W_U"
+    remapped = words.through(circuit)
+    np.testing.assert_allclose(remapped.vectors, words.vectors @ left @ right)
+    assert (remapped.layer, remapped.labels) == (1, words.labels)
+
+
+def test_spectrum_against_singular_values() -> None:
+    matrices = np.random.default_rng(2).standard_normal((3, 6, 4))
+    circuit = Circuit("W", matrices)
+    expected = [np.linalg.svd(matrix, compute_uv=False) for matrix in matrices]
+    np.testing.assert_allclose(circuit.singular_values(), expected)
+    np.testing.assert_allclose(circuit.effective_rank(), [(s**2).sum() ** 2 / (s**4).sum() for s in expected])
+    assert Circuit("I", np.eye(7)).effective_rank() == pytest.approx(7)
+
+
+def test_stacked_keeps_what_never_changes_once() -> None:
+    generator = np.random.default_rng(3)
+    words = book(generator.standard_normal((5, 4)))
+    memories = [AssociativeMemory(Circuit("W", generator.standard_normal((4, 4))), words, words) for _ in range(3)]
+    together = stacked(memories)
+    np.testing.assert_allclose(together.scores(), np.stack([memory.scores() for memory in memories]))
+    assert together.inputs.vectors.shape == (5, 4) and together.circuit.left.shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("side", "codebook", "words"),
+    [
+        ("input", book(np.eye(4), "W_U", space="readout"), ["L1H0.OV", "W_U", "residual", "readout"]),
+        ("output", book(np.eye(4), "W_E"), ["L1H0.OV", "W_E", "output side", "residual"]),
+        ("input", book(np.eye(4), "late", layer=2), ["L1H0.OV", "late", "layer 1", "layer 2"]),
+        ("input", book(np.eye(3), "narrow"), ["L1H0.OV", "narrow", "4 dimensions", "has 3"]),
+    ],
+)
+def test_a_memory_refuses_to_be_read_in_the_wrong_basis(side: str, codebook: Codebook, words: list[str]) -> None:
+    circuit = Circuit("L1H0.OV", np.eye(4), writes="readout", layer=1)
+    sides = {"input": book(np.eye(4)), "output": book(np.eye(4), "W_U", space="readout")} | {side: codebook}
+    with pytest.raises(BirthlensError) as caught:
+        AssociativeMemory(circuit, sides["input"], sides["output"])
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_states_become_readouts_only_when_asked() -> None:
+    circuit = Circuit("OV", np.eye(4), writes="readout")
+    assert AssociativeMemory(circuit, book(np.eye(4)), book(np.eye(4)).as_readout()).scores().trace() == 4
+
+
+def test_bad_codebooks_circuits_and_bases_are_named() -> None:
+    with pytest.raises(BirthlensError, match=r"W_E: 2 labels for 3 vectors"):
+        Codebook("W_E", np.eye(3), ("a", "b"))
+    with pytest.raises(BirthlensError, match="not finite"):
+        book(np.full((2, 2), np.nan))
+    with pytest.raises(BirthlensError, match=r"one label|give \[entry, d\]"):
+        Codebook("W_E", np.ones(3), ("a", "b", "c"))
+    scoring, writing = Circuit("L0H0.QK", np.eye(3)), Circuit("L0H0.OV", np.eye(3), writes="readout")
+    with pytest.raises(BirthlensError, match=r"L0H0\.QK scores pairs"):
+        book(np.eye(3)).through(scoring)
+    with pytest.raises(BirthlensError, match="rising layers"):
+        writing.then(writing)
+    with pytest.raises(BirthlensError, match="valid bases are raw and dual"):
+        AssociativeMemory(scoring, book(np.eye(3)), book(np.eye(3))).scores("whitened")  # type: ignore[arg-type]
