@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -43,12 +43,26 @@ def logits(
     tensors: Tensors, config: ModelConfig, tokens: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch pos d_vocab"]:
     """Return the logits; equal to the HookedTransformer's to rounding, and differentiable in every tensor."""
+    return _unembed(tensors, config, residual(tensors, config, tokens))
+
+
+def logits_at(
+    tensors: Tensors, config: ModelConfig, tokens: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"]
+) -> Float[Tensor, "row d_vocab"]:
+    """Return the logits at the positions of the mask only, in row-major order."""
+    return _unembed(tensors, config, residual(tensors, config, tokens)[mask])
+
+
+def residual(
+    tensors: Tensors, config: ModelConfig, tokens: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch pos d_model"]:
+    """Return the residual stream after the last layer."""
     x = _embed(tensors, tokens)
     for layer in range(config.n_layers):
         q, k, v = _queries_keys_values(tensors, config, layer, x)
         z = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=_scale(config))
         x = _write(tensors, config, layer, x, z)
-    return _unembed(tensors, config, x)
+    return x
 
 
 def activations(tensors: Tensors, config: ModelConfig, tokens: Int[Tensor, "batch pos"]) -> Activations:
@@ -75,7 +89,7 @@ def _embed(tensors: Tensors, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, 
     return x + tensors["W_pos"][: tokens.shape[1]] if "W_pos" in tensors else x
 
 
-def _normed(tensors: Tensors, name: str, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+def _normed(tensors: Tensors, name: str, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
     if f"{name}.w" not in tensors:
         return x
     return functional.layer_norm(x, x.shape[-1:], tensors[f"{name}.w"], tensors[f"{name}.b"], eps=1e-5)
@@ -101,8 +115,8 @@ def _queries_keys_values(
 def _rotated(x: Float[Tensor, "batch head pos d_head"]) -> Float[Tensor, "batch head pos d_head"]:
     """Turn adjacent pairs of axes (2i, 2i+1) by the angle pos / 10000^(2i/d_head)."""
     d, n = x.shape[-1], x.shape[-2]
-    frequency = 10000 ** (torch.arange(0, d, 2, dtype=torch.float32) / d)
-    angle = (torch.arange(n, dtype=torch.float32)[:, None] / frequency).to(x.dtype)
+    frequency = 10000 ** (torch.arange(0, d, 2, dtype=x.dtype) / d)
+    angle = torch.arange(n, dtype=x.dtype)[:, None] / frequency
     even, odd = x[..., 0::2], x[..., 1::2]
     turned = torch.stack([even * angle.cos() - odd * angle.sin(), odd * angle.cos() + even * angle.sin()], dim=-1)
     return rearrange(turned, "batch head pos half two -> batch head pos (half two)")
@@ -135,7 +149,7 @@ def _write(
 
 
 def _unembed(
-    tensors: Tensors, config: ModelConfig, x: Float[Tensor, "batch pos d_model"]
-) -> Float[Tensor, "batch pos d_vocab"]:
+    tensors: Tensors, config: ModelConfig, x: Float[Tensor, "*rows d_model"]
+) -> Float[Tensor, "*rows d_vocab"]:
     out = _normed(tensors, "ln_final", x) @ tensors["W_U"]
     return out + tensors["b_U"] if "b_U" in tensors else out

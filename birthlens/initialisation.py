@@ -1,4 +1,4 @@
-"""Initial weights, every tensor from one explicit generator (paper section 2 of the models; TransformerLens's are never used).
+"""Initial weights, every tensor from one explicit generator; TransformerLens's own are never used (paper section 4.2).
 
 authors     w_E, p ~ N(0, 1); linear maps and W_U uniform in +-1/sqrt(d_model); W_Q = identity in the simplified model
 scaled      the same, with embeddings divided by sqrt(d_model)

@@ -1,4 +1,4 @@
-"""Models as TransformerLens `HookedTransformer`s, filled from and read back into `Weights`; the only importer of transformer_lens.
+"""Models as `HookedTransformer`s, filled from `Weights` and read back; the only importer of transformer_lens.
 
 TransformerLens's own initialisation and seeding are never used (`seed=None, init_weights=False`): every tensor comes from
 `Weights`. Biases that TransformerLens always has and the paper does not are frozen at zero.
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
     warnings.simplefilter("ignore")
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens import HookedTransformer as HookedTransformer
+    from transformer_lens import HookedTransformerConfig
     from transformer_lens.components import Attention
     from transformer_lens.components.mlps.can_be_used_as_mlp import CanBeUsedAsMLP
     from transformer_lens.hook_points import HookPoint
@@ -49,7 +50,7 @@ class LinearFeedForward(CanBeUsedAsMLP):  # type: ignore[misc]
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """Return x @ W_F."""
-        return self.hook_post(self.hook_pre(x @ self.W_in)) @ self.W_out  # type: ignore[no-any-return]
+        return self.hook_post(self.hook_pre(x @ self.W_in)) @ self.W_out
 
 
 def hooked_config(config: ModelConfig, d_vocab: int, n_ctx: int, dtype: torch.dtype) -> HookedTransformerConfig:
@@ -155,14 +156,14 @@ def _parameter(model: HookedTransformer, name: str) -> Tensor:
     layer, dot, matrix = name.partition(".")
     if not dot:
         room = {"W_E": "embed", "W_pos": "pos_embed"}.get(name, "unembed")
-        return getattr(getattr(model, room), name)  # type: ignore[no-any-return]
+        return getattr(getattr(model, room), name)
     if layer == "ln_final":
-        return getattr(model.ln_final, matrix)  # type: ignore[no-any-return]
+        return getattr(model.ln_final, matrix)
     block = model.blocks[int(layer[1:])]
     if matrix == "W_F":
-        return block.mlp.W_in  # type: ignore[no-any-return]
+        return block.mlp.W_in
     if matrix.startswith("ln"):
         norm, _, part = matrix.partition(".")
-        return getattr(getattr(block, norm), part)  # type: ignore[no-any-return]
+        return getattr(getattr(block, norm), part)
     room = block.mlp if matrix in ("W_in", "b_in", "W_out", "b_out") else block.attn
-    return getattr(room, matrix)  # type: ignore[no-any-return]
+    return getattr(room, matrix)

@@ -1,0 +1,106 @@
+"""Writing a run: whole files only, in an order that lets a run be resumed after a kill at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from birthlens import __version__
+from birthlens.config import RunConfig
+from birthlens.corpus import BigramStatistics
+from birthlens.disk import write_atomically
+from birthlens.errors import BirthlensError
+from birthlens.run_files import FORMAT, checkpoint_file, kept_steps, read_metadata, read_metrics, versions
+from birthlens.weights import Weights, load_tensors, save_tensors
+
+Array = np.ndarray
+
+
+class RunWriter:
+    """Write a run. Only whole files appear, in an order that lets a run be resumed after a kill at any moment.
+
+    Raises:
+        BirthlensError: where the directory already holds something, or (resuming) no run of this config.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        config: RunConfig,
+        statistics: BigramStatistics,
+        weights: Weights,
+        engine: Mapping[str, Any],
+    ) -> Self:
+        """Start a new run directory; nothing that exists is overwritten."""
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            what = "a run (use --resume to continue it)" if (path / "run.json").exists() else "other files"
+            raise BirthlensError(f"out = {str(path)!r} already holds {what}; choose a new directory.")
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        from birthlens.task import fixed_triggers
+
+        tables = {"unigram": statistics.unigram, "bigram": statistics.bigram}
+        triggers = fixed_triggers(config.task, statistics)
+        if triggers is not None:
+            tables["triggers"] = triggers
+        save_tensors(path / "tables.safetensors", tables)
+        constants = {name: weights[name] for name in weights if name not in config.trained}
+        save_tensors(path / "constants.safetensors", constants)
+        header = {
+            "format": FORMAT,
+            "birthlens": __version__,
+            "config": config.model_dump(mode="json"),
+            "vocab": list(statistics.vocab),
+            "engine": dict(engine),
+            "versions": versions(),
+        }
+        # The header comes last: a directory with a header is a whole run.
+        write_atomically(path / "run.json", json.dumps(header, indent=1, ensure_ascii=False).encode())
+        return cls(path)
+
+    def keep(
+        self,
+        step: int,
+        tensors: Mapping[str, Array],
+        metrics: Iterable[Mapping[str, Any]],
+        state: Mapping[str, Array],
+        notes: Mapping[str, Any],
+    ) -> None:
+        """Keep a step: its metrics so far, its weights, then what resuming needs, which names the step."""
+        self.log(metrics)
+        save_tensors(checkpoint_file(self.path, step), tensors)
+        save_tensors(self.path / "resume.safetensors", state, {"notes": json.dumps({**notes, "step": step})})
+
+    def log(self, metrics: Iterable[Mapping[str, Any]]) -> None:
+        """Append measurements; a line that a kill tears is dropped when read."""
+        lines = "".join(json.dumps(row) + "\n" for row in metrics)
+        if lines:
+            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def rewind(self) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
+        """Go back to the last resumable step: return its weights, optimiser state and notes; forget what came after."""
+        file = self.path / "resume.safetensors"
+        state = load_tensors(file)
+        notes = json.loads(read_metadata(file).get("notes", "{}"))
+        if "step" not in notes:
+            raise BirthlensError(f"{file} does not say which step it belongs to; the run is damaged, train again.")
+        step = int(notes["step"])
+        tensors = load_tensors(checkpoint_file(self.path, step))
+        for later in kept_steps(self.path):
+            if later > step:
+                checkpoint_file(self.path, later).unlink()
+        kept = [row for row in read_metrics(self.path) if row["step"] <= step]
+        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept).encode())
+        return tensors, state, notes
