@@ -116,8 +116,8 @@ class Circuit:
     """
 
     name: str
-    left: Float[Array, "*step d_in rank"]
-    right: Float[Array, "*step rank d_out"] | None = None
+    left: Float[Array, "... d_in rank"]
+    right: Float[Array, "... rank d_out"] | None = None
     reads: Space = "residual"
     writes: Space = "residual"
     layer: int = 0
@@ -198,9 +198,7 @@ class AssociativeMemory:
         """Circuit and codebooks, as 'L1H0.QK: W_E -> W_E>L0H0.OV'."""
         return f"{self.circuit.name}: {self.inputs.name} -> {self.outputs.name}"
 
-    def factors(
-        self, basis: Basis = "raw"
-    ) -> tuple[Float[Array, "*step input rank"], Float[Array, "*step output rank"]]:
+    def factors(self, basis: Basis = "raw") -> tuple[Float[Array, "... input rank"], Float[Array, "... output rank"]]:
         """Return A and B with scores A @ B^T, of the circuit's rank and so much smaller than the table."""
         if basis not in ("raw", "dual"):
             raise BirthlensError(f"basis = {basis!r} is unknown; valid bases are raw and dual.")

@@ -190,7 +190,7 @@ def readings(
     with np.errstate(invalid="ignore", divide="ignore"):
         standardised = (lead / pairs.std_wrong).mean(-1)
         signal = lead.mean(-1) / np.sqrt((pairs.std_wrong**2).mean(-1))
-    return {
+    found = {
         "recall": recall,
         "corrected_recall": (recall - chance) / (1 - chance),
         "matched_recall": matched_recall(pairs.rank, len(association.candidates), ways).mean(-1),
@@ -200,6 +200,7 @@ def readings(
         "standardised": standardised,
         "signal_to_interference": signal,
     }
+    return {metric: np.asarray(value) for metric, value in found.items()}
 
 
 def chance_level(metric: str, association: Association, ways: int | None = None) -> float:
