@@ -1,0 +1,209 @@
+"""Tables of what the memories recall, over checkpoints: the paper's three (section 4), or every circuit of any model.
+
+Both tables are tidy, one number a row: step, memory, layer, head, basis ("raw", "dual"), metric (`readings.METRICS` and the
+ones below), candidates (the name of the candidate set), value, chance (what a random table reads, NaN where that has no
+meaning) and n (how many queries the mean is over, or entries of the matrix for metrics of the whole matrix).
+
+    frobenius_share   share of ||W||^2 along the ideal memory           effective_rank   (sum s^2)^2 / sum s^4
+    kl                KL(bigram || softmax) of the feed-forward; chance = its value for uniform predictions
+    spread            how far a score of this circuit moves over candidates: root mean square over queries of its standard
+                      deviation, times the score scale (QK) or 1; for bases that have no pairing
+
+Candidates matter: with K fixed triggers, queries outside them were never trained, and outputs that are never triggers leave
+K queries of the output memory untrained. Sets are therefore named, and `matched_recall` compares memories at one chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+from threadpoolctl import threadpool_limits
+
+from birthlens.analysis.circuits import (
+    INDUCTION_HEAD,
+    PREV_TOKEN_HEAD,
+    all_memories,
+    feed_forward_kl,
+    feed_forward_memory,
+    output_memory,
+    prev_token_memory,
+    trigger_memory,
+)
+from birthlens.analysis.memories import Array, AssociativeMemory, Basis, stacked
+from birthlens.analysis.readings import METRICS, Association, chance_level, frobenius_share, readings
+from birthlens.errors import BirthlensError
+from birthlens.sites import Head
+from birthlens.weights import Weights
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ["step", "memory", "layer", "head", "basis", "metric", "candidates", "value", "chance", "n"]
+BASES: tuple[Basis, ...] = ("raw", "dual")
+_CHUNK = 25  # checkpoints that are read at once: enough to drown Python's overhead, few enough to stay small
+
+Checkpoints = Iterable[tuple[int, Weights]]
+Row = tuple[int, str, int, str, str, str, str, float, float, int]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One named memory over a stack of checkpoints, the sets of candidates to read it with, and the scale of its scores."""
+
+    name: str
+    head: str
+    memory: AssociativeMemory
+    associations: tuple[Association, ...]
+    scale: float
+
+
+def paper_probes(
+    checkpoints: Sequence[Weights],
+    triggers: Sequence[int] | None = None,
+    outputs: Sequence[int] | None = None,
+    prev_token_head: Head = PREV_TOKEN_HEAD,
+    induction_head: Head = INDUCTION_HEAD,
+) -> list[Probe]:
+    """Return the paper's three memories, stacked, with every candidate set that makes sense.
+
+    `triggers` are the fixed triggers (None where they are random), `outputs` the tokens that can be outputs where not all
+    can. Sets: "all"; "triggers" (queries and candidates); "triggers among all" and "outputs among all" (queries only);
+    "first 64" positions, a codebook of their own.
+    """
+    first, vocabulary = checkpoints[0], len(checkpoints[0]["W_E"])
+    everything = Association.identity(vocabulary)
+    narrowed = []
+    if triggers is not None and len(triggers) > 1:
+        narrowed.append(Association.identity(vocabulary, triggers, triggers, "triggers"))
+        narrowed.append(Association.identity(vocabulary, triggers, None, "triggers among all"))
+    written = [] if outputs is None else [Association.identity(vocabulary, outputs, None, "outputs among all")]
+    scale, probes = first.score_scale, []
+    if "W_pos" in first:
+        context = len(first["W_pos"])
+        for count, name in ((context, "all"), (64, "first 64")):
+            if count <= context and not (name != "all" and count == context):
+                memory = stacked([prev_token_memory(w, prev_token_head, count) for w in checkpoints])
+                shift = Association.shift(count, name)
+                probes.append(Probe("prev_token_memory", str(prev_token_head), memory, (shift,), scale))
+    memory = stacked([trigger_memory(w, induction_head, prev_token_head) for w in checkpoints])
+    probes.append(Probe("trigger_memory", str(induction_head), memory, (everything, *narrowed), scale))
+    memory = stacked([output_memory(w, induction_head) for w in checkpoints])
+    probes.append(Probe("output_memory", str(induction_head), memory, (everything, *narrowed, *written), 1.0))
+    return probes
+
+
+def memory_table(
+    checkpoints: Checkpoints,
+    triggers: Sequence[int] | None = None,
+    bigram: Float[Array, "d_vocab d_vocab"] | None = None,
+    outputs: Sequence[int] | None = None,
+    prev_token_head: Head = PREV_TOKEN_HEAD,
+    induction_head: Head = INDUCTION_HEAD,
+    bases: Sequence[Basis] = BASES,
+    ways: int | None = None,
+) -> pd.DataFrame:
+    """Read the paper's memories at every checkpoint, (step, weights) by (step, weights).
+
+    Columns as in the module. `matched_recall` is among `ways` candidates, by default as many as there are triggers, else 5.
+    The feed-forward's `kl` is there where `bigram` is given and the model has a linear feed-forward; it leaves `triggers`
+    out.
+
+    Raises:
+        BirthlensError: where there is no checkpoint, or the model lacks one of the heads.
+    """
+    wanted = ways or (len(triggers) if triggers is not None and len(triggers) > 1 else 5)
+    rows: list[Row] = []
+    with threadpool_limits(1):  # products this small lose to the waiting of BLAS threads, tenfold on a busy machine
+        for steps, weights in chunks(checkpoints):
+            for probe in paper_probes(weights, triggers, outputs, prev_token_head, induction_head):
+                rows += _rows(steps, probe, bases, wanted)
+            if bigram is not None and f"L{weights[0].n_layers - 1}.W_F" in weights[0]:
+                rows += _kl_rows(steps, weights, bigram, triggers or ())
+    return _table(rows)
+
+
+def circuit_table(
+    checkpoints: Checkpoints,
+    heads: Sequence[Head] | None = None,
+    bases: Sequence[Basis] = BASES,
+    longest_path: int = 2,
+    ways: int = 5,
+) -> pd.DataFrame:
+    """Read every head of any model in every basis (`circuits.all_memories`); fold layer norms first where there are some.
+
+    Columns as in the module; `memory` is the circuit with its codebooks. Bases without a pairing have `spread` alone.
+    """
+    rows: list[Row] = []
+    for steps, weights in chunks(checkpoints):
+        for step, single in zip(steps, weights, strict=True):
+            for found in all_memories(single, heads, longest_path=longest_path):
+                scale = single.score_scale if found.kind == "QK" else 1.0
+                pairs = () if found.association is None else (found.association,)
+                rows += _rows([step], Probe(found.memory.name, found.head, found.memory, pairs, scale), bases, ways)
+                rows += _spread_rows(step, found.memory, found.head, scale)
+    return _table(rows)
+
+
+def chunks(checkpoints: Checkpoints) -> Iterator[tuple[list[int], list[Weights]]]:
+    """Yield steps and weights a few checkpoints at a time, to be stacked."""
+    iterator = iter(checkpoints)
+    while chunk := list(islice(iterator, _CHUNK)):
+        yield [step for step, _ in chunk], [weights for _, weights in chunk]
+
+
+def _rows(steps: Sequence[int], probe: Probe, bases: Sequence[Basis], ways: int) -> Iterator[Row]:
+    memory, layer = probe.memory, probe.memory.circuit.layer
+    for association in probe.associations:
+        drawn, count = min(ways, len(association.candidates)), len(association.queries)
+        for basis in bases:
+            values = readings(memory, association, basis, probe.scale, drawn)
+            for metric in METRICS:
+                chance = chance_level(metric, association, drawn)
+                for step, value in _each(steps, values[metric]):
+                    yield step, probe.name, layer, probe.head, basis, metric, association.name, value, chance, count
+        width = memory.circuit.width
+        for step, value in _each(steps, frobenius_share(memory, association)):
+            chance = 1 / (width[0] * width[1])
+            yield step, probe.name, layer, probe.head, "raw", "frobenius_share", association.name, value, chance, count
+    if probe.associations and probe.associations[0].name == "all":
+        # A Gaussian d x d' matrix has a participation ratio of d d' / (d + d'), by its first two Marchenko-Pastur moments.
+        d_in, d_out = memory.circuit.width
+        chance = d_in * d_out / (d_in + d_out) if memory.circuit.left.shape[-1] >= min(d_in, d_out) else float("nan")
+        for step, value in _each(steps, memory.circuit.effective_rank()):
+            yield step, probe.name, layer, probe.head, "raw", "effective_rank", "all", value, chance, d_in * d_out
+
+
+def _spread_rows(step: int, memory: AssociativeMemory, head: str, scale: float) -> Iterator[Row]:
+    queries, candidates = np.arange(len(memory.inputs)), np.arange(len(memory.outputs))
+    variance = np.concatenate([scores.var(-1) for _, scores in memory.blocks(queries, candidates)])
+    value = scale * float(np.sqrt(variance.mean()))
+    yield step, memory.name, memory.circuit.layer, head, "raw", "spread", "all", value, float("nan"), len(queries)
+
+
+def _kl_rows(
+    steps: Sequence[int], checkpoints: Sequence[Weights], bigram: Array, leave_out: Sequence[int]
+) -> Iterator[Row]:
+    memory = stacked([feed_forward_memory(weights) for weights in checkpoints])
+    scores = memory.scores()
+    uniform = float(feed_forward_kl(np.zeros(scores.shape[-2:]), bigram, leave_out))
+    name = "all but triggers" if len(leave_out) else "all"
+    for step, value in _each(steps, feed_forward_kl(scores, bigram, leave_out)):
+        count = len(bigram) - len(set(leave_out))
+        yield step, "feed_forward_memory", memory.circuit.layer, "", "raw", "kl", name, value, uniform, count
+
+
+def _each(steps: Sequence[int], values: Array) -> Iterator[tuple[int, float]]:
+    return zip(steps, np.broadcast_to(values, len(steps)).tolist(), strict=True)
+
+
+def _table(rows: Sequence[Row]) -> pd.DataFrame:
+    import pandas as pd
+
+    if not rows:
+        raise BirthlensError("There is no checkpoint to read; give at least one (step, weights).")
+    return pd.DataFrame(rows, columns=COLUMNS).sort_values(["step", "memory"], kind="stable", ignore_index=True)

@@ -1,0 +1,96 @@
+"""The recall tables against single readings, and their speed."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from birthlens.analysis.circuits import feed_forward_kl, feed_forward_memory, output_memory, prev_token_memory
+from birthlens.analysis.readings import METRICS, Association, readings
+from birthlens.analysis.recall import COLUMNS, circuit_table, memory_table
+from birthlens.architecture import ModelConfig
+from birthlens.errors import BirthlensError
+from birthlens.initialisation import initial_weights
+from birthlens.sites import Head
+from birthlens.weights import Weights
+
+
+def run(steps: int, n_ctx: int = 80, d_vocab: int = 20, **fields: object) -> list[tuple[int, Weights]]:
+    """Checkpoints whose trained matrices move and whose frozen ones do not."""
+    generator = np.random.default_rng(0)
+    weights = initial_weights(ModelConfig(**{"d_model": 32, **fields}), d_vocab, n_ctx, generator)
+    moving = [name for name in weights if name.endswith(("W_K", "L1.W_O", "W_F"))]
+
+    def moved() -> Weights:
+        noise = {name: generator.standard_normal(weights[name].shape, dtype=np.float32) for name in moving}
+        return weights.replaced({name: weights[name] + 0.1 * noise[name] for name in moving})
+
+    return [(10 * step, moved()) for step in range(steps)]
+
+
+def test_every_row_is_the_reading_of_its_own_checkpoint() -> None:
+    checkpoints, bigram = run(30, feed_forward="linear"), np.full((20, 20), 0.05)
+    table = memory_table(iter(checkpoints), triggers=[2, 5, 9, 11], bigram=bigram, outputs=[0, 1])
+    assert list(table.columns) == COLUMNS and sorted(set(table["step"])) == [10 * step for step in range(30)]
+    keyed = table.set_index(["step", "memory", "basis", "metric", "candidates"])["value"]
+    assert keyed.index.is_unique
+    for step, weights in checkpoints[::7]:
+        scale = weights.score_scale
+        first = readings(prev_token_memory(weights, first=64), Association.shift(64), "dual", scale, 4)
+        both = readings(output_memory(weights), Association.identity(20, [2, 5, 9, 11], [2, 5, 9, 11]), "raw", 1.0, 4)
+        for metric in METRICS:
+            found = keyed[step, "prev_token_memory", "dual", metric, "first 64"]
+            assert found == pytest.approx(float(first[metric]), rel=2e-3, abs=1e-5), metric
+            assert keyed[step, "output_memory", "raw", metric, "triggers"] == pytest.approx(
+                float(both[metric]), rel=1e-3
+            )
+        kl = feed_forward_kl(feed_forward_memory(weights).scores(), bigram, [2, 5, 9, 11])
+        assert keyed[step, "feed_forward_memory", "raw", "kl", "all but triggers"] == pytest.approx(float(kl), rel=1e-4)
+        rank = output_memory(weights).circuit.effective_rank()
+        assert keyed[step, "output_memory", "raw", "effective_rank", "all"] == pytest.approx(float(rank), rel=1e-4)
+
+
+def test_chance_and_n_stand_in_every_row() -> None:
+    table = memory_table(run(1), triggers=[2, 5, 9, 11]).set_index(["memory", "metric", "candidates", "basis"])
+    rows = {
+        ("trigger_memory", "recall", "triggers"): (1 / 4, 4),
+        ("trigger_memory", "recall", "triggers among all"): (1 / 20, 4),
+        ("trigger_memory", "recall", "all"): (1 / 20, 20),
+        ("prev_token_memory", "recall", "all"): (1 / 79, 79),
+        ("prev_token_memory", "rank", "first 64"): (32, 63),
+        ("prev_token_memory", "matched_recall", "all"): (1 / 4, 79),
+        ("output_memory", "frobenius_share", "all"): (1 / 32**2, 20),
+    }
+    for key, (chance, n) in rows.items():
+        row = table.loc[(*key, "raw")]
+        assert (row["chance"], row["n"]) == (pytest.approx(chance), n)
+
+
+def test_circuit_table_covers_every_head_and_basis() -> None:
+    checkpoints = run(2, n_ctx=12, family="full", n_heads=2, d_model=16, feed_forward="none")
+    table = circuit_table(checkpoints, bases=["raw"])
+    assert set(table["head"]) == {"L0H0", "L0H1", "L1H0", "L1H1"} | {f"L0H{i}>L1H{j}" for i in (0, 1) for j in (0, 1)}
+    one = circuit_table(checkpoints, heads=[Head(1, 1)], bases=["raw"])
+    assert set(one["head"]) == {"L1H1"}
+    spread = table[(table["metric"] == "spread") & (table["memory"] == "L1H0.QK: W_E -> W_pos") & (table["step"] == 10)]
+    weights = checkpoints[1][1]
+    scores = weights["W_E"] @ weights.qk(Head(1, 0)) @ weights["W_pos"].T * weights.score_scale
+    assert float(spread["value"].iloc[0]) == pytest.approx(np.sqrt(scores.var(1).mean()), rel=1e-4)
+    unpaired = table[table["memory"] == "L1H0.QK: W_E -> W_pos"]
+    assert set(unpaired["metric"]) == {"spread"}
+
+
+def test_nothing_to_read_and_one_layer_models_are_refused() -> None:
+    with pytest.raises(BirthlensError, match="no checkpoint"):
+        memory_table([])
+    with pytest.raises(BirthlensError, match="L1H0 does not exist"):
+        memory_table(run(1, n_layers=1))
+
+
+def test_two_hundred_checkpoints_are_read_in_seconds() -> None:
+    checkpoints = run(200, n_ctx=256, d_vocab=65, d_model=128)
+    start = time.process_time()
+    memory_table(checkpoints, triggers=range(5))
+    assert time.process_time() - start < 10  # about one second on an idle core, both bases
