@@ -1,0 +1,213 @@
+"""When each memory appears, and in which order, with statistics (paper section 3, figure on the order of learning).
+
+The score of a memory is its standardised reading: for each pair, (right entry - mean of the others) / their standard
+deviation, averaged. Its null comes from the same table under shifted pairings, where each query is paired with the candidate
+s places after its right one, s = 1, 2, ...: same vectors, same matrix, wrong partners. The memory is born at the first step
+from which its score stays above mean + width * std of the null; memories of unlike sizes thus meet on one scale.
+
+Over seeds, every number is a share of seeds with a percentile-bootstrap interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations, pairwise, product
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Bool, Float
+from threadpoolctl import threadpool_limits
+
+from birthlens.analysis.circuits import INDUCTION_HEAD, PREV_TOKEN_HEAD
+from birthlens.analysis.memories import Array, AssociativeMemory, Basis
+from birthlens.analysis.readings import Association
+from birthlens.analysis.recall import Checkpoints, chunks, paper_probes
+from birthlens.errors import BirthlensError
+from birthlens.sites import Head
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def shifted_scores(
+    memory: AssociativeMemory, association: Association, basis: Basis = "raw"
+) -> Float[Array, "*step shift"]:
+    """Return the standardised score of the association shifted by s = 0 (itself), 1, ..., candidates - 1 places.
+
+    Raises:
+        BirthlensError: with fewer than four candidates, which leave no spread to stand out from.
+    """
+    count = len(association.candidates)
+    if count < 4:
+        raise BirthlensError(
+            f"association {association.name}: {count} candidates leave no null band; give four at least."
+        )
+    total: Array | None = None
+    for rows, scores in memory.blocks(association.queries, association.candidates, basis):
+        # Mean and variance of the others, for every entry at once, by taking it out of its row's sums.
+        centred = scores.astype(np.float64)
+        centred -= centred.mean(-1, keepdims=True)
+        others = -centred / (count - 1)
+        squares = np.einsum("...rc,...rc->...r", centred, centred)[..., None] - centred**2
+        with np.errstate(invalid="ignore", divide="ignore"):
+            score = (centred - others) / np.sqrt(np.maximum(squares / (count - 1) - others**2, 0))
+        shifted = (association.columns[rows, None] + np.arange(count)) % count
+        found = np.take_along_axis(score, np.broadcast_to(shifted, score.shape), axis=-1).sum(-2)
+        total = found if total is None else total + found
+    assert total is not None  # an association has one query at least
+    return total / len(association.queries)
+
+
+def onset(steps: Sequence[int], above: Bool[Array, "step"]) -> float:
+    """Return the first step from which `above` holds to the end, NaN where it does not hold at the end.
+
+    Example:
+        >>> onset([0, 10, 20, 30], np.array([True, False, True, True]))
+        20.0
+    """
+    outside = np.flatnonzero(~np.asarray(above, dtype=bool))
+    first = 0 if len(outside) == 0 else int(outside[-1]) + 1
+    return float(steps[first]) if first < len(steps) else float("nan")
+
+
+def standardised_table(
+    checkpoints: Checkpoints,
+    triggers: Sequence[int] | None = None,
+    outputs: Sequence[int] | None = None,
+    basis: Basis = "raw",
+    prev_token_head: Head = PREV_TOKEN_HEAD,
+    induction_head: Head = INDUCTION_HEAD,
+) -> pd.DataFrame:
+    """Score the paper's three memories at every checkpoint, against shifted pairings.
+
+    Columns: step, memory, candidates, value, null_mean, null_std, n (queries), shifts (wrong pairings in the null).
+    """
+    import pandas as pd
+
+    rows = []
+    with threadpool_limits(1):  # see recall.memory_table
+        for steps, weights in chunks(checkpoints):
+            for probe in paper_probes(weights, triggers, outputs, prev_token_head, induction_head):
+                for association in probe.associations:
+                    if len(association.candidates) < 4:
+                        continue
+                    found = np.broadcast_to(
+                        shifted_scores(probe.memory, association, basis), (len(steps), len(association.candidates))
+                    )
+                    for step, scores in zip(steps, found, strict=True):
+                        null, sizes = scores[1:], (len(association.queries), len(scores) - 1)
+                        row = (
+                            step,
+                            probe.name,
+                            association.name,
+                            float(scores[0]),
+                            float(null.mean()),
+                            float(null.std(ddof=1)),
+                        )
+                        rows.append((*row, *sizes))
+    columns = ["step", "memory", "candidates", "value", "null_mean", "null_std", "n", "shifts"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.sort_values(["memory", "candidates", "step"], kind="stable", ignore_index=True)
+
+
+def onset_table(scores: pd.DataFrame, width: float = 4.0) -> pd.DataFrame:
+    """Find the onset of every memory in a `standardised_table`, with any further columns (seed, run) kept apart.
+
+    Columns: those further ones, memory, candidates, probe ("standardised"), threshold (`width`), onset (NaN: never).
+    """
+    band = scores["null_mean"] + width * scores["null_std"]
+    marked = scores.assign(above=scores["value"] > band, probe="standardised", threshold=width)
+    return _onsets(marked, ["step", "value", "null_mean", "null_std", "n", "shifts", "above"])
+
+
+def crossing_table(readings: pd.DataFrame, metrics: Sequence[str], thresholds: Sequence[float]) -> pd.DataFrame:
+    """Find when each reading of a `memory_table` goes over a threshold for good, to see how the order depends on the probe.
+
+    Columns as in `onset_table`, with basis; thresholds are compared with the metric as it is (`margin` against 0, say).
+    """
+    import pandas as pd
+
+    unknown = sorted(set(metrics) - set(readings["metric"]))
+    if unknown:
+        raise BirthlensError(f"metrics = {unknown} are not in the table; it has {sorted(set(readings['metric']))}.")
+    picked = readings[readings["metric"].isin(list(metrics))].rename(columns={"metric": "probe"})
+    dropped = ["step", "layer", "head", "value", "chance", "n", "above"]
+    found = [
+        _onsets(picked.assign(above=picked["value"] > threshold, threshold=threshold), dropped)
+        for threshold in thresholds
+    ]
+    return pd.concat(found, ignore_index=True)
+
+
+def birth_order_table(
+    onsets: pd.DataFrame, generator: np.random.Generator, draws: int = 2000, level: float = 0.95
+) -> pd.DataFrame:
+    """Say over seeds when each memory is born and which comes first; needs columns seed, memory, onset, one row a pair.
+
+    Columns: kind, what, value, low, high, n (seeds).
+    kind "onset": median onset; "before": probability that the first memory is born before the second, ties counting half and
+    a memory that is never born coming last; "order": probability of each order, e.g. "output < trigger = prev_token".
+    low, high: percentile-bootstrap interval over seeds, of the given level, drawn from `generator`.
+    """
+    import pandas as pd
+
+    if onsets.duplicated(["seed", "memory"]).any() or onsets.empty:
+        raise BirthlensError("onsets: give one row for each seed and memory; choose one probe and candidate set.")
+    wide = onsets.pivot(index="seed", columns="memory", values="onset").astype(float)
+    times, names = np.nan_to_num(wide.to_numpy(), nan=np.inf), list(wide.columns)
+    picks = generator.integers(len(times), size=(draws, len(times)))
+    rows: list[tuple[str, str, Array]] = [("onset", name, times[:, i]) for i, name in enumerate(names)]
+    for i, j in combinations(range(len(names)), 2):
+        wins = (times[:, i] < times[:, j]) + 0.5 * (times[:, i] == times[:, j])
+        rows.append(("before", f"{names[i]} < {names[j]}", wins))
+    orders = [_order(names, row) for row in times]
+    for order in sorted(set(orders), key=lambda order: (-orders.count(order), order)):
+        rows.append(("order", order, np.array([float(other == order) for other in orders])))
+    tails, table = [(1 - level) / 2, (1 + level) / 2], []
+    for kind, what, values in rows:
+        of = np.median if kind == "onset" else np.mean
+        # A memory that is never born is infinite; order statistics stay meaningful with it, interpolated quantiles do not.
+        low, high = np.quantile(of(values[picks], axis=1), tails, method="nearest")
+        table.append((kind, what, float(of(values)), float(low), float(high), len(times)))
+    return pd.DataFrame(table, columns=["kind", "what", "value", "low", "high", "n"])
+
+
+def order_sensitivity_table(onsets: pd.DataFrame) -> pd.DataFrame:
+    """Show how the order depends on probe, threshold and candidates: one row a choice, over all seeds.
+
+    Takes rows of `onset_table` and `crossing_table` together, with a column seed. Columns: probe, threshold, basis,
+    candidates (one set for each memory, every combination there is), order (the commonest), share (of seeds that have it),
+    n (seeds).
+    """
+    import pandas as pd
+
+    rows = []
+    keyed = onsets.assign(basis=onsets["basis"].fillna("raw") if "basis" in onsets else "raw")
+    for (probe, threshold, basis), group in keyed.groupby(["probe", "threshold", "basis"], sort=True):
+        names = list(dict.fromkeys(group["memory"]))
+        for sets in product(*(dict.fromkeys(group.loc[group["memory"] == name, "candidates"]) for name in names)):
+            picked = group[group["candidates"] == group["memory"].map(dict(zip(names, sets, strict=True)))]
+            wide = picked.pivot(index="seed", columns="memory", values="onset").astype(float)
+            orders = [_order(list(wide.columns), row) for row in np.nan_to_num(wide.to_numpy(), nan=np.inf)]
+            common = max(sorted(set(orders)), key=orders.count)
+            label = "; ".join(f"{name.removesuffix('_memory')}: {of}" for name, of in zip(names, sets, strict=True))
+            rows.append((probe, threshold, basis, label, common, orders.count(common) / len(orders), len(orders)))
+    return pd.DataFrame(rows, columns=["probe", "threshold", "basis", "candidates", "order", "share", "n"])
+
+
+def _order(names: Sequence[str], times: Float[Array, "memory"]) -> str:
+    ranked = sorted(zip(times.tolist(), (str(name).removesuffix("_memory") for name in names), strict=True))
+    text = ranked[0][1]
+    for (before, _), (now, name) in pairwise(ranked):
+        text += f" {'=' if now == before else '<'} {name}"
+    return text
+
+
+def _onsets(marked: pd.DataFrame, dropped: Sequence[str]) -> pd.DataFrame:
+    keys = [column for column in marked.columns if column not in dropped]
+    ordered = marked.sort_values("step", kind="stable")
+
+    def first(group: pd.DataFrame) -> float:
+        return onset(group["step"].tolist(), group["above"].to_numpy())
+
+    return ordered.groupby(keys, sort=False)[["step", "above"]].apply(first).rename("onset").reset_index()
