@@ -52,6 +52,13 @@ def test_every_row_is_the_reading_of_its_own_checkpoint() -> None:
         assert keyed[step, "output_memory", "raw", "effective_rank", "all"] == pytest.approx(float(rank), rel=1e-4)
 
 
+def test_moving_codebooks_are_stated() -> None:
+    (_, first), (_, second) = run(2)
+    assert memory_table([(0, first), (1, second)]).attrs["moving_codebooks"] == []
+    trained = second.replaced({"W_E": second["W_E"] + 1, "L0.W_O": 2 * second["L0.W_O"]})
+    assert memory_table([(0, first), (1, trained)]).attrs["moving_codebooks"] == ["L0.W_O", "W_E"]
+
+
 def test_chance_and_n_stand_in_every_row() -> None:
     table = memory_table(run(1), triggers=[2, 5, 9, 11]).set_index(["memory", "metric", "candidates", "basis"])
     rows = {

@@ -23,6 +23,7 @@ from birthlens.analysis.ledger import RESIDUAL, Family, Ledger
 from birthlens.analysis.memories import Array, Circuit
 from birthlens.analysis.nulls import NULLS, Derangements, Nulls
 from birthlens.analysis.readings import Association
+from birthlens.analysis.recall import moving_codebooks
 from birthlens.errors import BirthlensError
 from birthlens.sites import Head
 from birthlens.weights import Weights
@@ -176,8 +177,7 @@ def paper_ledger_table(
     if not read:
         raise BirthlensError("There is no checkpoint to read; give at least one (step, weights).")
     first = read[0][1]
-    frozen = ["W_E", "W_pos", "W_U", f"L{prev_token_head.layer}.W_V", f"L{prev_token_head.layer}.W_O"]
-    moved = [name for name in frozen if not all(np.array_equal(first[name], weights[name]) for _, weights in read)]
+    moved = moving_codebooks(first, [weights for _, weights in read], prev_token_head)
     if moved:
         raise BirthlensError(
             f"{', '.join(moved)} moves between checkpoints, so one ledger does not serve them all: "

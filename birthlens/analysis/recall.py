@@ -113,18 +113,27 @@ def memory_table(
     The feed-forward's `kl` is there where `bigram` is given and the model has a linear feed-forward; it leaves `triggers`
     out.
 
+    Each checkpoint is read in its own codebooks; `attrs["moving_codebooks"]` names those that training moves, so that it is
+    stated where a recall may rise because its basis did.
+
     Raises:
         BirthlensError: where there is no checkpoint, or the model lacks one of the heads.
     """
     wanted = ways or (len(triggers) if triggers is not None and len(triggers) > 1 else 5)
     rows: list[Row] = []
+    moving: set[str] = set()
+    first: Weights | None = None
     with threadpool_limits(1):  # products this small lose to the waiting of BLAS threads, tenfold on a busy machine
         for steps, weights in chunks(checkpoints):
+            first = first or weights[0]
+            moving |= set(moving_codebooks(first, weights, prev_token_head))
             for probe in paper_probes(weights, triggers, outputs, prev_token_head, induction_head):
                 rows += _rows(steps, probe, bases, wanted)
             if bigram is not None and f"L{weights[0].n_layers - 1}.W_F" in weights[0]:
                 rows += _kl_rows(steps, weights, bigram, triggers or ())
-    return _table(rows)
+    table = _table(rows)
+    table.attrs["moving_codebooks"] = sorted(moving)
+    return table
 
 
 def circuit_table(
@@ -154,6 +163,16 @@ def chunks(checkpoints: Checkpoints) -> Iterator[tuple[list[int], list[Weights]]
     iterator = iter(checkpoints)
     while chunk := list(islice(iterator, _CHUNK)):
         yield [step for step, _ in chunk], [weights for _, weights in chunk]
+
+
+def moving_codebooks(first: Weights, others: Sequence[Weights], prev_token_head: Head = PREV_TOKEN_HEAD) -> list[str]:
+    """Name the tensors behind the paper's codebooks that are not the same in all checkpoints as in the first."""
+    behind = ["W_E", "W_pos", "W_U", f"L{prev_token_head.layer}.W_V", f"L{prev_token_head.layer}.W_O"]
+    return [
+        name
+        for name in behind
+        if name in first and not all(np.array_equal(first[name], weights[name]) for weights in others)
+    ]
 
 
 def _rows(steps: Sequence[int], probe: Probe, bases: Sequence[Basis], ways: int) -> Iterator[Row]:
