@@ -131,6 +131,20 @@ def test_a_planted_mixture_of_memories_is_recovered() -> None:
     assert float(ledger.shares(planted + outside).residual) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_without_cells_all_but_the_associations_is_residual(seed: int) -> None:
+    full, matrices = mixed_ledger(seed), np.random.default_rng(seed).standard_normal((3, 12, 12))
+    bare = Ledger(list(full.inputs.values()), list(full.outputs.values()), full.families, cells=False)
+    with_cells, without = full.shares(matrices), bare.shares(matrices)
+    assert without.cells == {} and bare.cell_names == [] and len(full.cell_names) == 4
+    np.testing.assert_allclose(without.residual, with_cells.residual + sum(with_cells.cells.values()))
+    for name, share in with_cells.associations.items():
+        np.testing.assert_allclose(without.associations[name], share)
+    for null, shares in Nulls.of(bare).shares(matrices).items():
+        expected = Nulls.of(full).shares(matrices)[null]
+        np.testing.assert_allclose(shares["residual"], 1 - sum(expected[family.name] for family in full.families))
+
+
 def test_a_zero_matrix_has_no_shares() -> None:
     shares = mixed_ledger().shares(np.zeros((12, 12)))
     assert np.isnan(shares.residual) and all(np.isnan(part) for part in shares.associations.values())

@@ -15,7 +15,8 @@ them is solved exactly, and shares of ||W||^2 are given out such that they add u
 2. Cells share what the associations leave, D = P W Q - fit: <M_a D N_b, D>, where M_a is the mean over all orders of the
    input codebooks of the projection on what codebook a adds to those before it, and N_b alike for outputs. The M sum to P,
    the N to Q, so the cells sum to ||D||^2, the exact least squares of the whole grid.
-3. The residual is ||W - P W Q||^2.
+3. The residual is ||W - P W Q||^2. Where codebooks span the whole space there is none; with `cells=False` the grid is left
+   out and the residual is all that the associations do not explain.
 
 How large a share would be by chance is the subject of `nulls`: a span of rank r explains r / (d d') of a random matrix,
 tokens x tokens at d = 128 already 26 %, positions x positions with more positions than dimensions all of it.
@@ -78,8 +79,13 @@ class Ledger:
     """
 
     def __init__(
-        self, inputs: Sequence[Codebook], outputs: Sequence[Codebook], associations: Sequence[Family] = ()
+        self,
+        inputs: Sequence[Codebook],
+        outputs: Sequence[Codebook],
+        associations: Sequence[Family] = (),
+        cells: bool = True,
     ) -> None:
+        self.has_cells = cells
         self.inputs, self.outputs = _side("inputs", inputs), _side("outputs", outputs)
         self.families = tuple(associations)
         if len({family.name for family in self.families}) < len(self.families):
@@ -110,8 +116,8 @@ class Ledger:
 
     @property
     def cell_names(self) -> list[str]:
-        """Names of the grid's cells, 'inputs x outputs'."""
-        return [f"{a} x {b}" for a in self.inputs for b in self.outputs]
+        """Names of the grid's cells, 'inputs x outputs'; none where cells are left out."""
+        return [f"{a} x {b}" for a in self.inputs for b in self.outputs if self.has_cells]
 
     def coefficients(self, matrix: Float[Array, "*step d_in d_out"]) -> dict[str, Float[Array, "*step pair"]]:
         """Return one coefficient an association: the joint least squares over all families, least norm where not unique."""
@@ -136,7 +142,9 @@ class Ledger:
             f"{a} x {b}": np.einsum("...ij,...ij->...", left @ rest, parts[b])
             for a, left in self.input_parts.items()
             for b in self.output_parts
+            if self.has_cells
         }
+        unexplained = matrix - spanned if self.has_cells else matrix - spanned + rest
 
         def share(part: Array | float) -> Array:
             with np.errstate(invalid="ignore", divide="ignore"):
@@ -146,7 +154,7 @@ class Ledger:
             {name: share(shapley(explained, i, len(names))) for i, name in enumerate(names)},
             {name: share(explained[(i,)]) for i, name in enumerate(names)},
             {name: share(part) for name, part in cells.items()},
-            share(np.einsum("...ij,...ij->...", matrix - spanned, matrix - spanned)),
+            share(np.einsum("...ij,...ij->...", unexplained, unexplained)),
         )
 
     def _checked(self, matrix: Array) -> Array:

@@ -98,13 +98,14 @@ def paper_ledgers(
     triggers: Sequence[int] | None = None,
     prev_token_head: Head = PREV_TOKEN_HEAD,
     induction_head: Head = INDUCTION_HEAD,
+    cells: bool = True,
 ) -> dict[str, tuple[Circuit, Ledger]]:
     """Return the three matrices of the paper's induction head, each with the ledger that its story needs.
 
     prev_token_memory: tokens and positions on both sides; previous, same and next position, same token.
     trigger_memory: tokens and positions, remapped tokens on the key side; triggers (or all tokens) to their remapped selves,
     the other tokens likewise, same token. output_memory: tokens, positions, remapped tokens against the unembedding; copying
-    of tokens, copying of remapped tokens.
+    of tokens, copying of remapped tokens. With `cells=False` these associations are on their own, and all else is residual.
     """
     words, places, readout = tokens(weights), positions(weights), unembedding(weights)
     remapped = words.through(ov_circuit(weights, prev_token_head))
@@ -131,6 +132,7 @@ def paper_ledgers(
                     Family("next position", places.name, places.name, next_one),
                     Family("same token", words.name, words.name, same),
                 ],
+                cells,
             ),
         ),
         "trigger_memory": (
@@ -139,6 +141,7 @@ def paper_ledgers(
                 [words, places],
                 [words, places, remapped],
                 [*trigger_families, Family("same token", words.name, words.name, same)],
+                cells,
             ),
         ),
         "output_memory": (
@@ -150,6 +153,7 @@ def paper_ledgers(
                     Family("copy", words.name, readout.name, same),
                     Family("copy remapped", remapped.name, readout.name, same),
                 ],
+                cells,
             ),
         ),
     }
@@ -163,6 +167,7 @@ def paper_ledger_table(
     generator: np.random.Generator | None = None,
     prev_token_head: Head = PREV_TOKEN_HEAD,
     induction_head: Head = INDUCTION_HEAD,
+    cells: bool = True,
 ) -> pd.DataFrame:
     """Book the paper's three matrices at every checkpoint, less their value at the first one where `minus_initial`.
 
@@ -184,7 +189,7 @@ def paper_ledger_table(
             "call ledger_table for each checkpoint with its own codebooks (paper_ledgers)."
         )
     tables = []
-    for name, (circuit, ledger) in paper_ledgers(first, triggers, prev_token_head, induction_head).items():
+    for name, (circuit, ledger) in paper_ledgers(first, triggers, prev_token_head, induction_head, cells).items():
         of, head = (ov_circuit, induction_head) if name == "output_memory" else (qk_circuit, induction_head)
         head = prev_token_head if name == "prev_token_memory" else head
         matrices = ((step, of(weights, head).matrix) for step, weights in read)
@@ -204,7 +209,7 @@ def _rows(
     deranged = {family: pairing.shares(stack) for family, pairing in wrong.items()}
     nan, rows = float("nan"), []
     ranks = {
-        f"{a} x {b}": float(np.trace(m) * np.trace(n))
+        f"{a} x {b}": round(float(np.trace(m) * np.trace(n)))
         for a, m in ledger.input_parts.items()
         for b, n in ledger.output_parts.items()
     }
@@ -220,7 +225,7 @@ def _rows(
             row = [step, name, family.name, "association", share, alone, float(values.mean()), float(values.std())]
             rows.append([*row, len(values), *nulls_of(family.name), *quantiles])
         for cell, values in shares.cells.items():
-            row = [step, name, cell, "cell", float(values[i]), nan, nan, nan, round(ranks[cell])]
+            row = [step, name, cell, "cell", float(values[i]), nan, nan, nan, ranks[cell]]
             rows.append([*row, *nulls_of(cell), nan, nan])
         row = [step, name, RESIDUAL, RESIDUAL, float(shares.residual[i]), nan, nan, nan, stack[i].size]
         rows.append([*row, *nulls_of(RESIDUAL), nan, nan])

@@ -80,6 +80,8 @@ def _forms(ledger: Ledger, known: Array, free: Array, known_parts: Forms, free_p
         kernel = ledger.gram_inverse(subset) * overlap[np.ix_(members, members)]
         explained[subset] = known[members].T @ kernel @ known[members]
     forms = {family.name: shapley(explained, i, len(everything)) for i, family in enumerate(ledger.families)}
+    if not ledger.has_cells:
+        return forms | {RESIDUAL: np.eye(known.shape[1]) - explained[everything]}
     inverse = ledger.gram_inverse(everything)
     for (known_name, m), (free_name, n) in product(known_parts.items(), free_parts.items()):
         # <M D N, D> with D = grid - fit: the cell itself, less twice its overlap with the fit, plus the fit's own part.
