@@ -1,0 +1,293 @@
+"""Many interventions on one model: shared prefixes, only the positions that are read, chunks that fit the cache.
+
+`evaluate` takes weights (the functional pass, with every shortcut) or a live model (hooks). Weights fall back to a hooked
+model by themselves where a case edits edges, for which the functional pass has no shortcut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from birthlens.analysis.batches import check_tokens, take
+from birthlens.analysis.edges import edge_edits
+from birthlens.analysis.hooks import HookedTrace, edited
+from birthlens.analysis.interventions import (
+    MEANS,
+    AnyIntervention,
+    Cases,
+    EdgeIntervention,
+    Intervention,
+    Sizes,
+    check_cases,
+)
+from birthlens.analysis.metrics import BASELINE, Outcomes, Scoring
+from birthlens.analysis.sources import Averages, Kept, Need, Sources, Unedited, needs, points_to_average, resampled_rows
+from birthlens.analysis.trace import FROM_QUERIES, Architecture, Edit, Edits, Rows
+from birthlens.errors import BirthlensError
+from birthlens.sites import INTERVENTION_SITES, Point
+from birthlens.task import TokenBatch
+from birthlens.weights import Weights
+
+if TYPE_CHECKING:
+    from birthlens.model import HookedTransformer
+
+CHUNK = 8
+"""Sequences at a time: their activations stay in the processor's cache."""
+
+KEPT_BYTES = 2**28
+"""Activations of a reference batch up to this size are kept for resampling; larger ones are computed again."""
+
+READ_ALL = 0.7
+"""Above this share of read positions, causal attention over all of them is the cheaper way."""
+
+
+class Backend(Protocol):
+    """A model to run: its sizes, and unedited passes over tokens."""
+
+    sizes: Any
+    d_vocab: int
+    n_ctx: int
+    picks_rows: bool
+
+    def open(self, tokens: Int[Tensor, "batch pos"], rows: Rows | None, points: Iterable[Point]) -> Unedited:
+        """Open an unedited pass in which `points` will be asked for."""
+
+    def restricts(self, point: Point) -> bool:
+        """Say whether a point's activation exists at the read rows only."""
+
+    def edits(self, case: Iterable[AnyIntervention], sources: Sources) -> Edits:
+        """Turn one case's interventions into edits."""
+
+
+class FunctionalBackend:
+    """The functional pass over `Weights`."""
+
+    picks_rows = True
+
+    def __init__(self, weights: Weights) -> None:
+        self.model = Architecture(weights)
+        self.sizes: Sizes = weights.config
+        self.d_vocab, self.n_ctx = self.model.d_vocab, self.model.n_ctx
+
+    def open(self, tokens: Int[Tensor, "batch pos"], rows: Rows | None, points: Iterable[Point]) -> Unedited:
+        """Open a lazy trace."""
+        return self.model.trace(tokens, rows)
+
+    def restricts(self, point: Point) -> bool:
+        """Queries of the last layer, and what follows from them, exist at the rows only."""
+        return point.layer == self.sizes.n_layers - 1 and point.site in FROM_QUERIES
+
+    def edits(self, case: Iterable[AnyIntervention], sources: Sources) -> Edits:
+        """Turn node interventions into edits."""
+        return node_edits(case, sources)
+
+
+class HookedBackend:
+    """A live TransformerLens model."""
+
+    picks_rows = False
+
+    def __init__(self, model: HookedTransformer) -> None:
+        self.model = model
+        self.sizes: Sizes = model.cfg
+        self.d_vocab, self.n_ctx = int(model.cfg.d_vocab), int(model.cfg.n_ctx)
+
+    def open(self, tokens: Int[Tensor, "batch pos"], rows: Rows | None, points: Iterable[Point]) -> Unedited:
+        """Run once and keep the points."""
+        return HookedTrace(self.model, tokens, points)
+
+    def restricts(self, point: Point) -> bool:
+        """Nothing is restricted under hooks."""
+        return False
+
+    def edits(self, case: Iterable[AnyIntervention], sources: Sources) -> Edits:
+        """Turn node and edge interventions into edits; edges read senders after the nodes' own edits."""
+        case = list(case)
+        edits: dict[Point, list[Edit]] = {point: list(chain) for point, chain in node_edits(case, sources).items()}
+        edges = [one for one in case if isinstance(one, EdgeIntervention)]
+        for point, chain in edge_edits(self.model, edges, sources).items():
+            edits.setdefault(point, []).extend(chain)
+        return edits
+
+
+def node_edits(case: Iterable[AnyIntervention], sources: Sources) -> Edits:
+    """Return the edits of the interventions on activations."""
+    edits: dict[Point, list[Edit]] = {}
+    for one in case:
+        if isinstance(one, Intervention):
+            edits.setdefault(one.point, []).append(sources.edit(one))
+    return edits
+
+
+def backend_of(model: Weights | HookedTransformer | Backend, cases: Cases | None = None) -> Backend:
+    """Choose the fastest way to run the cases: functional for weights, hooks for live models, edges and LayerNorms."""
+    if isinstance(model, FunctionalBackend | HookedBackend):
+        return model
+    if not isinstance(model, Weights):
+        return HookedBackend(model)
+    if not all(has_shortcut(one) for case in (cases or {}).values() for one in case):
+        from birthlens.model import build
+
+        return HookedBackend(build(model))
+    return FunctionalBackend(model)
+
+
+def has_shortcut(one: AnyIntervention) -> bool:
+    """Say whether the functional pass can apply an intervention."""
+    return isinstance(one, Intervention) and one.site in INTERVENTION_SITES
+
+
+@torch.no_grad()
+def evaluate(
+    model: Weights | HookedTransformer | Backend,
+    cases: Cases,
+    batch: TokenBatch,
+    scoring: Scoring,
+    reference: TokenBatch | None = None,
+    seed: int = 0,
+    chunk: int = CHUNK,
+) -> Outcomes:
+    """Run the unedited model and every case on a batch.
+
+    `reference` supplies other runs' activations (a second batch, or the partner of a clean/corrupted pair, row by row);
+    `seed` decides which of its sequences resampling takes.
+
+    Raises:
+        BirthlensError: for heads, layers or sites that do not exist, tokens that do not fit the model, or a missing or too
+            small reference batch.
+    """
+    backend = backend_of(model, cases)
+    check_cases(cases, backend.sizes)
+    check_tokens(batch, backend.d_vocab, backend.n_ctx)
+    wanted = needs(one for case in cases.values() for one in case)
+    picked = _picked_rows(batch, wanted, reference, seed)
+    averages, kept = _survey(backend, wanted, batch, reference, chunk)
+    read = scoring.read
+    by_rows = backend.picks_rows and float(read.float().mean()) < READ_ALL
+    # Sequences with about as many read positions share a chunk, so that little is padded.
+    order = read.sum(1).argsort() if by_rows else torch.arange(len(batch))
+    labels = (BASELINE, *cases)
+    sums = torch.zeros(len(labels), len(batch), len(scoring.metrics), dtype=torch.float64)
+    for index in torch.split(order, chunk):
+        part, scores = take(batch, index), scoring[index]
+        rows = Rows.of(scores.read) if by_rows else None
+        scores = scores if rows is None else scores.at(rows)
+        runs: dict[Need, Unedited] = {}
+        base = backend.open(part.tokens, rows, wanted.get(("batch", "patch"), ()))
+        for need, points in wanted.items():
+            if need == ("batch", "patch"):
+                runs[need] = base
+            elif need in picked:
+                donor, chosen = picked[need]
+                if points <= kept.get(need[0], {}).keys():
+                    restricted = {point for point in points if backend.restricts(point)}
+                    runs[need] = Kept(kept[need[0]], chosen[index], rows, restricted)
+                else:
+                    runs[need] = backend.open(donor.tokens[chosen[index]], rows, points)
+        sources = Sources(part, runs, averages)
+        sums[0, index] = scores.sums(base.logits())
+        for number, case in enumerate(cases.values(), start=1):
+            sums[number, index] = scores.sums(base.logits(backend.edits(case, sources)))
+    return Outcomes(labels, scoring.metrics, sums.numpy(), scoring.counts().numpy())
+
+
+@contextlib.contextmanager
+def intervene(
+    model: HookedTransformer,
+    interventions: Iterable[AnyIntervention],
+    batch: TokenBatch,
+    reference: TokenBatch | None = None,
+    seed: int = 0,
+) -> Iterator[None]:
+    """Apply interventions to a live model while the block runs; it must be called on the batch's tokens.
+
+    Raises:
+        BirthlensError: as `evaluate`, and when the block ends for a hook that never fired.
+
+    Example:
+        >>> from birthlens.architecture import ModelConfig
+        >>> from birthlens.initialisation import initial_weights
+        >>> from birthlens.model import build
+        >>> from birthlens.analysis.batches import repeated_tokens
+        >>> model = build(initial_weights(ModelConfig(d_model=8), 5, 9, np.random.default_rng(0)))
+        >>> batch = repeated_tokens(2, 5, 5, np.random.default_rng(0))
+        >>> with intervene(model, [Intervention("z", "zero", layer=1)], batch):
+        ...     tuple(model(batch.tokens).shape)
+        (2, 9, 5)
+    """
+    case = tuple(interventions)
+    backend = HookedBackend(model)
+    check_cases({"case": case}, backend.sizes)
+    check_tokens(batch, backend.d_vocab, backend.n_ctx)
+    wanted = needs(case)
+    picked = _picked_rows(batch, wanted, reference, seed)
+    averages, _ = _survey(backend, wanted, batch, reference, len(batch))
+    runs = {
+        need: backend.open(picked[need][0].tokens[picked[need][1]], None, points)
+        for need, points in wanted.items()
+        if need in picked
+    }
+    with edited(model, backend.edits(case, Sources(batch, runs, averages))):
+        yield
+
+
+def _picked_rows(
+    batch: TokenBatch, wanted: dict[Need, set[Point]], reference: TokenBatch | None, seed: int
+) -> dict[Need, tuple[TokenBatch, Int[Tensor, "batch"]]]:
+    """Return, for each need, the batch that supplies it and which of its sequences stands in for each of ours."""
+    out = {}
+    for source, method in wanted:
+        if method in MEANS:
+            continue
+        donor = _donor(source, batch, reference)
+        if method == "resample":
+            rows = resampled_rows(len(batch), source, len(donor), np.random.default_rng([seed, len(batch)]))
+        elif len(donor) != len(batch):
+            raise BirthlensError(f"patching needs a partner of {len(batch)} sequences; the reference has {len(donor)}.")
+        else:
+            rows = torch.arange(len(batch))
+        out[source, method] = (donor, rows)
+    return out
+
+
+def _survey(
+    backend: Backend, wanted: dict[Need, set[Point]], batch: TokenBatch, reference: TokenBatch | None, chunk: int
+) -> tuple[dict[str, Averages], dict[str, dict[Point, Tensor]]]:
+    """Take the averages that are needed, in one pass; keep the activations for resampling where they are small enough."""
+    averages: dict[str, Averages] = {}
+    kept: dict[str, dict[Point, Tensor]] = {}
+    for source in {source for source, method in wanted if method in MEANS}:
+        donor, points = _donor(source, batch, reference), points_to_average(wanted, source)
+        resampled = wanted.get((source, "resample"), set())
+        averages[source] = Averages(by_role=(source, "mean_role") in wanted)
+        chunks: dict[Point, list[Tensor]] = {point: [] for point in points & resampled}
+        for part in donor.chunks(chunk):
+            trace = backend.open(part.tokens, None, points)
+            values = {point: trace.value(point) for point in points}
+            averages[source].add(values, part)
+            size = sum(values[point].nbytes for point in chunks)
+            if size * len(donor) > KEPT_BYTES * len(part):
+                chunks = {}
+            for point, parts in chunks.items():
+                parts.append(values[point])
+        kept[source] = {point: torch.cat(parts) for point, parts in chunks.items()}
+    return averages, kept
+
+
+def _donor(source: str, batch: TokenBatch, reference: TokenBatch | None) -> TokenBatch:
+    if source == "batch":
+        return batch
+    if reference is None:
+        raise BirthlensError("reference = None: these interventions need a reference batch, or source='batch'.")
+    if reference.tokens.shape[1] != batch.tokens.shape[1]:
+        raise BirthlensError(
+            f"the reference has {reference.tokens.shape[1]} positions, the batch {batch.tokens.shape[1]}; they must agree."
+        )
+    return reference
