@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 from birthlens.config import CorpusConfig
 from birthlens.errors import BirthlensError
@@ -28,7 +28,7 @@ class BigramStatistics:
     vocab: tuple[str, ...]
     unigram: Float[Array, "d_vocab"]
     bigram: Float[Array, "d_vocab d_vocab"]
-    counts: Int[Array, "d_vocab d_vocab"] | None = None
+    counts: Num[Array, "d_vocab d_vocab"] | None = None
 
     def __len__(self) -> int:
         return len(self.vocab)
@@ -82,8 +82,8 @@ def from_text(text: str, name: str = "corpus") -> BigramStatistics:
 
 def from_counts(
     vocab: tuple[str, ...],
-    counts: Int[Array, "d_vocab d_vocab"],
-    unigram_counts: Int[Array, "d_vocab"] | None = None,
+    counts: Num[Array, "rows columns"],
+    unigram_counts: Num[Array, "entries"] | None = None,
     name: str = "counts",
 ) -> BigramStatistics:
     """Normalise a table of bigram counts (rows: current token); unigrams default to how often a token starts or ends a pair.

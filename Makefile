@@ -1,0 +1,34 @@
+# Everything runs in .venv, which is made on first use from constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check format reproduce bench clean
+
+demo: $(READY)            ## train, probe and report on real text statistics
+	$(BIN)/birthlens demo runs/demo
+
+test: $(READY)            ## the test suite
+	$(BIN)/pytest
+
+check: $(READY)           ## lint, format, types
+	$(BIN)/ruff check birthlens tests analyses benchmarks data
+	$(BIN)/ruff format --check birthlens tests analyses benchmarks data
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix birthlens tests analyses benchmarks data
+	$(BIN)/ruff format birthlens tests analyses benchmarks data
+
+bench: $(READY)
+	$(BIN)/birthlens bench
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,69 @@
+"""When is each of the three memories learned, in the paper's setting at batch 128?
+
+Trains the paper preset (d = 128, T = 256, K = 5 fixed triggers, loss on in-context targets) over seeds, reads accuracy and
+recalls at the steps of the paper's reference run, and writes one small table.
+
+    python analyses/when_is_each_memory_learned.py --seeds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from birthlens import load_run, preset, train_to_disk
+from birthlens.analysis.trajectory import memories_over
+
+STEPS = [0, 20, 40, 60, 80, 100, 120, 140, 160, 200, 220, 300]
+HERE = Path(__file__).parent
+OVERRIDES = ["training.batch_size=128", "checkpoints.every=20", "evaluation.every=20", "evaluation.batch_size=256"]
+PROBES = {
+    ("output_memory", "all"): "output_memory",
+    ("trigger_memory", "triggers"): "trigger_memory",
+    ("trigger_memory", "triggers among all"): "trigger_memory_65_way",
+    ("prev_token_memory", "all"): "prev_token_memory",
+    ("prev_token_memory", "first 64"): "prev_token_memory_first_64",
+}
+
+
+def one_seed(seed: int, folder: Path) -> pd.DataFrame:
+    """Train (or reuse) one run and tabulate it: columns seed, step, metric, value, chance, n."""
+    path = folder / f"batch128_seed{seed}"
+    if not path.exists():
+        config = preset("paper", [*OVERRIDES, f"seeds.init={seed}", f"seeds.data={seed}"])
+        for _ in train_to_disk(config, path):
+            pass
+    run = load_run(path)
+    memories = memories_over(run, [step for step in STEPS if step in run.steps])
+    recall = memories[(memories["metric"] == "recall") & (memories["basis"] == "raw")].copy()
+    recall["metric"] = [PROBES.get(key) for key in zip(recall["memory"], recall["candidates"], strict=True)]
+    metrics = run.metrics()
+    held_out = metrics[(metrics["split"] == "held_out") & metrics["step"].isin(STEPS)]
+    wanted = ["in_context_accuracy", "in_context_unabsorbed_accuracy", "in_context_loss"]
+    behaviour = held_out[held_out["metric"].isin(wanted)].assign(chance=float("nan"))
+    columns = ["step", "metric", "value", "chance", "n"]
+    table = pd.concat([behaviour[columns], recall.dropna(subset=["metric"])[columns]])
+    table.insert(0, "seed", seed)
+    return table.sort_values(["step", "metric"], ignore_index=True)
+
+
+def main() -> None:
+    """Run all seeds and print the means over seeds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "when_is_each_memory_learned.csv")
+    arguments = parser.parse_args()
+    table = pd.concat([one_seed(seed, arguments.runs) for seed in range(arguments.seeds)], ignore_index=True)
+    arguments.out.parent.mkdir(exist_ok=True)
+    table.round(4).to_csv(arguments.out, index=False)
+    wide = table.pivot_table(index="step", columns="metric", values="value", aggfunc=["mean", "min", "max"])
+    print(wide["mean"].round(3).to_string())
+    print(f"\nlowest and highest in-context accuracy over {arguments.seeds} seeds:")
+    print(wide.loc[:, (["min", "max"], "in_context_accuracy")].round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()

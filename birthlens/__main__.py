@@ -1,0 +1,5 @@
+"""Make `python -m birthlens` the same as `birthlens`."""
+
+from birthlens.cli import main
+
+main()

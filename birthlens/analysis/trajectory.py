@@ -1,0 +1,101 @@
+"""Probes over the checkpoints of a run: the question asked of one checkpoint, asked of all, in one tidy table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from birthlens.analysis.recall import memory_table
+from birthlens.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from birthlens.task import TokenBatch
+    from birthlens.weights import Weights
+
+
+def over_checkpoints(
+    run: Run, probe: Callable[[Weights], pd.DataFrame], steps: Iterable[int] | None = None
+) -> pd.DataFrame:
+    """Stack `probe(weights)` over checkpoints, with a leading column step.
+
+    Example:
+        >>> from birthlens.analysis.trajectory import over_checkpoints  # doctest: +SKIP
+        >>> over_checkpoints(run, my_probe, run.select("every:5"))  # doctest: +SKIP
+    """
+    import pandas as pd
+
+    tables = []
+    for step, weights in run.checkpoints(steps):
+        table = probe(weights)
+        table.insert(0, "step", step)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def memories_over(run: Run, steps: Iterable[int] | None = None, bases: Sequence[str] = ("raw", "dual")) -> pd.DataFrame:
+    """Read the paper's memories (section 4 of the probes) at each step: the columns of `recall.memory_table`.
+
+    Only weights are read; nothing here imports torch. A run of another shape than the paper's two-layer simplified model is
+    read head by head, in every basis (`recall.circuit_table`).
+    """
+    from birthlens.analysis.recall import circuit_table
+
+    model = run.config.model
+    if model.family != "simplified" or model.n_layers != 2:
+        return circuit_table(run.checkpoints(steps), bases=bases)  # type: ignore[arg-type]
+    triggers = run.trigger_ids
+    known = None if triggers is None else triggers.tolist()
+    return memory_table(
+        run.checkpoints(steps),
+        triggers=known,
+        bigram=run.statistics.bigram,
+        outputs=_possible_outputs(run),
+        bases=bases,  # type: ignore[arg-type]
+    )
+
+
+def behaviour_over(run: Run, steps: Iterable[int] | None = None, batch: TokenBatch | None = None) -> pd.DataFrame:
+    """Measure loss and accuracy by role at each step: columns step, role, metric, value, chance, n.
+
+    The batch defaults to fresh sequences of the run's own task, from the run's evaluation seed.
+    """
+    import torch
+
+    from birthlens import forward
+    from birthlens.analysis.behaviour import behaviour_table
+
+    sample = batch if batch is not None else evaluation_batch(run)
+
+    def probe(weights: Weights) -> pd.DataFrame:
+        tensors = forward.tensors_of(weights)
+        with torch.no_grad():
+            logits = [forward.logits(tensors, weights.config, part.tokens) for part in sample.chunks(16)]
+        return behaviour_table(torch.cat(logits), sample)
+
+    table = over_checkpoints(run, probe, steps)
+    n = len(run.statistics)
+    table.insert(4, "chance", np.where(table["metric"] == "accuracy", 1 / n, np.log(n)))
+    return table
+
+
+def evaluation_batch(run: Run, n: int = 128) -> TokenBatch:
+    """Draw sequences that training never saw: batch 1 of the evaluation seed's own stream."""
+    return run.task.batch(n, run.config.seeds.evaluation, 2**40 + 1)
+
+
+def _possible_outputs(run: Run) -> list[int] | None:
+    """List the tokens that can be outputs, where the config rules some out for every sequence; else None."""
+    config, n = run.config.task, len(run.statistics)
+    possible = np.ones(n, dtype=bool)
+    border = int(config.split_fraction * n)
+    if config.split == "train":
+        possible[border:] = False
+    if config.split == "test":
+        possible[:border] = False
+    if config.cycles == "clean" and run.trigger_ids is not None:
+        possible[run.trigger_ids] = False
+    return None if possible.all() else np.flatnonzero(possible).tolist()

@@ -1,0 +1,1 @@
+"""Benchmarks: birthlens against plain code, interleaved in one process, as ratios."""

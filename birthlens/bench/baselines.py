@@ -1,0 +1,104 @@
+"""What a researcher would write without birthlens: plain, independent code to be measured against.
+
+Nothing here shares code with what it is compared to, except the data and the initial weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from birthlens.config import RunConfig
+from birthlens.task import BigramTask, TokenBatch
+from birthlens.weights import Weights
+
+Step = Callable[[TokenBatch], None]
+
+
+class PaperModel(nn.Module):
+    """The equations of paper section 4.2 in plain PyTorch, as the authors' code computes them."""
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()
+        self.scale = weights.score_scale
+        for name, array in weights.items():
+            tensor = torch.from_numpy(array.copy())
+            tensor = tensor[0] if tensor.dim() == 3 else tensor
+            key = name.replace(".", "_")
+            if name in ("L0.W_K", "L1.W_K", "L1.W_O", "L1.W_F"):
+                self.register_parameter(key, nn.Parameter(tensor))
+            else:
+                self.register_buffer(key, tensor)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits [batch pos d_vocab]."""
+        n = tokens.shape[1]
+        fixed = dict(self.named_buffers())
+        x = fixed["W_E"][tokens] + fixed["W_pos"][:n]
+        mask = torch.ones(n, n, dtype=torch.bool).triu(1)
+        for layer in (0, 1):
+            w = {matrix: getattr(self, f"L{layer}_W_{matrix}") for matrix in "QKVO"}
+            scores = (x @ w["Q"]) @ (x @ w["K"]).transpose(1, 2) * self.scale
+            attention = scores.masked_fill(mask, -math.inf).softmax(-1)
+            x = x + attention @ (x @ w["V"]) @ w["O"]
+        if hasattr(self, "L1_W_F"):
+            x = x + x @ self.L1_W_F  # type: ignore[operator]
+        return x @ fixed["W_U"]
+
+
+def plain_step(weights: Weights, config: RunConfig, micro_batch: int | None = None) -> Step:
+    """Return a training step of the paper's equations with torch's SGD, whole or in micro-batches."""
+    model = PaperModel(weights)
+    return _autograd_step(model, list(model.parameters()), config, micro_batch)
+
+
+def hooked_step(weights: Weights, config: RunConfig) -> Step:
+    """Return a training step of a plain HookedTransformer loop."""
+    from birthlens.model import build
+
+    model = build(weights, config.trained)
+    return _autograd_step(model, [p for p in model.parameters() if p.requires_grad], config, None)
+
+
+def _autograd_step(model: nn.Module, parameters: list[Tensor], config: RunConfig, micro_batch: int | None) -> Step:
+    settings = config.optimiser
+    optimiser = torch.optim.SGD(
+        parameters, settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
+    )
+
+    def step(batch: TokenBatch) -> None:
+        optimiser.zero_grad()
+        mask = batch.in_context if config.training.loss == "in_context" else torch.ones_like(batch.absorbed)
+        n = mask.sum()
+        for part in batch.chunks(micro_batch or len(batch)):
+            chosen = part.in_context if config.training.loss == "in_context" else torch.ones_like(part.absorbed)
+            logits = model(part.tokens)[chosen]
+            loss = functional.cross_entropy(logits, part.targets[chosen], reduction="sum") / n
+            torch.autograd.backward(loss)
+        optimiser.step()
+
+    return step
+
+
+def plain_sampler(task: BigramTask, n: int, generator: np.random.Generator) -> list[list[int]]:
+    """Draw sequences with one `Generator.choice` a token, as a straightforward implementation does."""
+    config, statistics = task.config, task.statistics
+    ids = np.arange(len(statistics))
+    sequences = []
+    for _ in range(n):
+        if task.fixed_triggers is not None:
+            triggers = task.fixed_triggers.tolist()
+        else:
+            triggers = generator.choice(ids, config.n_triggers, replace=False, p=statistics.unigram).tolist()
+        outputs = {trigger: int(generator.choice(ids)) for trigger in triggers}
+        sequence = [int(generator.choice(ids, p=statistics.unigram))]
+        while len(sequence) <= config.context:
+            last = sequence[-1]
+            sequence.append(outputs[last] if last in outputs else int(generator.choice(ids, p=statistics.bigram[last])))
+        sequences.append(sequence)
+    return sequences

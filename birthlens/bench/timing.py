@@ -1,0 +1,44 @@
+"""Timing on a noisy machine: variants take turns (A B C A B C ...), and only ratios within one run count."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one variant over the rounds of an interleaved run."""
+
+    variant: str
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median, in seconds."""
+        return float(np.median(self.seconds))
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles, as a share of the median."""
+        low, high = np.quantile(self.seconds, [0.25, 0.75])
+        return float((high - low) / 2 / self.median)
+
+    def times(self, factor: float) -> Timing:
+        """Scale a variant that did a share of the work up to all of it."""
+        return Timing(self.variant, tuple(second * factor for second in self.seconds))
+
+
+def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, Timing]:
+    """Call every variant in turn, `rounds` times after `warm_up` rounds that do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(warm_up + rounds):
+        for name, call in variants.items():
+            start = time.perf_counter()
+            call()
+            if number >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: Timing(name, tuple(values)) for name, values in seconds.items()}

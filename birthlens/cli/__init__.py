@@ -1,0 +1,51 @@
+"""The command line: it parses, calls and prints; everything else lives below.
+
+Only the standard library and click are imported at the top of these modules, so that help and completion are instant.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from birthlens import __version__
+from birthlens.cli.basics import corpus, steps
+from birthlens.cli.probing import probe
+from birthlens.cli.training import demo, train
+from birthlens.errors import BirthlensError
+
+
+@click.group(
+    epilog="Start with: birthlens demo",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="birthlens")
+def group() -> None:
+    """Watch an induction head being born: train, probe, ablate, patch, read the memories, see it."""
+
+
+for command in (corpus, train, steps, probe, demo):
+    group.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; a BirthlensError becomes one sentence and exit status 2."""
+    try:
+        group(standalone_mode=False)
+    except BirthlensError as error:
+        _stop(str(error), 2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        _stop("interrupted; a run on disk can be continued with --resume.", 130)
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) went away; that is its right.
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _stop(message: str, status: int) -> None:
+    click.echo(f"birthlens: {message}", err=True)
+    sys.exit(status)

@@ -1,0 +1,66 @@
+"""`birthlens corpus` and `birthlens steps`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from birthlens.cli.tables import format_option, show_rows
+
+
+@click.command(epilog="Example: birthlens corpus my_novel.txt --format json")
+@click.argument("file", required=False, type=click.Path())
+@format_option
+def corpus(file: str | None, style: str) -> None:
+    """Print the statistics of a text, of a table of counts (.json, .csv), or of the embedded corpus.
+
+    FILE is any UTF-8 text; entropies are in nats.
+    """
+    from birthlens.corpus import embedded_text, from_file, from_text
+
+    statistics = from_file(Path(file)) if file else from_text(embedded_text(), "embedded corpus")
+    frequent = [statistics.vocab[i] for i in statistics.most_frequent(10)]
+    facts: dict[str, object] = {"corpus": file or "embedded"}
+    if statistics.counts is not None:
+        facts["tokens"] = int(statistics.counts.sum()) + 1
+        facts["distinct tokens"] = len(statistics)
+        facts["distinct bigrams"] = int((statistics.counts > 0).sum())
+        facts["tokens without successor"] = int((statistics.counts.sum(1) == 0).sum())
+    facts["unigram entropy"] = round(statistics.unigram_entropy, 4)
+    facts["conditional bigram entropy"] = round(statistics.conditional_entropy, 4)
+    facts["most frequent"] = frequent if style == "json" else " ".join(map(repr, frequent))
+    if style == "json":
+        click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+    elif style == "csv":
+        _csv(["fact", "value"], [[name, str(value)] for name, value in facts.items()])
+    else:
+        show_rows(["fact", "value"], [[name, str(value)] for name, value in facts.items()])
+
+
+@click.command(epilog="Example: birthlens steps runs/demo --format json")
+@click.argument("run", type=click.Path())
+@format_option
+def steps(run: str, style: str) -> None:
+    """List the steps of a RUN whose weights are kept."""
+    from birthlens.runs import load_run
+
+    loaded = load_run(run)
+    kept = loaded.steps
+    if style == "json":
+        click.echo(json.dumps(kept))
+    elif style == "csv":
+        _csv(["step"], [[str(step)] for step in kept])
+    else:
+        planned = loaded.config.training.steps
+        state = "finished" if loaded.finished else f"{kept[-1]} of {planned} steps, continue with --resume"
+        click.echo(f"{run}: {len(kept)} checkpoints ({state}; engine {loaded.header['engine']['name']})")
+        click.echo(" ".join(map(str, kept)))
+
+
+def _csv(header: list[str], rows: list[list[str]]) -> None:
+    import csv
+    import sys
+
+    csv.writer(sys.stdout, lineterminator="\n").writerows([header, *rows])

@@ -1,0 +1,83 @@
+"""`birthlens probe`: what the memories recall, how the model behaves and where it looks, over checkpoints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from birthlens.cli.tables import deliver, format_option, out_option, show, show_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from birthlens.runs import Run
+
+PROBES = ("memories", "behaviour", "attention")
+
+
+def steps_option(default: str = "all"):  # type: ignore[no-untyped-def]
+    """Add `--steps all|last|every:N|LIST`."""
+    return click.option("--steps", default=default, show_default=True, help="all, last, every:N, or a list 0,100,-1.")
+
+
+@click.command(epilog="Example: birthlens probe runs/demo --steps every:5 --out memories.csv")
+@click.argument("run", type=click.Path())
+@steps_option()
+@click.option("--what", type=click.Choice(PROBES), default="memories", show_default=True, help="Which probes.")
+@click.option("--full", is_flag=True, help="On a terminal, print every row instead of the overview.")
+@out_option
+@format_option
+def probe(run: str, steps: str, what: str, full: bool, out: str | None, style: str) -> None:
+    """Probe the checkpoints of a RUN (paper sections 4 and 5): one row a number, each beside its chance level and n.
+
+    'memories' reads the weights alone; 'behaviour' and 'attention' run fresh sequences through the model.
+    """
+    from birthlens.runs import load_run
+
+    loaded = load_run(run)
+    table = _probed(loaded, loaded.select(steps), what)
+    if out is None and style == "table" and not full and what == "memories":
+        overview(table)
+    else:
+        deliver(table, out, style)
+
+
+def overview(table: pd.DataFrame) -> None:
+    """Print recall by step, one column a memory and candidate set, under its chance level."""
+    recall = table[(table["metric"] == "recall") & (table["basis"] == "raw")]
+    if recall.empty:
+        show(table)
+        return
+    names = recall["memory"].str.replace("_memory", "") + "/" + recall["candidates"]
+    wide = recall.assign(column=names).pivot_table(index="step", columns="column", values="value", sort=False)
+    chance = recall.assign(column=names).groupby("column", sort=False)["chance"].first()
+    rows = [["chance", *(f"{chance[name]:.3f}" for name in wide.columns)]]
+    rows += [[str(step), *(f"{value:.3f}" for value in values)] for step, *values in wide.itertuples()]
+    show_rows(["step", *wide.columns], rows, title="recall: memory / candidates")
+
+
+def tell(path: str) -> None:
+    """Say what a run learned and when: the closing words of the demo."""
+    from birthlens.runs import load_run
+
+    run = load_run(path)
+    table = _probed(run, run.steps, "memories")
+    overview(table[table["step"].isin(run.steps[:: max(1, len(run.steps) // 10)])])
+    metrics = run.metrics()
+    accuracy = metrics[(metrics["split"] == "held_out") & (metrics["metric"] == "in_context_accuracy")]
+    reached = accuracy[accuracy["value"] > 0.9]["step"]
+    click.echo(f"\nin-context accuracy {accuracy['value'].iloc[-1]:.3f} at step {accuracy['step'].iloc[-1]}", nl=False)
+    click.echo(f", above 0.9 from step {reached.iloc[0]}" if len(reached) else "")
+    click.echo(f"run {path}  (checkpoints, metrics.jsonl; docs/format.md says what is what)")
+    click.echo(f"next: birthlens probe {path} --out memories.csv")
+
+
+def _probed(run: Run, steps: list[int], what: str) -> pd.DataFrame:
+    from birthlens.analysis import trajectory
+
+    if what == "memories":
+        return trajectory.memories_over(run, steps)
+    if what == "behaviour":
+        return trajectory.behaviour_over(run, steps)
+    return trajectory.attention_over(run, steps)

@@ -1,0 +1,155 @@
+"""`birthlens train` and `birthlens demo`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from birthlens.errors import BirthlensError
+
+if TYPE_CHECKING:
+    from birthlens.config import RunConfig
+    from birthlens.training.loop import StepRecord
+
+
+@click.command(epilog="Example: birthlens train runs/clean --preset laptop task.cycles=clean training.steps=400")
+@click.argument("out", type=click.Path())
+@click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+@click.option("--preset", "preset_name", help="demo, laptop, paper or paper-full.")
+@click.option("--config", "config_file", type=click.Path(), help="A YAML or JSON file with sections of keys.")
+@click.option("--corpus", "corpus_file", type=click.Path(), help="A UTF-8 text, or counts as .json or .csv.")
+@click.option("--resume", "resuming", is_flag=True, help="Continue the run in OUT from its last checkpoint.")
+@click.option("--log", "logger", type=click.Choice(["tensorboard", "wandb"]), help="Also log there (needs the extra).")
+@click.option("--show-config", is_flag=True, help="Print the config as YAML and train nothing.")
+def train(
+    out: str,
+    overrides: tuple[str, ...],
+    preset_name: str | None,
+    config_file: str | None,
+    corpus_file: str | None,
+    resuming: bool,
+    logger: str | None,
+    show_config: bool,
+) -> None:
+    """Train a model into the new directory OUT, with checkpoints.
+
+    Without --preset or --config it trains the defaults, which are the paper's. Keys are those of --show-config.
+    """
+    if resuming:
+        if preset_name or config_file or corpus_file or overrides:
+            raise BirthlensError("--resume takes its config from the run; leave out --preset, --config and overrides.")
+        from birthlens.training.recording import resume
+
+        _follow(resume(out), out, logger)
+        return
+    config = _config(preset_name, config_file, corpus_file, overrides)
+    if show_config:
+        click.echo(config.to_yaml(), nl=False)
+        return
+    from birthlens.training.recording import train_to_disk
+
+    _follow(train_to_disk(config, out), out, logger)
+
+
+@click.command(epilog="Example: birthlens demo runs/demo")
+@click.argument("out", type=click.Path(), default="runs/demo")
+def demo(out: str) -> None:
+    """Train the demo run into OUT, probe it, and say when each memory was learned.
+
+    A finished demo run in OUT is used again; an interrupted one is continued.
+    """
+    from birthlens.presets import preset
+    from birthlens.training.recording import check_resumable, resume, train_to_disk
+
+    config = preset("demo")
+    if (Path(out) / "run.json").exists():
+        check_resumable(config, out)
+        records = resume(out)
+    else:
+        records = train_to_disk(config, out)
+    _follow(records, out, None)
+
+    from birthlens.cli.probing import tell
+
+    tell(out)
+
+
+def _config(
+    preset_name: str | None, config_file: str | None, corpus_file: str | None, overrides: tuple[str, ...]
+) -> RunConfig:
+    from birthlens.config import RunConfig
+    from birthlens.presets import preset
+
+    if preset_name and config_file:
+        raise BirthlensError(f"--preset {preset_name} and --config {config_file} exclude each other; give one.")
+    if corpus_file:
+        source = "counts" if Path(corpus_file).suffix in (".json", ".csv") else "text"
+        overrides = (f"corpus.source={source}", f"corpus.path={Path(corpus_file).resolve()}", *overrides)
+    if config_file:
+        return RunConfig.load(config_file, overrides)
+    return preset(preset_name, overrides) if preset_name else RunConfig.parse({}, overrides)
+
+
+def _follow(records: Iterable[StepRecord], out: str, logger: str | None) -> None:
+    """Run the training to its end: a progress bar on a terminal, one closing line elsewhere."""
+    from birthlens.training.logging import log_to
+
+    log = log_to(logger, Path(out)) if logger else None
+    last, accuracy = None, None
+    with _Bar(sys.stderr.isatty()) as bar:
+        for record in records:
+            last = record
+            for row in record.metrics:
+                if row["metric"] == "in_context_accuracy":
+                    accuracy = row["value"]
+            bar.update(record, accuracy)
+            if log is not None:
+                log(record)
+    if last is None:
+        click.echo(f"{out}: already finished, nothing to train", err=True)
+        return
+    engine = last.trainer
+    reached = "" if accuracy is None else f", in-context accuracy {accuracy:.3f}"
+    click.echo(f"{out}: {last.step} steps{reached}; engine {engine.engine_name} ({engine.engine_reason})", err=True)
+
+
+class _Bar:
+    """A rich progress bar with loss, accuracy and time left; silent where nobody looks."""
+
+    def __init__(self, visible: bool) -> None:
+        self.visible = visible
+
+    def __enter__(self) -> _Bar:
+        if self.visible:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._progress = Progress(
+                TextColumn("training"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn("loss {task.fields[loss]}  in-context accuracy {task.fields[accuracy]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._progress.start()
+            self._task = self._progress.add_task("", total=None, loss="-", accuracy="-")
+        return self
+
+    def update(self, record: StepRecord, accuracy: float | None) -> None:
+        if self.visible:
+            self._progress.update(
+                self._task,
+                total=record.trainer.config.training.steps,
+                completed=record.step,
+                loss="-" if record.loss is None else f"{record.loss:.3f}",
+                accuracy="-" if accuracy is None else f"{accuracy:.3f}",
+            )
+
+    def __exit__(self, *_: object) -> None:
+        if self.visible:
+            self._progress.stop()

@@ -1,0 +1,189 @@
+"""Engines: four ways to take the same gradient, from the plain TransformerLens loop to the compiled kernel.
+
+    reference    HookedTransformer and autograd; any model
+    functional   forward.py and autograd, with fused attention, in small chunks; any model
+    handwritten  forward and backward by hand in torch; the simplified model with the paper's trained matrices
+    fused        the same, compiled with numba; the same models
+
+`choose` takes the fastest that the config allows. It looks at nothing but the config and whether numba is installed, so the
+same config takes the same path each time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from birthlens import forward
+from birthlens.config import RunConfig
+from birthlens.errors import BirthlensError
+from birthlens.task import TokenBatch
+from birthlens.weights import Weights
+
+if TYPE_CHECKING:
+    from birthlens.training.folding import FoldedStep
+
+FOLDED = ("L0.W_K", "L1.W_K", "L1.W_O", "L1.W_F")
+"""What the handwritten and the fused engine can train."""
+
+COMPILING_PAYS = 1_000_000
+"""Trained tokens from which the fused engine is taken; its one compilation on a new machine takes about ten seconds."""
+
+LogitsAt = Callable[[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]], Float[Tensor, "row d_vocab"]]
+
+
+class Engine(ABC):
+    """One way to take gradients and to evaluate; `parameters` are updated in place by the optimiser."""
+
+    name: str
+    parameters: dict[str, Tensor]
+
+    @abstractmethod
+    def gradients(self, batch: TokenBatch, mask: Bool[Tensor, "batch pos"]) -> float:
+        """Set `.grad` of every parameter to that of the mean loss over the mask; return the loss, in nats."""
+
+    @abstractmethod
+    def evaluate(self, batch: TokenBatch) -> tuple[Float[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+        """Return the loss and the predicted token at every position."""
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Copy the trained parameters out."""
+        return {name: parameter.detach().numpy().copy() for name, parameter in self.parameters.items()}
+
+
+class AutogradEngine(Engine):
+    """Gradients by autograd, accumulated over chunks of sequences so that memory does not grow with the batch."""
+
+    def __init__(self, name: str, parameters: dict[str, Tensor], logits_at: LogitsAt, chunk: int) -> None:
+        self.name, self.parameters = name, parameters
+        self._logits_at, self._chunk = logits_at, chunk
+
+    def gradients(self, batch: TokenBatch, mask: Bool[Tensor, "batch pos"]) -> float:
+        """Accumulate gradients chunk by chunk."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        n, total = int(mask.sum()), 0.0
+        for part, chosen in zip(batch.chunks(self._chunk), torch.split(mask, self._chunk), strict=True):
+            if not chosen.any():
+                continue
+            loss = functional.cross_entropy(self._logits_at(part.tokens, chosen), part.targets[chosen], reduction="sum")
+            torch.autograd.backward(loss / n)
+            total += float(loss.detach())
+        return total / n
+
+    @torch.no_grad()
+    def evaluate(self, batch: TokenBatch) -> tuple[Float[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+        """Run the forward pass chunk by chunk."""
+        losses, predictions = [], []
+        for part in batch.chunks(self._chunk):
+            shape = part.tokens.shape
+            logits = self._logits_at(part.tokens, torch.ones(shape, dtype=torch.bool))
+            losses.append(functional.cross_entropy(logits, part.targets.flatten(), reduction="none").view(shape))
+            predictions.append(logits.argmax(-1).view(shape))
+        return torch.cat(losses), torch.cat(predictions)
+
+
+class FoldedEngine(Engine):
+    """The hand-written step, in torch or compiled; its arrays and the parameters share their memory."""
+
+    def __init__(self, name: str, step: FoldedStep, arrays: Mapping[str, np.ndarray]) -> None:
+        self.name, self._step = name, step
+        self.parameters = {key: torch.from_numpy(array) for key, array in arrays.items()}
+
+    def gradients(self, batch: TokenBatch, mask: Bool[Tensor, "batch pos"]) -> float:
+        """Hand the step's gradients to the parameters."""
+        result = self._step.loss_and_gradients(batch.tokens.numpy(), batch.targets.numpy(), mask.numpy())
+        for name, gradient in result.gradients.items():
+            self.parameters[name].grad = torch.from_numpy(gradient)
+        return result.loss
+
+    def evaluate(self, batch: TokenBatch) -> tuple[Float[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+        """Run the step's forward pass at every position."""
+        everywhere = np.ones(batch.tokens.shape, dtype=bool)
+        outcome = self._step.evaluate(batch.tokens.numpy(), batch.targets.numpy(), everywhere)
+        shape = batch.tokens.shape
+        return torch.from_numpy(outcome.losses).view(shape), torch.from_numpy(outcome.predictions).view(shape)
+
+
+def choose(config: RunConfig) -> tuple[str, str]:
+    """Return the engine's name and the reason.
+
+    Raises:
+        BirthlensError: where the config forces an engine that cannot train it.
+    """
+    wanted = config.training.engine
+    if wanted in ("reference", "functional"):
+        return wanted, "asked for"
+    obstacle = obstacle_to_folding(config)
+    if wanted != "auto":
+        if obstacle is None and wanted == "fused" and not _numba_installed():
+            obstacle = "numba is not installed"
+        if obstacle is not None:
+            raise BirthlensError(f"training.engine = {wanted!r} cannot take this config: {obstacle}; use auto.")
+        return wanted, "asked for"
+    if obstacle is not None:
+        return "functional", obstacle
+    if not _numba_installed():
+        return "handwritten", "numba is not installed"
+    tokens = config.training.steps * config.training.batch_size * config.task.context
+    if tokens < COMPILING_PAYS:
+        return "handwritten", f"{tokens:,} trained tokens are too few for compilation to pay"
+    return "fused", "the fastest for this config"
+
+
+def obstacle_to_folding(config: RunConfig) -> str | None:
+    """Say what keeps a config from the handwritten and fused engines, or None where nothing does."""
+    model = config.model
+    if model.family != "simplified" or model.n_layers != 2:
+        return f"it needs the two-layer simplified model, not a {model.n_layers}-layer {model.family} one"
+    if model.feed_forward == "relu" or model.positions == "rotary":
+        return f"feed_forward {model.feed_forward!r} with {model.positions} positions has no hand-written step"
+    others = [name for name in config.trained if name not in FOLDED]
+    return f"{', '.join(others)} must stay frozen" if others else None
+
+
+def engine(name: str, config: RunConfig, weights: Weights) -> Engine:
+    """Build an engine around its own copy of the trained weights."""
+    trained = {key: np.array(weights[key]) for key in config.trained}
+    own = weights.replaced(trained)
+    if name == "reference":
+        return _reference(config, own)
+    if name == "functional":
+        tensors = forward.tensors_of(own)
+        for key in trained:
+            tensors[key].requires_grad_(True)
+        parameters = {key: tensors[key] for key in trained}
+        return AutogradEngine(
+            name, parameters, lambda tokens, mask: forward.logits_at(tensors, config.model, tokens, mask), chunk=8
+        )
+    step: FoldedStep
+    if name == "fused":
+        from birthlens.training.fused import FusedStep
+
+        step = FusedStep(own, own.score_scale, tuple(trained))
+    else:
+        from birthlens.training.simplified import SimplifiedStep
+
+        step = SimplifiedStep(own, own.score_scale, tuple(trained))
+    return FoldedEngine(name, step, trained)
+
+
+def _reference(config: RunConfig, weights: Weights) -> Engine:
+    from birthlens.model import build, parameters
+
+    model = build(weights, config.trained, n_ctx=config.task.context)
+    moving = {key: tensor for key, tensor in parameters(model, config.model).items() if key in config.trained}
+    return AutogradEngine("reference", moving, lambda tokens, mask: model(tokens)[mask], chunk=64)
+
+
+def _numba_installed() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("numba") is not None

@@ -1,0 +1,51 @@
+"""Optional logging of training records to TensorBoard or Weights & Biases, each behind an extra of the same name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from birthlens.errors import BirthlensError
+from birthlens.training.loop import StepRecord
+
+
+def log_to(kind: str, path: Path) -> Callable[[StepRecord], None]:
+    """Return a function that logs a record: event files under path/tensorboard, or a W&B run named after the directory.
+
+    Raises:
+        BirthlensError: where the extra is not installed; the message says how to install it.
+    """
+    if kind == "tensorboard":
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise _missing(kind) from None
+        writer = SummaryWriter(str(path / "tensorboard"))  # type: ignore[no-untyped-call]
+
+        def to_tensorboard(record: StepRecord) -> None:
+            for row in record.metrics:
+                writer.add_scalar(f"{row['split']}/{row['metric']}", row["value"], record.step)  # type: ignore[no-untyped-call]
+            if record.step >= record.trainer.config.training.steps:
+                writer.close()  # type: ignore[no-untyped-call]
+
+        return to_tensorboard
+    try:
+        import wandb
+    except ImportError:
+        raise _missing(kind) from None
+    session = None
+
+    def to_wandb(record: StepRecord) -> None:
+        nonlocal session
+        if session is None:
+            config = record.trainer.config.model_dump(mode="json")
+            session = wandb.init(project="birthlens", name=path.name, config=config)
+        session.log({f"{row['split']}/{row['metric']}": row["value"] for row in record.metrics}, step=record.step)
+        if record.step >= record.trainer.config.training.steps:
+            session.finish()
+
+    return to_wandb
+
+
+def _missing(kind: str) -> BirthlensError:
+    return BirthlensError(f"log = {kind!r} is not installed; run `pip install 'birthlens[{kind}]'`.")

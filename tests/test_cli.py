@@ -1,0 +1,152 @@
+"""The command line: what it prints, what it refuses, and what it does not import."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from birthlens.cli import group, main
+
+TINY = ["corpus.source=markov", "corpus.vocabulary=12", "task.context=24", "task.n_triggers=3", "model.d_model=16",
+        "training.steps=12", "training.batch_size=8", "checkpoints.every=4", "evaluation.batch_size=8"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "run"
+    result = CliRunner().invoke(group, ["train", str(path), *TINY])
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def birthlens(*arguments, code=0):
+    """Run the real program in a process of its own."""
+    done = subprocess.run([sys.executable, "-m", "birthlens", *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.mark.parametrize("name", sorted(group.commands))
+def test_every_command_has_help_with_an_example(name):
+    result = CliRunner().invoke(group, [name, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: birthlens {name}" in result.output
+
+
+def test_train_is_quiet_off_a_terminal(tmp_path):
+    done = birthlens("train", tmp_path / "run", *TINY)
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "12 steps" in done.stderr and "engine handwritten" in done.stderr
+
+
+def test_steps_lists_kept_steps(run):
+    assert json.loads(birthlens("steps", run, "--format", "json").stdout) == [0, 4, 8, 12]
+    assert "0 4 8 12" in birthlens("steps", run).stdout
+    assert birthlens("steps", run, "--format", "csv").stdout.splitlines() == ["step", "0", "4", "8", "12"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
+def test_probe_writes_tidy_tables(run, tmp_path, ending):
+    out = tmp_path / f"t.{ending}"
+    birthlens("probe", run, "--steps", "0,-1", "--out", out)
+    table = {"csv": pd.read_csv, "json": pd.read_json, "parquet": pd.read_parquet}[ending](out)
+    assert {"step", "memory", "metric", "candidates", "value", "chance", "n"} <= set(table.columns)
+    assert sorted(table["step"].unique()) == [0, 12]
+    recall = table[(table["metric"] == "recall") & (table["memory"] == "trigger_memory") & (table["basis"] == "raw")]
+    assert dict(zip(recall["candidates"], recall["n"], strict=False)) == {
+        "all": 12, "triggers": 3, "triggers among all": 3,
+    }  # fmt: skip
+
+
+def test_probe_of_behaviour(run, tmp_path):
+    rows = json.loads(birthlens("probe", run, "--what", "behaviour", "--steps", "last", "--format", "json").stdout)
+    assert {"in_context", "global", "all"} <= {row["role"] for row in rows}
+
+
+def test_corpus_prints_statistics(tmp_path):
+    text = tmp_path / "abc.txt"
+    text.write_text("abcabcabd")
+    facts = json.loads(birthlens("corpus", text, "--format", "json").stdout)
+    assert (facts["tokens"], facts["distinct tokens"], facts["distinct bigrams"]) == (9, 4, 4)
+    assert facts["tokens without successor"] == 1 and facts["most frequent"][:2] == ["a", "b"]
+
+
+def test_a_config_can_be_shown_and_used(tmp_path):
+    shown = birthlens("train", "nowhere", "--preset", "demo", "--show-config", "training.steps=3").stdout
+    (tmp_path / "c.yaml").write_text(shown)
+    again = birthlens("train", "nowhere", "--config", tmp_path / "c.yaml", "--show-config").stdout
+    assert shown == again and "steps: 3" in shown
+
+
+def test_a_users_text(tmp_path):
+    (tmp_path / "t.txt").write_text("she sells sea shells by the sea shore " * 5)
+    birthlens("train", tmp_path / "run", "--corpus", tmp_path / "t.txt", *TINY[2:])
+    (tmp_path / "t.txt").unlink()
+    assert "trigger" in birthlens("probe", tmp_path / "run").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "OUT", "task.contxt=3"], ["task.contxt", "context"]),
+        (["train", "OUT", "task.n_triggers=70"], ["task.n_triggers = 70", "64"]),
+        (["train", "OUT", "task.context=1"], ["task.context = 1"]),
+        (["train", "OUT", "optimiser.learning_rate=-1"], ["learning_rate = -1"]),
+        (["train", "OUT", "training.freeze_until={W_X: 2}"], ["W_X"]),
+        (["train", "OUT", "--preset", "fast"], ["preset = 'fast'", "demo"]),
+        (["train", "OUT", "--corpus", "absent.txt"], ["absent.txt", "cannot be read"]),
+        (["train", "OUT", "--resume"], ["does not exist"]),
+        (["train", "RUN"], ["already holds a run", "--resume"]),
+        (["train", "RUN", "--resume", "training.steps=3"], ["--resume takes its config from the run"]),
+        (["steps", "absent"], ["absent", "does not exist"]),
+        (["probe", "RUN", "--steps", "3"], ["step = 3", "0, 4, 8, 12"]),
+        (["probe", "RUN", "--steps", "some"], ["steps = 'some'", "every:N"]),
+        (["probe", "RUN", "--out", "x.txt"], ["x.txt", ".csv, .json, .parquet"]),
+        (["probe", "RUN", "--out", "absent/x.csv"], ["absent", "does not exist"]),
+        (["frobnicate"], ["frobnicate"]),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(run, tmp_path, arguments, words, capsys, monkeypatch):
+    arguments = [{"RUN": str(run), "OUT": str(tmp_path / "out")}.get(word, word) for word in arguments]
+    before = sorted(run.rglob("*"))
+    monkeypatch.setattr(sys, "argv", ["birthlens", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert all(word in error for word in words), error
+    assert not (tmp_path / "out").exists() and sorted(run.rglob("*")) == before
+
+
+def test_binary_and_empty_corpora_are_refused(tmp_path):
+    (tmp_path / "b.bin").write_bytes(b"\x00\x01\xff")
+    (tmp_path / "e.txt").write_text("")
+    assert "b.bin" in birthlens("corpus", tmp_path / "b.bin", code=2).stderr
+    assert "0 distinct" in birthlens("corpus", tmp_path / "e.txt", code=2).stderr
+
+
+IMPORTS = (
+    "import sys; sys.argv = {argv!r}; sys.stdout = open('/dev/null', 'w'); {body}; print(*sys.modules, file=sys.stderr)"
+)
+
+
+def modules_after(body, argv=()):
+    code = IMPORTS.format(argv=["birthlens", *map(str, argv)], body=body)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+RUN_MAIN = "from birthlens.cli import group; group(standalone_mode=False)"
+
+
+def test_start_up_imports_little(run):
+    assert not {"torch", "transformer_lens", "pandas", "numba"} & modules_after("import birthlens")
+    for argv in (["--help"], ["train", "--help"], ["steps", run]):
+        loaded = modules_after(RUN_MAIN, argv)
+        assert not {"torch", "transformer_lens", "pandas", "numba", "rich"} & loaded, argv
+    assert not {"torch", "transformer_lens"} & modules_after(RUN_MAIN, ["probe", run, "--format", "csv"])
+    assert "transformer_lens" not in modules_after(RUN_MAIN, ["probe", run, "--what", "behaviour"])

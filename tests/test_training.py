@@ -1,0 +1,314 @@
+"""Training: engines agree step by step, runs repeat to the bit, and a killed one resumes to the very same weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+
+from birthlens.config import RunConfig
+from birthlens.errors import BirthlensError
+from birthlens.runs import load_run
+from birthlens.training.engines import choose
+from birthlens.training.loop import DivergedError, Trainer, train
+from birthlens.training.recording import resume, train_to_disk
+from birthlens.training.schedule import Schedule
+
+TINY = {
+    "corpus": {"source": "markov", "vocabulary": 12},
+    "task": {"context": 24, "n_triggers": 3},
+    "model": {"d_model": 16},
+    "training": {"steps": 12, "batch_size": 8},
+    "checkpoints": {"every": 4},
+    "evaluation": {"batch_size": 8, "every": 2},
+}
+
+
+def tiny(*overrides):
+    return RunConfig.parse(TINY, overrides)
+
+
+def final(config):
+    return deque(train(config), maxlen=1)[0]
+
+
+def train_all(config, out):
+    for _ in train_to_disk(config, out):
+        pass
+    return load_run(out)
+
+
+ENGINES = ["reference", "functional", "handwritten", "fused"]
+
+
+@pytest.mark.parametrize(
+    "optimiser", [["optimiser.kind=sgd"], ["optimiser.kind=adamw", "optimiser.learning_rate=0.003"]]
+)
+@pytest.mark.parametrize("extra", [[], ["model.feed_forward=linear", "training.loss=all"]], ids=["in_context", "W_F"])
+def test_engines_take_the_same_path(optimiser, extra):
+    """Fifty steps: float32 rounding grows along a trajectory, so weights agree to 1e-3 of their movement at its end."""
+    runs = {}
+    for engine in ENGINES:
+        config = tiny("training.steps=50", f"training.engine={engine}", *optimiser, *extra)
+        records = [(record.loss, record.weights) for record in train(config)]
+        runs[engine] = records
+    start = runs["reference"][0][1]
+    for engine in ENGINES[1:]:
+        for (expected, _), (loss, _) in zip(runs["reference"][1:], runs[engine][1:], strict=True):
+            assert abs(loss - expected) < 2e-5 * max(1, expected), engine
+        for name in config.trained:
+            reference = runs["reference"][-1][1][name]
+            moved = np.linalg.norm(reference - start[name])
+            assert moved > 0
+            assert np.linalg.norm(runs[engine][-1][1][name] - reference) < 1e-3 * moved, (engine, name)
+
+
+@pytest.mark.parametrize(
+    "kw", [{"family": "full", "n_heads": 2, "feed_forward": "relu"}, {"positions": "rotary"}, {"n_layers": 1}]
+)
+def test_the_functional_engine_equals_the_reference_on_other_models(kw):
+    model = [f"model.{key}={value}" for key, value in kw.items()]
+    losses = {}
+    for engine in ("reference", "functional"):
+        config = tiny("training.steps=10", "optimiser.learning_rate=0.05", f"training.engine={engine}", *model)
+        losses[engine] = [record.loss for record in train(config)][1:]
+    np.testing.assert_allclose(losses["functional"], losses["reference"], rtol=2e-5)
+
+
+def test_plain_sgd_by_hand():
+    """Two updates of momentum SGD with weight decay, written out, from gradients by autograd."""
+    config = tiny("training.steps=2", "optimiser.weight_decay=0.01", "training.engine=functional")
+    trainer = Trainer(config, _statistics(config))
+    velocity = {}
+    for _ in range(2):
+        before = trainer.engine.tensors()
+        trainer.update()
+        for name, parameter in trainer.engine.parameters.items():
+            gradient = parameter.grad.numpy() + 0.01 * before[name]
+            velocity[name] = 0.9 * velocity[name] + gradient if name in velocity else gradient
+            np.testing.assert_allclose(
+                parameter.detach().numpy(), before[name] - 0.2 * velocity[name], rtol=1e-5, atol=1e-7
+            )
+
+
+def _statistics(config):
+    from birthlens.corpus import statistics_of
+
+    return statistics_of(config.corpus)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_same_seed_gives_the_same_bits(engine):
+    config = tiny(f"training.engine={engine}")
+    one, two = final(config), final(config)
+    assert one.loss == two.loss
+    assert all(np.array_equal(one.weights[name], two.weights[name]) for name in config.trained)
+    other = final(tiny(f"training.engine={engine}", "seeds.data=1"))
+    assert one.loss != other.loss
+
+
+def test_seeds_are_separate():
+    base, data, init = final(tiny()), final(tiny("seeds.data=1")), final(tiny("seeds.init=1"))
+    np.testing.assert_array_equal(base.weights["W_E"], data.weights["W_E"])
+    assert not np.array_equal(base.weights["W_E"], init.weights["W_E"])
+    torch.testing.assert_close(base.trainer.held_out.tokens, data.trainer.held_out.tokens)
+
+
+def test_frozen_matrices_do_not_move_until_their_step():
+    config = tiny("training.freeze_until={L0.W_K: 5, L1.W_O: 12}", "optimiser.weight_decay=0.1")
+    previous, moved = None, {"L0.W_K": [], "L1.W_K": [], "L1.W_O": []}
+    for record in train(config):
+        now = record.weights
+        if previous is not None:
+            for name, steps in moved.items():
+                if not np.array_equal(now[name], previous[name]):
+                    steps.append(record.step)
+        previous = now
+    assert moved == {"L0.W_K": list(range(6, 13)), "L1.W_K": list(range(1, 13)), "L1.W_O": []}
+
+
+def test_the_caller_may_stop_at_any_step():
+    steps = []
+    for record in train(tiny()):
+        steps.append(record.step)
+        if record.step == 3:
+            break
+    assert steps == [0, 1, 2, 3]
+
+
+def test_kept_steps_and_metrics(tmp_path):
+    run = train_all(tiny("checkpoints.steps=[5]"), tmp_path / "run")
+    assert run.steps == [0, 4, 5, 8, 12] and run.finished
+    table = run.metrics()
+    assert list(table.columns) == ["step", "split", "metric", "value", "n"]
+    losses = table[(table.split == "train") & (table.metric == "loss")]
+    assert losses.step.tolist() == list(range(1, 13))
+    held_out = table[(table.split == "held_out") & (table.metric == "in_context_accuracy")]
+    assert held_out.step.tolist() == [0, 2, 4, 5, 6, 8, 10, 12]
+    assert held_out.value.between(0, 1).all() and (held_out.n > 0).all()
+
+
+def test_a_run_gives_back_what_was_trained(tmp_path):
+    config = tiny("model.feed_forward=linear", "training.loss=all")
+    in_memory = {record.step: record.weights for record in train(config)}
+    run = train_all(config, tmp_path / "run")
+    assert run.config == config
+    for step, weights in run.checkpoints():
+        assert all(np.array_equal(weights[name], in_memory[step][name]) for name in weights)
+    tokens = run.task.batch(2, seed=5).tokens
+    from birthlens import forward
+
+    expected = forward.logits(forward.tensors_of(run.weights(8)), config.model, tokens)
+    torch.testing.assert_close(run.model(8)(tokens), expected, rtol=1e-4, atol=1e-5)
+    stack = run.stacked(["L0.W_K", "W_E"])
+    assert stack["L0.W_K"].shape == (4, 1, 16, 16) and stack["W_E"].shape == (4, 12, 16)
+    np.testing.assert_array_equal(stack["L0.W_K"][-1], run.weights(-1)["L0.W_K"])
+
+
+def test_a_killed_process_resumes_to_the_same_bits(tmp_path):
+    """Start a real process, kill -9 it in the middle, resume, and compare with a run that nobody touched."""
+    overrides = ["training.steps=400", "checkpoints.every=7", "checkpoints.sensitivity=0.2", "optimiser.kind=adamw"]
+    config = tiny("training.engine=handwritten", "optimiser.learning_rate=0.003", *overrides)
+    config.save(tmp_path / "config.yaml")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "birthlens",
+        "train",
+        str(tmp_path / "killed"),
+        "--config",
+        str(tmp_path / "config.yaml"),
+    ]
+    process = subprocess.Popen(command, env=environment)
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while len(list(checkpoints.glob("step_*"))) < 6 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not load_run(tmp_path / "killed").finished, "the process was too fast to be killed"
+    resumed = subprocess.run(
+        [sys.executable, "-m", "birthlens", "train", str(tmp_path / "killed"), "--resume"],
+        env=environment, check=True, capture_output=True,
+    )  # fmt: skip
+    assert b"400 steps" in resumed.stderr
+    whole = subprocess.run([*command[:4], str(tmp_path / "whole"), *command[5:]], env=environment, check=True)
+    assert whole.returncode == 0
+    one, two = load_run(tmp_path / "killed"), load_run(tmp_path / "whole")
+    assert one.steps == two.steps
+    for step in two.steps:
+        first, second = one.checkpoint(step), two.checkpoint(step)
+        assert all(np.array_equal(first[name], second[name]) for name in second)
+    assert one.metrics().equals(two.metrics())
+
+
+def test_resuming_a_finished_run_trains_nothing(tmp_path):
+    run = train_all(tiny(), tmp_path / "run")
+    before = {file: file.read_bytes() for file in sorted(run.path.rglob("step_*"))}
+    assert list(resume(tmp_path / "run")) == []
+    assert before == {file: file.read_bytes() for file in sorted(run.path.rglob("step_*"))}
+
+
+def test_an_existing_directory_is_left_alone(tmp_path):
+    run = train_all(tiny(), tmp_path / "run")
+    before = {file: file.read_bytes() for file in run.path.rglob("*.*")}
+    with pytest.raises(BirthlensError, match="already holds a run"):
+        next(train_to_disk(tiny("seeds.data=1"), tmp_path / "run"))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    with pytest.raises(BirthlensError, match="other files"):
+        next(train_to_disk(tiny(), tmp_path / "notes"))
+    assert before == {file: file.read_bytes() for file in run.path.rglob("*.*")}
+
+
+def test_damage_is_named(tmp_path):
+    run = train_all(tiny(), tmp_path / "run")
+    with pytest.raises(BirthlensError, match=r"step = 3 .* 0, 4, 8, 12"):
+        run.weights(3)
+    file = run.path / "checkpoints" / "step_00000008.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(BirthlensError, match=r"step_00000008.safetensors is damaged"):
+        run.weights(8)
+    header = json.loads((run.path / "run.json").read_text())
+    (run.path / "run.json").write_text(json.dumps({**header, "format": 99}))
+    with pytest.raises(BirthlensError, match=r"run.json has format 99.*upgrade"):
+        load_run(run.path)
+    (run.path / "run.json").write_text("{")
+    with pytest.raises(BirthlensError, match=r"run.json is damaged"):
+        load_run(run.path)
+    with pytest.raises(BirthlensError, match="does not exist"):
+        load_run(tmp_path / "absent")
+    with pytest.raises(BirthlensError, match=r"holds no run.json"):
+        load_run(tmp_path)
+
+
+def test_a_torn_last_line_of_metrics_is_dropped(tmp_path):
+    run = train_all(tiny(), tmp_path / "run")
+    n = len(run.metrics())
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 13, "spl')
+    assert len(run.metrics()) == n
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        (["checkpoints.schedule=explicit", "checkpoints.steps=[3, 9]"], [0, 3, 9, 100]),
+        (["checkpoints.schedule=log", "checkpoints.per_decade=2"], [0, 1, 3, 10, 32, 100]),
+        (["checkpoints.schedule=linear", "checkpoints.every=40"], [0, 40, 80, 100]),
+    ],
+)
+def test_schedules(overrides, steps):
+    schedule = Schedule(tiny("training.steps=100", *overrides))
+    assert [step for step in range(101) if schedule.planned(step)] == steps
+
+
+def test_checkpoints_are_denser_where_the_loss_moves():
+    schedule = Schedule(tiny("training.steps=100", "checkpoints.every=50", "checkpoints.sensitivity=0.1"))
+    loss = {step: 3.0 if step < 60 else max(0.1, 3.0 - 0.2 * (step - 60)) for step in range(101)}
+    kept = [step for step in range(101) if schedule.keeps(step, loss[step])]
+    assert kept[:2] == [0, 50] and len([step for step in kept if 60 <= step <= 80]) > 10
+    assert Schedule(tiny("checkpoints.sensitivity=0.1"), last_kept_loss=2.0).keeps(3, 1.0)
+
+
+def test_divergence_stops_with_advice(tmp_path):
+    config = tiny("optimiser.learning_rate=1e12", "training.engine=functional", "training.steps=50")
+    with pytest.raises(DivergedError, match=r"step \d+.*optimiser.learning_rate"):
+        for _ in train_to_disk(config, tmp_path / "run"):
+            pass
+    kept = load_run(tmp_path / "run")
+    assert all(np.isfinite(array).all() for array in kept.checkpoint(kept.steps[-1]).values())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "engine"),
+    [
+        ([], "handwritten"),
+        (["training.steps=100000"], "fused"),
+        (["model.family=full"], "functional"),
+        (["model.n_layers=3"], "functional"),
+        (["model.feed_forward=relu"], "functional"),
+        (["training.trained=[W_E, L1.W_O]"], "functional"),
+        (["training.engine=reference"], "reference"),
+    ],
+)
+def test_the_engine_is_chosen_by_the_config_and_says_why(overrides, engine):
+    name, reason = choose(tiny(*overrides))
+    assert name == engine and reason
+
+
+def test_forcing_an_engine_that_cannot_is_an_error():
+    with pytest.raises(BirthlensError, match=r"'fused' cannot take this config.*W_E must stay frozen"):
+        choose(tiny("training.engine=fused", "training.trained=[W_E]"))
+
+
+def test_a_loss_without_targets_is_refused():
+    with pytest.raises(BirthlensError, match=r"n_triggers = 0"):
+        next(train(tiny("task.n_triggers=0")))
