@@ -221,8 +221,9 @@ def frozen_norms(sizes: Sizes) -> tuple[Intervention, ...]:
     """Return interventions that hold every LayerNorm's divisor at its value in the unedited run; none without LayerNorm."""
     if not has_norms(sizes):
         return ()
-    sites = [site for site in NORM_SITES if site == "ln1.scale" or not getattr(sizes, "attn_only", False)]
-    blocks = [Intervention(site, "patch", layer, source="batch") for layer in range(sizes.n_layers) for site in sites]
+    places = [(site, layer) for layer in range(sizes.n_layers) for site in NORM_SITES]
+    there = [(site, layer) for site, layer in places if site == "ln1.scale" or has_mlp(sizes, layer)]
+    blocks = [Intervention(site, "patch", layer, source="batch") for site, layer in there]
     return (*blocks, Intervention(FINAL_NORM, "patch", source="batch"))
 
 

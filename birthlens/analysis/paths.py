@@ -1,0 +1,130 @@
+"""Edge patching tables: which edge carries the difference between clean and corrupted, exactly and by attribution.
+
+What an edge is, and what replacing it means, is defined in `edges`; `recovered` is defined in `patching`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from birthlens.analysis.ablation import Models, sizes_of
+from birthlens.analysis.attribution import edge_attributions, norm_points
+from birthlens.analysis.corruptions import Pair
+from birthlens.analysis.edges import edges_of
+from birthlens.analysis.interventions import AnyIntervention, Cases, EdgeIntervention, Sizes, frozen_norms
+from birthlens.analysis.patching import DIRECTIONS, patched_table
+from birthlens.analysis.runner import CHUNK, HookedBackend, backend_of
+from birthlens.errors import BirthlensError
+from birthlens.sites import Edge
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def edge_table(
+    models: Models,
+    pair: Pair,
+    edges: Iterable[Edge | str] | None = None,
+    direction: str = DIRECTIONS[0],
+    attribution_steps: Sequence[int] = (),
+    freeze_norms: bool = False,
+    quantities: Sequence[str] = (),
+    seed: int = 0,
+    draws: int = 0,
+    chunk: int = 2 * CHUNK,
+) -> pd.DataFrame:
+    """Patch every edge (or some), one at a time, at each checkpoint.
+
+    Columns: step, direction, edge, sender, receiver, metric, value, clean, corrupted, recovered (with its interval, where
+    `draws`), n; and for each m in `attribution_steps` (0 is the plain gradient) `attribution_m`, the linear estimate of
+    recovered, and `attribution_m_error`, its difference from recovered.
+
+    Raises:
+        BirthlensError: for edges that do not exist, metrics without a gradient, or an unknown direction.
+    """
+    import pandas as pd
+
+    if "accuracy" in quantities and attribution_steps:
+        raise BirthlensError(
+            "metric = 'accuracy': it has no gradient, so no attribution; use logit_difference or loss."
+        )
+    tables = []
+    for step, model in models:
+        sizes = sizes_of(model)
+        chosen = list(map(_edge, edges)) if edges is not None else edges_of(sizes)
+        norms = frozen_norms(sizes) if freeze_norms else ()
+        cases: Cases = {str(edge): (EdgeIntervention(edge, "patch"), *norms) for edge in chosen}
+        backend = backend_of(model, cases)
+        table = patched_table(backend, pair, cases, direction, quantities, seed, draws, chunk)
+        names = table.pop("case").str.split("->", expand=True)
+        table.insert(0, "step", step)
+        table.insert(1, "direction", direction)
+        table.insert(2, "edge", names[0] + "->" + names[1])
+        table.insert(3, "sender", names[0])
+        table.insert(4, "receiver", names[1])
+        base, source = (pair.corrupted, pair.clean) if direction == DIRECTIONS[0] else (pair.clean, pair.corrupted)
+        start = table["corrupted"] if direction == DIRECTIONS[0] else table["clean"]
+        for steps in attribution_steps:
+            if not isinstance(backend, HookedBackend):
+                raise BirthlensError("attribution needs a live model; pass at least one edge.")
+            scoring = pair.scoring(tuple(quantities))
+            estimate = edge_attributions(backend.model, chosen, base, source, scoring, steps, norm_points(norms), chunk)
+            gap = table["clean"] - table["corrupted"]
+            table[f"attribution_{steps}"] = (start + estimate.reshape(-1) - table["corrupted"]) / gap
+            table[f"attribution_{steps}_error"] = table[f"attribution_{steps}"] - table["recovered"]
+        tables.append(table)
+    if not tables:
+        raise BirthlensError("steps: no checkpoint was given to analyse.")
+    return pd.concat(tables, ignore_index=True)
+
+
+def cut_edges(
+    edges: Iterable[Edge | str], method: str = "mean", freeze_norms: bool = False
+) -> Callable[[Sizes], tuple[AnyIntervention, ...]]:
+    """Return the case, for models of any size, in which some edges are ablated together."""
+    chosen = [_edge(edge) for edge in edges]
+
+    def case(sizes: Sizes) -> tuple[AnyIntervention, ...]:
+        return (*(EdgeIntervention(edge, method) for edge in chosen), *(frozen_norms(sizes) if freeze_norms else ()))
+
+    return case
+
+
+def other_edges(sizes: Sizes, sender: str, kept: Sequence[Edge | str]) -> list[Edge]:
+    """List the edges that leave a sender, but for those that are kept.
+
+    Example:
+        >>> from birthlens.architecture import ModelConfig
+        >>> [str(edge) for edge in other_edges(ModelConfig(n_layers=2), "L0H0", ["L0H0->L1H0.k"])]
+        ['L0H0->L1H0.q', 'L0H0->L1H0.v', 'L0H0->logits']
+    """
+    stay = {str(edge) for edge in kept}
+    return [edge for edge in edges_of(sizes) if str(edge.sender) == sender and str(edge) not in stay]
+
+
+def births_table(table: pd.DataFrame, threshold: float = 0.5, value: str = "recovered") -> pd.DataFrame:
+    """Say when each edge becomes causal: the first step from which |value| stays at or above the threshold.
+
+    Takes an `edge_table` over checkpoints. Columns: edge, metric, born (step, NaN where never), peak (the largest value in
+    size), peak_step, last (the value at the last step).
+    """
+    import pandas as pd
+
+    rows = []
+    for (edge, metric), group in table.groupby(["edge", "metric"], sort=False):
+        group = group.sort_values("step")
+        values, steps = group[value].to_numpy(), group["step"].to_numpy()
+        above = np.abs(np.nan_to_num(values)) >= threshold
+        below = np.flatnonzero(~above)
+        first = 0 if len(below) == 0 else int(below[-1]) + 1
+        born = float(steps[first]) if first < len(steps) else float("nan")
+        peak = int(np.nanargmax(np.abs(np.nan_to_num(values))))
+        rows.append((edge, metric, born, float(values[peak]), int(steps[peak]), float(values[-1])))
+    return pd.DataFrame(rows, columns=["edge", "metric", "born", "peak", "peak_step", "last"])
+
+
+def _edge(edge: Edge | str) -> Edge:
+    return Edge.parse(edge) if isinstance(edge, str) else edge
