@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from birthlens.task import BigramTask, TokenBatch
 
 Array = np.ndarray
+_ENTRIES = 4_000_000  # of all tables of pairs that are held at once
 
 
 def successor_counts(
@@ -20,13 +21,16 @@ def successor_counts(
         [[0.0, 0.0], [0.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 0.0]]
     """
     n_rows, length = tokens.shape
-    each = np.arange(n_rows)
-    pairs = np.zeros((n_rows, d_vocab, d_vocab))
     out = np.empty((n_rows, length, d_vocab))
-    for t in range(length):
-        if t > first:
-            pairs[each, tokens[:, t - 1], tokens[:, t]] += 1
-        out[:, t] = pairs[each, tokens[:, t]]
+    size = max(1, _ENTRIES // d_vocab**2)
+    for start in range(0, n_rows, size):
+        part = tokens[start : start + size]
+        each = np.arange(len(part))
+        pairs = np.zeros((len(part), d_vocab, d_vocab))
+        for t in range(length):
+            if t > first:
+                pairs[each, part[:, t - 1], part[:, t]] += 1
+            out[start : start + size, t] = pairs[each, part[:, t]]
     return out
 
 

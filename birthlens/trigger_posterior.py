@@ -27,6 +27,7 @@ from birthlens.task import BigramTask, TokenBatch
 
 Array = np.ndarray
 _BLOCK = 512
+_ENTRIES = 4_000_000  # of a table over batch, pos and d_vocab that is held at once
 _LOWEST = -40.0
 
 
@@ -68,18 +69,21 @@ class TriggerPosterior:
     def _pair_inclusion(self) -> Float[Array, "d_vocab d_vocab"]:
         """P(b in Q | a in Q) a priori, for rows a; 0 on the diagonal."""
         n = len(self.task.statistics)
-        a, b = (index.reshape(-1) for index in np.indices((n, n)))
-        outside = np.ones((n * n, n))
-        outside[np.arange(n * n), a] = 0
-        without, with_ = self._masses(np.ones((n * n, n)), outside, b)
-        total = without + with_
-        share = np.divide(with_, total, out=np.zeros(n * n), where=total > 0).reshape(n, n)
+        share = np.zeros((n, n))
+        for a in range(n):
+            outside = np.ones((n, n))
+            outside[:, a] = 0
+            without, with_ = self._masses(np.ones((n, n)), outside, np.arange(n))
+            share[a] = np.divide(with_, without + with_, out=share[a], where=without + with_ > 0)
         np.fill_diagonal(share, 0)
         return share
 
     def current_is_trigger(self, batch: TokenBatch) -> Float[Array, "batch pos"]:
         """Return the posterior probability, given the prefix up to each position, that its token is a trigger."""
-        tokens = batch.tokens.numpy()
+        rows = max(1, _ENTRIES // (batch.tokens.shape[1] * len(self.task.statistics)))
+        return np.concatenate([self._chances(part.tokens.numpy()) for part in batch.chunks(rows)])
+
+    def _chances(self, tokens: Int[Array, "batch pos"]) -> Float[Array, "batch pos"]:
         inside, outside, successor = self._evidence(tokens)
         undecided = np.take_along_axis(inside, tokens[..., None], -1)[..., 0] > 0
         posterior = np.zeros(tokens.shape)

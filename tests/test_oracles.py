@@ -143,12 +143,12 @@ def as_batch(task: BigramTask, sequences: list[tuple[int, ...]]) -> TokenBatch:
 
 
 def test_bag_is_between_the_exact_blind_predictor_and_the_law_of_one_output() -> None:
-    task = BigramTask(TaskConfig(context=8, n_triggers=1, cycles="clean"), chain(4, seed=2))
-    sequences = all_sequences(task, 9)
+    task = BigramTask(TaskConfig(context=7, n_triggers=1, cycles="clean"), chain(4, seed=2))
+    sequences = all_sequences(task, 8)
     joint: dict[tuple, np.ndarray] = {}
     for s, p in sequences:
-        key = (s[7], tuple(sorted(s[:8])))
-        joint.setdefault(key, np.zeros(4))[s[8]] += p
+        key = (s[6], tuple(sorted(s[:7])))
+        joint.setdefault(key, np.zeros(4))[s[7]] += p
     exact = -sum(float((q * np.log(np.maximum(q / q.sum(), 1e-300))).sum()) for q in joint.values())
     batch, mass = as_batch(task, [s for s, _ in sequences]), np.array([p for _, p in sequences])
     loss = {
@@ -229,4 +229,4 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(BirthlensError, match="predictor = 'oracle' is unknown"):
         oracles.predict("oracle", task, task.batch(1, 0))
     with pytest.raises(BirthlensError, match="smoothing = 2"):
-        oracles.smoothed(np.ones(2) / 2, 2)
+        oracles.smoothed(np.ones(2) / 2, 2.0)

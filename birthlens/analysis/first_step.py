@@ -106,14 +106,15 @@ def _measure(
     weights: Weights, batch: TokenBatch
 ) -> tuple[Float[Array, "input output"], Float[Array, "batch pos d_vocab"]]:
     tensors, total = tensors_of(weights), int(batch.in_context.sum())
-    gradient, predicted = 0.0, []
+    gradient: Array = np.zeros(weights["L1.W_O"].shape[1:])
+    predicted = []
     for part in batch.chunks(_CHUNK):
         mask = part.in_context
         if mask.any():
             found = simplified_gradients(tensors, weights.score_scale, part.tokens, part.targets, mask, ["L1.W_O"])
-            gradient = gradient + found["L1.W_O"][0].numpy() * (int(mask.sum()) / total)
+            gradient += found["L1.W_O"][0].double().numpy() * (int(mask.sum()) / total)
         predicted.append(simplified_pass(tensors, weights.score_scale, part.tokens).logits.softmax(-1))
-    return measured_table(weights, np.asarray(gradient)), torch.cat(predicted).double().numpy()
+    return measured_table(weights, gradient), torch.cat(predicted).double().numpy()
 
 
 def _entries(d_vocab: int) -> dict[str, Bool[Array, "input output"]]:

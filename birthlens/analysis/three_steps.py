@@ -46,7 +46,7 @@ class Recipe:
     its own memory. The defaults are the theorem's assumptions.
     """
 
-    sequences: int = 2048
+    sequences: int = 4096
     strengths: tuple[float, float, float] = (3.0, 20.0, 100.0)
     order: tuple[str, str, str] = MATRICES
     bias: bool = True
