@@ -72,27 +72,46 @@ def ideal_weights(
         >>> [int(row.argmax()) for row in scores[1:5]]
         [0, 1, 2, 3]
     """
-    if config.family != "simplified" or config.n_layers != 2 or config.positions == "rotary":
-        raise BirthlensError(
-            f"model: family {config.family!r}, n_layers {config.n_layers}, positions {config.positions!r}; ideal weights "
-            "exist for the simplified model with 2 layers and absolute positions."
-        )
+    _check_model(config)
+    start = initial_weights(config, d_vocab, n_ctx, generator, dtype=np.float64)
+    full = start.replaced(ideal_matrices(start, triggers, strengths, codebooks, bigram))
+    return Weights(config, {name: tensor.astype(np.float32) for name, tensor in full.items()})
+
+
+def ideal_matrices(
+    weights: Weights,
+    triggers: Sequence[int] | None = None,
+    strengths: Strengths | None = None,
+    codebooks: Codebooks = "raw",
+    bigram: Float[Array, "d_vocab d_vocab"] | None = None,
+) -> dict[str, Float[Array, "..."]]:
+    """Return the induction head's memories in the codebooks that `weights` have: the matrices of `ideal_weights`, by name.
+
+    They fit any weights with these embeddings and frozen maps, as a trained run's; arguments and errors as in
+    `ideal_weights`. Everything is computed in float64.
+
+    Example:
+        >>> weights = initial_weights(ModelConfig(d_model=64), 10, 16, np.random.default_rng(0))
+        >>> sorted(ideal_matrices(weights))
+        ['L0.W_K', 'L1.W_K', 'L1.W_O']
+    """
+    config = weights.config
+    _check_model(config)
     if codebooks not in ("raw", "dual"):
         raise BirthlensError(f"codebooks = {codebooks!r} is unknown; valid are raw and dual.")
     if bigram is not None and config.feed_forward != "linear":
         raise BirthlensError(f"model.feed_forward = {config.feed_forward!r}: a bigram table needs the linear W_F.")
     strengths = strengths or Strengths()
-    start = initial_weights(config, d_vocab, n_ctx, generator, dtype=np.float64)
-    embed, position = start["W_E"], start["W_pos"]
-    ov = start["L0.W_V"][0] @ start["L0.W_O"][0]
-    remapped = embed @ ov
+    exact = {name: tensor.astype(np.float64) for name, tensor in weights.items()}
+    embed, position = exact["W_E"], exact["W_pos"]
+    remapped = embed @ exact["L0.W_V"][0] @ exact["L0.W_O"][0]
     # What the input of each layer is made of; the key side of layer 1 also holds what layer 0 wrote.
     token0, position0 = _readers([embed, position], codebooks)
     token1, position1, remapped1 = _readers([embed, position, remapped], codebooks)
-    (value1,) = _readers([embed @ start["L1.W_V"][0]], codebooks)
-    (readout,) = _readers([start["W_U"].T], codebooks)
-    chosen = list(range(d_vocab)) if triggers is None else list(triggers)
-    scale = start.score_scale
+    (value1,) = _readers([embed @ exact["L1.W_V"][0]], codebooks)
+    (readout,) = _readers([exact["W_U"].T], codebooks)
+    chosen = list(range(len(embed))) if triggers is None else list(triggers)
+    scale = weights.score_scale
     match = token1[chosen].T @ remapped1[chosen]
     first = np.outer(token1[chosen].sum(0), position1[0])
     written = {
@@ -102,12 +121,19 @@ def ideal_weights(
     }
     if bigram is not None:
         with np.errstate(divide="ignore"):
-            table = np.maximum(np.log(bigram), np.log(1 / d_vocab) - 10.0)
+            table = np.maximum(np.log(bigram), np.log(1 / len(embed)) - 10.0)
         written["L1.W_F"] = token0.T @ table @ readout
-    elif "L1.W_F" in start:
-        written["L1.W_F"] = np.zeros_like(start["L1.W_F"])
-    full = start.replaced(written)
-    return Weights(config, {name: tensor.astype(np.float32) for name, tensor in full.items()})
+    elif "L1.W_F" in weights:
+        written["L1.W_F"] = np.zeros_like(exact["L1.W_F"])
+    return written
+
+
+def _check_model(config: ModelConfig) -> None:
+    if config.family != "simplified" or config.n_layers != 2 or config.positions == "rotary":
+        raise BirthlensError(
+            f"model: family {config.family!r}, n_layers {config.n_layers}, positions {config.positions!r}; ideal weights "
+            "exist for the simplified model with 2 layers and absolute positions."
+        )
 
 
 def _readers(books: Sequence[Array], codebooks: Codebooks) -> list[Array]:
