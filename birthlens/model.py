@@ -10,6 +10,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -133,6 +134,35 @@ def build(
     for name in wanted:
         valid[name].requires_grad_(True)
     return model
+
+
+def load_pretrained(path: str | Path) -> nn.Module:
+    """Load a Hugging Face model (GPT-2, GPT-NeoX and kin) from a local directory; nothing is fetched.
+
+    What comes back is TransformerLens's bridge to it, which has the hook points and weights of a HookedTransformer.
+    Token ids are used throughout: no tokenizer is needed.
+
+    Raises:
+        BirthlensError: where the directory holds no model that TransformerLens can read.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    directory = Path(path)
+    if not (directory / "config.json").is_file():
+        raise BirthlensError(
+            f"model = {str(path)!r} is no directory with a Hugging Face model (config.json and weights)."
+        )
+    quiet = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+            warnings.simplefilter("ignore")
+            model = TransformerBridge.boot_transformers(str(directory), device="cpu")
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BirthlensError(f"model = {str(path)!r} cannot be loaded: {reason}") from None
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model.eval()
 
 
 def parameters(model: HookedTransformer, config: ModelConfig) -> dict[str, Tensor]:

@@ -108,6 +108,14 @@ def captured(
     model: HookedTransformer, tokens: Int[Tensor, "batch pos"], points: Iterable[Point]
 ) -> dict[Point, Tensor]:
     """Return the unedited activations at some points (one pass, or none where there are no points)."""
+    points = list(points)
+    return captured_with_logits(model, tokens, points)[0] if points else {}
+
+
+def captured_with_logits(
+    model: HookedTransformer, tokens: Int[Tensor, "batch pos"], points: Iterable[Point]
+) -> tuple[dict[Point, Tensor], Float[Tensor, "batch pos d_vocab"]]:
+    """Return the unedited activations at some points, and the logits of the same pass."""
     known: dict[Point, Tensor] = {}
 
     def keeper(point: Point) -> Callable[..., Tensor]:
@@ -117,8 +125,6 @@ def captured(
 
         return keep
 
-    keepers = {point: [keeper(point)] for point in points}
-    if keepers:
-        with torch.no_grad(), edited(model, keepers):
-            model(tokens)
-    return known
+    with torch.no_grad(), edited(model, {point: [keeper(point)] for point in points}):
+        logits = model(tokens)
+    return known, logits

@@ -201,3 +201,9 @@ class Outcomes:
             frame[name] = array.reshape(-1)
         frame["n"] = np.tile(self.counts.sum(0).astype(int), len(self.cases))
         return frame
+
+
+def merged(parts: Sequence[Outcomes], order: Sequence[str]) -> Outcomes:
+    """Put the outcomes of different cases on the same batch together, in the order given; the first wins where two agree."""
+    found = {case: part.sums[row] for part in reversed(parts) for row, case in enumerate(part.cases)}
+    return Outcomes(tuple(order), parts[0].metrics, np.stack([found[case] for case in order]), parts[0].counts)

@@ -27,7 +27,7 @@ from birthlens.analysis.interventions import (
     Sizes,
     check_cases,
 )
-from birthlens.analysis.metrics import BASELINE, Outcomes, Scoring
+from birthlens.analysis.metrics import BASELINE, Outcomes, Scoring, merged
 from birthlens.analysis.sources import Averages, Kept, Need, Sources, Unedited, needs, points_to_average, resampled_rows
 from birthlens.analysis.trace import FROM_QUERIES, Architecture, Edit, Edits, Rows
 from birthlens.errors import BirthlensError
@@ -163,6 +163,13 @@ def evaluate(
         BirthlensError: for heads, layers or sites that do not exist, tokens that do not fit the model, or a missing or too
             small reference batch.
     """
+    if isinstance(model, Weights):
+        check_cases(cases, model.config)
+        slow = {name: case for name, case in cases.items() if not all(map(has_shortcut, case))}
+        if slow and len(slow) < len(cases):
+            fast = {name: case for name, case in cases.items() if name not in slow}
+            parts = [evaluate(model, part, batch, scoring, reference, seed, chunk) for part in (fast, slow)]
+            return merged(parts, (BASELINE, *cases))
     backend = backend_of(model, cases)
     check_cases(cases, backend.sizes)
     check_tokens(batch, backend.d_vocab, backend.n_ctx)
