@@ -1,0 +1,208 @@
+"""What `birthlens plot` can draw: of a run, by computing the table first; of a saved table, as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+
+from birthlens import figures
+from birthlens.errors import BirthlensError
+from birthlens.legible import legible
+from birthlens.notebook import thinned
+from birthlens.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from birthlens.analysis.memories import AssociativeMemory
+    from birthlens.weights import Weights
+
+
+def behaviour(run: Run, steps: Sequence[int]) -> Figure:
+    """Loss and accuracy over training, with the reference predictors."""
+    from birthlens.analysis.references import reference_table
+    from birthlens.analysis.trajectory import evaluation_batch
+
+    metrics = run.metrics()
+    return figures.training_curves(
+        metrics[metrics["step"] <= max(steps)], reference_table(run.task, evaluation_batch(run, 32))
+    )
+
+
+def recall(run: Run, steps: Sequence[int]) -> Figure:
+    """What the three memories recall over training."""
+    from birthlens.analysis.trajectory import memories_over
+
+    _paper_model(run, "recall")
+    return figures.recall_curves(memories_over(run, steps, bases=("raw",)))
+
+
+def memories(run: Run, steps: Sequence[int]) -> Figure:
+    """The three memories at the last of the steps, as tables of scores."""
+    _paper_model(run, "memories")
+    return figures.memory_heatmaps(memory_frames(run, run.weights(steps[-1])))
+
+
+def ledger(run: Run, steps: Sequence[int]) -> Figure:
+    """What the three matrices are made of, over training."""
+    from birthlens.analysis.ledger_tables import paper_ledger_table
+
+    _paper_model(run, "ledger")
+    triggers = None if run.trigger_ids is None else run.trigger_ids.tolist()
+    return figures.ledger_areas(paper_ledger_table(run.checkpoints(thinned(steps, 12)), triggers))
+
+
+def ablation(run: Run, steps: Sequence[int]) -> Figure:
+    """In-context accuracy lost when a head is replaced by its mean."""
+    from birthlens.evidence import changes, head_ablations_table
+
+    table = changes(head_ablations_table(run, thinned(steps, 12)))
+    return figures.timeline(table, "ablated", value="change", title="One head replaced by its mean", reference=0.0)
+
+
+def edges(run: Run, steps: Sequence[int]) -> Figure:
+    """In-context accuracy lost when an edge between components is replaced by its mean."""
+    from birthlens.evidence import changes, edge_ablations_table
+
+    table = changes(edge_ablations_table(run, thinned(steps, 6), n=16))
+    return figures.timeline(
+        table, "ablated", value="change", title="One edge replaced by its mean", most=6, reference=0.0
+    )
+
+
+def patching(run: Run, steps: Sequence[int]) -> Figure:
+    """Share of the clean-corrupted gap that each activation recovers at the last of the steps, by role of position."""
+    from birthlens.evidence import patching_by_role_table
+
+    table = patching_by_role_table(run, steps[-1])
+    return figures.patching_map(table, "position", "component", title=f"share of the gap recovered, step {steps[-1]}")
+
+
+def attention(run: Run, steps: Sequence[int]) -> Figure:
+    """Attention of every head on one held-out sequence, at up to four steps."""
+    from birthlens.attention_frames import run_frames
+
+    return figures.attention_maps(run_frames(run, thinned(steps, 4), length=40))
+
+
+KINDS: dict[str, Callable[[Run, Sequence[int]], Figure]] = {
+    "behaviour": behaviour,
+    "recall": recall,
+    "memories": memories,
+    "ledger": ledger,
+    "ablation": ablation,
+    "edges": edges,
+    "patching": patching,
+    "attention": attention,
+}
+"""What can be drawn of a run."""
+
+TABLE_KINDS: dict[str, Callable[..., Figure]] = {
+    "curves": figures.training_curves,
+    "recall": figures.recall_curves,
+    "timeline": figures.timeline,
+    "ledger": figures.ledger_areas,
+    "patching": figures.patching_map,
+    "transplant": figures.transplant_map,
+    "sweep": figures.sweep_heatmap,
+    "heatmap": figures.heatmap,
+}
+"""What can be drawn of a saved table."""
+
+
+def draw(run: Run, kind: str, steps: Sequence[int]) -> Figure:
+    """Draw one kind of figure of a run.
+
+    Raises:
+        BirthlensError: for an unknown kind, or one that this model has nothing to show for.
+    """
+    if kind not in KINDS:
+        raise BirthlensError(
+            f"kind = {kind!r}: of a run there are {', '.join(KINDS)}; of a table {', '.join(TABLE_KINDS)}."
+        )
+    return KINDS[kind](run, steps)
+
+
+def draw_table(table: pd.DataFrame, kind: str, **options: str) -> Figure:
+    """Draw one kind of figure of a tidy table; options are the figure function's own (x, y, value, metric, title ...).
+
+    Raises:
+        BirthlensError: for an unknown kind, an option the figure does not have, or a table that lacks a column.
+    """
+    if kind not in TABLE_KINDS:
+        raise BirthlensError(
+            f"kind = {kind!r}: of a table there are {', '.join(TABLE_KINDS)}; of a run {', '.join(KINDS)}."
+        )
+    from inspect import Parameter, signature
+
+    parameters = signature(TABLE_KINDS[kind]).parameters
+    if unknown := [name for name in options if name not in parameters]:
+        valid = ", ".join(list(parameters)[1:])
+        raise BirthlensError(f"option {unknown[0]} = {options[unknown[0]]!r}: kind {kind} has {valid}.")
+    needed = [name for name, p in list(parameters.items())[1:] if p.default is Parameter.empty and name not in options]
+    if needed:
+        raise BirthlensError(f"kind = {kind!r}: say which column is {' and which is '.join(needed)}.")
+    return TABLE_KINDS[kind](table, **options)
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Read a table that birthlens wrote: .csv, .parquet or .json."""
+    import pandas as pd
+
+    path = Path(path)
+    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
+        ".csv": pd.read_csv,
+        ".parquet": pd.read_parquet,
+        ".json": pd.read_json,
+    }
+    if path.suffix not in readers:
+        raise BirthlensError(f"table = {str(path)!r}: the name must end in {', '.join(readers)}.")
+    try:
+        return readers[path.suffix](path)
+    except (OSError, ValueError) as error:
+        raise BirthlensError(f"table = {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def memory_frames(run: Run, weights: Weights) -> dict[str, pd.DataFrame]:
+    """Tabulate the scores of the three memories: output and previous-token whole, the trigger memory over fixed triggers."""
+    from birthlens.analysis.circuits import output_memory, prev_token_memory, trigger_memory
+
+    labels = [legible(token) for token in run.statistics.vocab]
+    trigger = _scores(trigger_memory(weights, labels=labels), "query", "key")
+    if run.trigger_ids is not None and len(run.trigger_ids) > 1:
+        trigger = trigger.iloc[run.trigger_ids, run.trigger_ids]
+    tables = {
+        "output memory": _scores(output_memory(weights, labels=labels), "attended token", "predicted token"),
+        "trigger memory": trigger,
+    }
+    if "W_pos" in weights:
+        tables["previous-token memory"] = _scores(
+            prev_token_memory(weights, first=64), "query position", "key position"
+        )
+    return tables
+
+
+def _scores(memory: AssociativeMemory, rows: str, columns: str) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(
+        memory.scores(),
+        index=pd.Index(memory.inputs.labels, name=rows),
+        columns=pd.Index(memory.outputs.labels, name=columns),
+    )
+
+
+def is_paper_model(run: Run) -> bool:
+    """Say whether a run is of the paper's two-layer simplified model, whose three memories are known by name."""
+    return run.config.model.family == "simplified" and run.config.model.n_layers == 2
+
+
+def _paper_model(run: Run, kind: str) -> None:
+    if not is_paper_model(run):
+        raise BirthlensError(
+            f"kind = {kind!r}: the three memories belong to the two-layer simplified model; this run is a "
+            f"{run.config.model.family} model of {run.config.model.n_layers} layers. Use behaviour, ablation or attention."
+        )

@@ -1,0 +1,258 @@
+"""Figures: what stands on the axes is what stands in the table, in every format, without touching the caller's style."""
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from seeing_runs import run
+
+from birthlens import figures
+from birthlens.analysis.references import reference_table
+from birthlens.analysis.trajectory import evaluation_batch, memories_over
+from birthlens.attention_frames import run_frames
+from birthlens.cli import seeing
+from birthlens.errors import BirthlensError
+from birthlens.figures import gallery
+from birthlens.figures.heatmaps import printable
+from birthlens.figures.style import ENDINGS
+
+
+def texts(figure):
+    """All text of a figure, legends and ticks included."""
+    return [t.get_text() for t in figure.findobj(mpl.text.Text) if t.get_text()]
+
+
+def overlaps(figure):
+    """Pairs of visible texts whose boxes cover each other by more than two pixels."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    boxes = [
+        (t, t.get_window_extent(renderer).padded(-2)) for t in figure.findobj(mpl.text.Text) if t.get_text().strip()
+    ]
+    boxes = [
+        (t, box) for t, box in boxes if t.get_visible() and t not in outside(figure) and min(box.width, box.height) > 0
+    ]
+    return [(a.get_text(), b.get_text()) for i, (a, x) in enumerate(boxes) for b, y in boxes[:i] if x.overlaps(y)]
+
+
+def outside(figure):
+    """Labels of ticks beyond the ends of their axis, which exist but are not drawn."""
+    axes = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]
+    ends = [(axis, sorted(axis.get_view_interval())) for axis in axes]
+    return {
+        tick.label1
+        for axis, (low, high) in ends
+        for tick in axis.get_major_ticks()
+        if not low <= tick.get_loc() <= high
+    }
+
+
+def drawn_lines(ax):
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in ax.get_lines()}
+
+
+def test_training_curves_show_the_metrics_and_the_references():
+    source, table = run(), run().metrics()
+    references = reference_table(source.task, evaluation_batch(source, 8), ("uniform", "bigram", "bayes"))
+    figure = figures.training_curves(table, references)
+    titles = [ax.get_title("left") for ax in figure.axes]
+    assert titles == ["in-context loss", "global loss", "in-context accuracy", "global accuracy"]
+    rows = table[(table["split"] == "held_out") & (table["metric"] == "in_context_loss")].sort_values("step")
+    assert drawn_lines(figure.axes[0])["model"] == (list(rows["step"]), list(rows["value"]))
+    levels = {line.get_ydata()[0] for line in figure.axes[0].get_lines() if line.get_label() != "model"}
+    chosen = references[(references["role"] == "in_context") & (references["metric"] == "loss")]
+    assert levels == set(chosen["value"])
+    assert {"model", "uniform", "bigram", "bayes", "step"} <= set(texts(figure))
+    assert overlaps(figure) == []
+
+
+def test_references_agree_with_counting():
+    source = run()
+    batch = evaluation_batch(source, 8)
+    table = reference_table(source.task, batch, ("uniform", "unigram")).set_index(["predictor", "role", "metric"])[
+        "value"
+    ]
+    n = len(source.statistics)
+    assert table["uniform", "all", "accuracy"] == pytest.approx(1 / n)
+    assert table["uniform", "all", "loss"] == pytest.approx(np.log(n))
+    commonest = source.statistics.unigram.argmax()
+    assert table["unigram", "all", "accuracy"] == pytest.approx(float((batch.targets == commonest).double().mean()))
+
+
+def test_recall_curves_have_a_panel_a_memory_and_dotted_chance():
+    table = memories_over(run(), bases=("raw",))
+    figure = figures.recall_curves(table)
+    assert [ax.get_title("left") for ax in figure.axes] == ["output memory", "trigger memory", "prev token memory"]
+    rows = table[
+        (table["memory"] == "trigger_memory") & (table["metric"] == "recall") & (table["candidates"] == "triggers")
+    ]
+    lines = drawn_lines(figure.axes[1])
+    assert lines["triggers (n = 3)"] == (list(rows["step"]), list(rows["value"]))
+    dotted = [line.get_ydata()[0] for line in figure.axes[1].get_lines() if line.get_linestyle() == ":"]
+    assert dotted == pytest.approx([1 / len(run().statistics), 1 / 3])
+    assert overlaps(figure) == []
+
+
+def test_a_ledger_stacks_to_one_and_keeps_the_small_cells_together():
+    shares = {
+        "previous": 0.4,
+        "cell a": 0.2,
+        "cell b": 0.15,
+        "cell c": 0.1,
+        "cell d": 0.05,
+        "cell e": 0.04,
+        "residual": 0.06,
+    }
+    rows = [(step, "M", name, "association" if name == "previous" else "residual" if name == "residual" else "cell", share)
+            for step in (0, 10) for name, share in shares.items()]  # fmt: skip
+    rows += [(20, "M", "previous", "association", float("nan"))]
+    figure = figures.ledger_areas(pd.DataFrame(rows, columns=["step", "matrix", "family", "kind", "share"]))
+    labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["residual", "2 smaller cells", "cell c", "cell b", "cell a", "previous"]
+    top = max(path.vertices[:, 1].max() for collection in figure.axes[0].collections for path in collection.get_paths())
+    assert top == pytest.approx(1.0)
+
+
+def test_a_timeline_colours_what_moves_and_greys_the_rest():
+    rows = [(step, f"head {n}", "accuracy", -n * step / 100, -n * step / 100 - 0.01, -n * step / 100 + 0.01)
+            for n in range(5) for step in (0, 10, 20)]  # fmt: skip
+    columns = ["step", "case", "metric", "change", "change_low", "change_high"]
+    figure = figures.timeline(pd.DataFrame(rows, columns=columns), value="change", most=2)
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["head 3", "head 4"]
+    assert len(figure.axes[0].collections) == 2  # bands
+    assert drawn_lines(figure.axes[0])["head 4"] == ([0, 10, 20], [0, -0.4, -0.8])
+
+
+def test_heatmaps_put_each_value_into_its_cell():
+    table = pd.DataFrame([("b", 10, 1.0), ("a", 2, 2.0), ("b", 2, 3.0)], columns=["kind", "size", "value"])
+    figure = figures.heatmap(table, "size", "kind")
+    image = figure.axes[0].images[0].get_array().filled(np.nan)
+    np.testing.assert_array_equal(image, [[3.0, 1.0], [2.0, np.nan]])
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["2", "10"]
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["b", "a"]
+
+
+def test_a_sweep_averages_seeds_and_a_map_refuses_doubles():
+    table = pd.DataFrame([(1, 1, 0.2), (1, 1, 0.4), (2, 1, 1.0)], columns=["x", "y", "value"])
+    figure = figures.sweep_heatmap(table, "x", "y")
+    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), [[0.3, 1.0]])
+    with pytest.raises(BirthlensError, match="several rows share one x and y"):
+        figures.heatmap(table, "x", "y")
+
+
+def test_transplants_have_a_panel_a_matrix_with_the_models_step_upwards():
+    rows = [("A", 0, 0, 0.1), ("A", 5, 0, 0.2), ("A", 0, 5, 0.3), ("A", 5, 5, 0.4)]
+    table = pd.DataFrame(rows, columns=["matrix", "from_step", "to_step", "value"]).assign(metric="accuracy")
+    figure = figures.transplant_map(table)
+    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), [[0.3, 0.4], [0.1, 0.2]])
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["5", "0"]
+
+
+def test_attention_maps_hide_the_future():
+    frames = run_frames(run(), [0, 12], length=10)
+    figure = figures.attention_maps(frames)
+    image = figure.axes[1].images[0].get_array().filled(np.nan)
+    assert np.isnan(image[np.triu_indices(10, 1)]).all()
+    np.testing.assert_allclose(np.nansum(image, 1), 1, atol=1e-5)
+    assert [ax.get_title("left") for ax in figure.axes[:4]] == [
+        "L0H0, step 0",
+        "L0H0, step 12",
+        "L1H0, step 0",
+        "L1H0, step 12",
+    ]
+
+
+@pytest.mark.parametrize("kind", gallery.KINDS)
+def test_every_kind_draws_a_run_without_overlapping_labels(kind):
+    figure = gallery.draw(run(), kind, run().steps)
+    assert figure.axes
+    if kind not in ("attention", "memories"):  # as many ticks as fit; looked at by eye
+        assert overlaps(figure) == []
+
+
+@pytest.mark.parametrize("kind", ["behaviour", "ablation", "edges", "attention"])
+def test_models_of_other_shapes_draw_too(kind):
+    for name in ("full", "one_layer", "rotary"):
+        source = run(name)
+        if kind == "edges" and name == "one_layer":
+            continue
+        assert gallery.draw(source, kind, source.steps[-2:]).axes
+
+
+def test_a_kind_that_a_model_cannot_show_says_why():
+    with pytest.raises(
+        BirthlensError, match="belong to the two-layer simplified model; this run is a full model of 2 layers"
+    ):
+        gallery.draw(run("full"), "memories", [0])
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_files_are_what_their_ending_says_and_the_same_each_time(tmp_path, ending):
+    table = pd.DataFrame([(1, 1, 0.2)], columns=["x", "y", "value"])
+    start = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[ending]
+    first, second = (
+        figures.save(figures.heatmap(table, "x", "y"), tmp_path / f"{n}{ending}").read_bytes() for n in "ab"
+    )
+    assert first.startswith(start) and first == second
+
+
+def test_the_callers_style_stays_as_it_was():
+    before = dict(mpl.rcParams)
+    figures.recall_curves(memories_over(run(), [0], bases=("raw",)))
+    assert dict(mpl.rcParams) == before
+
+
+def test_labels_the_font_lacks_are_spelled_by_their_code_points():
+    assert printable("a␣⏎▶") == "a␣⏎▶"
+    assert printable("漢$") == r"U+6F22\$"
+
+
+def test_plot_draws_runs_and_saved_tables(tmp_path):
+    out = tmp_path / "recall.svg"
+    done = CliRunner().invoke(
+        seeing.plot, [str(run().path), "--kind", "recall", "--out", str(out)], catch_exceptions=False
+    )
+    assert done.exit_code == 0 and done.output.strip() == str(out) and b"<svg" in out.read_bytes()
+    saved = tmp_path / "sweep.csv"
+    pd.DataFrame([(1, 1, 0.2), (2, 1, 0.4)], columns=["d", "rate", "value"]).to_csv(saved, index=False)
+    out = tmp_path / "sweep.png"
+    arguments = [str(saved), "--kind", "sweep", "--out", str(out), "--option", "x=d", "--option", "y=rate"]
+    assert CliRunner().invoke(seeing.plot, arguments, catch_exceptions=False).exit_code == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--kind", "recall", "--out", "a.gif"], "must end in .png, .svg, .pdf"),
+        (["--kind", "sweep", "--out", "a.png"], "of a run there are behaviour"),
+        (["--kind", "recall", "--out", "nowhere/a.png"], "does not exist; make it first"),
+        (["--kind", "recall", "--out", "a.png", "--option", "x=1"], "options are for tables"),
+        (["--kind", "recall", "--out", "a.png", "--steps", "7"], "step = 7 is not kept"),
+    ],
+)
+def test_plot_refuses_what_it_cannot_draw(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BirthlensError, match=message):
+        CliRunner().invoke(seeing.plot, [str(run().path), *arguments], catch_exceptions=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_says_which_options_and_columns_it_lacks(tmp_path):
+    table = pd.DataFrame([(1, 1, 0.2)], columns=["x", "y", "value"])
+    with pytest.raises(BirthlensError, match="say which column is x and which is y"):
+        gallery.draw_table(table, "sweep")
+    with pytest.raises(BirthlensError, match="option colour = 'red': kind sweep has x, y, value, metric, title"):
+        gallery.draw_table(table, "sweep", colour="red")
+    with pytest.raises(BirthlensError, match="lacks the columns matrix, from_step"):
+        gallery.draw_table(table, "transplant")
+    with pytest.raises(BirthlensError, match="cannot be read"):
+        gallery.read_table(tmp_path / "missing.csv")
+
+
+def test_the_command_knows_the_kinds():
+    assert tuple(gallery.KINDS) == seeing.RUN_KINDS
+    assert tuple(gallery.TABLE_KINDS) == seeing.TABLE_KINDS
