@@ -1,0 +1,104 @@
+"""`birthlens plot`, `report`, `attention` and `watch`: a run as figures, as a page, as patterns, and live."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from birthlens.cli.probing import steps_option
+
+RUN_KINDS = ("behaviour", "recall", "memories", "ledger", "ablation", "edges", "patching", "attention")
+TABLE_KINDS = ("curves", "recall", "timeline", "ledger", "patching", "transplant", "sweep", "heatmap")
+
+
+@click.command(epilog="Example: birthlens plot runs/demo --kind recall --out recall.svg")
+@click.argument("source", type=click.Path(), metavar="RUN")
+@click.option(
+    "--kind",
+    required=True,
+    type=click.Choice(sorted({*RUN_KINDS, *TABLE_KINDS})),
+    help=f"Of a run: {', '.join(RUN_KINDS)}. Of a table: {', '.join(TABLE_KINDS)}.",
+)
+@click.option("--out", required=True, type=click.Path(dir_okay=False), help="A name that ends in .png, .svg or .pdf.")
+@steps_option()
+@click.option(
+    "--option", "options", multiple=True, metavar="NAME=VALUE", help="For a table: x, y, value, metric, title ..."
+)
+def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...]) -> None:
+    """Draw a figure of a RUN, or of a table that birthlens wrote (.csv, .parquet, .json)."""
+    from birthlens.errors import BirthlensError
+    from birthlens.figures.gallery import draw, draw_table, read_table
+    from birthlens.figures.style import check_name, save
+
+    check_name(out)
+    if Path(source).is_file():
+        pairs = [option.partition("=") for option in options]
+        if wrong := [option for option, pair in zip(options, pairs, strict=True) if not pair[1]]:
+            raise BirthlensError(f"option = {wrong[0]!r}: write it as NAME=VALUE, for instance x=d_model.")
+        figure = draw_table(read_table(source), kind, **{name: value for name, _, value in pairs})
+    else:
+        from birthlens.runs import load_run
+
+        if options:
+            raise BirthlensError(f"option = {options[0]!r}: options are for tables; a run's figures have none.")
+        run = load_run(source)
+        figure = draw(run, kind, run.select(steps))
+    click.echo(str(save(figure, out)))
+
+
+@click.command(epilog="Example: birthlens report runs/demo --out report.html")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(), metavar="RUN...")
+@click.option("--out", default="report.html", show_default=True, type=click.Path(dir_okay=False), help="An .html file.")
+@click.option("--quick", is_flag=True, help="Leave the causal evidence out.")
+def report(runs: tuple[str, ...], out: str, quick: bool) -> None:
+    """Write one self-contained page that tells the story of a RUN, or compares several."""
+    from birthlens.report import write_report
+    from birthlens.runs import load_run
+
+    click.echo(str(write_report([load_run(run) for run in runs], out, causal=not quick)))
+
+
+@click.command(epilog="Example: birthlens attention runs/demo --steps every:5 --out attention.html")
+@click.argument("run", type=click.Path())
+@click.option(
+    "--out", default="attention.html", show_default=True, type=click.Path(dir_okay=False), help="An .html file."
+)
+@click.option("--steps", help="all, last, every:N, or a list 0,100,-1; by default up to twenty.")
+@click.option("--text", help="A text of your own instead of a held-out sequence of the task.")
+@click.option("--row", default=0, show_default=True, help="Which held-out sequence.")
+@click.option("--heads", help="Heads such as L0H0,L1H0; by default all.")
+@click.option("--length", default=64, show_default=True, help="How many positions.")
+def attention(
+    run: str, out: str, steps: str | None, text: str | None, row: int, heads: str | None, length: int
+) -> None:
+    """Write the attention patterns of a RUN as one page with a slider over its checkpoints."""
+    from birthlens.notebook import show_attention
+
+    chosen = heads.split(",") if heads else None
+    picture = show_attention(run, steps, tokens=text, row=row, heads=chosen, length=length)
+    click.echo(str(picture.save(out)))
+
+
+@click.command(epilog="Example: birthlens watch runs/demo")
+@click.argument("run", type=click.Path())
+@click.option("--once", is_flag=True, help="Print one frame and stop; so it does where nobody looks.")
+@click.option("--every", default=2.0, show_default=True, type=click.FloatRange(min=0.2), help="Seconds between frames.")
+def watch(run: str, once: bool, every: float) -> None:
+    """Follow a RUN in the terminal until it is finished."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from birthlens.runs import load_run
+    from birthlens.watch import Watch
+
+    console = Console()
+    watched = Watch(load_run(run), width=max(10, min(60, console.width - 54)))
+    if once or not console.is_terminal:
+        console.print(watched.frame())
+        return
+    with Live(watched.frame(), console=console, auto_refresh=False) as live:
+        while not watched.over:
+            time.sleep(every)
+            live.update(watched.frame(), refresh=True)

@@ -1,0 +1,155 @@
+"""Line charts over training as inline SVG, readable without a script; the script adds the cursor and the values at it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from birthlens.web import escape, script_json
+
+WIDTH, HEIGHT = 460, 270
+LEFT, RIGHT, TOP, BOTTOM = 48, 14, 12, 40
+COLOURS = 8
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: a value at each step; values that are not finite leave a gap."""
+
+    name: str
+    steps: Sequence[int]
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with lines over step and horizontal levels (chance, floors); `top` fixes the upper end."""
+
+    title: str
+    series: Sequence[Series]
+    levels: Sequence[tuple[str, float]] = ()
+    top: float | None = None
+    note: str = ""
+    _range: tuple[float, float] = field(init=False, repr=False, default=(0.0, 1.0))
+
+    def __post_init__(self) -> None:
+        values = [v for line in self.series for v in line.values if math.isfinite(v)]
+        values += [level for _, level in self.levels if math.isfinite(level)]
+        low = min([0.0, *values])
+        high = self.top if self.top is not None else max([low + 1e-9, *values])
+        step = _nice((high - low) / 4)
+        high = self.top if self.top is not None else math.ceil(high / step - 1e-9) * step
+        object.__setattr__(self, "_range", (math.floor(low / step + 1e-9) * step, high))
+
+    def html(self) -> str:
+        """Return the chart as a figure, with its legend and the data that the script needs."""
+        steps = [step for line in self.series for step in line.steps]
+        first, last = (min(steps), max(steps)) if steps else (0, 1)
+        parts = [self._axes(first, last)]
+        for number, (_, level) in enumerate(self.levels):
+            if math.isfinite(level) and level <= self._range[1]:
+                y = self._y(level)
+                parts.append(
+                    f'<line class="level l{number % 5}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                )
+        for number, line in enumerate(self.series):
+            parts.append(f'<path class="series c{number % COLOURS}" d="{self._path(line, first, last)}"/>')
+        parts.append(f'<line class="cursor" x1="0" x2="0" y1="{TOP}" y2="{HEIGHT - BOTTOM}" hidden/>')
+        data = {
+            "first": first,
+            "last": last,
+            "left": LEFT,
+            "right": WIDTH - RIGHT,
+            "series": [
+                {"steps": list(line.steps), "values": [round(v, 5) if math.isfinite(v) else None for v in line.values]}
+                for line in self.series
+            ],
+        }
+        note = f'<p class="note">{escape(self.note)}</p>' if self.note else ""
+        return f"""<figure class="chart">
+<figcaption>{escape(self.title)}</figcaption>
+<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(self.alt)}">{"".join(parts)}</svg>
+{self._legend()}{note}
+<script type="application/json">{script_json(data)}</script>
+</figure>"""
+
+    @property
+    def alt(self) -> str:
+        """The chart in words."""
+        said = []
+        for line in self.series:
+            finite = [(step, v) for step, v in zip(line.steps, line.values, strict=True) if math.isfinite(v)]
+            if finite:
+                (s0, v0), (s1, v1) = finite[0], finite[-1]
+                said.append(f"{line.name} goes from {number(v0)} at step {s0} to {number(v1)} at step {s1}")
+        said += [f"{name} lies at {number(level)}" for name, level in self.levels if math.isfinite(level)]
+        return f"{self.title}: " + "; ".join(said) + "."
+
+    def _legend(self) -> str:
+        items = [
+            f'<li><span class="key c{i % COLOURS}"></span>{escape(line.name)} <output data-series="{i}">'
+            f"{number(line.values[-1]) if line.values else ''}</output></li>"
+            for i, line in enumerate(self.series)
+        ]
+        items += [
+            f'<li><span class="key level l{i % 5}"></span>{escape(name)} <span class="at">{number(level)}</span></li>'
+            for i, (name, level) in enumerate(self.levels)
+            if math.isfinite(level)
+        ]
+        return f'<ul class="legend">{"".join(items)}</ul>'
+
+    def _y(self, value: float) -> float:
+        low, high = self._range
+        return TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    def _path(self, line: Series, first: int, last: int) -> str:
+        out, drawing = [], False
+        for step, value in zip(line.steps, line.values, strict=True):
+            if not math.isfinite(value):
+                drawing = False
+                continue
+            x = LEFT + (step - first) / max(1, last - first) * (WIDTH - LEFT - RIGHT)
+            out.append(f"{'L' if drawing else 'M'}{x:.1f} {self._y(min(value, self._range[1])):.1f}")
+            drawing = True
+        return "".join(out)
+
+    def _axes(self, first: int, last: int) -> str:
+        low, high = self._range
+        out = []
+        for tick in _ticks(low, high):
+            y = self._y(tick)
+            out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            out.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+        for tick in _ticks(first, last, 5):
+            x = LEFT + (tick - first) / max(1, last - first) * (WIDTH - LEFT - RIGHT)
+            out.append(
+                f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{tick:g}</text>'
+            )
+        out.append(
+            f'<text class="tick" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">step</text>'
+        )
+        return "".join(out)
+
+
+def number(value: float) -> str:
+    """Round a value to what can be read at a glance.
+
+    Example:
+        >>> number(0.99899), number(-4.158), number(123.4), number(float("nan"))
+        ('0.999', '-4.158', '123', '-')
+    """
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def _nice(width: float) -> float:
+    scale = 10.0 ** math.floor(math.log10(max(width, 1e-12)))
+    return float(next(m * scale for m in (1, 2, 2.5, 5, 10) if width <= m * scale * (1 + 1e-9)))
+
+
+def _ticks(low: float, high: float, count: int = 4) -> list[float]:
+    step = _nice((high - low) / count) if high > low else 1.0
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]

@@ -1,0 +1,126 @@
+"""Key numbers of a run, each beside what chance and what the reference predictors reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from birthlens.analysis.references import reference_table
+from birthlens.analysis.trajectory import evaluation_batch, memories_over
+from birthlens.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from birthlens.task import TokenBatch
+
+REFERENCES = ("uniform", "unigram", "bigram", "bag", "bayes")
+REACHED = 0.9
+
+
+@dataclass(frozen=True)
+class KeyNumber:
+    """One number: its value, what chance gives, the best that is possible (NaN where that has no meaning)."""
+
+    name: str
+    value: float
+    chance: float = float("nan")
+    best: float = float("nan")
+    about: str = ""
+
+
+@dataclass
+class Facts:
+    """What a run's pages and tables are made of, computed once each."""
+
+    run: Run
+    sequences: int = 32
+
+    @cached_property
+    def steps(self) -> list[int]:
+        """Kept steps."""
+        return self.run.steps
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """What training measured."""
+        return self.run.metrics()
+
+    @cached_property
+    def batch(self) -> TokenBatch:
+        """Held-out sequences."""
+        return evaluation_batch(self.run, self.sequences)
+
+    @cached_property
+    def references(self) -> pd.DataFrame:
+        """Reference predictors on them."""
+        return reference_table(self.run.task, self.batch, REFERENCES)
+
+    @cached_property
+    def recalls(self) -> pd.DataFrame:
+        """Memory readings in the raw basis over the kept steps."""
+        return memories_over(self.run, self.steps, bases=("raw",))
+
+    def series(self, metric: str, split: str = "held_out") -> tuple[list[int], list[float]]:
+        """Return a measured curve: steps and values."""
+        rows = self.metrics[(self.metrics["split"] == split) & (self.metrics["metric"] == metric)].sort_values("step")
+        return [int(step) for step in rows["step"]], [float(value) for value in rows["value"]]
+
+    def last(self, metric: str) -> float:
+        """Return the last measured value of a metric, NaN where it was never measured."""
+        _, values = self.series(metric)
+        return values[-1] if values else float("nan")
+
+    def reference(self, predictor: str, role: str, metric: str) -> float:
+        """Return what a reference predictor scores, NaN where the role is empty."""
+        table = self.references
+        chosen = (table["predictor"] == predictor) & (table["role"] == role) & (table["metric"] == metric)
+        found = [float(value) for value in table[chosen]["value"]]
+        return found[0] if found else float("nan")
+
+    def recall_series(self, memory: str, candidates: str) -> tuple[list[int], list[float], float]:
+        """Return recall over steps, and its chance level; empty where the reading does not exist."""
+        rows = self.recalls[
+            (self.recalls["memory"] == memory)
+            & (self.recalls["candidates"] == candidates)
+            & (self.recalls["metric"] == "recall")
+        ].sort_values("step")
+        chance = float(rows["chance"].iloc[0]) if len(rows) else float("nan")
+        return [int(step) for step in rows["step"]], [float(v) for v in rows["value"]], chance
+
+    def candidate_sets(self, memory: str) -> list[str]:
+        """List the candidate sets that a memory was read with."""
+        rows = self.recalls[(self.recalls["memory"] == memory) & (self.recalls["metric"] == "recall")]
+        return list(dict.fromkeys(rows["candidates"]))
+
+
+def key_numbers(facts: Facts, memories: bool) -> list[KeyNumber]:
+    """Return the numbers that sum a run up; those of the three memories where `memories`."""
+    out = []
+    for role, said in (
+        ("in_context", "in-context accuracy"),
+        ("in_context_unabsorbed", "in-context accuracy, absorbed positions left out"),
+    ):
+        chance, best = facts.reference("uniform", role, "accuracy"), facts.reference("bayes", role, "accuracy")
+        about = f"bag of tokens: {facts.reference('bag', role, 'accuracy'):.3f}"
+        out.append(KeyNumber(said, facts.last(f"{role}_accuracy"), chance, best, about))
+    for role, said in (("in_context", "in-context loss (nats)"), ("global", "global loss (nats)")):
+        chance, best = facts.reference("uniform", role, "loss"), facts.reference("bayes", role, "loss")
+        trained = "trained on" if role == "in_context" or facts.run.config.training.loss == "all" else "not trained on"
+        out.append(KeyNumber(said, facts.last(f"{role}_loss"), chance, best, trained))
+    steps, values = facts.series("in_context_accuracy")
+    above = [step for step, value in zip(steps, values, strict=True) if value > REACHED]
+    reached = float(above[0]) if above else float("nan")
+    out.append(KeyNumber(f"first step with in-context accuracy above {REACHED}", reached))
+    if memories:
+        for memory in ("output_memory", "trigger_memory", "prev_token_memory"):
+            for candidates in facts.candidate_sets(memory):
+                if "among" in candidates:
+                    continue
+                _, found, chance = facts.recall_series(memory, candidates)
+                name = f"recall, {memory.replace('prev_', 'previous ').replace('_', ' ')}, {candidates}"
+                out.append(KeyNumber(name, found[-1], chance, 1.0))
+    return [number for number in out if np.isfinite(number.value) or "first step" in number.name]

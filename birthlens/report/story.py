@@ -1,0 +1,188 @@
+"""The report of one run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import Any
+
+from birthlens import notebook
+from birthlens.attention_frames import run_frames
+from birthlens.errors import BirthlensError
+from birthlens.evidence import changes, edge_ablations_table, head_ablations_table
+from birthlens.figures.gallery import is_paper_model
+from birthlens.report.charts import Chart, Series
+from birthlens.report.memories import memory_tables
+from birthlens.report.numbers import REFERENCES, Facts, key_numbers
+from birthlens.report.page import (
+    config_rows,
+    corpus_facts,
+    document,
+    machine_facts,
+    progress,
+    section,
+    shown,
+    skipped,
+    table,
+)
+from birthlens.report.reproduce import command
+from birthlens.runs import Run
+from birthlens.web import escape
+
+FRAMES = 16
+MOST_EDGES = 14
+
+
+def story(run: Run, causal: bool = True) -> str:
+    """Return the page of one run."""
+    facts = Facts(run)
+    sections = [
+        section("numbers", "Key numbers", lambda: _numbers(facts)),
+        section("birth", "The birth", lambda: _birth(facts)),
+        section("memories", "The memories", lambda: _memories(facts)),
+        section("causes", "The causal evidence", (lambda: _causes(run)) if causal else skipped("left out on request.")),
+        section("attention", "Where the heads look", lambda: _attention(run)),
+        section("made", "What was trained", lambda: _made(run)),
+    ]
+    return document(run.path.resolve().name, _subtitle(facts), facts.steps, sections, notebook.scripts())
+
+
+def _subtitle(facts: Facts) -> str:
+    config, accuracy = facts.run.config, facts.last("in_context_accuracy")
+    kind = "simplified" if config.model.family == "simplified" else "full"
+    layers = "one layer" if config.model.n_layers == 1 else f"{config.model.n_layers} layers"
+    said = f"A {kind} transformer of {layers} (d = {config.model.d_model}) on the in-context bigram task; "
+    said += progress(facts.run) + "."
+    if math.isfinite(accuracy):
+        bag = facts.reference("bag", "in_context", "accuracy")
+        said += f" In-context accuracy {accuracy:.3f}"
+        said += f"; a bag of tokens reaches {bag:.3f}." if math.isfinite(bag) else "."
+    return said
+
+
+def _numbers(facts: Facts) -> str:
+    rows = [
+        (number.name, shown(number.value), shown(number.chance), shown(number.best), number.about)
+        for number in key_numbers(facts, is_paper_model(facts.run))
+    ]
+    header = ("", f"at step {facts.steps[-1]}", "chance", "best possible", "")
+    return table(header, rows, "Measured on held-out sequences; recalls are read from the weights alone.", "numbers")
+
+
+def _birth(facts: Facts) -> str:
+    charts = []
+    for role, said in (("in_context", "In-context"), ("global", "Global")):
+        for metric in ("loss", "accuracy"):
+            steps, values = facts.series(f"{role}_{metric}")
+            if values:
+                levels = [(name, facts.reference(name, role, metric)) for name in REFERENCES]
+                series = [Series("model", steps, values)]
+                top = 1.0 if metric == "accuracy" else None
+                charts.append(Chart(f"{said} {metric}{' (nats)' if metric == 'loss' else ''}", series, levels, top))
+    if not charts:
+        raise BirthlensError("the run has no measurement yet.")
+    return f'<div class="grid">{"".join(chart.html() for chart in charts)}</div>'
+
+
+def _memories(facts: Facts) -> str:
+    if not is_paper_model(facts.run):
+        return _circuits(facts)
+    charts = []
+    for memory, said in (
+        ("output_memory", "Output memory: what is copied"),
+        ("trigger_memory", "Trigger memory: where to look"),
+        ("prev_token_memory", "Previous-token memory: one place back"),
+    ):
+        series, levels = [], []
+        for candidates in facts.candidate_sets(memory):
+            if "among" not in candidates:
+                steps, values, chance = facts.recall_series(memory, candidates)
+                series.append(Series(candidates, steps, values))
+                levels.append((f"chance, {candidates}", chance))
+        if series:
+            charts.append(Chart(f"{said} (recall)", series, levels, 1.0))
+    shown_steps = notebook.thinned(facts.steps, FRAMES)
+    lead = "Scores of every pair at the step of the cursor, less their median; red is high, blue is low, at one scale."
+    return (
+        f'<div class="grid">{"".join(chart.html() for chart in charts)}</div>'
+        f'<h3>As tables</h3><p>{lead}</p><div class="grid tables">{memory_tables(facts.run, shown_steps)}</div>'
+    )
+
+
+def _circuits(facts: Facts) -> str:
+    """Chart the circuits that recall best at the end, for models whose memories have no known place."""
+    from birthlens.analysis.trajectory import memories_over
+
+    steps = notebook.thinned(facts.steps, 8)
+    read = memories_over(facts.run, steps, bases=("raw",))
+    read = read[(read["metric"] == "recall") & (read["n"] > 1)]
+    if read.empty:
+        return skipped("this model has no circuit between two codebooks that pair.")
+    last = read[read["step"] == steps[-1]].assign(over=lambda rows: rows["value"] - rows["chance"])
+    names = list(last.sort_values("over", ascending=False, kind="stable")["memory"].drop_duplicates()[:6])
+    series = []
+    for name in names:
+        rows = read[read["memory"] == name].drop_duplicates("step").sort_values("step")
+        series.append(Series(name, [int(s) for s in rows["step"]], [float(v) for v in rows["value"]]))
+    chance = float(last["chance"].median())
+    note = "Every head was read in every basis that its layer's input holds; these recall best at the end."
+    return f'<div class="grid">{Chart("Recall of the best circuits", series, [("chance", chance)], 1.0, note).html()}</div>'
+
+
+def _causes(run: Run) -> str:
+    if run.config.task.n_triggers == 0:
+        return skipped("the task has no triggers, so there is no in-context accuracy to lose.")
+    heads = changes(head_ablations_table(run, notebook.thinned(run.steps, 9)))
+    series = [
+        Series(str(name), [int(s) for s in rows["step"]], [float(v) for v in rows["change"]])
+        for name, rows in heads.groupby("ablated", sort=False)
+    ]
+    note = "Each head's output is replaced by its average over other sequences, at one step at a time."
+    chart = Chart("Change of in-context accuracy without a head", series, note=note).html()
+    return f'<div class="grid">{chart}{_edges(run)}</div>'
+
+
+def _edges(run: Run) -> str:
+    if run.config.model.n_layers == 1:
+        return skipped("a model of one layer has no edge between heads.")
+    edges = changes(edge_ablations_table(run, run.steps[-1:], n=16)).sort_values("change", kind="stable")
+    left = max(0, len(edges) - MOST_EDGES)
+    more = f" The {left} others change less." if left else ""
+    caption = (
+        f"Change of in-context accuracy at step {run.steps[-1]} where one edge is replaced by its average, with 95 % "
+        f"intervals.{more}"
+    )
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("edge", "", "change", "interval"))
+    body = "".join(_edge(row) for row in edges.head(MOST_EDGES).to_dict("records"))
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="edges"><table class="edges">'
+        f"<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _edge(row: dict[Hashable, Any]) -> str:
+    change, low, high = (float(row[name]) for name in ("change", "change_low", "change_high"))
+    name = escape(str(row["ablated"]).replace("->", " → "))
+    return (
+        f'<tr><th scope="row"><code>{name}</code></th>'
+        f'<td><span class="bar" style="width:{min(1.0, abs(change)):.1%}"></span></td>'
+        f"<td>{change:+.3f}</td><td>{low:+.3f} to {high:+.3f}</td></tr>"
+    )
+
+
+def _attention(run: Run) -> str:
+    steps = notebook.thinned(run.steps, FRAMES)
+    picture = notebook.AttentionPicture(run_frames(run, steps), "One held-out sequence")
+    return f"<p>Click a token, or move with the arrow keys, to see where it looks.</p>{picture.html()}"
+
+
+def _made(run: Run) -> str:
+    facts = table(("", ""), corpus_facts(run), "The corpus and the task", "facts")
+    machine = table(("", ""), machine_facts(run), "The engine and the versions", "facts")
+    settings = table(("setting", "value"), config_rows(run), "Every setting", "facts")
+    line = escape(command(run.config, str(run.path)))
+    return (
+        f'<p>To make this run again:</p><pre tabindex="0"><code>{line}</code></pre>{facts}'
+        f"<details><summary>Every setting</summary>{settings}</details>"
+        f"<details><summary>Engine and versions</summary>{machine}</details>"
+    )
