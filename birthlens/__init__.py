@@ -28,6 +28,7 @@ _HOMES = {
     "load_run": "runs",
     "preset": "presets",
     "resume": "training.recording",
+    "show_attention": "notebook",
     "train": "training.loop",
     "train_to_disk": "training.recording",
 }
@@ -35,6 +36,7 @@ _HOMES = {
 if TYPE_CHECKING:
     from birthlens.config import RunConfig as RunConfig
     from birthlens.errors import BirthlensError as BirthlensError
+    from birthlens.notebook import show_attention as show_attention
     from birthlens.presets import preset as preset
     from birthlens.runs import load_run as load_run
     from birthlens.sites import Head as Head
