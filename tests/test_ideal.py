@@ -75,7 +75,7 @@ def test_ideal_weights_are_the_ideal_matrices_of_their_own_start():
 
 def test_recall_is_one_and_accuracy_is_not_at_the_papers_width(paper_task):
     table = width_table(paper_task, [128], ["raw"], sequences=24)
-    for memory, queries in (("prev_token", 255), ("trigger", 5), ("output", 65)):
+    for memory, queries in (("prev_token", 255), ("trigger", 5), ("output", len(paper_task.statistics))):
         row = table[table["metric"] == f"{memory}_memory_recall"].iloc[0]
         assert (row["value"], row["n"]) == (1.0, queries)
     assert 0.6 < values(table, "in_context_accuracy")[128, "raw"] < 0.8
