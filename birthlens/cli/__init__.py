@@ -11,6 +11,7 @@ import click
 
 from birthlens import __version__
 from birthlens.cli.basics import corpus, steps
+from birthlens.cli.memory import memories, memory, order, transplant
 from birthlens.cli.probing import probe
 from birthlens.cli.training import demo, train
 from birthlens.errors import BirthlensError
@@ -25,7 +26,7 @@ def group() -> None:
     """Watch an induction head being born: train, probe, ablate, patch, read the memories, see it."""
 
 
-for command in (corpus, train, steps, probe, demo):
+for command in (corpus, train, steps, probe, demo, memories, memory, transplant, order):
     group.add_command(command)
 
 

@@ -1,0 +1,107 @@
+"""The order in which several runs' memories are born: from runs to the tables of `birth_order`.
+
+One candidate set a memory has to be chosen, and the choice matters: with K fixed triggers the trigger memory can be read as
+a K-way choice, which is easy, or among all tokens, as hard as the output memory. The default, `MATCHED`, takes the latter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from birthlens.analysis.birth_order import crossing_table, onset_table, standardised_table
+from birthlens.analysis.memories import Basis
+from birthlens.analysis.recall import memory_table
+from birthlens.errors import BirthlensError
+from birthlens.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MATCHED: dict[str, tuple[str, ...]] = {
+    "prev_token_memory": ("all",),
+    "trigger_memory": ("triggers among all", "all"),
+    "output_memory": ("all",),
+}
+"""For each memory the candidate sets to take, the first that is there."""
+
+CROSSINGS: dict[str, tuple[float, ...]] = {"recall": (0.5, 0.9), "soft_recall": (0.5,), "margin": (0.0,)}
+"""Other probes, each with the thresholds it has to stay above."""
+
+
+def scores_table(runs: Sequence[Run], basis: Basis = "raw") -> pd.DataFrame:
+    """Score the paper's memories at every kept step of every run.
+
+    Columns: seed, run, and those of `birth_order.standardised_table`. `seed` is the run's seed of initialisation, or its
+    place in the list where two runs share one.
+
+    Raises:
+        BirthlensError: without runs, or with one of another model than the two-layer simplified one.
+    """
+    import pandas as pd
+
+    tables = []
+    for seed, run in zip(_seeds(runs), runs, strict=True):
+        table = standardised_table(run.checkpoints(), _triggers(run), basis=basis)
+        table.insert(0, "run", str(run.path))
+        table.insert(0, "seed", seed)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def onsets_table(scores: pd.DataFrame, width: float = 4.0) -> pd.DataFrame:
+    """Find the onset of every memory of every run, in every candidate set: `birth_order.onset_table` by seed."""
+    return onset_table(scores.drop(columns="run"), width)
+
+
+def chosen_sets(onsets: pd.DataFrame, sets: Mapping[str, Sequence[str]] | None = None) -> pd.DataFrame:
+    """Keep one candidate set a memory, the first of `sets` (default `MATCHED`) that is there.
+
+    Raises:
+        BirthlensError: where none of a memory's sets is there; the message lists those that are.
+    """
+    import pandas as pd
+
+    kept, wanted = [], {**MATCHED, **(sets or {})}
+    for memory, rows in onsets.groupby("memory", sort=False):
+        names = [name for name in wanted.get(str(memory), ()) if name in set(rows["candidates"])]
+        if not names:
+            there = ", ".join(dict.fromkeys(rows["candidates"]))
+            raise BirthlensError(
+                f"candidates of {memory}: {', '.join(wanted[str(memory)])} not read; there are {there}."
+            )
+        kept.append(rows[rows["candidates"] == names[0]])
+    return pd.concat(kept, ignore_index=True)
+
+
+def crossings_table(
+    runs: Sequence[Run], crossings: Mapping[str, Sequence[float]] | None = None, bases: Sequence[Basis] = ("raw",)
+) -> pd.DataFrame:
+    """Find when other probes cross their thresholds for good (default `CROSSINGS`): `birth_order.crossing_table` by seed."""
+    import pandas as pd
+
+    tables = []
+    for seed, run in zip(_seeds(runs), runs, strict=True):
+        read = memory_table(run.checkpoints(), _triggers(run), bases=bases)
+        read.insert(0, "seed", seed)
+        for metric, thresholds in (crossings or CROSSINGS).items():
+            tables.append(crossing_table(read, [metric], thresholds))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _seeds(runs: Sequence[Run]) -> list[int]:
+    if not runs:
+        raise BirthlensError("There is no run to read an order from; give at least one.")
+    for run in runs:
+        model = run.config.model
+        if model.family != "simplified" or model.n_layers != 2:
+            raise BirthlensError(
+                f"run = {str(run.path)!r} is a {model.family} model of {model.n_layers} layers; the order of birth is of "
+                "the three memories of the two-layer simplified model."
+            )
+    seeds = [run.config.seeds.init for run in runs]
+    return seeds if len(set(seeds)) == len(seeds) else list(range(len(runs)))
+
+
+def _triggers(run: Run) -> list[int] | None:
+    return None if run.trigger_ids is None else run.trigger_ids.tolist()

@@ -1,0 +1,224 @@
+"""`birthlens memories`, `memory`, `transplant` and `order`: weights read as associative memories."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from birthlens.cli.probing import overview, steps_option
+from birthlens.cli.tables import deliver, format_option, out_option, show, show_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from birthlens.analysis.transplant import Evaluate
+    from birthlens.runs import Run
+
+METRICS = ("in_context_accuracy", "in_context_loss", "global_loss", "global_accuracy", "all_loss")
+
+
+@click.command(epilog="Example: birthlens memories runs/demo --steps every:5 --ledger")
+@click.argument("run", type=click.Path())
+@steps_option()
+@click.option("--ledger", is_flag=True, help="What each matrix is made of, instead of what it recalls.")
+@click.option("--cells", is_flag=True, help="With --ledger: book what no association explains on pairs of codebooks.")
+@click.option("--whole", is_flag=True, help="With --ledger: book the matrices whole, initial values included.")
+@click.option("--full", is_flag=True, help="On a terminal, print every row instead of the overview.")
+@out_option
+@format_option
+def memories(
+    run: str, steps: str, ledger: bool, cells: bool, whole: bool, full: bool, out: str | None, style: str
+) -> None:
+    """Read the memories of a RUN over its checkpoints: recall, margins, ranks, raw and dual, each beside its chance level.
+
+    With --ledger: the share of each matrix's squared norm, less its value at the first kept step, that every family of
+    associations explains, the residual that none explains, and the shares that chance would give.
+    """
+    from birthlens.runs import load_run
+
+    loaded = load_run(run)
+    chosen = loaded.select(steps)
+    table = _ledger(loaded, chosen, cells, whole) if ledger else _memories(loaded, chosen)
+    if out is None and style == "table" and not full:
+        _ledger_overview(table) if ledger else overview(table)
+    else:
+        deliver(table, out, style)
+
+
+@click.command(epilog="Example: birthlens memory runs/demo --matrix output_memory --step -1 --top 10")
+@click.argument("run", type=click.Path())
+@click.option("--matrix", required=True, help="A role (output_memory), W_O^2, L1.W_O, or 'L1H0.QK: W_E -> W_E'.")
+@click.option("--step", default=-1, show_default=True, help="A kept step; -1 is the last.")
+@click.option("--top", default=20, show_default=True, type=click.IntRange(min=1), help="How many of each kind.")
+@click.option("--basis", type=click.Choice(["raw", "dual"]), default="raw", show_default=True, help="How to read it.")
+@out_option
+@format_option
+def memory(run: str, matrix: str, step: int, top: int, basis: str, out: str | None, style: str) -> None:
+    """List the strongest associations of one matrix of a RUN, the right ones and the wrong ones, with their labels."""
+    from birthlens.analysis.roles import memory_named
+    from birthlens.analysis.strongest import top_associations_table
+    from birthlens.legible import legible
+    from birthlens.runs import load_run
+
+    loaded = load_run(run)
+    (kept,) = loaded.select(str(step))
+    labels = [legible(token) for token in loaded.statistics.vocab]
+    found, association = memory_named(loaded.weights(kept), matrix, labels, _triggers(loaded))
+    table = top_associations_table(found, top, association, basis)  # type: ignore[arg-type]
+    deliver(table, out, style, title=f"{found.name}, step {kept}, {basis}")
+
+
+@click.command(epilog="Example: birthlens transplant runs/demo --from 0,100,-1 --to 0,100,-1")
+@click.argument("run", type=click.Path())
+@click.option("--matrices", help="Names as for 'memory', L1.QK or L1.OV, joined by commas; + moves several at once.")
+@click.option("--from", "donors", default="every:10", show_default=True, help="Steps to take a matrix from.")
+@click.option("--to", "recipients", default="every:10", show_default=True, help="Steps of the models that get it.")
+@click.option("--by", "sources", help="Replace by initial, ideal, ideal_dual, ledger, without_ledger, rank:R instead.")
+@click.option("--align", is_flag=True, help="Turn donors into the recipient's basis (trained embeddings).")
+@click.option("--metric", type=click.Choice(METRICS), default=METRICS[0], show_default=True, help="What to print.")
+@click.option("--sequences", default=64, show_default=True, type=click.IntRange(min=1), help="Fresh sequences to run.")
+@click.option("--full", is_flag=True, help="On a terminal, print every row instead of the map.")
+@out_option
+@format_option
+def transplant(
+    run: str,
+    matrices: str | None,
+    donors: str,
+    recipients: str,
+    sources: str | None,
+    align: bool,
+    metric: str,
+    sequences: int,
+    full: bool,
+    out: str | None,
+    style: str,
+) -> None:
+    """Put matrices of one step of a RUN into the model of another step, and measure what the model then does.
+
+    A late matrix that lifts an early model is sufficient; an early one that breaks a late model was necessary. With --by,
+    each matrix is replaced by its ideal memory, its ledger projection, a truncation or its initial value, at the steps --to.
+    """
+    from birthlens.analysis.trajectory import evaluation_batch
+    from birthlens.analysis.transplant import replacement_table, transplant_table
+    from birthlens.runs import load_run
+
+    loaded = load_run(run)
+    names = None if matrices is None else [name.strip() for name in matrices.split(",")]
+    to_steps, from_steps = loaded.select(recipients), loaded.select(donors)
+    batch, evaluate = evaluation_batch(loaded, sequences), _evaluator(loaded)
+    if sources is None:
+        steps = sorted({*to_steps, *from_steps})
+        table = transplant_table(loaded.checkpoints(steps), batch, names, from_steps, to_steps, align, evaluate)
+        down, across = "to_step", "from_step"
+    else:
+        table = replacement_table(
+            loaded.checkpoints(to_steps),
+            batch,
+            [source.strip() for source in sources.split(",")],
+            names,
+            initial=loaded.weights(loaded.steps[0]),
+            triggers=_triggers(loaded),
+            bigram=loaded.statistics.bigram if loaded.config.model.feed_forward == "linear" else None,
+            evaluate=evaluate,
+        )
+        down, across = "step", "source"
+    if table.attrs["moving"] and not align:
+        _note(f"{', '.join(table.attrs['moving'])} moves between steps, so that matrices change bases; see --align.")
+    if out is None and style == "table" and not full:
+        for name, rows in table[table["metric"] == metric].groupby("matrix", sort=False):
+            _print_map(rows, down, across, title=f"{metric} with {name} replaced")
+    else:
+        deliver(table, out, style)
+
+
+@click.command(epilog="Example: birthlens order runs/seed0 runs/seed1 runs/seed2")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(), metavar="RUN...")
+@click.option("--width", default=4.0, show_default=True, help="Standard deviations of the null band to leave.")
+@click.option("--sensitivity", is_flag=True, help="How the order depends on probe, threshold and candidate sets.")
+@out_option
+@format_option
+def order(runs: tuple[str, ...], width: float, sensitivity: bool, out: str | None, style: str) -> None:
+    """Say over several RUNs (seeds) when each memory is born, and in which order, with bootstrap intervals.
+
+    A memory is born when its right entries leave, for good, the band that shifted pairings of the same table make.
+    """
+    import numpy as np
+    import pandas as pd
+
+    from birthlens.analysis.birth_order import birth_order_table, order_sensitivity_table
+    from birthlens.analysis.orders import chosen_sets, crossings_table, onsets_table, scores_table
+    from birthlens.runs import load_run
+
+    loaded = [load_run(run) for run in runs]
+    onsets = onsets_table(scores_table(loaded), width)
+    if sensitivity:
+        table = order_sensitivity_table(pd.concat([onsets, crossings_table(loaded)], ignore_index=True))
+    else:
+        table = birth_order_table(chosen_sets(onsets), np.random.default_rng(0))
+        gap = max(max(np.diff(run.steps), default=0) for run in loaded)
+        if gap > 20:
+            _note(f"checkpoints are up to {gap} steps apart, so onsets closer than that are ties.")
+    deliver(table, out, style)
+
+
+def _memories(run: Run, steps: list[int]) -> pd.DataFrame:
+    from birthlens.analysis.trajectory import memories_over
+
+    table = memories_over(run, steps)
+    if moved := table.attrs.get("moving_codebooks"):
+        _note(f"{', '.join(moved)} moves in training: each step is read in its own codebooks.")
+    return table
+
+
+def _ledger(run: Run, steps: list[int], cells: bool, whole: bool) -> pd.DataFrame:
+    import numpy as np
+
+    from birthlens.analysis.ledger_tables import paper_ledger_table
+    from birthlens.analysis.roles import is_paper_model
+    from birthlens.errors import BirthlensError
+
+    if not is_paper_model(run.config.model):
+        raise BirthlensError(
+            "ledger: it books the three matrices of the two-layer simplified model; leave --ledger out."
+        )
+    # The ledger takes off the value at the first step it sees, whether that one is asked for or not.
+    read = sorted({run.steps[0], *steps})
+    generator = np.random.default_rng(0)
+    table = paper_ledger_table(run.checkpoints(read), _triggers(run), not whole, generator=generator, cells=cells)
+    return table[table["step"].isin(steps)].reset_index(drop=True)
+
+
+def _ledger_overview(table: pd.DataFrame) -> None:
+    """Print shares by step, one table a matrix, under what chance gives to a family of that size."""
+    for name, rows in table.groupby("matrix", sort=False):
+        wide = rows.pivot(index="step", columns="family", values="share")[list(dict.fromkeys(rows["family"]))]
+        chance = rows.drop_duplicates("family")["null_rank"]
+        lines = [["chance", *(f"{share:.3f}" for share in chance)]]
+        lines += [[str(step), *("-" if v != v else f"{v:.3f}" for v in values)] for step, *values in wide.itertuples()]
+        show_rows(["step", *map(str, wide)], lines, title=f"{name}: share of the squared norm")
+        click.echo()
+
+
+def _print_map(rows: pd.DataFrame, down: str, across: str, title: str) -> None:
+    wide = rows.pivot(index=down, columns=across, values="value")[list(dict.fromkeys(rows[across]))]
+    table = wide.reset_index()
+    table.columns = [f"{down} \\ {across}", *map(str, wide.columns)]
+    show(table, title=title)
+    click.echo()
+
+
+def _evaluator(run: Run) -> Evaluate:
+    """Return the evaluation of the run's own engine, the fastest there is for its model."""
+    from birthlens.training.engines import choose, engine
+
+    name, _ = choose(run.config)
+    return lambda weights, batch: engine(name, run.config, weights).evaluate(batch)
+
+
+def _triggers(run: Run) -> list[int] | None:
+    return None if run.trigger_ids is None else run.trigger_ids.tolist()
+
+
+def _note(text: str) -> None:
+    click.echo(f"birthlens: note: {text}", err=True)

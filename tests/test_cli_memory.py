@@ -1,0 +1,175 @@
+"""The commands that read weights as memories: what they print agrees with the library, and what they refuse is said."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from birthlens import load_run
+from birthlens.analysis.circuits import output_memory
+from birthlens.analysis.orders import chosen_sets, onsets_table, scores_table
+from birthlens.analysis.trajectory import evaluation_batch, memories_over
+from birthlens.analysis.transplant import by_forward, subset_table
+from birthlens.cli import group
+from birthlens.errors import BirthlensError
+
+TINY = ["corpus.source=markov", "corpus.vocabulary=12", "task.context=24", "task.n_triggers=4", "model.d_model=16",
+        "training.batch_size=8", "checkpoints.every=4", "evaluation.batch_size=8", "training.steps=12"]  # fmt: skip
+
+
+def trained(folder, name, *overrides):
+    path = folder / name
+    result = CliRunner().invoke(group, ["train", str(path), *TINY, *overrides])
+    assert result.exit_code == 0, result.output
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("memory")
+    return [trained(folder, f"seed{seed}", f"seeds.init={seed}", f"seeds.data={seed}") for seed in (3, 4)]
+
+
+@pytest.fixture(scope="module")
+def moving_run(tmp_path_factory):
+    every = "training.trained=[W_E, W_U, L0.W_K, L1.W_K, L1.W_O]"
+    return trained(tmp_path_factory.mktemp("moving"), "run", every, "optimiser.learning_rate=0.02")
+
+
+@pytest.fixture(scope="module")
+def full_run(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("full"), "run", "model.family=full", "model.n_heads=2", "training.loss=all",
+                   "optimiser.learning_rate=0.01")  # fmt: skip
+
+
+def run(*arguments):
+    result = CliRunner().invoke(group, list(map(str, arguments)))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def rows(*arguments):
+    return pd.DataFrame(json.loads(run(*arguments, "--format", "json").stdout))
+
+
+def test_memories_are_those_of_the_library(runs):
+    found = rows("memories", runs[0], "--steps", "0,-1")
+    expected = memories_over(load_run(runs[0]), [0, 12])
+    np.testing.assert_allclose(found["value"].astype(float), expected["value"], rtol=1e-6, atol=1e-9)
+    text = run("memories", runs[0]).stdout
+    assert "chance" in text and "output/all" in text
+
+
+def test_the_ledger_books_all_of_each_matrix(runs, tmp_path):
+    out = tmp_path / "ledger.csv"
+    for flags in ([], ["--cells"], ["--whole"]):
+        run("memories", runs[0], "--ledger", "--steps", "4,-1", "--out", out, *flags)
+        table = pd.read_csv(out)
+        assert set(table["step"]) == {4, 12}
+        np.testing.assert_allclose(table.groupby(["step", "matrix"])["share"].sum(), 1, atol=1e-9)
+        assert ("cell" in set(table["kind"])) == ("--cells" in flags)
+    assert "previous position" in run("memories", runs[0], "--ledger").stdout
+
+
+def test_the_strongest_associations_carry_labels_and_scores(runs):
+    found = rows("memory", runs[0], "--matrix", "W_O^2", "--top", "3", "--step", "8")
+    assert found["kind"].tolist() == ["right"] * 3 + ["wrong"] * 3
+    loaded = load_run(runs[0])
+    scores = output_memory(loaded.weights(8)).scores()
+    assert np.isclose(found["score"][0], scores.diagonal().max(), rtol=1e-5)
+    best = loaded.statistics.vocab[int(scores.diagonal().argmax())]
+    assert found["input"][0] == found["output"][0] == best
+    off = scores - np.diag(np.full(len(scores), np.inf))
+    assert np.isclose(found["score"][3], off.max(), rtol=1e-5)
+
+
+def test_any_circuit_has_a_name(full_run):
+    found = rows("memory", full_run, "--matrix", "L1H1.OV", "--top", "2")
+    assert len(found) == 4
+    with pytest.raises(BirthlensError, match=r"has 16 readings; valid are 'L0H0.QK: W_E -> W_E'"):
+        run("memory", full_run, "--matrix", "L1H1.QK")
+
+
+def test_a_transplant_prints_a_map_and_writes_a_table(runs, tmp_path):
+    text = run("transplant", runs[0], "--from", "0,-1", "--to", "0,8,-1", "--sequences", "8").stdout
+    assert text.count("to_step \\ from_step") == 3 and "output_memory replaced" in text
+    out = tmp_path / "map.csv"
+    run("transplant", runs[0], "--from", "0,-1", "--to", "0,-1", "--sequences", "8", "--out", out,
+        "--matrices", "prev_token_memory+trigger_memory+output_memory")  # fmt: skip
+    table = pd.read_csv(out)
+    assert set(table.columns) == {"matrix", "from_step", "to_step", "metric", "value", "change", "drift", "n"}
+    wide = table[table["metric"] == "all_loss"].pivot(index="to_step", columns="from_step", values="value")
+    np.testing.assert_allclose(wide.loc[0, 12], wide.loc[12, 12], rtol=1e-5)  # all that was trained came along
+
+
+def test_the_runs_engine_measures_what_the_forward_pass_does(runs):
+    found = rows("transplant", runs[0], "--from", "0", "--to", "-1", "--sequences", "8")
+    loaded = load_run(runs[0])
+    first, last = loaded.weights(0), loaded.weights(12)
+    table = subset_table(first, last, evaluation_batch(loaded, 8), evaluate=by_forward)
+    kept = table[(table["final"] == "prev_token_memory + output_memory") & (table["metric"] == "all_loss")]
+    same = found[(found["matrix"] == "trigger_memory") & (found["metric"] == "all_loss")]
+    np.testing.assert_allclose(same["value"], kept["value"], rtol=1e-5)
+
+
+def test_replacements_by_source(runs):
+    found = rows("transplant", runs[0], "--to", "-1", "--by", "ideal,ledger,rank:16", "--sequences", "8")
+    assert set(found["source"]) == {"none", "ideal", "ledger", "rank:16"}
+    assert found.loc[found["source"] == "rank:16", "change"].abs().max() < 1e-4
+    assert "step \\ source" in run("transplant", runs[0], "--by", "initial", "--sequences", "4").stdout
+
+
+def test_moving_codebooks_are_said(moving_run, full_run):
+    result = run("transplant", moving_run, "--from", "0", "--to", "-1", "--sequences", "4")
+    assert "note: W_E, W_U moves between steps" in result.stderr and "--align" in result.stderr
+    aligned = run("transplant", moving_run, "--from", "0", "--to", "-1", "--sequences", "4", "--align")
+    assert "moves" not in aligned.stderr
+    assert "each step is read in its own codebooks" in run("memories", moving_run).stderr
+    with pytest.raises(BirthlensError, match="moves between checkpoints, so one ledger does not serve"):
+        run("memories", moving_run, "--ledger")
+    with pytest.raises(BirthlensError, match="leave --ledger out"):
+        run("memories", full_run, "--ledger")
+    run("transplant", full_run, "--from", "0,-1", "--to", "-1", "--sequences", "4", "--align")
+
+
+def test_the_order_over_runs(runs):
+    found = rows("order", *runs)
+    assert set(found["n"]) == {2} and set(found["kind"]) == {"onset", "before", "order"}
+    loaded = [load_run(path) for path in runs]
+    scores = scores_table(loaded)
+    assert sorted(set(scores["seed"])) == [3, 4]
+    chosen = chosen_sets(onsets_table(scores))
+    assert dict(chosen.groupby("memory")["candidates"].first()) == {
+        "prev_token_memory": "all", "trigger_memory": "triggers among all", "output_memory": "all",
+    }  # fmt: skip
+    sensitivity = rows("order", *runs, "--sensitivity")
+    assert {"standardised", "recall", "soft_recall", "margin"} <= set(sensitivity["probe"])
+
+
+def test_runs_with_one_seed_are_told_apart(runs):
+    assert sorted(set(scores_table([load_run(runs[0])] * 2)["seed"])) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["memory", "{run}", "--matrix", "W_V^9"], "names no memory"),
+        (["memory", "{run}", "--matrix", "output_memory", "--step", "5"], "step = 5 is not kept"),
+        (["transplant", "{run}", "--matrices", "W_K^7"], r"matrix = 'W_K\^7'"),
+        (["transplant", "{run}", "--from", "5"], "step = 5 is not kept"),
+        (["transplant", "{run}", "--by", "magic"], "source = 'magic'"),
+        (["memories", "{run}", "--steps", "soon"], "steps = 'soon'"),
+    ],
+)
+def test_bad_input_is_named(runs, arguments, words):
+    with pytest.raises(BirthlensError, match=words):
+        run(*(argument.format(run=runs[0]) for argument in arguments))
+
+
+def test_the_order_is_of_the_paper_model(full_run):
+    with pytest.raises(BirthlensError, match="is a full model of 2 layers"):
+        run("order", full_run)
