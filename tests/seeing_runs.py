@@ -34,6 +34,7 @@ KINDS = {
 def run(kind="paper"):
     """Train a run of a kind, or return the one that was."""
     path = HOME / kind
+    shutil.rmtree(path, ignore_errors=True)
     for _ in train_to_disk(RunConfig.parse({}, [*TINY, *KINDS[kind]]), path):
         pass
     return load_run(path)

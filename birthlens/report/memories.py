@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from birthlens.errors import BirthlensError
 from birthlens.figures.gallery import memory_frames
 from birthlens.web import escape, script_json
 
@@ -35,6 +36,8 @@ def _cut(table: pd.DataFrame, order: np.ndarray) -> pd.DataFrame:
 
 def _table(name: str, tables: Sequence[pd.DataFrame], steps: Sequence[int]) -> str:
     shifted = np.stack([t.to_numpy(dtype=float) - np.median(t.to_numpy(dtype=float)) for t in tables])
+    if not np.isfinite(shifted).all():
+        raise BirthlensError(f"the {name} holds scores that are not finite; the run has diverged.")
     bound = float(np.abs(shifted).max()) or 1.0
     first = tables[0]
     data = {
