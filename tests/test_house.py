@@ -15,6 +15,7 @@ FLOORS = {
     "forward": 2, "model": 2, "prefix": 2, "oracles": 2, "bag_of_tokens": 2, "trigger_posterior": 2,
     "run_files": 3, "run_writer": 3, "runs": 3, "analysis": 3, "training": 4, "sweep": 5, "claims": 5,
     "figures": 6, "notebook": 6, "report": 6, "watch": 6, "bench": 6, "attention_frames": 6, "evidence": 6, "web": 6,
+    "scorecard_page": 6,
     "cli": 7, "__main__": 7, "__init__": 7,
 }  # fmt: skip
 

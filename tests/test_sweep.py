@@ -1,0 +1,144 @@
+"""Sweeps: what is there and matches is used again, what is not is trained, what is something else is refused by name."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from birthlens.config import RunConfig
+from birthlens.errors import BirthlensError
+from birthlens.runs import load_run
+from birthlens.sweep import Grid, prepare, run_path, runs_of, sweep
+from birthlens.training.recording import train_to_disk
+
+TINY = {
+    "corpus": {"source": "markov", "vocabulary": 12},
+    "task": {"context": 16, "n_triggers": 2},
+    "model": {"d_model": 8},
+    "training": {"steps": 6, "batch_size": 4},
+    "checkpoints": {"every": 2},
+    "evaluation": {"batch_size": 4, "every": 2},
+}
+CONFIG = RunConfig.parse(TINY)
+GRID = Grid(CONFIG, {"fixed": (), "random": ("task.triggers=random",)}, seeds=(0, 1))
+
+
+def states(configs, folder, **kw):
+    return sorted(outcome.state for outcome in sweep(configs, folder, processes=1, **kw))
+
+
+def test_a_grid_is_every_case_with_every_seed():
+    grid = Grid.parse({"preset": "laptop", "overrides": ["training.steps=9"], "axes": {"task.offset": [0, 3],
+                       "model.d_model": [8, 16]}, "cases": {"a": [], "b": ["task.triggers=random"]}, "seeds": 3})  # fmt: skip
+    configs = grid.configs()
+    assert len(configs) == 2 * 4 * 3
+    one = configs["b task.offset=3 model.d_model=16", 2]
+    assert (one.task.offset, one.model.d_model, one.task.triggers, one.training.steps) == (3, 16, "random", 9)
+    assert (one.seeds.init, one.seeds.data, one.seeds.evaluation) == (2, 2, RunConfig().seeds.evaluation)
+    assert len({run_path(config, ".") for config in configs.values()}) == len(configs)
+    assert Grid.parse({"axes": {"task.offset": [0]}}).configs().keys() == {("task.offset=0", 0)}
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"axis": {}}, "'axis' is unknown; valid are preset"),
+        ({"seeds": 0}, "seeds = 0"),
+        ({"cases": ["a"]}, "cases = ['a']"),
+        ({"axes": {"task.offset": 3}}, "it must map names to lists"),
+        ({"overrides": "training.steps=3"}, "give a list"),
+    ],
+)
+def test_a_wrong_grid_is_refused(tree, said):
+    with pytest.raises(BirthlensError, match="sweep") as error:
+        Grid.parse(tree)
+    assert said in str(error.value)
+
+
+def test_equal_configs_share_a_run_and_a_second_sweep_trains_nothing(tmp_path):
+    configs = [*GRID.configs().values(), *GRID.configs().values()]
+    assert states(configs, tmp_path) == ["trained"] * 4
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
+    assert states(configs, tmp_path) == ["reused"] * 4
+    assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
+    runs = runs_of(GRID, tmp_path, processes=1)
+    assert runs["random", 1].config.task.triggers == "random" and runs["random", 1].config.seeds.data == 1
+
+
+def test_processes_train_the_same_bits_as_this_process(tmp_path):
+    configs = [GRID.configs()["fixed", seed] for seed in (0, 1)]
+    for folder, processes in (("one", 1), ("two", 2)):
+        assert {outcome.state for outcome in sweep(configs, tmp_path / folder, processes)} == {"trained"}
+    for config in configs:
+        one, two = (load_run(run_path(config, tmp_path / folder)).weights(-1) for folder in ("one", "two"))
+        assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_an_interrupted_run_is_continued_to_the_same_weights(tmp_path):
+    path, whole = run_path(CONFIG, tmp_path), tmp_path / "whole"
+    for _ in train_to_disk(CONFIG, whole):
+        pass
+    for record in train_to_disk(CONFIG, path):
+        if record.step == 3:
+            break
+    outcome = prepare(CONFIG, path)
+    assert outcome.state == "continued" and outcome.cpu_seconds > 0
+    ours, theirs = load_run(path).weights(-1), load_run(whole).weights(-1)
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_is_begun_again(tmp_path):
+    path = run_path(CONFIG, tmp_path)
+    for _ in train_to_disk(CONFIG, path):
+        break
+    (path / "resume.safetensors").unlink()
+    assert prepare(CONFIG, path).state == "trained"
+
+
+def altered(path, change):
+    header = json.loads((path / "run.json").read_text())
+    change(header)
+    (path / "run.json").write_text(json.dumps(header))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda header: header.update(birthlens="0.0.1"), "made by birthlens 0.0.1, this is"),
+        (lambda header: header["config"]["training"].update(batch_size=5), "another config"),
+        (lambda header: header["vocab"].reverse(), "another text"),
+    ],
+)
+def test_what_does_not_match_is_never_used(tmp_path, change, said):
+    path = run_path(CONFIG, tmp_path)
+    prepare(CONFIG, path)
+    altered(path, change)
+    outcome = prepare(CONFIG, path)
+    assert outcome.state == "failed" and said in outcome.message and str(path) in outcome.message
+
+
+def test_a_directory_that_is_no_run_is_left_alone(tmp_path):
+    path = run_path(CONFIG, tmp_path)
+    path.mkdir()
+    (path / "thesis.tex").write_text("years of work")
+    outcome = prepare(CONFIG, path)
+    assert outcome.state == "failed" and "thesis.tex" in outcome.message and (path / "thesis.tex").exists()
+
+
+def test_a_run_that_diverges_fails_alone(tmp_path):
+    diverging = RunConfig.parse(TINY, ["optimiser.learning_rate=1e30"])
+    found = {outcome.path: outcome for outcome in sweep([diverging, CONFIG], tmp_path, processes=1)}
+    assert found[run_path(CONFIG, tmp_path)].state == "trained"
+    failed = found[run_path(diverging, tmp_path)]
+    assert failed.state == "failed" and "optimiser.learning_rate" in failed.message
+    with pytest.raises(BirthlensError, match="learning_rate"):
+        runs_of(Grid(diverging, {"base": ()}), tmp_path, processes=1)
+
+
+def test_costs_add_up_over_sessions(tmp_path):
+    path = run_path(CONFIG, tmp_path)
+    first = prepare(CONFIG, path)
+    assert prepare(CONFIG, path).cpu_seconds == pytest.approx(first.cpu_seconds, abs=1e-3)
+    shutil.rmtree(path / "checkpoints")
+    assert prepare(CONFIG, path).state == "failed"
