@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ def transplant_table(
     donors = _chosen("from_steps", from_steps, models)
     if align:
         models = {step: fold_layer_norms(weights) for step, weights in models.items()}
-    rows: list[tuple[object, ...]] = []
+    rows: list[tuple[Any, ...]] = []
     for to_step in recipients:
         model = models[to_step]
         untouched = _measured(model, batch, evaluate)
@@ -107,8 +107,9 @@ def transplant_table(
                 keys = (matrix, from_step, to_step)
                 rows += [(*keys, *row[:3], apart, row[3]) for row in _changes(found, untouched)]
     columns = ["matrix", "from_step", "to_step", "metric", "value", "change", "drift", "n"]
-    table = pd.DataFrame(rows, columns=columns).sort_values(["matrix", "from_step", "to_step"], kind="stable")
-    table = table.reset_index(drop=True)
+    place = list(names)
+    rows.sort(key=lambda row: (place.index(str(row[0])), row[1], row[2]))
+    table = pd.DataFrame(rows, columns=columns)
     table.attrs = {"moving": moving(list(models.values()), names.values()), "aligned": align}
     return table
 
