@@ -8,7 +8,7 @@ writes four tables with three figures:
     subset       every subset of the three matrices at its final value, the others as at the start
     replacement  each matrix replaced by its ideal memory, its ledger projection (and the rest), or a low-rank truncation
 
-    python analyses/what_is_each_matrix_made_of.py        # 20 s of one core, and 2 minutes more where the run is missing
+    python analyses/what_is_each_matrix_made_of.py        # 20 s of one core, and 80 s more where the run is missing
 
 What it shows (seed 0): of each change about half is its memory (0.55, 0.38, 0.48 of the squared norm, wrong pairings below
 0.03) and half a residual that no association explains. The residual of the trigger memory works: without it accuracy falls

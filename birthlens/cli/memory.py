@@ -72,8 +72,8 @@ def memory(run: str, matrix: str, step: int, top: int, basis: str, out: str | No
 @click.command(epilog="Example: birthlens transplant runs/demo --from 0,100,-1 --to 0,100,-1")
 @click.argument("run", type=click.Path())
 @click.option("--matrices", help="Names as for 'memory', L1.QK or L1.OV, joined by commas; + moves several at once.")
-@click.option("--from", "donors", default="every:10", show_default=True, help="Steps to take a matrix from.")
-@click.option("--to", "recipients", default="every:10", show_default=True, help="Steps of the models that get it.")
+@click.option("--from", "donors", help="Steps to take a matrix from, as 0,100,-1 or every:N; by default up to six.")
+@click.option("--to", "recipients", help="Steps of the models that get it; by default up to six.")
 @click.option("--by", "sources", help="Replace by initial, ideal, ideal_dual, ledger, without_ledger, rank:R instead.")
 @click.option("--align", is_flag=True, help="Turn donors into the recipient's basis (trained embeddings).")
 @click.option("--metric", type=click.Choice(METRICS), default=METRICS[0], show_default=True, help="What to print.")
@@ -84,8 +84,8 @@ def memory(run: str, matrix: str, step: int, top: int, basis: str, out: str | No
 def transplant(
     run: str,
     matrices: str | None,
-    donors: str,
-    recipients: str,
+    donors: str | None,
+    recipients: str | None,
     sources: str | None,
     align: bool,
     metric: str,
@@ -101,11 +101,14 @@ def transplant(
     """
     from birthlens.analysis.trajectory import evaluation_batch
     from birthlens.analysis.transplant import replacement_table, transplant_table
+    from birthlens.notebook import thinned
     from birthlens.runs import load_run
 
     loaded = load_run(run)
     names = None if matrices is None else [name.strip() for name in matrices.split(",")]
-    to_steps, from_steps = loaded.select(recipients), loaded.select(donors)
+    to_steps, from_steps = (
+        thinned(loaded.steps, 6) if chosen is None else loaded.select(chosen) for chosen in (recipients, donors)
+    )
     batch, evaluate = evaluation_batch(loaded, sequences), _evaluator(loaded)
     if sources is None:
         steps = sorted({*to_steps, *from_steps})
