@@ -82,6 +82,13 @@ def behaviour_over(run: Run, steps: Iterable[int] | None = None, batch: TokenBat
     return table
 
 
+def attention_over(run: Run, steps: Iterable[int] | None = None, batch: TokenBatch | None = None) -> pd.DataFrame:
+    """Take the paper's attention probes (section 5) of every head at each step: columns of `attention.attention_table`."""
+    from birthlens.analysis.attention import attention_table
+
+    return attention_table(run.checkpoints(steps), batch if batch is not None else evaluation_batch(run))
+
+
 def evaluation_batch(run: Run, n: int = 128) -> TokenBatch:
     """Draw sequences that training never saw: batch 1 of the evaluation seed's own stream."""
     return run.task.batch(n, run.config.seeds.evaluation, 2**40 + 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from torch.nn import functional
 from birthlens.config import RunConfig
 from birthlens.task import BigramTask, TokenBatch
 from birthlens.weights import Weights
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
 Step = Callable[[TokenBatch], None]
 
@@ -83,6 +87,25 @@ def _autograd_step(model: nn.Module, parameters: list[Tensor], config: RunConfig
         optimiser.step()
 
     return step
+
+
+def hooked_ablations(model: HookedTransformer, batch: TokenBatch, reference: TokenBatch) -> dict[str, float]:
+    """In-context accuracy with each head ablated in each way: one model, one cache, `run_with_hooks` per case."""
+
+    def accuracy(logits: Tensor) -> float:
+        return float((logits.argmax(-1) == batch.targets)[batch.in_context].float().mean())
+
+    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
+    with torch.no_grad():
+        _, cache = model.run_with_cache(reference.tokens, names_filter=names)
+        found = {"none": accuracy(model(batch.tokens))}
+        for layer, name in enumerate(names):
+            z = cache[name]
+            mean = z.mean((0, 1), keepdim=True).expand_as(z)
+            for method, value in (("zero", torch.zeros_like(z)), ("mean", mean), ("resample", z.flip(0))):
+                edited = model.run_with_hooks(batch.tokens, fwd_hooks=[(name, lambda _, hook, value=value: value)])
+                found[f"L{layer}H0 {method}"] = accuracy(edited)
+    return found
 
 
 def plain_sampler(task: BigramTask, n: int, generator: np.random.Generator) -> list[list[int]]:

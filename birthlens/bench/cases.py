@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from birthlens.bench.baselines import hooked_step, plain_sampler, plain_step
+from birthlens.bench.baselines import hooked_ablations, hooked_step, plain_sampler, plain_step
 from birthlens.bench.timing import Timing, interleaved
 from birthlens.config import RunConfig
 from birthlens.corpus import statistics_of
@@ -99,6 +99,29 @@ def weight_probes(n_checkpoints: int, rounds: int) -> list[Row]:
         timings = interleaved(variants, rounds)
         timings["hooked loop"] = timings["hooked loop"].times(n_checkpoints / few)
         return _rows("weight probes", f"{n_checkpoints} checkpoints", timings, "hooked loop")
+
+
+def interventions(rounds: int) -> list[Row]:
+    """Clean and {2 heads} x {zero, mean, resample} on 256 sequences of the paper's model: the runner against hooks."""
+    from birthlens.analysis.interventions import at_heads
+    from birthlens.analysis.metrics import Scoring
+    from birthlens.analysis.runner import evaluate
+    from birthlens.model import build
+
+    config = preset("paper")
+    task, weights = _task_and_weights(config)
+    batch, reference, model = task.batch(256, 1), task.batch(256, 2), build(weights)
+    suite = {
+        f"{head} {method}": at_heads("z", method, [head])
+        for head in weights.heads
+        for method in ("zero", "mean", "resample")
+    }
+    scoring = Scoring.of(batch, ("in_context.accuracy",))
+    variants: dict[str, Callable[[], object]] = {
+        "hooks per case": lambda: hooked_ablations(model, batch, reference),
+        "runner": lambda: evaluate(weights, suite, batch, scoring, reference),
+    }
+    return _rows("interventions", "256 sequences, 6 cases", interleaved(variants, rounds), "hooks per case")
 
 
 def start_up(rounds: int) -> list[Row]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 PROBES = ("memories", "behaviour", "attention")
 
 
-def steps_option(default: str = "all"):  # type: ignore[no-untyped-def]
+def steps_option(default: str = "all") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add `--steps all|last|every:N|LIST`."""
     return click.option("--steps", default=default, show_default=True, help="all, last, every:N, or a list 0,100,-1.")
 

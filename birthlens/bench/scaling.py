@@ -1,0 +1,100 @@
+"""How step time and memory grow with T, d, batch, N and K, and the share of the machine's peak in useful operations."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from birthlens.presets import preset
+from birthlens.task import TokenBatch
+
+Row = dict[str, Any]
+
+BASE = {
+    "task.context": 256,
+    "model.d_model": 128,
+    "training.batch_size": 64,
+    "corpus.vocabulary": 64,
+    "task.n_triggers": 5,
+}
+GRID: dict[str, tuple[int, ...]] = {
+    "task.context": (32, 64, 128, 256, 512, 1024),
+    "model.d_model": (32, 64, 128, 256, 512),
+    "training.batch_size": (8, 32, 64, 128, 512, 2048),
+    "corpus.vocabulary": (32, 64, 256, 1024),
+    "task.n_triggers": (1, 5, 20),
+}
+
+
+def useful_operations(batch: TokenBatch, d_model: int, d_vocab: int) -> float:
+    """Count the multiplications and additions that the fused step cannot do without, forward and backward.
+
+    With n loss positions p, and c = sum of (p + 1) over them: layer 0 mixes values and takes their gradient (two products of
+    T (T + 1) / 2 pairs with d_model); layer 1 has six products of c pairs with d_model (scores, context, and their four
+    gradients); the folded query three products of n with d_model^2; the logits six of n with d_model times d_vocab.
+    """
+    mask = batch.in_context.numpy()
+    positions = np.arange(1, mask.shape[1] + 1)
+    pairs, n = float((mask * positions).sum()), float(mask.sum())
+    layer_0 = 2 * len(batch) * positions[-1] * (positions[-1] + 1) / 2 * d_model
+    return float(2 * (layer_0 + 6 * pairs * d_model + 3 * n * d_model**2 + 6 * n * d_model * d_vocab))
+
+
+def matmul_peak(size: int = 1536, rounds: int = 5) -> float:
+    """Measure this machine's float32 matrix multiply on all its threads, in operations a second."""
+    a = np.ones((size, size), np.float32)
+    best = float("inf")
+    for _ in range(rounds):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def scaling(rounds: int) -> list[Row]:
+    """Change one of T, d, batch, N, K at a time, each setting in a process of its own (for its peak memory)."""
+    rows = []
+    for name, values in GRID.items():
+        for value in values:
+            overrides = [f"{key}={setting}" for key, setting in {**BASE, name: value}.items()]
+            command = [sys.executable, "-m", "birthlens.bench.scaling", str(rounds), *overrides]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            rows.append({"varied": name, "value": value, **json.loads(done.stdout)})
+    return rows
+
+
+def measure(overrides: list[str], rounds: int) -> Row:
+    """Time training steps of one setting: ms, operations, share of the peak, and the process's peak memory in MB."""
+    import resource
+
+    from birthlens.corpus import statistics_of
+    from birthlens.training.loop import Trainer
+
+    config = preset("paper", ["corpus.source=markov", "training.engine=fused", "evaluation.batch_size=1", *overrides])
+    trainer = Trainer(config, statistics_of(config.corpus))
+    seconds, operations = [], []
+    peak = matmul_peak()
+    for number in range(rounds + 1):
+        batch = trainer.task.batch(config.training.batch_size, config.seeds.data, trainer.step)
+        start = time.perf_counter()
+        trainer.update()
+        if number:
+            seconds.append(time.perf_counter() - start)
+            operations.append(useful_operations(batch, config.model.d_model, len(trainer.task.statistics)))
+    median = float(np.median(seconds))
+    return {
+        "ms": median * 1e3,
+        "useful_gflop": float(np.mean(operations)) / 1e9,
+        "share_of_peak": float(np.mean(operations)) / median / peak,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+if __name__ == "__main__":
+    # A child process answers its parent in JSON.
+    sys.stdout.write(json.dumps(measure(sys.argv[2:], int(sys.argv[1]))))
