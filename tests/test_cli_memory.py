@@ -144,8 +144,12 @@ def test_the_order_over_runs(runs):
     assert sorted(set(scores["seed"])) == [3, 4]
     chosen = chosen_sets(onsets_table(scores))
     assert dict(chosen.groupby("memory")["candidates"].first()) == {
-        "prev_token_memory": "all", "trigger_memory": "triggers among all", "output_memory": "all",
+        "prev_token_memory": "all", "trigger_memory": "triggers among all", "output_memory": "triggers among all",
     }  # fmt: skip
+    authors = chosen_sets(onsets_table(scores), {"trigger_memory": ("triggers",), "output_memory": ("all",)})
+    assert sorted(set(authors["candidates"])) == ["all", "triggers"]
+    with pytest.raises(BirthlensError, match=r"prev_token_memory: first 64 not read; there are all"):
+        chosen_sets(onsets_table(scores), {"prev_token_memory": ("first 64",)})
     sensitivity = rows("order", *runs, "--sensitivity")
     assert {"standardised", "recall", "soft_recall", "margin"} <= set(sensitivity["probe"])
 

@@ -1,7 +1,8 @@
 """The order in which several runs' memories are born: from runs to the tables of `birth_order`.
 
-One candidate set a memory has to be chosen, and the choice matters: with K fixed triggers the trigger memory can be read as
-a K-way choice, which is easy, or among all tokens, as hard as the output memory. The default, `MATCHED`, takes the latter.
+One candidate set a memory has to be chosen, and the choice matters: with K fixed triggers the authors read the trigger
+memory as a K-way choice, which is easy, and the output memory as a choice among all tokens, with all of them as queries. The
+default, `MATCHED`, asks both memories for the triggers among all tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 MATCHED: dict[str, tuple[str, ...]] = {
     "prev_token_memory": ("all",),
     "trigger_memory": ("triggers among all", "all"),
-    "output_memory": ("all",),
+    "output_memory": ("triggers among all", "all"),
 }
 """For each memory the candidate sets to take, the first that is there."""
 
