@@ -21,6 +21,9 @@ format: $(READY)
 	$(BIN)/ruff check --fix birthlens tests analyses benchmarks data
 	$(BIN)/ruff format birthlens tests analyses benchmarks data
 
+reproduce: $(READY)       ## check the paper's claims one by one: a scorecard, and its page
+	$(BIN)/birthlens reproduce all --tier laptop --out runs/reproduce
+
 bench: $(READY)
 	$(BIN)/birthlens bench
 

@@ -13,6 +13,7 @@ from birthlens import __version__
 from birthlens.cli.basics import corpus, steps
 from birthlens.cli.memory import memories, memory, order, transplant
 from birthlens.cli.probing import probe
+from birthlens.cli.reproducing import reproduce, sweep
 from birthlens.cli.training import demo, train
 from birthlens.errors import BirthlensError
 
@@ -26,7 +27,7 @@ def group() -> None:
     """Watch an induction head being born: train, probe, ablate, patch, read the memories, see it."""
 
 
-for command in (corpus, train, steps, probe, demo, memories, memory, transplant, order):
+for command in (corpus, train, steps, probe, demo, memories, memory, transplant, order, reproduce, sweep):
     group.add_command(command)
 
 

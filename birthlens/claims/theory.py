@@ -1,0 +1,51 @@
+"""Statistics of the theory: the first step from counts, and three gradient steps with and without their assumptions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from birthlens.analysis.first_step import first_step_table
+from birthlens.analysis.three_steps import Recipe, ablations, three_steps_table
+from birthlens.architecture import ModelConfig
+from birthlens.claims.claim import Evidence
+from birthlens.config import CorpusConfig, TaskConfig
+from birthlens.corpus import statistics_of
+from birthlens.task import BigramTask
+
+MATRICES = {"L1.W_O": "output", "L1.W_K": "trigger", "L0.W_K": "prev_token"}
+
+
+def three_steps(evidence: Evidence) -> dict[str, float]:
+    """Take the three steps in the named case of `three_steps.ablations`: recalls and accuracy at the end.
+
+    `first_gradient` is the norm of the first step's gradient, to show that another order stores nothing.
+    """
+    settings = evidence.settings
+    recipe = Recipe(sequences=settings["sequences"], order=tuple(settings.get("order", MATRICES)))
+    statistics = statistics_of(CorpusConfig())
+    cases = ablations(statistics, settings["d_model"], settings["context"], recipe)
+    chosen, task, chain, model = cases[settings["case"]]
+    table = three_steps_table(replace(chosen, seed=evidence.seed), BigramTask(task, chain), model)
+    last = table[table["step"] == 3].set_index("metric")["value"]
+    recalls = {f"recall_{memory}": float(last[f"recall {matrix}"]) for matrix, memory in MATRICES.items()}
+    return {
+        **recalls,
+        "least_recall": min(recalls.values()),
+        "accuracy": float(last["in_context_accuracy"]),
+        "first_gradient": float(table.loc[table["step"] == 1, "gradient"].iloc[0]),
+    }
+
+
+def first_step(evidence: Evidence) -> dict[str, float]:
+    """Correlate the first step's table predicted from counts with the model's gradient, at the least and the largest d."""
+    widths = [int(width) for width in evidence.settings["widths"]]
+    task = BigramTask(TaskConfig(context=evidence.settings["context"]), statistics_of(CorpusConfig()))
+    model = ModelConfig(init=evidence.settings.get("init", "authors"))
+    table = first_step_table(task, model, widths, evidence.settings["sequences"], (evidence.seed,), ("zero",))
+    named = table[table["prediction"] == "frequency"].set_index(["entries", "d_model"])["correlation"]
+    small, large = min(widths), max(widths)
+    found = {f"{entries}_{width}": float(named[entries, width]) for entries in ("all", "diagonal", "off_diagonal")
+             for width in (small, large)}  # fmt: skip
+    found["growth"] = found[f"off_diagonal_{large}"] - found[f"off_diagonal_{small}"]
+    found["largest"] = found[f"off_diagonal_{large}"]
+    return found

@@ -1,0 +1,107 @@
+"""`birthlens reproduce` and `birthlens sweep`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from birthlens.cli.tables import format_option, show, show_rows
+from birthlens.errors import BirthlensError
+
+if TYPE_CHECKING:
+    from birthlens.claims.scorecard import Result
+    from birthlens.sweep import Outcome
+
+
+processes_option = click.option(
+    "--processes", type=click.IntRange(min=1), help="How many at once; by default one a core, each of one thread."
+)
+
+
+@click.command(epilog="Example: birthlens reproduce order-fixed two-layers --tier laptop")
+@click.argument("claims", nargs=-1, metavar="[CLAIM|all]...")
+@click.option("--tier", default="laptop", show_default=True, help="laptop (minutes) or paper (hours).")
+@click.option(
+    "--out", default="runs/reproduce", show_default=True, type=click.Path(), help="Runs, measurements, scorecard."
+)
+@click.option("--seeds", type=click.IntRange(min=1), help="How many, instead of the tier's.")
+@click.option("--list", "listing", is_flag=True, help="List the claims and run nothing.")
+@processes_option
+@format_option
+def reproduce(
+    claims: tuple[str, ...], tier: str, out: str, seeds: int | None, listing: bool, processes: int | None, style: str
+) -> None:
+    """Check CLAIMs of the paper, all by default: train what is missing, measure, judge.
+
+    Writes scorecard.csv, scorecard.json and scorecard.html into --out. An interrupted reproduction is continued by the same
+    command; nothing is used again that does not match its config and version. A claim that fails is a result (exit status
+    0); a run or a statistic that could not be had is a failure (exit status 1).
+    """
+    from birthlens.claims.catalogue import claims_named
+    from birthlens.claims.tiers import tier_named
+
+    chosen, scale = claims_named(claims), tier_named(tier)
+    if listing:
+        show_rows(["claim", "sentence"], [[claim.id, claim.sentence] for claim in chosen])
+        return
+    from birthlens.claims.reproduction import command_of, reproduce
+    from birthlens.claims.scorecard import Result, scorecard_table
+    from birthlens.scorecard_page import write_scorecard_page
+
+    results: list[Result] = []
+    for number, event in enumerate(reproduce(chosen, scale, out, processes, seeds), start=1):
+        if isinstance(event, Result):
+            results.append(event)
+            click.echo(f"{event.verdict:12} {event.claim.id}", err=True)
+        else:
+            _say(event, number)
+    results.sort(key=lambda result: [claim.id for claim in chosen].index(result.claim.id))
+    page = write_scorecard_page(results, Path(out) / "scorecard.html", command_of(chosen, scale, seeds))
+    table = scorecard_table(results)
+    short = ["verdict", "claim", "quantity", "wanted", "holds", "value", "low", "high", "seeds", "cpu_seconds"]
+    show(table if style != "table" else table[short].fillna(""), style)
+    click.echo(f"written to {page} and, as a table, scorecard.csv", err=True)
+    problems = [f"{result.claim.id}: {problem}" for result in results for problem in result.problems]
+    for problem in problems:
+        click.echo(f"birthlens: {problem}", err=True)
+    if problems:
+        sys.exit(1)
+
+
+@click.command(epilog="Example: birthlens sweep grid.yaml --out runs/grid")
+@click.argument("grid", type=click.Path())
+@click.option("--out", default="runs/sweep", show_default=True, type=click.Path(), help="The folder of the runs.")
+@click.option("--seeds", type=click.IntRange(min=1), help="How many, instead of the file's.")
+@processes_option
+@format_option
+def sweep(grid: str, out: str, seeds: int | None, processes: int | None, style: str) -> None:
+    """Train every case and seed of GRID, a YAML or JSON file, and say where each run is.
+
+    Keys of the file: preset, overrides, cases (name -> overrides), axes (section.key -> values), seeds. Finished runs of the
+    same config are used again, unfinished ones continued.
+    """
+    import pandas as pd
+
+    from birthlens.sweep import Grid, run_path
+    from birthlens.sweep import sweep as train
+
+    configs = Grid.load(grid, seeds).configs()
+    found = {}
+    for number, outcome in enumerate(train(list(configs.values()), out, processes), start=1):
+        found[outcome.path] = outcome
+        _say(outcome, number)
+    rows = []
+    for (case, seed), config in configs.items():
+        outcome = found[run_path(config, out)]
+        rows.append((case, seed, str(outcome.path), outcome.state, outcome.seconds, outcome.cpu_seconds))
+    show(pd.DataFrame(rows, columns=["case", "seed", "run", "state", "seconds", "cpu_seconds"]), style)
+    if failed := [outcome.message for outcome in found.values() if outcome.state == "failed"]:
+        raise BirthlensError(f"{len(failed)} of {len(found)} runs failed; the first: {failed[0]}")
+
+
+def _say(outcome: Outcome, number: int) -> None:
+    what = outcome.message if outcome.state == "failed" else f"{outcome.path} ({outcome.cpu_seconds:.1f} s of CPU time)"
+    click.echo(f"{number:4} {outcome.state:9} {what}", err=True)
