@@ -146,14 +146,22 @@ def runs_of(grid: Grid, folder: str | Path, processes: int | None = None) -> dic
 
 
 def prepare(config: RunConfig, path: Path) -> Outcome:
-    """Train, continue or reuse the run at `path`; nothing is raised for a run that cannot be had."""
+    """Train, continue or reuse the run at `path`; nothing is raised for a run that cannot be had.
+
+    Where another process is at work on it, this one waits, and then uses what the other made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(path):
+        return _prepare(config, path)
+
+
+def _prepare(config: RunConfig, path: Path) -> Outcome:
     from birthlens.training.recording import resume, train_to_disk
 
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         state = _standing(config, path)
         if state != "reused":
-            path.parent.mkdir(parents=True, exist_ok=True)
             for _ in train_to_disk(config, path) if state == "trained" else resume(path):
                 pass
             spent = (time.perf_counter() - wall, time.process_time() - cpu)
@@ -161,6 +169,19 @@ def prepare(config: RunConfig, path: Path) -> Outcome:
     except (BirthlensError, OSError) as error:
         return Outcome(path, "failed", time.perf_counter() - wall, time.process_time() - cpu, f"{path}: {error}")
     return Outcome(path, state, *_cost(path))
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock on a run, which the system lets go when its holder dies (where it has no such locks, go on without)."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(path.with_name(f".{path.name}.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _standing(config: RunConfig, path: Path) -> State:

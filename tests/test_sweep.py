@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -134,6 +135,12 @@ def test_a_run_that_diverges_fails_alone(tmp_path):
     assert failed.state == "failed" and "optimiser.learning_rate" in failed.message
     with pytest.raises(BirthlensError, match="learning_rate"):
         runs_of(Grid(diverging, {"base": ()}), tmp_path, processes=1)
+
+
+def test_two_sweeps_at_once_train_each_run_once(tmp_path):
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: prepare(CONFIG, run_path(CONFIG, tmp_path)), range(3)))
+    assert sorted(outcome.state for outcome in found) == ["reused", "reused", "trained"]
 
 
 def test_costs_add_up_over_sessions(tmp_path):
