@@ -102,7 +102,7 @@ def test_ablating_either_head_destroys_the_ideal_model(ideal, batches):
     table = ablation_table([(7, ideal)], *batches, draws=50)
     found = accuracies(table)
     assert found["none", "none"] > 0.98
-    assert (found.drop("none") < 0.4).all()
+    assert (found[found.index != ("none", "none")] < 0.4).all()
     assert set(table["step"]) == {7} and table["n"].gt(0).all()
     inside = table["value"].between(table["low"] - 1e-12, table["high"] + 1e-12)
     assert inside.all() and (table.loc[table["ablated"] == "none", "change"] == 0).all()

@@ -77,9 +77,8 @@ def test_clean_into_clean_is_the_identity(weights, pair, direction):
     same = Pair(pair.clean, pair.clean, pair.scored, pair.alternatives)
     for model in (weights, build(weights)):
         table = patching_table([(0, model)], same, by=("head", "role"), directions=[direction], draws=0)
-        # Without hooks, an edit of k, v or the pattern takes another order of the same products.
-        exact = table if model is not weights else table[~table["site"].isin(["q", "k", "v", "pattern"])]
-        assert (exact["value"] == exact["clean"]).all()
+        # Without hooks, an edit takes another order of the same products: equal to rounding.
+        assert model is weights or (table["value"] == table["clean"]).all()
         np.testing.assert_allclose(table["value"], table["clean"], atol=1e-5)
         assert table["recovered"].isna().all()
 

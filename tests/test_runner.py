@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from birthlens.analysis.backends import HookedBackend, backend_of
 from birthlens.analysis.batches import repeated_tokens, take, token_roles
 from birthlens.analysis.interventions import EdgeIntervention, Intervention, frozen_norms
+from birthlens.analysis.layout import Architecture, Rows
 from birthlens.analysis.metrics import Scoring
-from birthlens.analysis.runner import HookedBackend, backend_of, evaluate
-from birthlens.analysis.trace import Architecture, Rows
+from birthlens.analysis.runner import evaluate
+from birthlens.analysis.trace import Trace
 from birthlens.architecture import ModelConfig
 from birthlens.errors import BirthlensError
 from birthlens.initialisation import initial_weights
@@ -150,7 +152,7 @@ def test_trace_has_the_hooked_models_activations(kind):
     mask = torch.rand(batch.tokens.shape, generator=torch.Generator().manual_seed(0)) < 0.4
     rows = Rows.of(mask)
     logits, cache = model.run_with_cache(batch.tokens)
-    full, some = Architecture(weights).trace(batch.tokens), Architecture(weights).trace(batch.tokens, rows)
+    full, some = Trace(Architecture(weights), batch.tokens), Trace(Architecture(weights), batch.tokens, rows)
     last = weights.n_layers - 1
     for layer in range(weights.n_layers):
         for site in ("resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "resid_post"):
@@ -169,7 +171,7 @@ def test_trace_has_the_hooked_models_activations(kind):
 def test_an_edit_recomputes_only_what_lies_downstream(monkeypatch):
     weights = weights_of_kind("simplified")
     batch, _ = batches()
-    trace = Architecture(weights).trace(batch.tokens)
+    trace = Trace(Architecture(weights), batch.tokens)
     trace.logits()
     seen = []
     computed = type(trace)._computed

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from birthlens.analysis.backends import backend_of
 from birthlens.analysis.interventions import (
     METHODS,
     PATTERNS,
@@ -31,7 +32,7 @@ from birthlens.analysis.interventions import (
     has_mlp,
 )
 from birthlens.analysis.metrics import METRICS, Scoring
-from birthlens.analysis.runner import CHUNK, backend_of, evaluate
+from birthlens.analysis.runner import CHUNK, evaluate
 from birthlens.corpus import BigramStatistics
 from birthlens.errors import BirthlensError
 from birthlens.sites import Head

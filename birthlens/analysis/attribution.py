@@ -24,9 +24,9 @@ from birthlens.analysis.batches import take
 from birthlens.analysis.edges import receiver_point, written
 from birthlens.analysis.hooks import captured, edited
 from birthlens.analysis.interventions import EdgeIntervention
+from birthlens.analysis.layout import Edit, Rows
 from birthlens.analysis.metrics import Scoring
 from birthlens.analysis.runner import CHUNK
-from birthlens.analysis.trace import Edit, Rows
 from birthlens.errors import BirthlensError
 from birthlens.sites import FINAL_NORM, NORM_SITES, Edge, HeadInput, Point
 from birthlens.task import TokenBatch

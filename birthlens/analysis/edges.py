@@ -22,8 +22,8 @@ from torch import Tensor
 
 from birthlens.analysis.batches import positions_mask
 from birthlens.analysis.interventions import EdgeIntervention, Sizes, all_heads, has_mlp, precedes
+from birthlens.analysis.layout import Edit, Edits, Rows
 from birthlens.analysis.sources import Sources
-from birthlens.analysis.trace import Edit, Edits, Rows
 from birthlens.sites import Edge, Embedding, Head, HeadInput, Logits, Mlp, Point, Receiver, Sender
 
 if TYPE_CHECKING:

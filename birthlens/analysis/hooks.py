@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from birthlens.analysis.trace import Edits
+from birthlens.analysis.layout import Edits
 from birthlens.errors import BirthlensError
 from birthlens.sites import READING_SITES, Point
 

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from birthlens.analysis.batches import position_masks
-from birthlens.analysis.trace import Rows
+from birthlens.analysis.layout import Rows
 from birthlens.corpus import BigramStatistics
 from birthlens.errors import BirthlensError
 from birthlens.task import TokenBatch

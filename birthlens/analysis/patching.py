@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from birthlens.analysis.ablation import Models, sizes_of
+from birthlens.analysis.backends import Backend, backend_of
 from birthlens.analysis.batches import POSITION_ROLES
 from birthlens.analysis.corruptions import Pair
 from birthlens.analysis.interventions import Cases, Intervention, Sizes, has_mlp
 from birthlens.analysis.metrics import Outcomes
-from birthlens.analysis.runner import CHUNK, Backend, backend_of, evaluate
+from birthlens.analysis.runner import CHUNK, evaluate
 from birthlens.errors import BirthlensError
 from birthlens.sites import ATTENTION_SITES, INPUT_SITES, INTERVENTION_SITES, Head
 

@@ -12,11 +12,12 @@ import numpy as np
 
 from birthlens.analysis.ablation import Models, sizes_of
 from birthlens.analysis.attribution import edge_attributions, norm_points
+from birthlens.analysis.backends import HookedBackend, backend_of
 from birthlens.analysis.corruptions import Pair
 from birthlens.analysis.edges import edges_of
 from birthlens.analysis.interventions import AnyIntervention, Cases, EdgeIntervention, Sizes, frozen_norms
 from birthlens.analysis.patching import DIRECTIONS, patched_table
-from birthlens.analysis.runner import CHUNK, HookedBackend, backend_of
+from birthlens.analysis.runner import CHUNK
 from birthlens.errors import BirthlensError
 from birthlens.sites import Edge
 

@@ -8,30 +8,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from birthlens.analysis.backends import Backend, HookedBackend, backend_of, has_shortcut
 from birthlens.analysis.batches import check_tokens, take
-from birthlens.analysis.edges import edge_edits
-from birthlens.analysis.hooks import HookedTrace, edited
-from birthlens.analysis.interventions import (
-    MEANS,
-    AnyIntervention,
-    Cases,
-    EdgeIntervention,
-    Intervention,
-    Sizes,
-    check_cases,
-)
+from birthlens.analysis.hooks import edited
+from birthlens.analysis.interventions import MEANS, AnyIntervention, Cases, check_cases
+from birthlens.analysis.layout import Rows
 from birthlens.analysis.metrics import BASELINE, Outcomes, Scoring, merged
 from birthlens.analysis.sources import Averages, Kept, Need, Sources, Unedited, needs, points_to_average, resampled_rows
-from birthlens.analysis.trace import FROM_QUERIES, Architecture, Edit, Edits, Rows
 from birthlens.errors import BirthlensError
-from birthlens.sites import INTERVENTION_SITES, Point
+from birthlens.sites import Point
 from birthlens.task import TokenBatch
 from birthlens.weights import Weights
 
@@ -46,102 +38,6 @@ KEPT_BYTES = 2**28
 
 READ_ALL = 0.7
 """Above this share of read positions, causal attention over all of them is the cheaper way."""
-
-
-class Backend(Protocol):
-    """A model to run: its sizes, and unedited passes over tokens."""
-
-    sizes: Any
-    d_vocab: int
-    n_ctx: int
-    picks_rows: bool
-
-    def open(self, tokens: Int[Tensor, "batch pos"], rows: Rows | None, points: Iterable[Point]) -> Unedited:
-        """Open an unedited pass in which `points` will be asked for."""
-
-    def restricts(self, point: Point) -> bool:
-        """Say whether a point's activation exists at the read rows only."""
-
-    def edits(self, case: Iterable[AnyIntervention], sources: Sources) -> Edits:
-        """Turn one case's interventions into edits."""
-
-
-class FunctionalBackend:
-    """The functional pass over `Weights`."""
-
-    picks_rows = True
-
-    def __init__(self, weights: Weights) -> None:
-        self.model = Architecture(weights)
-        self.sizes: Sizes = weights.config
-        self.d_vocab, self.n_ctx = self.model.d_vocab, self.model.n_ctx
-
-    def open(self, tokens: Int[Tensor, "batch pos"], rows: Rows | None, points: Iterable[Point]) -> Unedited:
-        """Open a lazy trace."""
-        return self.model.trace(tokens, rows)
-
-    def restricts(self, point: Point) -> bool:
-        """Queries of the last layer, and what follows from them, exist at the rows only."""
-        return point.layer == self.sizes.n_layers - 1 and point.site in FROM_QUERIES
-
-    def edits(self, case: Iterable[AnyIntervention], sources: Sources) -> Edits:
-        """Turn node interventions into edits."""
-        return node_edits(case, sources)
-
-
-class HookedBackend:
-    """A live TransformerLens model."""
-
-    picks_rows = False
-
-    def __init__(self, model: HookedTransformer) -> None:
-        self.model = model
-        self.sizes: Sizes = model.cfg
-        self.d_vocab, self.n_ctx = int(model.cfg.d_vocab), int(model.cfg.n_ctx)
-
-    def open(self, tokens: Int[Tensor, "batch pos"], rows: Rows | None, points: Iterable[Point]) -> Unedited:
-        """Run once and keep the points."""
-        return HookedTrace(self.model, tokens, points)
-
-    def restricts(self, point: Point) -> bool:
-        """Nothing is restricted under hooks."""
-        return False
-
-    def edits(self, case: Iterable[AnyIntervention], sources: Sources) -> Edits:
-        """Turn node and edge interventions into edits; edges read senders after the nodes' own edits."""
-        case = list(case)
-        edits: dict[Point, list[Edit]] = {point: list(chain) for point, chain in node_edits(case, sources).items()}
-        edges = [one for one in case if isinstance(one, EdgeIntervention)]
-        for point, chain in edge_edits(self.model, edges, sources).items():
-            edits.setdefault(point, []).extend(chain)
-        return edits
-
-
-def node_edits(case: Iterable[AnyIntervention], sources: Sources) -> Edits:
-    """Return the edits of the interventions on activations."""
-    edits: dict[Point, list[Edit]] = {}
-    for one in case:
-        if isinstance(one, Intervention):
-            edits.setdefault(one.point, []).append(sources.edit(one))
-    return edits
-
-
-def backend_of(model: Weights | HookedTransformer | Backend, cases: Cases | None = None) -> Backend:
-    """Choose the fastest way to run the cases: functional for weights, hooks for live models, edges and LayerNorms."""
-    if isinstance(model, FunctionalBackend | HookedBackend):
-        return model
-    if not isinstance(model, Weights):
-        return HookedBackend(model)
-    if not all(has_shortcut(one) for case in (cases or {}).values() for one in case):
-        from birthlens.model import build
-
-        return HookedBackend(build(model))
-    return FunctionalBackend(model)
-
-
-def has_shortcut(one: AnyIntervention) -> bool:
-    """Say whether the functional pass can apply an intervention."""
-    return isinstance(one, Intervention) and one.site in INTERVENTION_SITES
 
 
 @torch.no_grad()
@@ -221,6 +117,7 @@ def intervene(
     Example:
         >>> from birthlens.architecture import ModelConfig
         >>> from birthlens.initialisation import initial_weights
+        >>> from birthlens.analysis.interventions import Intervention
         >>> from birthlens.model import build
         >>> from birthlens.analysis.batches import repeated_tokens
         >>> model = build(initial_weights(ModelConfig(d_model=8), 5, 9, np.random.default_rng(0)))
@@ -274,17 +171,19 @@ def _survey(
         donor, points = _donor(source, batch, reference), points_to_average(wanted, source)
         resampled = wanted.get((source, "resample"), set())
         averages[source] = Averages(by_role=(source, "mean_role") in wanted)
-        chunks: dict[Point, list[Tensor]] = {point: [] for point in points & resampled}
-        for part in donor.chunks(chunk):
+        keep: dict[Point, Tensor] = {}
+        for first in range(0, len(donor), chunk):
+            part = donor[first : first + chunk]
             trace = backend.open(part.tokens, None, points)
             values = {point: trace.value(point) for point in points}
             averages[source].add(values, part)
-            size = sum(values[point].nbytes for point in chunks)
-            if size * len(donor) > KEPT_BYTES * len(part):
-                chunks = {}
-            for point, parts in chunks.items():
-                parts.append(values[point])
-        kept[source] = {point: torch.cat(parts) for point, parts in chunks.items()}
+            size = sum(values[point].nbytes for point in points & resampled)
+            if first == 0 and size * len(donor) <= KEPT_BYTES * len(part):
+                shapes = {point: values[point].shape[1:] for point in points & resampled}
+                keep = {point: torch.empty(len(donor), *shape) for point, shape in shapes.items()}
+            for point, whole in keep.items():
+                whole[first : first + chunk] = values[point]
+        kept[source] = keep
     return averages, kept
 
 

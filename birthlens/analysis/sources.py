@@ -17,7 +17,7 @@ from torch import Tensor
 
 from birthlens.analysis.batches import positions_mask, token_roles
 from birthlens.analysis.interventions import MEANS, AnyIntervention, Intervention
-from birthlens.analysis.trace import Edit, Edits, Rows
+from birthlens.analysis.layout import Edit, Edits, Rows, Whole
 from birthlens.errors import BirthlensError
 from birthlens.sites import ATTENTION_SITES, Point
 from birthlens.task import TokenBatch
@@ -153,14 +153,13 @@ class Sources:
             return value.unsqueeze(2) if value.ndim < current.ndim else value
         return ideal_pattern(one.method, current, rows)
 
-    def edit(self, one: Intervention) -> Edit:
-        """Return the intervention as a function of the activation."""
+    def edit(self, one: Intervention, n_heads: int | None = None) -> Edit:
+        """Return the intervention as a function of the activation; `n_heads` tells whether it covers all of them."""
+        if one.positions == "all" and (one.heads is None or len(set(one.heads)) == n_heads):
+            return Whole(lambda current, rows: self.replacement(one, current, rows).expand_as(current))
 
         def replace(current: Tensor, rows: Rows | None) -> Tensor:
             new = self.replacement(one, current, rows)
-            all_heads = one.heads is None or len(set(one.heads)) == current.shape[_head_axis(one.site)]
-            if one.positions == "all" and all_heads:
-                return new.expand_as(current)
             chosen = positions_mask(self.batch, one.positions)
             where = chosen if rows is None else rows.of_positions(chosen)
             return torch.where(_selected(one, current, where), new, current)
