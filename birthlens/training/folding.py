@@ -167,8 +167,8 @@ class FoldedStep(ABC):
             return Tables(
                 codebook=codebook,
                 values=self._values,
-                scores=self._scale * (codebook @ weights["L0.W_Q"][0] @ weights["L0.W_K"][0].T) @ codebook.T,
-                bilinear=self._scale * (weights["L1.W_Q"][0] @ weights["L1.W_K"][0].T),
+                scores=codebook @ (self._scale * weights["L0.W_Q"][0] @ weights["L0.W_K"][0].T) @ codebook.T,
+                bilinear=self._scale * weights["L1.W_Q"][0] @ weights["L1.W_K"][0].T,
                 direct=direct,
                 attended=weights["L1.W_V"][0] @ (weights["L1.W_O"][0] @ direct),
             )

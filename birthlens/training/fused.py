@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from birthlens.training.fused_memory import Scratch
 
 _MAX_PARTS = 16
-_SEQUENCES_PER_PART = 8
+_SEQUENCES_PER_PART = 16
 
 
 def obstacle() -> str | None:

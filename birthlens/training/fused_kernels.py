@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 Array = np.ndarray
 
 ROWS, KEYS = 32, 64
-"""Attention is kept in tiles of 32 queries by 64 keys.
+"""Attention is kept in tiles of some queries (32 in layer 0, as many as pay in layer 1) by 64 keys.
 
 Products of that size take BLAS's fast path for small matrices, which packs nothing, provided that rows start on cache lines
-and that no factor is read across its rows (hence the transposed copies). Tiles above the diagonal are never touched, which
-is the saving by causality. Loops over a row of a tile have a constant length, which is what LLVM vectorises best.
+and that no factor is read across its rows (hence the transposed keys). Only the queries that see a tile take part in its
+products, which is the saving by causality. Loops over a row of a tile have a constant length, which LLVM vectorises best.
 """
 
 # Reassociation lets sums be vectorised. No flag may assume finite numbers: a diverged run must show as a loss of NaN.
@@ -50,11 +50,9 @@ def run_sequences(
             continue
         n_tiles = batch.positions[last - 1] // KEYS + 1
         attend_layer_0(batch.tokens[b], n_tiles, model, scratch)
-        transpose(scratch.resid, scratch.resid_T, n_tiles)
-        if needs.scores:
-            transpose(scratch.value, scratch.value_T, n_tiles)
-            scratch.d_resid.fill(_ZERO)
-        blocks = (last - first + ROWS - 1) // ROWS
+        transpose(scratch.resid, scratch.keys_T, n_tiles)
+        scratch.d_resid.fill(_ZERO)
+        blocks = (last - first + len(scratch.query) - 1) // len(scratch.query)
         for block in range(blocks):
             start = first + (last - first) * block // blocks
             stop = first + (last - first) * (block + 1) // blocks
@@ -62,6 +60,7 @@ def run_sequences(
             if needs.scores or needs.bilinear or needs.direct or needs.attended:
                 differentiate_layer_1(start, stop, batch.positions, model, needs, scratch, sums)
         if needs.scores:
+            transpose(scratch.value, scratch.keys_T, n_tiles)
             differentiate_layer_0(n_tiles, scratch, sums.scores)
 
 
@@ -71,6 +70,7 @@ def attend_layer_0(sequence: Array, n_tiles: int, model: Model, scratch: Scratch
     d_model, d_vocab = model.direct.shape
     scores, values, codebook, by_token = model.scores, model.values, model.codebook, scratch.by_token
     value, resid, tokens, n_pos = scratch.value, scratch.resid, scratch.tokens, len(scratch.tokens)
+    scratch.seen_from.fill(0)
     for t in range(n_tiles * KEYS):
         tokens[t] = sequence[t] if t < len(sequence) else 0
         z = n_pos + tokens[t]
@@ -87,8 +87,8 @@ def attend_layer_0(sequence: Array, n_tiles: int, model: Model, scratch: Scratch
                 for j in range(KEYS):
                     s = k * KEYS + j
                     tiles[k, i, j] = scores[t, s] + scores[z, s] + by_token[tokens[s]]
-            softmax(tiles, i, t + 1, reach)
-        attend(tiles, 0, reach, value, resid[block * ROWS : (block + 1) * ROWS], scratch.product)
+            softmax(tiles, i, t + 1)
+        attend(tiles, 0, reach, value, resid[block * ROWS : (block + 1) * ROWS], scratch)
     for t in range(n_tiles * KEYS):
         z = n_pos + tokens[t]
         for i in range(d_model):
@@ -98,20 +98,23 @@ def attend_layer_0(sequence: Array, n_tiles: int, model: Model, scratch: Scratch
 @njit(**_SUMS)
 def read_layer_1(start: int, stop: int, batch: Batch, model: Model, scratch: Scratch, outcome: Outcome) -> None:
     """Attend from the targets `start` to `stop`, write their outcome, and leave the logits' gradient in `logits`."""
-    n, reach = stop - start, batch.positions[stop - 1] // KEYS + 1
+    n, reach, i = stop - start, batch.positions[stop - 1] // KEYS + 1, 0
     query, context, folded = scratch.query[:n], scratch.context[:n], scratch.folded[n : 2 * n]
     logits, product, tiles = scratch.logits[:n], scratch.logits_product[:n], scratch.tiles
     weight = _ONE / np.float32(len(batch.targets))
-    for i in range(n):
-        t = batch.positions[start + i]
+    for row in range(n):
+        t = batch.positions[start + row]
         for j in range(query.shape[1]):
-            query[i, j] = scratch.resid[t, j]
+            query[row, j] = scratch.resid[t, j]
     np.dot(query, model.bilinear, folded)
     for k in range(reach):
-        np.dot(folded, scratch.resid_T[k], tiles[k][:n])
-    for i in range(n):
-        softmax(tiles, i, batch.positions[start + i] + 1, reach)
-    attend(tiles, 0, reach, scratch.resid, context, scratch.product)
+        while batch.positions[start + i] < k * KEYS:
+            i += 1
+        scratch.seen_from[k] = i
+        np.dot(folded[i:], scratch.keys_T[k], tiles[k][i:n])
+    for row in range(n):
+        softmax(tiles, row, batch.positions[start + row] + 1)
+    attend(tiles, 0, reach, scratch.resid, context, scratch)
     np.dot(query, model.direct, logits)
     np.dot(context, model.attended, product)
     add(product, logits)
@@ -148,10 +151,15 @@ def differentiate_layer_1(
         return
     np.dot(d_logits, model.attended_T, d_context)
     for k in range(reach):
-        np.dot(d_context, scratch.resid_T[k], tiles[k][n : 2 * n])
+        i = scratch.seen_from[k]
+        np.dot(d_context[i:], scratch.keys_T[k], tiles[k][n + i : 2 * n])
     for i in range(n):
-        differentiate_softmax(tiles, i, tiles, n + i, reach)
-    attend(tiles, n, reach, scratch.resid, d_folded, scratch.product)
+        seen = positions[start + i] // KEYS + 1
+        differentiate_softmax(tiles, i, tiles, n + i, seen)
+        for k in range(seen, reach):
+            for j in range(KEYS):
+                tiles[k, n + i, j] = _ZERO
+    attend(tiles, n, reach, scratch.resid, d_folded, scratch)
     if needs.bilinear:
         np.dot(query.T, d_folded, scratch.square)
         add(scratch.square, sums.bilinear)
@@ -159,7 +167,8 @@ def differentiate_layer_1(
         return
     # Attention hands the gradient of the context to what is attended to, and its scores hand it that of the queries.
     for k in range(reach):
-        np.dot(tiles[k][: 2 * n].T, scratch.folded[: 2 * n], scratch.product[:KEYS])
+        i = scratch.seen_from[k]
+        np.dot(tiles[k][i : 2 * n].T, scratch.folded[i : 2 * n], scratch.product[:KEYS])
         add(scratch.product[:KEYS], scratch.d_resid[k * KEYS : (k + 1) * KEYS])
     np.dot(d_folded, model.bilinear_T, query)
     np.dot(d_logits, model.direct_T, context)
@@ -177,7 +186,7 @@ def differentiate_layer_0(n_tiles: int, scratch: Scratch, d_scores: Array) -> No
     for block in range(n_tiles * KEYS // ROWS):
         reach = block * ROWS // KEYS + 1
         for k in range(reach):
-            np.dot(scratch.d_resid[block * ROWS : (block + 1) * ROWS], scratch.value_T[k], tiles[k][:ROWS])
+            np.dot(scratch.d_resid[block * ROWS : (block + 1) * ROWS], scratch.keys_T[k], tiles[k][:ROWS])
         for i in range(ROWS):
             t = block * ROWS + i
             z = n_pos + tokens[t]
@@ -185,7 +194,7 @@ def differentiate_layer_0(n_tiles: int, scratch: Scratch, d_scores: Array) -> No
             for j in range(d_vocab):
                 by_token[j] = _ZERO
             for k in range(reach):
-                for j in range(KEYS):
+                for j in range(min(KEYS, t + 1 - k * KEYS)):
                     by_token[tokens[k * KEYS + j]] += tiles[k, i, j]
                 for j in range(KEYS):
                     d_scores[t, k * KEYS + j] += tiles[k, i, j]
@@ -197,18 +206,19 @@ def differentiate_layer_0(n_tiles: int, scratch: Scratch, d_scores: Array) -> No
 
 
 @njit(**_SUMS)
-def attend(tiles: Array, start: int, reach: int, source: Array, target: Array, product: Array) -> None:
+def attend(tiles: Array, start: int, reach: int, source: Array, target: Array, scratch: Scratch) -> None:
     """Fill `target` with the rows of the tiles from `start` on, times the keys' vectors in `source`."""
-    n = len(target)
+    n, product = len(target), scratch.product
     np.dot(tiles[0][start : start + n], source[:KEYS], target)
     for k in range(1, reach):
-        np.dot(tiles[k][start : start + n], source[k * KEYS : (k + 1) * KEYS], product[:n])
-        add(product[:n], target)
+        i = scratch.seen_from[k]
+        np.dot(tiles[k][start + i : start + n], source[k * KEYS : (k + 1) * KEYS], product[i:n])
+        add(product[i:n], target[i:])
 
 
 @njit(**_EXACT)
-def softmax(tiles: Array, i: int, length: int, reach: int) -> None:
-    """Replace row i of scores by attention to the first `length` keys, zero elsewhere."""
+def softmax(tiles: Array, i: int, length: int) -> None:
+    """Replace row i of scores by attention to the first `length` keys, zero in the rest of the last tile that it sees."""
     whole = (length - 1) // KEYS
     for j in range(KEYS):
         if whole * KEYS + j >= length:
@@ -217,9 +227,6 @@ def softmax(tiles: Array, i: int, length: int, reach: int) -> None:
     for k in range(whole + 1):
         for j in range(KEYS):
             tiles[k, i, j] *= scale
-    for k in range(whole + 1, reach):
-        for j in range(KEYS):
-            tiles[k, i, j] = _ZERO
 
 
 @njit(**_SUMS)

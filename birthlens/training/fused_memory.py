@@ -10,12 +10,15 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, UInt32
+from jaxtyping import Float32, Int64, UInt32
 
 from birthlens.training.folding import Sums, Tables
 from birthlens.training.fused_kernels import KEYS, ROWS
 
 Array = np.ndarray
+
+_SMALL_PRODUCT = 10**6
+"""Most multiplications of a matrix product for which OpenBLAS packs nothing."""
 
 
 class Model(NamedTuple):
@@ -33,23 +36,23 @@ class Model(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What one worker reuses for every sequence; `pos` is a multiple of KEYS, and a row is ROWS queries' worth."""
+    """What one worker reuses for every sequence; `pos` is a multiple of KEYS, `row` counts queries of layer 1."""
 
     tokens: UInt32[Array, " pos"]
+    seen_from: Int64[Array, " key_tile"]  # the first of the rows at hand that sees any key of the tile
     value: Float32[Array, "pos d_model"]
-    value_T: Float32[Array, "key_tile d_model KEYS"]
     resid: Float32[Array, "pos d_model"]  # x1
-    resid_T: Float32[Array, "key_tile d_model KEYS"]
+    keys_T: Float32[Array, "key_tile d_model KEYS"]  # x1, later the values of layer 0
     d_resid: Float32[Array, "pos d_model"]
     pattern: Float32[Array, "query_tile key_tile ROWS KEYS"]  # attention of layer 0
-    tiles: Float32[Array, "key_tile 2*ROWS KEYS"]  # attention of layer 1; below it, the gradient of its scores
-    folded: Float32[Array, "2*ROWS d_model"]  # gradient of what is attended to; below it, the queries x1 B
-    query: Float32[Array, "ROWS d_model"]
-    context: Float32[Array, "ROWS d_model"]  # what is attended to
-    d_query: Float32[Array, "ROWS d_model"]
-    product: Float32[Array, "2*ROWS d_model"]
-    logits: Float32[Array, "ROWS d_vocab"]
-    logits_product: Float32[Array, "ROWS d_vocab"]
+    tiles: Float32[Array, "key_tile 2*row KEYS"]  # attention of layer 1; below it, the gradient of its scores
+    folded: Float32[Array, "2*row d_model"]  # gradient of what is attended to; below it, the queries x1 B
+    query: Float32[Array, "row d_model"]
+    context: Float32[Array, "row d_model"]  # what is attended to
+    d_query: Float32[Array, "row d_model"]
+    product: Float32[Array, "2*row d_model"]
+    logits: Float32[Array, "row d_vocab"]
+    logits_product: Float32[Array, "row d_vocab"]
     square: Float32[Array, "d_model d_model"]
     readout: Float32[Array, "d_model d_vocab"]
     by_token: Float32[Array, " d_vocab"]
@@ -78,19 +81,21 @@ def new_sums(entries: int, d_model: int, d_vocab: int) -> Sums:
 def new_scratch(n_pos: int, d_model: int, d_vocab: int) -> Scratch:
     """Allocate one worker's scratch."""
     tiles = n_pos // KEYS
+    rows = min(60, max(ROWS, _SMALL_PRODUCT // (2 * KEYS * d_model)))
     shapes: dict[str, tuple[int, ...]] = {
         **dict.fromkeys(("value", "resid", "d_resid"), (n_pos, d_model)),
-        **dict.fromkeys(("value_T", "resid_T"), (tiles, d_model, KEYS)),
+        "keys_T": (tiles, d_model, KEYS),
         "pattern": (n_pos // ROWS, tiles, ROWS, KEYS),
-        "tiles": (tiles, 2 * ROWS, KEYS),
-        **dict.fromkeys(("folded", "product"), (2 * ROWS, d_model)),
-        **dict.fromkeys(("query", "context", "d_query"), (ROWS, d_model)),
-        **dict.fromkeys(("logits", "logits_product"), (ROWS, d_vocab)),
+        "tiles": (tiles, 2 * rows, KEYS),
+        **dict.fromkeys(("folded", "product"), (2 * rows, d_model)),
+        **dict.fromkeys(("query", "context", "d_query"), (rows, d_model)),
+        **dict.fromkeys(("logits", "logits_product"), (rows, d_vocab)),
         "square": (d_model, d_model),
         "readout": (d_model, d_vocab),
         "by_token": (d_vocab,),
     }
-    return Scratch(tokens=np.zeros(n_pos, np.uint32), **{name: _aligned(shape) for name, shape in shapes.items()})
+    memory = {name: _aligned(shape) for name, shape in shapes.items()}
+    return Scratch(tokens=np.zeros(n_pos, np.uint32), seen_from=np.zeros(tiles, np.int64), **memory)
 
 
 def _aligned(shape: tuple[int, ...]) -> Array:
