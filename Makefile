@@ -13,13 +13,13 @@ test: $(READY)            ## the test suite
 	$(BIN)/pytest
 
 check: $(READY)           ## lint, format, types
-	$(BIN)/ruff check birthlens tests analyses benchmarks data
-	$(BIN)/ruff format --check birthlens tests analyses benchmarks data
+	$(BIN)/ruff check birthlens tests analyses data
+	$(BIN)/ruff format --check birthlens tests analyses data
 	$(BIN)/mypy
 
 format: $(READY)
-	$(BIN)/ruff check --fix birthlens tests analyses benchmarks data
-	$(BIN)/ruff format birthlens tests analyses benchmarks data
+	$(BIN)/ruff check --fix birthlens tests analyses data
+	$(BIN)/ruff format birthlens tests analyses data
 
 reproduce: $(READY)       ## check the paper's claims one by one: a scorecard, and its page
 	$(BIN)/birthlens reproduce all --tier laptop --out runs/reproduce

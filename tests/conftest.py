@@ -10,7 +10,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 CHECKED = ["birthlens.task", "birthlens.corpus", "birthlens.sampling", "birthlens.weights", "birthlens.initialisation",
            "birthlens.forward", "birthlens.model", "birthlens.oracles", "birthlens.training.engines",
-           "birthlens.analysis.memories", "birthlens.analysis.behaviour"]  # fmt: skip
+           "birthlens.analysis.memories", "birthlens.analysis.behaviour", "birthlens.analysis.readings",
+           "birthlens.analysis.strongest", "birthlens.analysis.circuits", "birthlens.analysis.layer_norms",
+           "birthlens.analysis.recall", "birthlens.analysis.ledger", "birthlens.analysis.nulls",
+           "birthlens.analysis.ledger_tables", "birthlens.analysis.birth_order", "birthlens.analysis.terms"]  # fmt: skip
 install_import_hook(CHECKED, "beartype.beartype")
 
 settings.register_profile("birthlens", deadline=None, print_blob=True)

@@ -30,8 +30,9 @@ def states(configs, folder, **kw):
 
 
 def test_a_grid_is_every_case_with_every_seed():
-    grid = Grid.parse({"preset": "laptop", "overrides": ["training.steps=9"], "axes": {"task.offset": [0, 3],
-                       "model.d_model": [8, 16]}, "cases": {"a": [], "b": ["task.triggers=random"]}, "seeds": 3})  # fmt: skip
+    axes, cases = {"task.offset": [0, 3], "model.d_model": [8, 16]}, {"a": [], "b": ["task.triggers=random"]}
+    tree = {"preset": "laptop", "overrides": ["training.steps=9"], "axes": axes, "cases": cases, "seeds": 3}
+    grid = Grid.parse(tree)
     configs = grid.configs()
     assert len(configs) == 2 * 4 * 3
     one = configs["b task.offset=3 model.d_model=16", 2]

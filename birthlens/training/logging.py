@@ -20,13 +20,13 @@ def log_to(kind: str, path: Path) -> Callable[[StepRecord], None]:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise _missing(kind) from None
-        writer = SummaryWriter(str(path / "tensorboard"))  # type: ignore[no-untyped-call]
+        writer = SummaryWriter(str(path / "tensorboard"))
 
         def to_tensorboard(record: StepRecord) -> None:
             for row in record.metrics:
-                writer.add_scalar(f"{row['split']}/{row['metric']}", row["value"], record.step)  # type: ignore[no-untyped-call]
+                writer.add_scalar(f"{row['split']}/{row['metric']}", row["value"], record.step)
             if record.step >= record.trainer.config.training.steps:
-                writer.close()  # type: ignore[no-untyped-call]
+                writer.close()
 
         return to_tensorboard
     try:
