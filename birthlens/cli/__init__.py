@@ -11,9 +11,12 @@ import click
 
 from birthlens import __version__
 from birthlens.cli.basics import corpus, steps
+from birthlens.cli.benching import bench
+from birthlens.cli.causal import ablate, edges, patch, scores
 from birthlens.cli.memory import memories, memory, order, transplant
 from birthlens.cli.probing import probe
 from birthlens.cli.reproducing import reproduce, sweep
+from birthlens.cli.seeing import attention, plot, report, watch
 from birthlens.cli.training import demo, train
 from birthlens.errors import BirthlensError
 
@@ -27,7 +30,28 @@ def group() -> None:
     """Watch an induction head being born: train, probe, ablate, patch, read the memories, see it."""
 
 
-for command in (corpus, train, steps, probe, demo, memories, memory, transplant, order, reproduce, sweep):
+for command in (
+    corpus,
+    train,
+    steps,
+    probe,
+    demo,
+    bench,
+    ablate,
+    patch,
+    edges,
+    scores,
+    plot,
+    report,
+    attention,
+    watch,
+    memories,
+    memory,
+    transplant,
+    order,
+    reproduce,
+    sweep,
+):
     group.add_command(command)
 
 

@@ -9,7 +9,7 @@ import click
 
 from birthlens.cli.probing import steps_option
 
-RUN_KINDS = ("behaviour", "recall", "memories", "ledger", "ablation", "edges", "patching", "attention")
+RUN_KINDS = ("behaviour", "recall", "memories", "ledger", "ablation", "edges", "patching", "transplant", "attention")
 TABLE_KINDS = ("curves", "recall", "timeline", "ledger", "patching", "transplant", "sweep", "heatmap")
 
 

@@ -18,4 +18,5 @@ from birthlens.figures.heatmaps import memory_heatmaps as memory_heatmaps
 from birthlens.figures.heatmaps import patching_map as patching_map
 from birthlens.figures.heatmaps import sweep_heatmap as sweep_heatmap
 from birthlens.figures.heatmaps import transplant_map as transplant_map
+from birthlens.figures.style import label as label
 from birthlens.figures.style import save as save

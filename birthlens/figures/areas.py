@@ -51,7 +51,9 @@ def ledger_areas(table: pd.DataFrame) -> Figure:
 def _bands(wide: pd.DataFrame, kinds: dict[str, str]) -> tuple[list[np.ndarray], list[str], list[str]]:
     families = [str(family) for family in wide]
     named = [family for family in families if kinds[family] == "association"]
-    cells = sorted((family for family in families if kinds[family] == "cell"), key=lambda f: -float(np.max(wide[f].to_numpy())))
+    cells = sorted(
+        (family for family in families if kinds[family] == "cell"), key=lambda f: -float(np.max(wide[f].to_numpy()))
+    )
     large, small = cells[:MOST_CELLS], cells[MOST_CELLS:]
     rest = [family for family in families if kinds[family] not in ("association", "cell")]
     bands = [wide[family].to_numpy() for family in (*named, *large)]

@@ -78,7 +78,17 @@ def patching(run: Run, steps: Sequence[int]) -> Figure:
     from birthlens.evidence import patching_by_role_table
 
     table = patching_by_role_table(run, steps[-1])
-    return figures.patching_map(table, "position", "component", title=f"share of the gap recovered, step {steps[-1]}")
+    table["position"] = table["position"].map(figures.label)
+    return figures.patching_map(table, "position", "component", title=f"Share of the gap recovered, step {steps[-1]}")
+
+
+def transplant(run: Run, steps: Sequence[int]) -> Figure:
+    """In-context accuracy when a trained matrix of one step is given to the model of another, at up to six steps."""
+    from birthlens.analysis.trajectory import evaluation_batch
+    from birthlens.analysis.transplant import transplant_table
+
+    chosen = list(run.checkpoints(thinned(steps, 6)))
+    return figures.transplant_map(transplant_table(chosen, evaluation_batch(run, 32)), "in_context_accuracy")
 
 
 def attention(run: Run, steps: Sequence[int]) -> Figure:
@@ -96,6 +106,7 @@ KINDS: dict[str, Callable[[Run, Sequence[int]], Figure]] = {
     "ablation": ablation,
     "edges": edges,
     "patching": patching,
+    "transplant": transplant,
     "attention": attention,
 }
 """What can be drawn of a run."""

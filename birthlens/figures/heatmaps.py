@@ -82,7 +82,7 @@ def transplant_map(table: pd.DataFrame, metric: str | None = None) -> Figure:
     for ax, matrix in zip(axes[0], matrices, strict=True):
         wide = _wide(table[table["matrix"] == matrix], "from_step", "to_step", "value")
         image = _cells(ax, wide.iloc[::-1], limits, None, False)
-        ax.set_title(str(matrix))
+        ax.set_title(label(str(matrix)))
         ax.set_xlabel("matrix from step")
     axes[0][0].set_ylabel("model of step")
     assert image is not None
@@ -193,7 +193,8 @@ def _cells(
             if np.isfinite(value):
                 red, green, blue, _ = image.cmap(image.norm(value))
                 dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-                ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color="w" if dark else "k")
+                shown = f"{value:.2f}".replace("-0.00", "0.00")
+                ax.text(column, row, shown, ha="center", va="center", fontsize=7, color="w" if dark else "k")
     return image
 
 

@@ -121,7 +121,7 @@ class Chart:
             y = self._y(tick)
             out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             out.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-        for tick in _ticks(first, last, 5):
+        for tick in _ticks(first, last, 5, whole=True):
             x = LEFT + (tick - first) / max(1, last - first) * (WIDTH - LEFT - RIGHT)
             out.append(
                 f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{tick:g}</text>'
@@ -149,7 +149,8 @@ def _nice(width: float) -> float:
     return float(next(m * scale for m in (1, 2, 2.5, 5, 10) if width <= m * scale * (1 + 1e-9)))
 
 
-def _ticks(low: float, high: float, count: int = 4) -> list[float]:
+def _ticks(low: float, high: float, count: int = 4, whole: bool = False) -> list[float]:
     step = _nice((high - low) / count) if high > low else 1.0
+    step = math.ceil(step) if whole else step
     first = math.ceil(low / step - 1e-9)
     return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]

@@ -106,7 +106,7 @@ def _memories(names: Sequence[str], facts: Sequence[Facts]) -> str:
             steps, values, chance = one.recall_series(memory, candidates)
             if values:
                 lines.append(Series(name, steps, values))
-                levels.add(("chance" if len(known) == 1 else f"chance {chance:.3f}", chance))
+                levels.add(("chance", chance))
         if lines:
             charts.append(Chart(title, lines, sorted(levels), 1.0).html())
     left = [name for name in names if name not in dict(known)]

@@ -31,7 +31,7 @@ def overrides(base: RunConfig, wanted: RunConfig) -> list[str]:
         >>> overrides(RunConfig(), preset("demo", ["training.steps=9"]))[0]
         'task.context=64'
     """
-    return [f"{name}={json.dumps(new)}" for name, (_, new) in differences(base, wanted).items()]
+    return [f"{name}={_yaml(new)}" for name, (_, new) in differences(base, wanted).items()]
 
 
 def differences(first: RunConfig, second: RunConfig) -> dict[str, tuple[Any, Any]]:
@@ -44,3 +44,16 @@ def settings(config: RunConfig) -> dict[str, Any]:
     """Flatten a config to section.key -> value."""
     tree = config.model_dump(mode="json")
     return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+
+
+def _yaml(value: Any) -> str:
+    """Spell a value as YAML in one line; text goes without quotes where it reads back as itself."""
+    import yaml
+
+    if isinstance(value, str):
+        try:
+            if yaml.safe_load(value) == value:
+                return value
+        except yaml.YAMLError:
+            pass
+    return json.dumps(value)

@@ -66,7 +66,9 @@ def _numbers(facts: Facts) -> str:
         for number in key_numbers(facts, is_paper_model(facts.run))
     ]
     header = ("", f"at step {facts.steps[-1]}", "chance", "best possible", "")
-    return table(header, rows, "Measured on held-out sequences; recalls are read from the weights alone.", "numbers")
+    return table(
+        header, rows, "Measured on held-out sequences; recalls are read from the weights alone.", "numbers story"
+    )
 
 
 def _birth(facts: Facts) -> str:
