@@ -1,0 +1,58 @@
+"""What the experiments share: options, the grid beside the script, a table of results, a summary on the screen.
+
+A script NAME.py has its grid in configs/NAME.yaml (overrides of the tier's base; cases; axes; seeds) and writes
+results/NAME.csv. Runs are shared with `birthlens reproduce`: what is there and matches is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from birthlens.claims.claim import Statistic
+from birthlens.claims.grids import grid_table, over_seeds_table
+from birthlens.claims.tiers import TIERS
+from birthlens.config import read_tree
+from birthlens.sweep import Grid
+
+HERE = Path(__file__).parent
+
+
+def options(script: str, doc: str | None) -> argparse.Namespace:
+    """Parse the options that all experiments have."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tier", choices=sorted(TIERS), default="laptop")
+    parser.add_argument("--seeds", type=int, help="how many, instead of the grid's")
+    parser.add_argument("--runs", type=Path, default=Path("runs/reproduce/runs"))
+    parser.add_argument("--processes", type=int, help="how many at once; by default one a core")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / f"{Path(script).stem}.csv")
+    return parser.parse_args()
+
+
+def grid_of(script: str, arguments: argparse.Namespace) -> Grid:
+    """Read the grid beside a script, on the base of the tier."""
+    tree = read_tree(HERE / "configs" / f"{Path(script).stem}.yaml")
+    tree["overrides"] = [*TIERS[arguments.tier].base, *tree.get("overrides", [])]
+    return Grid.parse(tree, arguments.seeds)
+
+
+def ask(
+    script: str, doc: str | None, statistic: Statistic, **settings: object
+) -> tuple[argparse.Namespace, pd.DataFrame]:
+    """Train, measure, write and print; return the options and the table (case, seed, quantity, value)."""
+    arguments = options(script, doc)
+    table = grid_table(grid_of(script, arguments), statistic, arguments.runs, settings, arguments.processes)
+    tell(arguments, table)
+    return arguments, table
+
+
+def tell(arguments: argparse.Namespace, table: pd.DataFrame) -> None:
+    """Write a table and print its means over seeds with 95 % intervals."""
+    arguments.out.parent.mkdir(exist_ok=True)
+    table.round(4).to_csv(arguments.out, index=False)
+    summary = over_seeds_table(table)
+    summary["shown"] = [f"{row.value:.3g} [{row.low:.3g}, {row.high:.3g}]" for row in summary.itertuples()]
+    wide = summary.pivot(index="quantity", columns="case", values="shown")
+    print(wide.loc[summary["quantity"].unique(), summary["case"].unique()].to_string())

@@ -1,0 +1,28 @@
+"""Do diverse outputs generalise? Trained on uniform, bigram, or a part of the outputs; tested on all kinds of output.
+
+python analyses/do_diverse_outputs_generalise.py --tier laptop
+"""
+
+from __future__ import annotations
+
+from asking import ask
+
+from birthlens.claims.behaviours import tested_on
+from birthlens.claims.claim import Evidence
+from birthlens.task import BigramTask
+
+TESTS = {"uniform outputs": {}, "bigram outputs": {"outputs": "bigram"}, "first 75 % of outputs": {"split": "train"},
+         "last 25 % of outputs": {"split": "test"}}  # fmt: skip
+
+
+def generalisation(evidence: Evidence) -> dict[str, float]:
+    """Return the in-context accuracy, absorbed positions left out, on each kind of output."""
+    run, found = evidence.runs["run"], {}
+    for name, changes in TESTS.items():
+        task = run.config.task.changed(**{"outputs": "uniform", "split": "none", **changes})
+        found[f"on {name}"] = tested_on(run, BigramTask(task, run.statistics), evidence.seed)
+    return found
+
+
+if __name__ == "__main__":
+    ask(__file__, __doc__, generalisation)

@@ -1,0 +1,28 @@
+"""Do three layers help? One, two and three layers on clean data, beside the ceiling of a bag of tokens.
+
+python analyses/do_three_layers_help.py --tier laptop
+"""
+
+from __future__ import annotations
+
+from asking import ask
+
+from birthlens.analysis.references import reference_table
+from birthlens.claims.behaviours import held_out, speed
+from birthlens.claims.claim import Evidence
+
+
+def layers(evidence: Evidence) -> dict[str, float]:
+    """Return speed and accuracy of a run, its best accuracy, and the ceiling on fresh sequences of its task."""
+    run = evidence.runs["run"]
+    batch = run.task.batch(128, run.config.seeds.evaluation + evidence.seed)
+    table = reference_table(run.task, batch, ["bag"]).set_index(["role", "metric"])["value"]
+    return {
+        **speed(evidence),
+        "best accuracy": float(held_out(run, "in_context_accuracy")[1].max()),
+        "ceiling of a bag of tokens": float(table["in_context", "accuracy"]),
+    }
+
+
+if __name__ == "__main__":
+    ask(__file__, __doc__, layers)

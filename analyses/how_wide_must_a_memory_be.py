@@ -1,0 +1,80 @@
+"""How wide must a memory be? Accuracy of the closed-form induction head against d_model, and the recall of its matrices.
+
+Builds the three memories as outer products of raw Gaussian, dual, or orthogonal vectors (Tiny Shakespeare, K = 5 fixed
+triggers) at two context lengths, and runs them on fresh sequences. Nothing is trained.
+
+    python analyses/how_wide_must_a_memory_be.py
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from birthlens import BigramTask
+from birthlens.analysis.ideal import Strengths
+from birthlens.analysis.ideal_tables import VECTORS, width_table
+from birthlens.config import CorpusConfig, TaskConfig
+from birthlens.corpus import statistics_of
+from birthlens.figures.style import COLOURS, DASHES, panels, save, styled
+
+HERE = Path(__file__).parent
+WIDTHS = [32, 64, 128, 256, 512, 1024]
+METRICS = ["in_context_accuracy", "in_context_unabsorbed_accuracy", "in_context_loss", "output_memory_recall",
+           "trigger_memory_recall", "prev_token_memory_recall"]  # fmt: skip
+
+
+def one_context(context: int, seeds: int, sequences: int) -> pd.DataFrame:
+    """Tabulate one context length: columns context and those of `width_table`."""
+    task = BigramTask(TaskConfig(context=context), statistics_of(CorpusConfig()))
+    table = width_table(task, WIDTHS, seeds=range(seeds), sequences=sequences, strengths=Strengths(avoid_first=20))
+    table.insert(0, "context", context)
+    return table[table["metric"].isin(METRICS)]
+
+
+@styled
+def picture(table: pd.DataFrame) -> Figure:
+    """Draw accuracy against width, one panel a context length, beside the lowest recall of the raw memories."""
+    contexts = sorted(set(table["context"]))
+    figure, axes = panels(1, len(contexts), 3.0, 2.6)
+    for ax, context in zip(axes[0], contexts, strict=True):
+        rows = table[table["context"] == context]
+        accuracy = rows[rows["metric"] == "in_context_accuracy"]
+        recall = rows[rows["metric"].str.endswith("_recall") & (rows["vectors"] == "raw")]
+        for kind, colour, dashes in zip(VECTORS, COLOURS, DASHES, strict=False):
+            mean = accuracy[accuracy["vectors"] == kind].groupby("d_model")["value"].mean()
+            ax.plot(
+                mean.index, mean, color=colour, linestyle=dashes, marker="o", markersize=3, label=f"{kind}: accuracy"
+            )
+        lowest = recall.groupby(["d_model", "metric"])["value"].mean().groupby("d_model").min()
+        ax.plot(lowest.index, lowest, color="#6E6E6E", linewidth=0.9, label="raw: lowest recall")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(WIDTHS, map(str, WIDTHS))
+        ax.set_ylim(0, 1.03)
+        ax.set_xlabel("d_model")
+        ax.set_title(f"T = {context}")
+    axes[0][0].set_ylabel("in-context accuracy, recall")
+    axes[0][-1].legend(loc="lower right")
+    return figure
+
+
+def main() -> None:
+    """Tabulate, draw and print the means over seeds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sequences", type=int, default=32)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "how_wide_must_a_memory_be.csv")
+    arguments = parser.parse_args()
+    table = pd.concat([one_context(context, arguments.seeds, arguments.sequences) for context in (64, 256)])
+    arguments.out.parent.mkdir(exist_ok=True)
+    table.round(4).to_csv(arguments.out, index=False)
+    save(picture(table), arguments.out.with_suffix(".svg"))
+    wide = table.pivot_table(index=["context", "vectors", "d_model"], columns="metric", values="value", sort=False)
+    print(wide[METRICS].round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""What if one memory is frozen? W_O^2, W_K^2 or W_K^1 held at its start until step 200, against all trained.
+
+python analyses/what_if_one_memory_is_frozen.py --tier laptop
+"""
+
+from __future__ import annotations
+
+from asking import ask
+
+from birthlens.claims.claim import Evidence
+from birthlens.claims.orders import accuracy_at, onsets, scores_at
+
+
+def births(evidence: Evidence) -> dict[str, float]:
+    """Return accuracy and standardised scores at the thaw, the accuracy at the end, and every memory's onset."""
+    run, thaw = evidence.runs["run"], int(evidence.settings["thaw"])
+    return {
+        "accuracy at the thaw": accuracy_at(run, thaw),
+        "accuracy at the end": accuracy_at(run, run.steps[-1]),
+        **{f"score of {name} at the thaw": value for name, value in scores_at(run, thaw).items()},
+        **{f"onset of {name}": value for name, value in onsets(run).items()},
+    }
+
+
+if __name__ == "__main__":
+    ask(__file__, __doc__, births, thaw=200)
