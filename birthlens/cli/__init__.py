@@ -13,11 +13,12 @@ from birthlens import __version__
 from birthlens.cli.basics import corpus, steps
 from birthlens.cli.benching import bench
 from birthlens.cli.causal import ablate, edges, patch, scores
+from birthlens.cli.demo import demo
 from birthlens.cli.memory import memories, memory, order, transplant
 from birthlens.cli.probing import probe
 from birthlens.cli.reproducing import reproduce, sweep
 from birthlens.cli.seeing import attention, plot, report, watch
-from birthlens.cli.training import demo, train
+from birthlens.cli.training import train
 from birthlens.errors import BirthlensError
 
 

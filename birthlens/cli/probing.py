@@ -37,7 +37,7 @@ def probe(run: str, steps: str, what: str, full: bool, out: str | None, style: s
     from birthlens.runs import load_run
 
     loaded = load_run(run)
-    table = _probed(loaded, loaded.select(steps), what)
+    table = probed(loaded, loaded.select(steps), what)
     if out is None and style == "table" and not full and what == "memories":
         overview(table)
     else:
@@ -58,23 +58,8 @@ def overview(table: pd.DataFrame) -> None:
     show_rows(["step", *wide.columns], rows, title="recall: memory / candidates")
 
 
-def tell(path: str) -> None:
-    """Say what a run learned and when: the closing words of the demo."""
-    from birthlens.runs import load_run
-
-    run = load_run(path)
-    table = _probed(run, run.steps, "memories")
-    overview(table[table["step"].isin(run.steps[:: max(1, len(run.steps) // 10)])])
-    metrics = run.metrics()
-    accuracy = metrics[(metrics["split"] == "held_out") & (metrics["metric"] == "in_context_accuracy")]
-    reached = accuracy[accuracy["value"] > 0.9]["step"]
-    click.echo(f"\nin-context accuracy {accuracy['value'].iloc[-1]:.3f} at step {accuracy['step'].iloc[-1]}", nl=False)
-    click.echo(f", above 0.9 from step {reached.iloc[0]}" if len(reached) else "")
-    click.echo(f"run {path}  (checkpoints, metrics.jsonl; docs/format.md says what is what)")
-    click.echo(f"next: birthlens probe {path} --out memories.csv")
-
-
-def _probed(run: Run, steps: list[int], what: str) -> pd.DataFrame:
+def probed(run: Run, steps: list[int], what: str) -> pd.DataFrame:
+    """Probe a run at some steps: one of `PROBES`."""
     from birthlens.analysis import trajectory
 
     if what == "memories":

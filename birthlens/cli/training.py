@@ -1,4 +1,4 @@
-"""`birthlens train` and `birthlens demo`."""
+"""`birthlens train`, and a training followed on the screen."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def train(
             raise BirthlensError("--resume takes its config from the run; leave out --preset, --config and overrides.")
         from birthlens.training.recording import resume
 
-        _follow(resume(out), out, logger)
+        follow(resume(out), out, logger)
         return
     config = _config(preset_name, config_file, corpus_file, overrides)
     if show_config:
@@ -52,30 +52,7 @@ def train(
         return
     from birthlens.training.recording import train_to_disk
 
-    _follow(train_to_disk(config, out), out, logger)
-
-
-@click.command(epilog="Example: birthlens demo runs/demo")
-@click.argument("out", type=click.Path(), default="runs/demo")
-def demo(out: str) -> None:
-    """Train the demo run into OUT, probe it, and say when each memory was learned.
-
-    A finished demo run in OUT is used again; an interrupted one is continued.
-    """
-    from birthlens.presets import preset
-    from birthlens.training.recording import check_resumable, resume, train_to_disk
-
-    config = preset("demo")
-    if (Path(out) / "run.json").exists():
-        check_resumable(config, out)
-        records = resume(out)
-    else:
-        records = train_to_disk(config, out)
-    _follow(records, out, None)
-
-    from birthlens.cli.probing import tell
-
-    tell(out)
+    follow(train_to_disk(config, out), out, logger)
 
 
 def _config(
@@ -94,8 +71,8 @@ def _config(
     return preset(preset_name, overrides) if preset_name else RunConfig.parse({}, overrides)
 
 
-def _follow(records: Iterable[StepRecord], out: str, logger: str | None) -> None:
-    """Run the training to its end: a progress bar on a terminal, one closing line elsewhere."""
+def follow(records: Iterable[StepRecord], out: str, logger: str | None = None) -> bool:
+    """Run the training to its end, a progress bar on a terminal and one closing line elsewhere; say if there was any."""
     from birthlens.training.logging import log_to
 
     log = log_to(logger, Path(out)) if logger else None
@@ -111,10 +88,11 @@ def _follow(records: Iterable[StepRecord], out: str, logger: str | None) -> None
                 log(record)
     if last is None:
         click.echo(f"{out}: already finished, nothing to train", err=True)
-        return
+        return False
     engine = last.trainer
     reached = "" if accuracy is None else f", in-context accuracy {accuracy:.3f}"
     click.echo(f"{out}: {last.step} steps{reached}; engine {engine.engine_name} ({engine.engine_reason})", err=True)
+    return True
 
 
 class _Bar:

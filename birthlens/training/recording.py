@@ -60,4 +60,7 @@ def check_resumable(config: RunConfig, out: str | Path) -> None:
     """Raise BirthlensError where a run on disk was made by another config than the one given."""
     run = Run(out)
     if run.config != config:
-        raise BirthlensError(f"out = {str(out)!r} holds a run of another config; resume it without config arguments.")
+        raise BirthlensError(
+            f"out = {str(out)!r} holds a run of another config; name another directory, or continue that run "
+            "with `birthlens train OUT --resume`."
+        )

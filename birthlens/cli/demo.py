@@ -1,0 +1,48 @@
+"""`birthlens demo`: the main job in one command, from a text to a trained, probed and reported run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from birthlens.cli.probing import overview, probed
+from birthlens.cli.tables import write
+from birthlens.cli.training import follow
+
+
+@click.command(epilog="Example: birthlens demo runs/demo")
+@click.argument("out", type=click.Path(), default="runs/demo")
+def demo(out: str) -> None:
+    """Train the demo run into OUT, probe it, say when each memory was learned, and write a report.
+
+    A finished demo run in OUT is used again, with its report; an interrupted one is continued.
+    """
+    from birthlens.presets import preset
+    from birthlens.runs import load_run
+    from birthlens.training.recording import check_resumable, resume, train_to_disk
+
+    config = preset("demo")
+    if (Path(out) / "run.json").exists():
+        check_resumable(config, out)
+        records = resume(out)
+    else:
+        records = train_to_disk(config, out)
+    trained = follow(records, out)
+
+    run, page, probes = load_run(out), Path(out) / "report.html", Path(out) / "memories.csv"
+    table = probed(run, run.steps, "memories")
+    overview(table[table["step"].isin(run.steps[:: max(1, len(run.steps) // 10)])])
+    metrics = run.metrics()
+    accuracy = metrics[(metrics["split"] == "held_out") & (metrics["metric"] == "in_context_accuracy")]
+    reached = accuracy[accuracy["value"] > 0.9]["step"]
+    click.echo(f"\nin-context accuracy {accuracy['value'].iloc[-1]:.3f} at step {accuracy['step'].iloc[-1]}", nl=False)
+    click.echo(f", above 0.9 from step {reached.iloc[0]}" if len(reached) else "")
+    write(table, str(probes))
+    if trained or not page.exists():
+        from birthlens.report import write_report
+
+        write_report([run], page)
+    click.echo(f"run     {out}  (docs/format.md says what is what)")
+    click.echo(f"probes  {probes}  ({len(table)} rows: every memory at every kept step)")
+    click.echo(f"report  {page}  (open it in a browser)")
