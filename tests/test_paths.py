@@ -1,6 +1,7 @@
 """Edges: a micro model worked out by hand, exact laws, and attribution against what it estimates."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -170,6 +171,31 @@ def test_the_ideal_models_edge_is_found():
     births = births_table(table).set_index("edge")
     assert births.loc["L0H0->L1H0.k", "born"] == 10 and births.loc["L0H0->L1H0.k", "last"] == pytest.approx(1, abs=0.05)
     assert np.isnan(births.loc["L0H0->L1H0.q", "born"])
+
+
+def along_a_run(recovered, gaps, **columns):
+    steps = [20 * number for number in range(len(gaps))]
+    return pd.DataFrame({"step": steps, "edge": "L0H0->L1H0.k", "metric": "logit_difference", "clean": gaps,
+                         "corrupted": 0.0, "recovered": recovered} | columns)  # fmt: skip
+
+
+def test_an_edge_is_born_only_where_there_is_a_gap_to_recover():
+    # At step 20 clean and corrupted hardly differ: 22 times nothing is nothing. Step 80 has no gap at all.
+    table = along_a_run([0.3, 22.0, 0.4, 0.9, np.nan, 0.95], [0.0, 0.001, 2.0, -9.0, 0.0, 10.0])
+    row = births_table(table).iloc[0]
+    assert (row["born"], row["peak"], row["peak_step"], row["last"], row["counted_from"]) == (60, 0.95, 100, 0.95, 40)
+    everything = births_table(table, least_gap=0).iloc[0]
+    assert everything["peak"] == 22 and everything["born"] == 60
+    nothing = births_table(along_a_run([np.nan, np.nan], [0.0, 0.0])).iloc[0]
+    assert nothing[["born", "peak", "peak_step", "last", "counted_from"]].isna().all()
+
+
+def test_an_edge_is_born_once_its_whole_interval_says_so():
+    bounds = {"recovered_low": [0.2, 0.55, 0.8], "recovered_high": [3.0, 0.9, 1.0]}
+    assert births_table(along_a_run([0.7, 0.7, 0.9], [9.0, 9.0, 10.0], **bounds))["born"].item() == 20
+    # An edge may carry the answer the wrong way round: what counts is the size.
+    bounds = {"recovered_low": [-0.9, -0.9, -0.9], "recovered_high": [0.3, -0.6, -0.7]}
+    assert births_table(along_a_run([-0.7, -0.7, -0.9], [9.0, 9.0, 10.0], **bounds))["born"].item() == 20
 
 
 def test_edge_ablation_in_full_and_by_role(pair):

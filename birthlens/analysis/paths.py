@@ -106,25 +106,38 @@ def other_edges(sizes: Sizes, sender: str, kept: Sequence[Edge | str]) -> list[E
     return [edge for edge in edges_of(sizes) if str(edge.sender) == sender and str(edge) not in stay]
 
 
-def births_table(table: pd.DataFrame, threshold: float = 0.5, value: str = "recovered") -> pd.DataFrame:
+def births_table(
+    table: pd.DataFrame, threshold: float = 0.5, value: str = "recovered", least_gap: float = 0.1
+) -> pd.DataFrame:
     """Say when each edge becomes causal: the first step from which |value| stays at or above the threshold.
 
-    Takes an `edge_table` over checkpoints. Columns: edge, metric, born (step, NaN where never), peak (the largest value in
-    size), peak_step, last (the value at the last step).
+    Takes an `edge_table` over checkpoints; where it has intervals, the whole interval must stay there. A step counts only
+    where there is something to recover: where |clean - corrupted| is at least `least_gap` of its largest value over the
+    steps; elsewhere `recovered` divides noise by almost nothing. Columns: edge, metric, born (step, NaN where never), peak
+    (the largest value in size), peak_step, last (the value at the last step), all among the steps that count; and
+    counted_from, the first of these steps.
     """
     import pandas as pd
 
+    gap = (table["clean"] - table["corrupted"]).abs()
+    real = (gap > 0) & (gap >= least_gap * gap.groupby(table["metric"]).transform("max"))
+    columns = ["edge", "metric", "born", "peak", "peak_step", "last", "counted_from"]
     rows = []
     for (edge, metric), group in table.groupby(["edge", "metric"], sort=False):
-        group = group.sort_values("step")
+        group = group[real[group.index]].sort_values("step")
+        if group.empty:
+            rows.append((edge, metric, *[float("nan")] * 5))
+            continue
         values, steps = group[value].to_numpy(), group["step"].to_numpy()
-        above = np.abs(np.nan_to_num(values)) >= threshold
-        below = np.flatnonzero(~above)
+        bounds = [name for name in (f"{value}_low", f"{value}_high") if name in group] or [value]
+        # The end of the interval that is nearest to 0, on the side of the value itself.
+        sure = (group[bounds].to_numpy() * np.sign(values)[:, None]).min(1)
+        below = np.flatnonzero(~(sure >= threshold))
         first = 0 if len(below) == 0 else int(below[-1]) + 1
         born = float(steps[first]) if first < len(steps) else float("nan")
-        peak = int(np.nanargmax(np.abs(np.nan_to_num(values))))
-        rows.append((edge, metric, born, float(values[peak]), int(steps[peak]), float(values[-1])))
-    return pd.DataFrame(rows, columns=["edge", "metric", "born", "peak", "peak_step", "last"])
+        peak = int(np.argmax(np.abs(values)))
+        rows.append((edge, metric, born, float(values[peak]), int(steps[peak]), float(values[-1]), int(steps[0])))
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _edge(edge: Edge | str) -> Edge:
