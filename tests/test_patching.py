@@ -150,10 +150,16 @@ def test_corruptions_change_what_they_say(name, cycles):
             else:
                 assert new[t] == tokens[t - 1] if t else new[t] not in triggers
     if name == "triggers_swapped":
+        moved_on = 0
         for b, t in pair.scored.nonzero().tolist():
-            tokens, new = batch.tokens[b].tolist(), pair.corrupted.tokens[b].tolist()
-            place = new.index(tokens[t])
-            assert place < t and int(pair.alternatives[b, t]) == int(batch.targets[b, place])
+            new = pair.corrupted.tokens[b].tolist()
+            # The corrupted sequence's own answer: what followed this token the first time, in that sequence.
+            place = new.index(new[t])
+            assert place < t and new[t] == int(batch.tokens[b, t])
+            assert int(pair.alternatives[b, t]) == new[place + 1]
+            moved_on += new[place + 1] != int(batch.tokens[b, place + 1])
+        # On published data an announced output may be a first occurrence that was moved itself.
+        assert (moved_on > 0) == (cycles == "published")
 
 
 def test_users_own_pairs_and_bad_questions(task, weights):

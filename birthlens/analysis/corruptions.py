@@ -100,8 +100,7 @@ def triggers_swapped(batch: TokenBatch, generator: np.random.Generator, d_vocab:
     """Let the first occurrences of a sequence's triggers trade places, in a cycle; score the second occurrences."""
     _needs_triggers(batch)
     sequence = _sequence(batch)
-    alternatives = batch.targets.clone()
-    scored = torch.zeros_like(batch.absorbed)
+    announced = torch.full_like(batch.tokens, -1)
     for row, (occurrence, tokens) in enumerate(zip(batch.occurrence, batch.tokens, strict=True)):
         firsts = (occurrence == 1).nonzero()[:, 0]
         if len(firsts) < 2:
@@ -110,12 +109,13 @@ def triggers_swapped(batch: TokenBatch, generator: np.random.Generator, d_vocab:
         places, moved = firsts[order], tokens[firsts[order.roll(1)]]
         sequence[row, places] = moved
         for place, token in zip(places, moved, strict=True):
-            # The second occurrence of the token that now stands at `place` is promised that place's output.
+            # The second occurrence of the token that now stands at `place` is promised what now follows that place.
             later = (tokens == token) & (occurrence == 2) & (torch.arange(len(tokens)) > place)
-            alternatives[row, later] = batch.targets[row, place]
-            scored[row] |= later
+            announced[row, later] = place
     corrupted = _relabelled(batch, sequence, batch.outputs)
-    scored &= ~batch.absorbed & (corrupted.tokens == batch.tokens) & (alternatives != batch.targets)
+    # Not the clean sequence's successor: where that was a trigger's first occurrence, it has been moved as well.
+    alternatives = torch.where(announced >= 0, corrupted.targets.gather(1, announced.clamp(min=0)), batch.targets)
+    scored = ~batch.absorbed & (corrupted.tokens == batch.tokens) & (alternatives != batch.targets)
     return Pair(batch, corrupted, scored, alternatives)
 
 
