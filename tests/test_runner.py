@@ -1,5 +1,7 @@
 """The runner against plain `run_with_hooks` loops, and its functional pass against live hooks, over kinds of models."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -173,6 +175,7 @@ def test_an_edit_recomputes_only_what_lies_downstream(monkeypatch):
     batch, _ = batches()
     trace = Trace(Architecture(weights), batch.tokens)
     trace.logits()
+    trace.value(Point("z", 1))  # what the edit is handed; folded passes go without it
     seen = []
     computed = type(trace)._computed
     monkeypatch.setattr(type(trace), "_computed", lambda self, point: (seen.append(point), computed(self, point))[1])
@@ -230,6 +233,18 @@ def test_bad_batches_are_refused():
     with pytest.raises(BirthlensError, match="vocabulary ends at 8"):
         large = repeated_tokens(2, 4, 30, np.random.default_rng(0))
         evaluate(weights, {}, large, Scoring.of(large, METRICS))
+    for field, value, message in (("tokens", 9, "hold id 9"), ("tokens", -1, "hold id -1"), ("targets", 9, "targets of"),
+                                  ("targets", -100, "hold id -100")):  # fmt: skip
+        spoilt = getattr(batch, field).clone()
+        spoilt[2, 3] = value
+        wrong = replace(batch, **{field: spoilt})
+        for model in (weights, build(weights)):
+            with pytest.raises(BirthlensError, match=f"{message}.*vocabulary ends at 8"):
+                evaluate(model, {}, wrong, scoring)
+            with pytest.raises(BirthlensError, match="of the reference batch hold id"):
+                evaluate(model, resample, batch, scoring, wrong)
+    with pytest.raises(BirthlensError, match="holds no tokens"):
+        evaluate(weights, {}, batch[:0], scoring)
     with pytest.raises(BirthlensError, match="partner of 7"):
         evaluate(weights, {"case": [Intervention("z", "patch", 0)]}, batch, scoring, reference[:3])
 

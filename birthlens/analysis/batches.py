@@ -109,9 +109,16 @@ def repeated_tokens(
     return TokenBatch(tokens, targets, nothing, nothing, occurrence, torch.zeros_like(tokens, dtype=torch.bool))
 
 
-def check_tokens(batch: TokenBatch, d_vocab: int, n_ctx: int) -> None:
+def check_tokens(batch: TokenBatch, d_vocab: int, n_ctx: int, name: str = "the batch") -> None:
     """Raise BirthlensError where a batch does not fit a model's vocabulary or context."""
-    if batch.tokens.numel() and (highest := int(batch.tokens.max())) >= d_vocab:
-        raise BirthlensError(f"tokens hold id {highest}; the model's vocabulary ends at {d_vocab - 1}.")
+    for field, ids in (("tokens", batch.tokens), ("targets", batch.targets)):
+        if ids.numel() == 0:
+            raise BirthlensError(f"{name} holds no {field}; give at least one sequence of at least one position.")
+        lowest, highest = int(ids.min()), int(ids.max())
+        if lowest < 0 or highest >= d_vocab:
+            wrong = lowest if lowest < 0 else highest
+            raise BirthlensError(
+                f"{field} of {name} hold id {wrong}; the model's vocabulary ends at {d_vocab - 1}, and starts at 0."
+            )
     if batch.tokens.shape[1] > n_ctx:
-        raise BirthlensError(f"the batch has {batch.tokens.shape[1]} positions; the model has {n_ctx}.")
+        raise BirthlensError(f"{name} has {batch.tokens.shape[1]} positions; the model has {n_ctx}.")

@@ -68,7 +68,7 @@ def evaluate(
             return merged(parts, (BASELINE, *cases))
     backend = backend_of(model, cases)
     check_cases(cases, backend.sizes)
-    check_tokens(batch, backend.d_vocab, backend.n_ctx)
+    _check_batches(backend, batch, reference)
     wanted = needs(one for case in cases.values() for one in case)
     picked = _picked_rows(batch, wanted, reference, seed)
     averages, kept = _survey(backend, wanted, batch, reference, chunk)
@@ -129,7 +129,7 @@ def intervene(
     case = tuple(interventions)
     backend = HookedBackend(model)
     check_cases({"case": case}, backend.sizes)
-    check_tokens(batch, backend.d_vocab, backend.n_ctx)
+    _check_batches(backend, batch, reference)
     wanted = needs(case)
     picked = _picked_rows(batch, wanted, reference, seed)
     averages, _ = _survey(backend, wanted, batch, reference, len(batch))
@@ -140,6 +140,12 @@ def intervene(
     }
     with edited(model, backend.edits(case, Sources(batch, runs, averages))):
         yield
+
+
+def _check_batches(backend: Backend, batch: TokenBatch, reference: TokenBatch | None) -> None:
+    check_tokens(batch, backend.d_vocab, backend.n_ctx)
+    if reference is not None:
+        check_tokens(reference, backend.d_vocab, backend.n_ctx, "the reference batch")
 
 
 def _picked_rows(
