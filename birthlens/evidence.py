@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from birthlens.analysis.ablation import ablation_table
+from birthlens.analysis.anatomy import edges_of
 from birthlens.analysis.corruptions import other_outputs
-from birthlens.analysis.edges import edges_of
 from birthlens.analysis.interventions import EdgeIntervention
 from birthlens.analysis.metrics import BASELINE, Scoring
 from birthlens.analysis.patching import patching_table

@@ -120,6 +120,8 @@ class Edge:
     @classmethod
     def parse(cls, text: str) -> Edge:
         """Read an edge such as 'L0H0->L1H0.k'; raise BirthlensError for anything else."""
+        if not isinstance(text, str):
+            raise BirthlensError(f"edge = {text!r} is no edge; write it as text, for instance L0H0->L1H0.k.")
         sender, arrow, receiver = (part.strip() for part in text.partition("->"))
         if not arrow:
             raise BirthlensError(

@@ -158,6 +158,7 @@ def test_a_live_model_gives_the_same_table(batches):
     ("options", "message"),
     [
         ({"heads": "L5H0"}, "valid are L0H0, L1H0"),
+        ({"metrics": ()}, "name at least one metric"),
         ({"heads": "first"}, "write it as L<layer>H<head>"),
         ({"methods": ("delete",)}, "valid are zero, mean"),
         ({"metrics": ("in_context.joy",)}, "must be one of accuracy"),
@@ -169,6 +170,11 @@ def test_a_live_model_gives_the_same_table(batches):
 def test_bad_questions_are_refused(ideal, batches, options, message):
     with pytest.raises(BirthlensError, match=message):
         ablation_table([(0, ideal)], *batches, **options)
+
+
+def test_one_head_makes_no_pair():
+    with pytest.raises(BirthlensError, match="one head only, L0H0; use all"):
+        head_sets(ModelConfig(n_layers=1), "pairs")
 
 
 def test_ideal_weights_refuse_what_they_cannot_build():

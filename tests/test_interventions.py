@@ -14,6 +14,7 @@ from birthlens.analysis.interventions import (
     EdgeIntervention,
     Intervention,
     at_heads,
+    check_cases,
     from_json,
 )
 from birthlens.analysis.runner import intervene
@@ -69,11 +70,48 @@ def test_interventions_survive_json(site, method, layer, heads, positions, sourc
         ({"edge": "L0H0->L1H0.x", "method": "zero"}, "receiver = 'L1H0.x' is unknown"),
         ({"edge": "L0H0.k->logits", "method": "zero"}, "sender = 'L0H0.k' is unknown"),
         ({"edge": "L0H0->logits", "method": "uniform"}, "valid are zero"),
+        ("z", "must map fields to values"),
+        (5, "must map fields to values"),
+        ({3: "z"}, "cannot be read"),
+        ({"edge": 5, "method": "zero"}, "edge = 5 is no edge"),
+        ({"edge": "L0H0->logits", "method": "zero", "positions": 3}, "positions = 3: give 'all', a role"),
+        ({"site": "z", "method": "zero", "layer": "1"}, "layer = '1': it must be a whole number"),
+        ({"site": "z", "method": "zero", "layer": 0.5}, "layer = 0.5: it must be a whole number"),
+        ({"site": "z", "method": "zero", "layer": True}, "layer = True: it must be a whole number"),
+        ({"site": "z", "method": "zero", "layer": -1}, "layer = -1: it must be a whole number"),
+        ({"site": "z", "method": "zero", "layer": 1, "heads": 0}, "heads = 0: list at least one"),
+        ({"site": "z", "method": "zero", "layer": 1, "heads": []}, "list at least one head"),
+        ({"site": "z", "method": "zero", "layer": 1, "heads": ["0"]}, "list at least one head"),
+        ({"site": "z", "method": "zero", "layer": 1, "positions": 3}, "or a list of indices"),
+        ({"site": "z", "method": "zero", "layer": 1, "positions": ["a"]}, "or a list of indices"),
+        ({"site": "z", "method": "zero", "layer": 1, "positions": [-1]}, "or a list of indices"),
+        ({"site": ["z"], "method": {}, "layer": 1}, "valid are embed"),
     ],
 )
 def test_nonsense_is_refused_with_what_is_valid(fields, message):
     with pytest.raises(BirthlensError, match=message):
         from_json(fields)
+
+
+@pytest.mark.parametrize(
+    ("edge", "message"),
+    [
+        ("L0.mlp->logits", "no L0.mlp; valid senders are embed, pos_embed, L0H0, L1H0"),
+        ("pos_embed->L1.mlp", "no L1.mlp; valid receivers are L0H0.q, .*L1H0.v, logits"),
+        ("L2.mlp->logits", "valid layers are 0 to 1"),
+        ("L1H0->L1H0.k", "valid senders are embed, pos_embed, L0H0"),
+    ],
+)
+def test_edges_that_a_model_lacks_are_refused_with_those_it_has(model, batch, edge, message):
+    with pytest.raises(BirthlensError, match=message):
+        check_cases({"case": [EdgeIntervention(Edge.parse(edge), "zero")]}, model.cfg)
+    with pytest.raises(BirthlensError, match=message):
+        check_cases({"case": [EdgeIntervention(Edge.parse(edge), "zero")]}, ModelConfig(d_model=8))
+
+
+def test_an_edge_is_an_edge():
+    with pytest.raises(BirthlensError, match=r"read it with Edge\.parse"):
+        EdgeIntervention("L0H0->logits", "zero")
 
 
 @pytest.mark.parametrize("edge", ["L1H0->L0H0.k", "L1H0->L1H0.q", "L0H0->L0H0.v"])

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from birthlens.analysis.ablation import ablation_table
+from birthlens.analysis.anatomy import edges_of
 from birthlens.analysis.attention import attention_table
 from birthlens.analysis.batches import batch_of_tokens, repeated_tokens
 from birthlens.analysis.corruptions import pair_of
-from birthlens.analysis.edges import edges_of
 from birthlens.analysis.head_weights import composition_table, weight_scores_table
 from birthlens.analysis.interventions import EdgeIntervention, Intervention, frozen_norms
 from birthlens.analysis.patching import patched_table, patching_table

@@ -174,6 +174,12 @@ def test_users_own_pairs_and_bad_questions(task, weights):
         pair_of(clean, task.batch(5, 0), clean.in_context, two_answers=False)
     with pytest.raises(BirthlensError, match="valid are embed"):
         patching_table([(0, weights)], pair_of(clean, other), ["mind"])
+    with pytest.raises(BirthlensError, match="name at least one of embed"):
+        patching_table([(0, weights)], pair_of(clean, other), [])
+    bare = initial_weights(ModelConfig(d_model=16), N, T, np.random.default_rng(3))
+    with pytest.raises(BirthlensError, match=r"has no feed-forward; valid are embed, pos_embed, .*attn_out, z"):
+        patching_table([(0, bare)], pair_of(clean, other), ["z", "mlp_out"])
+    assert "mlp_out" not in set(patching_table([(0, bare)], pair_of(clean, other), draws=0)["site"])
     with pytest.raises(BirthlensError, match="valid are layer, head"):
         patching_table([(0, weights)], pair_of(clean, other), by=("colour",))
     with pytest.raises(BirthlensError, match="valid are clean_into_corrupted"):

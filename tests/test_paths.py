@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from birthlens.analysis.ablation import cases_table
+from birthlens.analysis.anatomy import edges_of
 from birthlens.analysis.batches import batch_of_tokens, repeated_tokens
 from birthlens.analysis.corruptions import Pair, corrupt, pair_of
-from birthlens.analysis.edges import edges_of
 from birthlens.analysis.ideal import ideal_weights
 from birthlens.analysis.interventions import EdgeIntervention, Intervention, frozen_norms
 from birthlens.analysis.patching import DIRECTIONS, patched_table, patching_table
@@ -221,5 +221,7 @@ def test_bad_questions(pair):
         edge_table([(0, weights)], pair, quantities=("accuracy",), attribution_steps=(0,))
     with pytest.raises(BirthlensError, match="at least 1 to integrate"):
         edge_table([(0, weights)], pair, ["L0H0->logits"], attribution_steps=(-1,))
+    with pytest.raises(BirthlensError, match="name at least one"):
+        edge_table([(0, weights)], pair, [])
     with pytest.raises(BirthlensError, match="no checkpoint"):
         edge_table([], pair)

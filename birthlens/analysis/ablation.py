@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from birthlens.analysis.anatomy import Sizes, all_heads, has_mlp, has_positions
 from birthlens.analysis.backends import backend_of
 from birthlens.analysis.interventions import (
     METHODS,
@@ -26,10 +27,7 @@ from birthlens.analysis.interventions import (
     AnyIntervention,
     Cases,
     Intervention,
-    Sizes,
-    all_heads,
     at_heads,
-    has_mlp,
 )
 from birthlens.analysis.metrics import METRICS, Scoring
 from birthlens.analysis.runner import CHUNK, evaluate
@@ -86,6 +84,8 @@ def head_sets(sizes: Sizes, spec: str = "all") -> list[tuple[Head, ...]]:
     if spec == "all":
         return [(head,) for head in heads]
     if spec == "pairs":
+        if len(heads) < 2:
+            raise BirthlensError(f"heads = 'pairs': the model has one head only, {heads[0]}; use all.")
         return list(combinations(heads, 2))
     chosen = [tuple(map(Head.parse, group.split("+"))) for group in spec.split(",")]
     if unknown := [str(head) for group in chosen for head in group if head not in heads]:
@@ -105,7 +105,6 @@ def head_cases(
 
 def component_cases(sizes: Sizes, methods: Sequence[str] = DEFAULT_METHODS) -> dict[str, tuple[AnyIntervention, ...]]:
     """Return cases for what is no head: feed-forwards, and the token and position inputs."""
-    rotary = "rotary" in (getattr(sizes, "positional_embedding_type", None), getattr(sizes, "positions", None))
     cases: dict[str, tuple[AnyIntervention, ...]] = {}
     for method in methods:
         if method in PATTERN_METHODS:
@@ -114,7 +113,7 @@ def component_cases(sizes: Sizes, methods: Sequence[str] = DEFAULT_METHODS) -> d
             if has_mlp(sizes, layer):
                 cases[f"L{layer}.mlp {method}"] = (Intervention("mlp_out", method, layer),)
         cases[f"embed {method}"] = (Intervention("embed", method),)
-        if not rotary:
+        if has_positions(sizes):
             cases[f"pos_embed {method}"] = (Intervention("pos_embed", method),)
     return cases
 

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from birthlens.analysis.anatomy import has_positions
 from birthlens.analysis.batches import take
 from birthlens.analysis.edges import receiver_point, written
 from birthlens.analysis.hooks import captured, edited
@@ -77,8 +78,7 @@ def _chunk(
     norms: Sequence[Point],
 ) -> Float[Tensor, "edge metric"]:
     senders = {edge: EdgeIntervention(edge, "patch").point for edge in edges}
-    inputs = [Point(site) for site in ("embed", "pos_embed") if Point(site).hook in model.hook_dict]
-    inputs = [point for point in inputs if point.site == "embed" or model.cfg.positional_embedding_type == "standard"]
+    inputs = [Point("embed"), *([Point("pos_embed")] if has_positions(model.cfg) else [])]
     points = {*senders.values(), *inputs}
     before = captured(model, base.tokens, points | set(norms))
     after = captured(model, source.tokens, points)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from jaxtyping import Int
 from torch import Tensor
 
+from birthlens.analysis.anatomy import Sizes
 from birthlens.analysis.edges import edge_edits
 from birthlens.analysis.hooks import HookedTrace
-from birthlens.analysis.interventions import AnyIntervention, Cases, EdgeIntervention, Intervention, Sizes
+from birthlens.analysis.interventions import AnyIntervention, Cases, EdgeIntervention, Intervention
 from birthlens.analysis.layout import Architecture, Edit, Edits, Rows
 from birthlens.analysis.sources import Sources, Unedited
 from birthlens.analysis.trace import FROM_QUERIES, Trace

@@ -13,7 +13,7 @@ unless the divisors are frozen (`interventions.frozen_norms`), which makes every
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,39 +21,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from birthlens.analysis.batches import positions_mask
-from birthlens.analysis.interventions import EdgeIntervention, Sizes, all_heads, has_mlp, precedes
+from birthlens.analysis.interventions import EdgeIntervention
 from birthlens.analysis.layout import Edit, Edits, Rows
 from birthlens.analysis.sources import Sources
-from birthlens.sites import Edge, Embedding, Head, HeadInput, Logits, Mlp, Point, Receiver, Sender
+from birthlens.sites import Head, HeadInput, Mlp, Point, Receiver, Sender
 
 if TYPE_CHECKING:
     from birthlens.model import HookedTransformer
-
-
-def edges_of(sizes: Sizes, receivers: Iterable[Receiver] | None = None) -> list[Edge]:
-    """List every edge of a model (a ModelConfig or a TransformerLens config), or those into some receivers.
-
-    Example:
-        >>> from birthlens.architecture import ModelConfig
-        >>> edges = edges_of(ModelConfig(n_layers=2))
-        >>> len(edges), [str(edge) for edge in edges[-4:]]
-        (19, ['embed->logits', 'pos_embed->logits', 'L0H0->logits', 'L1H0->logits'])
-    """
-    parallel = bool(getattr(sizes, "parallel_attn_mlp", getattr(sizes, "family", None) == "full"))
-    rotary = "rotary" in (getattr(sizes, "positional_embedding_type", None), getattr(sizes, "positions", None))
-    senders: list[Sender] = [Embedding("embed"), *([] if rotary else [Embedding("pos_embed")])]
-    readers: list[Receiver] = []
-    for layer in range(sizes.n_layers):
-        heads = [head for head in all_heads(sizes) if head.layer == layer]
-        senders += heads
-        readers += [HeadInput(head, letter) for head in heads for letter in "qkv"]
-        if has_mlp(sizes, layer):
-            senders.append(Mlp(layer))
-            readers.append(Mlp(layer))
-    readers.append(Logits())
-    chosen = readers if receivers is None else list(receivers)
-    edges = [Edge(sender, receiver) for receiver in chosen for sender in senders]
-    return [edge for edge in edges if precedes(edge, parallel)]
 
 
 def written(model: HookedTransformer, sender: Sender, value: Tensor) -> Float[Tensor, "batch pos d_model"]:

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float
 
 from birthlens.analysis.ablation import Models, sizes_of
-from birthlens.analysis.interventions import all_heads
+from birthlens.analysis.anatomy import all_heads
 from birthlens.initialisation import random_orthogonal
 from birthlens.sites import Head
 from birthlens.weights import Weights

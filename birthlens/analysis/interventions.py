@@ -19,8 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
+from birthlens.analysis.anatomy import Sizes, check_edge, check_head, check_layer, has_mlp, has_norms, has_positions
 from birthlens.errors import BirthlensError
 from birthlens.sites import (
     ATTENTION_SITES,
@@ -31,7 +32,6 @@ from birthlens.sites import (
     Edge,
     Embedding,
     Head,
-    HeadInput,
     Mlp,
     Point,
 )
@@ -41,18 +41,6 @@ PATTERNS = ("uniform", "previous_token")
 METHODS = ("zero", *MEANS, "resample", "patch", *PATTERNS)
 SOURCES = ("reference", "batch")
 SITES = (*INTERVENTION_SITES, *NORM_SITES, FINAL_NORM)
-
-
-class Sizes(Protocol):
-    """What an intervention is checked against: a ModelConfig or a TransformerLens config."""
-
-    @property
-    def n_layers(self) -> int:
-        """Number of layers."""
-
-    @property
-    def n_heads(self) -> int:
-        """Number of heads in each layer."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +69,13 @@ class Intervention:
         _check_choice("site", self.site, SITES)
         _check_choice("method", self.method, METHODS)
         _check_choice("source", self.source, SOURCES)
+        _check_positions(self.positions)
+        if self.layer is not None and not _is_index(self.layer):
+            raise BirthlensError(f"layer = {self.layer!r}: it must be a whole number from 0, or left out.")
+        if self.heads is not None and not (_are_indices(self.heads) and self.heads):
+            raise BirthlensError(
+                f"heads = {self.heads!r}: list at least one head's number, or leave it out for all heads."
+            )
         if (self.layer is None) != (self.site in (*INPUT_SITES, FINAL_NORM)):
             need = "has no layer; leave it out" if self.layer is not None else "needs a layer"
             raise BirthlensError(f"layer = {self.layer}: site {self.site} {need}.")
@@ -107,12 +102,19 @@ class Intervention:
 
     def check(self, sizes: Sizes) -> None:
         """Raise BirthlensError, listing what is valid, where the layer or a head does not exist in the model."""
-        if self.layer is not None and not 0 <= self.layer < sizes.n_layers:
-            raise BirthlensError(f"layer = {self.layer} does not exist; valid layers are 0 to {sizes.n_layers - 1}.")
+        if self.layer is not None:
+            check_layer(self.layer, sizes)
         if self.site == "mlp_out" and not has_mlp(sizes, self.layer or 0):
-            raise BirthlensError(f"site = 'mlp_out': layer {self.layer} of this model has no feed-forward.")
+            layers = ", ".join(str(layer) for layer in range(sizes.n_layers) if has_mlp(sizes, layer)) or "none"
+            raise BirthlensError(
+                f"site = 'mlp_out': layer {self.layer} of this model has no feed-forward; layers that have one: {layers}."
+            )
+        if self.site == "pos_embed" and not has_positions(sizes):
+            raise BirthlensError(
+                "site = 'pos_embed': this model adds no positions to its input; the valid input is embed."
+            )
         for head in self.heads or ():
-            _check_head(Head(self.layer or 0, head), sizes)
+            check_head(Head(self.layer or 0, head), sizes, self.site)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -151,6 +153,9 @@ class EdgeIntervention:
     source: str = "reference"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.edge, Edge):
+            raise BirthlensError(f"edge = {self.edge!r} is no edge; read it with Edge.parse('L0H0->L1H0.k').")
+        _check_positions(self.positions)
         _check_choice("method", self.method, tuple(method for method in METHODS if method not in PATTERNS))
         _check_choice("source", self.source, SOURCES)
 
@@ -169,16 +174,7 @@ class EdgeIntervention:
 
     def check(self, sizes: Sizes) -> None:
         """Raise BirthlensError where an end does not exist, or the sender does not come before the receiver."""
-        sender, receiver = self.edge.sender, self.edge.receiver
-        for end in (sender, receiver):
-            if isinstance(end, Head):
-                _check_head(end, sizes)
-            elif isinstance(end, HeadInput):
-                _check_head(end.head, sizes)
-            elif isinstance(end, Mlp) and not 0 <= end.layer < sizes.n_layers:
-                raise BirthlensError(f"layer = {end.layer} does not exist; valid layers are 0 to {sizes.n_layers - 1}.")
-        if not precedes(self.edge, parallel=bool(getattr(sizes, "parallel_attn_mlp", False))):
-            raise BirthlensError(f"edge = {self.edge}: the sender must come before the receiver.")
+        check_edge(self.edge, sizes)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -194,18 +190,13 @@ Cases = Mapping[str, Sequence[AnyIntervention]]
 """Named sets of interventions; all interventions of one case act together."""
 
 
-def precedes(edge: Edge, parallel: bool) -> bool:
-    """Say whether the sender writes before the receiver reads (`parallel` blocks feed both halves the block's input)."""
-    sender, receiver = edge.sender, edge.receiver
-    if isinstance(sender, Embedding) or not isinstance(receiver, HeadInput | Mlp):
-        return True
-    if isinstance(sender, Head) and isinstance(receiver, Mlp) and not parallel:
-        return sender.layer <= receiver.layer
-    return sender.layer < receiver.layer
-
-
 def from_json(data: Mapping[str, Any]) -> AnyIntervention:
     """Read what `to_json` wrote; unknown keys are refused."""
+    if not isinstance(data, Mapping):
+        raise BirthlensError(
+            f"intervention = {data!r}: it must map fields to values, as {{site: z, method: mean, layer: 1}} or "
+            "{edge: L0H0->L1H0.k, method: mean}."
+        )
     fields = dict(data)
     for key in ("positions", "heads"):
         if isinstance(fields.get(key), list):
@@ -227,29 +218,11 @@ def frozen_norms(sizes: Sizes) -> tuple[Intervention, ...]:
     return (*blocks, Intervention(FINAL_NORM, "patch", source="batch"))
 
 
-def has_norms(sizes: Sizes) -> bool:
-    """Say whether a model (by either kind of config) normalises its residual stream."""
-    return getattr(sizes, "family", None) == "full" or getattr(sizes, "normalization_type", None) is not None
-
-
-def has_mlp(sizes: Sizes, layer: int) -> bool:
-    """Say whether a layer has a feed-forward."""
-    family, kind = getattr(sizes, "family", None), getattr(sizes, "feed_forward", None)
-    if kind is None:
-        return not getattr(sizes, "attn_only", False)
-    return kind != "none" and (family == "full" or layer == sizes.n_layers - 1)
-
-
 def check_cases(cases: Cases, sizes: Sizes) -> None:
     """Check every intervention of every case against the model's sizes."""
     for case in cases.values():
         for intervention in case:
             intervention.check(sizes)
-
-
-def all_heads(sizes: Sizes) -> list[Head]:
-    """Return every head, by layer and number."""
-    return [Head(layer, head) for layer in range(sizes.n_layers) for head in range(sizes.n_heads)]
 
 
 def at_heads(site: str, method: str, heads: Iterable[Head], **fields: Any) -> tuple[Intervention, ...]:
@@ -260,12 +233,20 @@ def at_heads(site: str, method: str, heads: Iterable[Head], **fields: Any) -> tu
     return tuple(Intervention(site, method, layer, tuple(numbers), **fields) for layer, numbers in layers.items())
 
 
-def _check_choice(field: str, value: str, valid: Sequence[str]) -> None:
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _are_indices(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(map(_is_index, value))
+
+
+def _check_positions(positions: object) -> None:
+    # Which roles there are is up to the batch (`batches.positions_mask`).
+    if not isinstance(positions, str) and not _are_indices(positions):
+        raise BirthlensError(f"positions = {positions!r}: give 'all', a role such as in_context, or a list of indices.")
+
+
+def _check_choice(field: str, value: object, valid: Sequence[str]) -> None:
     if value not in valid:
         raise BirthlensError(f"{field} = {value!r} is unknown; valid are {', '.join(valid)}.")
-
-
-def _check_head(head: Head, sizes: Sizes) -> None:
-    valid = all_heads(sizes)
-    if head not in valid:
-        raise BirthlensError(f"head = {head} does not exist; valid heads are {', '.join(map(str, valid))}.")

@@ -71,6 +71,10 @@ class Scoring:
     bigram: Float[Tensor, "d_vocab d_vocab"] | None = None
 
     def __post_init__(self) -> None:
+        if not self.metrics:
+            raise BirthlensError(
+                "metrics = (): name at least one metric as role.quantity, such as in_context.accuracy."
+            )
         for metric in self.metrics:
             role, _, quantity = metric.partition(".")
             if role not in self.roles:

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from birthlens.analysis.ablation import Models, sizes_of
+from birthlens.analysis.anatomy import Sizes, has_mlp, has_positions, heads_at
 from birthlens.analysis.backends import Backend, backend_of
 from birthlens.analysis.batches import POSITION_ROLES
 from birthlens.analysis.corruptions import Pair
-from birthlens.analysis.interventions import Cases, Intervention, Sizes, has_mlp
+from birthlens.analysis.interventions import Cases, Intervention
 from birthlens.analysis.metrics import Outcomes
 from birthlens.analysis.runner import CHUNK, evaluate
 from birthlens.errors import BirthlensError
@@ -39,18 +40,26 @@ AXES = ("head", "position", "role")
 
 
 def patching_cases(
-    sizes: Sizes, n_pos: int, sites: Sequence[str] = PATCHED_SITES, by: Sequence[str] = ("head",)
+    sizes: Sizes, n_pos: int, sites: Sequence[str] | None = None, by: Sequence[str] = ("head",)
 ) -> list[tuple[dict[str, object], Intervention]]:
     """List the patches, each with its columns (site, layer, head, position); always one by layer.
 
-    `by` adds axes: 'head' (sites that have heads), and 'position' (every position) or 'role' (roles of position).
+    Without `sites` all of `PATCHED_SITES` that the model has. `by` adds axes: 'head' (sites that have heads), and 'position'
+    (every position) or 'role' (roles of position).
 
     Raises:
-        BirthlensError: for unknown sites or axes; the message lists the valid ones.
+        BirthlensError: for sites that do not exist (in this model), or unknown axes; the message lists the valid ones.
     """
-    for site in sites:
+    there = [site for site in INTERVENTION_SITES if _layers(sizes, site)]
+    chosen = [site for site in PATCHED_SITES if site in there] if sites is None else sites
+    if not chosen:
+        raise BirthlensError(f"sites = {sites}: name at least one of {', '.join(there)}.")
+    for site in chosen:
         if site not in INTERVENTION_SITES:
-            raise BirthlensError(f"site = {site!r} is unknown; valid are {', '.join(INTERVENTION_SITES)}.")
+            raise BirthlensError(f"site = {site!r} is unknown; valid are {', '.join(there)}.")
+        if site not in there:
+            lacks = "has no feed-forward" if site == "mlp_out" else "adds no positions to its input"
+            raise BirthlensError(f"site = {site!r}: this model {lacks}; valid are {', '.join(there)}.")
     for axis in by:
         if axis not in (*AXES, "layer"):
             raise BirthlensError(f"by = {axis!r} is unknown; valid are layer, {', '.join(AXES)}.")
@@ -60,12 +69,10 @@ def patching_cases(
     elif "role" in by:
         places = list(POSITION_ROLES)
     out = []
-    for site in sites:
-        for layer in (None,) if site in INPUT_SITES else range(sizes.n_layers):
-            if site == "mlp_out" and not has_mlp(sizes, layer or 0):
-                continue
+    for site in chosen:
+        for layer in _layers(sizes, site):
             split = site in ATTENTION_SITES and "head" in by
-            for number in range(sizes.n_heads) if split else (None,):
+            for number in range(heads_at(sizes, site)) if split else (None,):
                 for place in places:
                     heads = None if number is None else (number,)
                     head = None if number is None else str(Head(layer or 0, number))
@@ -78,7 +85,7 @@ def patching_cases(
 def patching_table(
     models: Models,
     pair: Pair,
-    sites: Sequence[str] = PATCHED_SITES,
+    sites: Sequence[str] | None = None,
     by: Sequence[str] = ("head",),
     directions: Sequence[str] = DIRECTIONS[:1],
     quantities: Sequence[str] = (),
@@ -106,7 +113,16 @@ def patching_table(
             table.insert(0, "step", step)
             table.insert(1, "direction", direction)
             tables.append(table)
+    if not tables:
+        raise BirthlensError("steps: no checkpoint was given to analyse.")
     return pd.concat(tables, ignore_index=True)
+
+
+def _layers(sizes: Sizes, site: str) -> list[int | None]:
+    """List the layers in which the model has a site: [None] for its inputs, nothing where it has none."""
+    if site in INPUT_SITES:
+        return [None] if site == "embed" or has_positions(sizes) else []
+    return [layer for layer in range(sizes.n_layers) if site != "mlp_out" or has_mlp(sizes, layer)]
 
 
 def patched_table(

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from birthlens.analysis.ablation import Models, sizes_of
+from birthlens.analysis.anatomy import Sizes, edges_of
 from birthlens.analysis.attribution import edge_attributions, norm_points
 from birthlens.analysis.backends import HookedBackend, backend_of
 from birthlens.analysis.corruptions import Pair
-from birthlens.analysis.edges import edges_of
-from birthlens.analysis.interventions import AnyIntervention, Cases, EdgeIntervention, Sizes, frozen_norms
+from birthlens.analysis.interventions import AnyIntervention, Cases, EdgeIntervention, frozen_norms
 from birthlens.analysis.patching import DIRECTIONS, patched_table
 from birthlens.analysis.runner import CHUNK
 from birthlens.errors import BirthlensError
@@ -52,10 +52,15 @@ def edge_table(
         raise BirthlensError(
             "metric = 'accuracy': it has no gradient, so no attribution; use logit_difference or loss."
         )
+    named = None if edges is None else list(map(_edge, edges))
+    if named == []:
+        raise BirthlensError(
+            "edges = []: name at least one, for instance L0H0->L1H0.k, or leave it out for every edge."
+        )
     tables = []
     for step, model in models:
         sizes = sizes_of(model)
-        chosen = list(map(_edge, edges)) if edges is not None else edges_of(sizes)
+        chosen = edges_of(sizes) if named is None else named
         norms = frozen_norms(sizes) if freeze_norms else ()
         cases: Cases = {str(edge): (EdgeIntervention(edge, "patch"), *norms) for edge in chosen}
         backend = backend_of(model, cases)

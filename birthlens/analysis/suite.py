@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from birthlens.analysis.ablation import DEFAULT_METHODS, Models, component_cases, head_cases, head_sets, sizes_of
+from birthlens.analysis.anatomy import Sizes
 from birthlens.analysis.backends import backend_of
-from birthlens.analysis.interventions import AnyIntervention, Cases, Sizes, check_cases, from_json
+from birthlens.analysis.interventions import AnyIntervention, Cases, check_cases, from_json
 from birthlens.analysis.metrics import BASELINE, METRICS, Scoring
 from birthlens.analysis.runner import CHUNK, evaluate
 from birthlens.corpus import BigramStatistics
