@@ -42,5 +42,5 @@ def _sentence(kind: type[Section], error: ValidationError) -> str:
         return f"{name} = {first['input']!r} is unknown; valid keys are {', '.join(kind.model_fields)}."
     if first["type"] in ("model_type", "model_attributes_type"):
         return f"{name} = {first['input']!r}: it must be a section with keys of its own."
-    message = first["msg"][0].lower() + first["msg"][1:]
+    message = (first["msg"][0].lower() + first["msg"][1:]).replace("tuple", "list")
     return f"{name} = {first['input']!r}: {message}."

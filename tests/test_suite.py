@@ -8,10 +8,14 @@ import pytest
 from birthlens.analysis import suite as suite_module
 from birthlens.analysis.ablation import ablation_table
 from birthlens.analysis.batches import repeated_tokens
+from birthlens.analysis.interventions import Intervention, from_json
 from birthlens.analysis.suite import Suite, execute, read_results
 from birthlens.architecture import ModelConfig
+from birthlens.config import CorpusConfig
+from birthlens.corpus import markov_chain
 from birthlens.errors import BirthlensError
 from birthlens.initialisation import initial_weights
+from birthlens.model import build
 
 DATA = {
     "name": "mixed",
@@ -66,6 +70,13 @@ def test_one_table_and_a_manifest(models, batches, tmp_path):
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["subject"] == {"run": "here"} and manifest["suite"]["seed"] == 0
     assert Suite.from_data(manifest["suite"]) == suite
+    spelled = manifest["interventions"]
+    assert list(map(from_json, spelled["L1H0 resample"])) == [Intervention("z", "resample", 1, (0,))]
+    assert len(spelled) == 6 and spelled["even"][0]["method"] == "uniform"
+    labels = table[["case", "ablated", "method"]].drop_duplicates().set_index("case")
+    assert labels.loc["none"].tolist() == ["none", "none"]
+    assert labels.loc["L1H0 resample"].tolist() == ["L1H0", "resample"]
+    assert labels.loc["keys cut"].tolist() == ["keys cut", "mean"]
     assert manifest["batch"]["sequences"] == 6 and len(manifest["batch"]["sha256"]) == 64
     assert manifest["versions"]["torch"] and manifest["versions"]["transformer-lens"]
 
@@ -81,9 +92,9 @@ def test_an_interrupted_suite_does_only_what_is_missing(models, batches, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         execute(Suite.from_data(DATA), models, *batches, tmp_path / "cut", progress=stop)
     # Cut short in the middle of the second checkpoint, too: half of its cases are done.
-    rows = json.loads((tmp_path / "cut/steps/0.json").read_text())
-    kept = [row for row in rows if row["case"] in ("none", "L0H0 zero", "L0H0 resample")]
-    (tmp_path / "cut/steps/0.json").write_text(json.dumps(kept))
+    part = json.loads((tmp_path / "cut/steps/0.json").read_text())
+    part["rows"] = [row for row in part["rows"] if row["case"] in ("none", "L0H0 zero", "L0H0 resample")]
+    (tmp_path / "cut/steps/0.json").write_text(json.dumps(part))
     counted.clear()
     resumed = execute(Suite.from_data(DATA), models, *batches, tmp_path / "cut")
     assert sorted([*counted[0], *counted[1]]) == sorted(["L1H0 zero", "L1H0 resample", "keys cut", "even"])
@@ -95,6 +106,51 @@ def test_an_interrupted_suite_does_only_what_is_missing(models, batches, tmp_pat
     again = execute(Suite.from_data(DATA), models, *batches, tmp_path / "cut")
     assert counted == [] and again.equals(resumed)
     assert read_results(tmp_path / "cut").equals(resumed)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_another_model_in_the_same_place_is_measured_anew(models, batches, tmp_path, counted, live):
+    suite = Suite.from_data(DATA | {"draws": 0})
+    first, second = (build(models[number][1]) if live else models[number][1] for number in (0, 1))
+    before = execute(suite, [(0, first), (5, second)], *batches, tmp_path, {"model": "here"})
+    counted.clear()
+    after = execute(suite, [(0, second), (5, second)], *batches, tmp_path, {"model": "here"})
+    assert len(counted) == 1  # step 5 holds the same weights as before
+    assert not np.allclose(before["value"][before["step"] == 0], after["value"][after["step"] == 0])
+    np.testing.assert_array_equal(after["value"][after["step"] == 0], after["value"][after["step"] == 5])
+    assert execute(suite, [(0, second), (5, second)], *batches, tmp_path, {"model": "here"}).equals(after)
+
+
+def test_global_bigrams_are_read_where_they_are_known(models, batches, tmp_path):
+    statistics = markov_chain(CorpusConfig(source="markov", vocabulary=9))
+    suite = Suite.from_data({"heads": "L0H0", "methods": ["zero"], "draws": 0})
+    without = execute(suite, models[:1], *batches, tmp_path / "without")
+    table = execute(suite, models[:1], *batches, tmp_path / "with", statistics=statistics)
+    assert set(table["metric"]) - set(without["metric"]) == {"kl"}
+    manifest = json.loads((tmp_path / "with/manifest.json").read_text())
+    assert "global.kl" in manifest["suite"]["metrics"]
+
+
+@pytest.mark.parametrize("text", ["", '{"model"', "{}", "[]", '{"model": "x", "rows": [3]}', '{"rows": 5}'])
+def test_damaged_results_are_named(models, batches, tmp_path, text):
+    suite = Suite.from_data({"heads": "L0H0", "methods": ["zero"], "draws": 0})
+    execute(suite, models[:1], *batches, tmp_path)
+    (tmp_path / "steps/0.json").write_text(text)
+    for again in (lambda: execute(suite, models[:1], *batches, tmp_path), lambda: read_results(tmp_path)):
+        with pytest.raises(BirthlensError, match=r"steps/0\.json is damaged .*delete it"):
+            again()
+    (tmp_path / "manifest.json").write_text(text[:1])
+    with pytest.raises(BirthlensError, match=r"manifest\.json is damaged .*delete it"):
+        execute(suite, models[:1], *batches, tmp_path)
+
+
+def test_a_file_is_no_results_directory(models, batches, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(BirthlensError, match="cannot be made a directory"):
+        execute(Suite.from_data(DATA), models, *batches, tmp_path / "taken")
+    with pytest.raises(BirthlensError, match="no checkpoint"):
+        execute(Suite.from_data(DATA), [], *batches, tmp_path / "new")
+    assert (tmp_path / "taken").read_text() == "mine" and not (tmp_path / "new").exists()
 
 
 def test_a_longer_run_adds_its_steps(models, batches, tmp_path, counted):
@@ -126,11 +182,41 @@ def test_results_of_another_suite_are_not_touched(models, batches, tmp_path):
         ({"cases": {"a": [{"site": "mind", "method": "zero"}]}}, "valid are embed"),
         ({"cases": {"none": [{"site": "embed", "method": "zero"}]}}, "choose another"),
         ({"heads": "all", "metrics": ["in_context.joy"]}, "must be one of accuracy"),
+        ({"heads": ["L0H0"]}, r"suite.heads = \['L0H0'\]: input should be a valid string"),
+        ({"heads": 3}, "suite.heads = 3"),
+        ({"heads": "all", "methods": 3}, "suite.methods = 3: input should be a valid list"),
+        ({"heads": "all", "methods": None}, "suite.methods = None"),
+        ({"heads": "all", "methods": "zero"}, "suite.methods = 'zero': input should be a valid list"),
+        ({"heads": "all", "methods": [1]}, "suite.methods.0 = 1: input should be a valid string"),
+        ({"heads": "all", "metrics": []}, "suite.metrics = .*at least 1 item"),
+        ({"heads": "all", "metrics": [3]}, "suite.metrics.0 = 3"),
+        ({"heads": "all", "draws": "many"}, "suite.draws = 'many'"),
+        ({"heads": "all", "draws": -3}, "suite.draws = -3"),
+        ({"heads": "all", "draws": 2.5}, "suite.draws = 2.5"),
+        ({"heads": "all", "seed": -1}, "suite.seed = -1"),
+        ({"heads": "all", "seed": "abc"}, "suite.seed = 'abc'"),
+        ({"heads": "all", "seed": 1.5}, "suite.seed = 1.5"),
+        ({"heads": "all", "seed": True}, "suite.seed = True"),
+        ({"heads": "all", "components": "no"}, "suite.components = 'no'"),
+        ({"name": 5, "heads": "all"}, "suite.name = 5"),
+        ({"cases": {"a": "z"}}, "map each case's name"),
+        ({"cases": None}, "map each case's name"),
+        ({"cases": {"a": [5]}}, "intervention = 5: it must map fields"),
+        ({"cases": {"a": ["z"]}}, "intervention = 'z': it must map fields"),
+        ({"cases": {"a": []}}, "suite.cases.a = .*at least one intervention"),
+        ({"cases": {"a": [{"edge": 5, "method": "zero"}]}}, "edge = 5 is no edge"),
+        ({"cases": {"a": [{"edge": "L0H0->L1.mlp", "method": "zero"}]}}, "no L1.mlp; valid receivers are L0H0.q"),
+        (
+            {"heads": "all", "cases": {"L0H0 zero": [{"site": "embed", "method": "zero"}]}},
+            "a case of heads or components",
+        ),
+        ({3: "x", "heads": "all"}, "suite.3 = 'x' is unknown"),
     ],
 )
 def test_bad_suites_are_refused(models, batches, tmp_path, data, message):
     with pytest.raises(BirthlensError, match=message):
-        execute(Suite.from_data(data), models, *batches, tmp_path)
+        execute(Suite.from_data(data), models, *batches, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_reading_nothing(tmp_path):

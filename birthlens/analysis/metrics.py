@@ -44,8 +44,16 @@ METRICS = (
     "global.loss",
     "all.loss",
 )
+KL_METRICS = ("in_context.kl", "global.kl")
+"""Read besides, where the global bigrams are known."""
+
 BASELINE = "none"
 """Label of the unedited model among the cases."""
+
+
+def default_metrics(statistics: BigramStatistics | None) -> tuple[str, ...]:
+    """Return the usual metrics, with KL to the bigram table where there is one."""
+    return METRICS if statistics is None else (*METRICS, *KL_METRICS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,29 +143,34 @@ class Scoring:
 
     def sums(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch metric"]:
         """Sum each metric over its role in each sequence; differentiable where the quantity is."""
-        quantities = {q: self._quantity(q, logits) for q in {m.partition(".")[2] for m in self.metrics}}
+        wanted = {m.partition(".")[2] for m in self.metrics}
+        total = logits.logsumexp(-1) if wanted & {"loss", "probability", "kl"} else None
+        quantities = {q: self._quantity(q, logits, total) for q in wanted}
         out = []
         for metric in self.metrics:
             role, _, quantity = metric.partition(".")
             out.append(torch.where(self.roles[role], quantities[quantity], 0.0).sum(1))
         return torch.stack(out, 1).double()
 
-    def _quantity(self, name: str, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch pos"]:
+    def _quantity(
+        self, name: str, logits: Float[Tensor, "batch pos d_vocab"], total: Float[Tensor, "batch pos"] | None
+    ) -> Float[Tensor, "batch pos"]:
+        """Return one quantity at every position; `total` is the logsumexp of the logits, where it is needed."""
         if name == "accuracy":
             return (logits.argmax(-1) == self.answers).to(logits.dtype)
         right = logits.gather(-1, self.answers[..., None])[..., 0]
         if name == "logit":
             return right
-        if name == "loss":
-            return logits.logsumexp(-1) - right
-        if name == "probability":
-            return (right - logits.logsumexp(-1)).exp()
+        if name == "loss" and total is not None:
+            return total - right
+        if name == "probability" and total is not None:
+            return (right - total).exp()
         if name == "logit_difference" and self.alternatives is not None:
             return right - logits.gather(-1, self.alternatives[..., None])[..., 0]
-        if self.bigram is None or self.contexts is None:
+        if self.bigram is None or self.contexts is None or total is None:
             raise BirthlensError("quantity kl needs the corpus statistics of the global bigrams.")
         entropies = torch.special.entr(self.bigram).sum(-1)
-        crossed = logits.logsumexp(-1) - (self.bigram[self.contexts] * logits).sum(-1)
+        crossed = total - (self.bigram[self.contexts] * logits).sum(-1)
         return crossed - entropies[self.contexts]
 
 
