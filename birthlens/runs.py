@@ -135,9 +135,13 @@ class Run:
             return steps[-1:]
         try:
             if text.startswith("every:"):
-                return steps[:: max(1, int(text.removeprefix("every:")))]
+                if (every := int(text.removeprefix("every:"))) < 1:
+                    raise BirthlensError(f"steps = {text!r}: take every N-th kept step with N at least 1.")
+                return steps[::every]
             wanted = [int(part) for part in text.split(",")]
-            chosen = [steps[step] if step < 0 else step for step in wanted]
+            chosen = list(dict.fromkeys(steps[step] if step < 0 else step for step in wanted))
+        except BirthlensError:
+            raise
         except (ValueError, IndexError):
             raise BirthlensError(f"steps = {text!r}: write all, last, every:N, or a list such as 0,100,-1.") from None
         for step in chosen:
