@@ -56,9 +56,12 @@ def counted(monkeypatch):
 
 
 def test_one_table_and_a_manifest(models, batches, tmp_path):
-    suite, steps = Suite.from_data(DATA), []
-    table = execute(suite, models, *batches, tmp_path, {"run": "here"}, progress=steps.append)
-    assert steps == [0, 5, 10]
+    suite, seen = Suite.from_data(DATA), []
+    table = execute(suite, models, *batches, tmp_path, {"run": "here"}, chunk=2, progress=lambda *at: seen.append(at))
+    assert [step for step, share in seen if share == 1] == [0, 5, 10]
+    for one in (0, 5, 10):  # within a step, too: after every chunk of sequences
+        shares = [share for step, share in seen if step == one]
+        assert shares == sorted(shares) and len(shares) == 3 + 1
     assert list(dict.fromkeys(table["case"])) == [
         "none", "L0H0 zero", "L0H0 resample", "L1H0 zero", "L1H0 resample", "keys cut", "even",
     ]  # fmt: skip
@@ -86,8 +89,9 @@ def test_an_interrupted_suite_does_only_what_is_missing(models, batches, tmp_pat
     counted.clear()
     monkeypatch.setattr(suite_module, "GROUP", 2)
 
-    def stop(step):
-        raise KeyboardInterrupt
+    def stop(step, share):
+        if share == 1:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         execute(Suite.from_data(DATA), models, *batches, tmp_path / "cut", progress=stop)

@@ -7,7 +7,7 @@ model by themselves where a case edits edges, for which the functional pass has 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,11 +49,12 @@ def evaluate(
     reference: TokenBatch | None = None,
     seed: int = 0,
     chunk: int = CHUNK,
+    advance: Callable[[float], None] | None = None,
 ) -> Outcomes:
     """Run the unedited model and every case on a batch.
 
     `reference` supplies other runs' activations (a second batch, or the partner of a clean/corrupted pair, row by row);
-    `seed` decides which of its sequences resampling takes.
+    `seed` decides which of its sequences resampling takes. `advance` is told each share of the work that is done.
 
     Raises:
         BirthlensError: for heads, layers or sites that do not exist, tokens that do not fit the model, or a missing or too
@@ -64,7 +65,10 @@ def evaluate(
         slow = {name: case for name, case in cases.items() if not all(map(has_shortcut, case))}
         if slow and len(slow) < len(cases):
             fast = {name: case for name, case in cases.items() if name not in slow}
-            parts = [evaluate(model, part, batch, scoring, reference, seed, chunk) for part in (fast, slow)]
+            parts = []
+            for some in (fast, slow):
+                told = None if advance is None else _scaled(advance, len(some) / len(cases))
+                parts.append(evaluate(model, some, batch, scoring, reference, seed, chunk, told))
             return merged(parts, (BASELINE, *cases))
     backend = backend_of(model, cases)
     check_cases(cases, backend.sizes)
@@ -98,6 +102,8 @@ def evaluate(
         sums[0, index] = scores.sums(base.logits())
         for number, case in enumerate(cases.values(), start=1):
             sums[number, index] = scores.sums(base.logits(backend.edits(case, sources)))
+        if advance is not None:
+            advance(len(index) / len(batch))
     return Outcomes(labels, scoring.metrics, sums.numpy(), scoring.counts().numpy())
 
 
@@ -140,6 +146,10 @@ def intervene(
     }
     with edited(model, backend.edits(case, Sources(batch, runs, averages))):
         yield
+
+
+def _scaled(advance: Callable[[float], None], by: float) -> Callable[[float], None]:
+    return lambda share: advance(by * share)
 
 
 def _check_batches(backend: Backend, batch: TokenBatch, reference: TokenBatch | None) -> None:

@@ -158,12 +158,12 @@ def execute(
     subject: Mapping[str, Any] | None = None,
     statistics: BigramStatistics | None = None,
     chunk: int = CHUNK,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, float], None] | None = None,
 ) -> pd.DataFrame:
     """Run what is not yet done, and return the whole table: the columns of `ablation.cases_table`, ablated and method.
 
-    A checkpoint whose weights are no longer those that were measured is done again. `progress` is called with each step
-    once it is complete.
+    A checkpoint whose weights are no longer those that were measured is done again. `progress` is called with a step and the
+    share of its work that is done: 1 once it is complete.
 
     Raises:
         BirthlensError: where the directory holds another suite's results, or the same suite's on other data or versions,
@@ -183,7 +183,11 @@ def execute(
         missing = [name for name in cases if name not in done]
         for start in range(0, len(missing), GROUP):
             group = {name: cases[name] for name in missing[start : start + GROUP]}
-            outcomes = evaluate(backend_of(model, group), group, batch, scoring, reference, suite.seed, chunk)
+            told = (
+                None if progress is None else _telling(progress, step, start / len(missing), len(group) / len(missing))
+            )
+            backend = backend_of(model, group)
+            outcomes = evaluate(backend, group, batch, scoring, reference, suite.seed, chunk, told)
             table = outcomes.table(np.random.default_rng(suite.seed) if suite.draws else None, suite.draws)
             fresh = table if not rows else table[table["case"] != BASELINE]
             for row in json.loads(fresh.to_json(orient="records", double_precision=15)):
@@ -192,7 +196,18 @@ def execute(
             write_rows(directory, step, rows, measured)
         steps.append(step)
         if progress is not None:
-            progress(step)
+            progress(step, 1.0)
     if not steps:
         raise BirthlensError("steps: no checkpoint was given to analyse.")
     return read_results(directory, steps)
+
+
+def _telling(progress: Callable[[int, float], None], step: int, done: float, weight: float) -> Callable[[float], None]:
+    """Return what reports shares of a group's work as shares of its checkpoint's; 1 is for what is on disk."""
+
+    def advance(part: float) -> None:
+        nonlocal done
+        done += part * weight
+        progress(step, min(done, 0.999))
+
+    return advance

@@ -66,7 +66,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        _stop("interrupted; a run on disk can be continued with --resume.", 130)
+        _stop("interrupted; train goes on with --resume, ablate --out when it is run again.", 130)
     except BrokenPipeError:
         # The reader of a pipe (head, less) went away; that is its right.
         sys.stderr.close()

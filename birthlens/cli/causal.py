@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from birthlens.cli.probing import steps_option
+from birthlens.cli.subjects import given, load, load_run, names, sample_options, working_folder
 from birthlens.cli.tables import deliver, format_option, out_option
 from birthlens.errors import BirthlensError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from birthlens.analysis.ablation import Models
-    from birthlens.analysis.corruptions import Pair
-    from birthlens.corpus import BigramStatistics
-    from birthlens.runs import Run
-    from birthlens.task import TokenBatch
 
-_FRESH = 2**40 + 1  # index of batches that neither training nor its evaluation ever drew
+def draws_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--draws`."""
+    return click.option(
+        "--draws",
+        type=click.IntRange(min=0),
+        default=200,
+        show_default=True,
+        help="Of the bootstrap over sequences, for the intervals; 0 for none.",
+    )(function)
 
 
-def sample_options(default: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add `--batch-size` and `--seed`."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        size = click.option(
-            "--batch-size", type=click.IntRange(min=1), default=default, show_default=True, help="Sequences."
-        )
-        seed = click.option(
-            "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of data and draws."
-        )
-        return size(seed(function))
-
-    return decorate
+def quantities_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--metrics`, read at the scored positions of a pair."""
+    return click.option(
+        "--metrics",
+        help="Comma-separated: logit_difference, logit, loss, probability, accuracy. "
+        "[default: logit_difference, or logit where the corruption has no other answer]",
+    )(function)
 
 
 @click.command(
@@ -49,7 +43,7 @@ def sample_options(default: int) -> Callable[[Callable[..., Any]], Callable[...,
 @click.option("--heads", default="all", show_default=True, help="all, pairs, or addresses: L0H0,L0H1+L1H0.")
 @click.option("--methods", default="zero,mean,resample", show_default=True, help="Also mean_position, mean_role, ...")
 @click.option("--components", is_flag=True, help="Also feed-forwards and the token and position inputs.")
-@click.option("--metrics", help="role.quantity, comma-separated; the default covers accuracy and loss by role.")
+@click.option("--metrics", help="role.quantity, comma-separated; the default covers accuracy, loss and KL by role.")
 @click.option(
     "--suite", "suite_file", type=click.Path(), help="A YAML or JSON description instead of the options above."
 )
@@ -72,6 +66,10 @@ def ablate(
 ) -> None:
     """Ablate heads (and more) of a RUN or of a Hugging Face model directory, at its checkpoints.
 
+    One row a step, case (what is ablated, and by which method; 'none' is the whole model) and metric by role of the token:
+    value, change from the whole model, 95 % bootstrap intervals of both, n positions. Every column is explained in
+    docs/tables.md.
+
     With --out, results also go to OUT.suite/ as they come, with a manifest; an interrupted suite is continued by the same
     command, and what is done is not done again.
     """
@@ -79,13 +77,16 @@ def ablate(
     from birthlens.config import read_tree
 
     if suite_file is not None:
+        if beside := given("heads", "methods", "components", "metrics", "seed"):
+            raise BirthlensError(f"{', '.join(beside)}: the suite's file says these; leave them out beside --suite.")
         suite = Suite.from_data(read_tree(suite_file))
     else:
-        data: dict[str, Any] = {"heads": heads, "methods": _list(methods), "components": components, "seed": seed}
-        suite = Suite.from_data(data | ({"metrics": _list(metrics)} if metrics else {}))
-    loaded = _load(subject, steps, suite.seed)
+        data: dict[str, Any] = {"heads": heads, "methods": names("methods", methods), "components": components}
+        data |= {"seed": seed} | ({} if metrics is None else {"metrics": names("metrics", metrics)})
+        suite = Suite.from_data(data)
+    loaded = load(subject, steps, suite.seed)
     batch, reference = loaded.batch(batch_size, 0), loaded.batch(batch_size, 1)
-    with _working_folder(out) as folder, loaded.progress() as advance:
+    with working_folder(out) as folder, loaded.progress() as advance:
         table = execute(
             suite, loaded.models(), batch, reference, folder, loaded.described, loaded.statistics, progress=advance
         )
@@ -102,6 +103,8 @@ def ablate(
 @click.option("--sites", help="Comma-separated: resid_pre, resid_post, attn_out, mlp_out, z, q, k, v, pattern.")
 @click.option("--by", default="layer,head", show_default=True, help="layer (always), head, position, role.")
 @click.option("--direction", default="clean_into_corrupted", show_default=True, help="Or corrupted_into_clean.")
+@quantities_option
+@draws_option
 @steps_option("last")
 @sample_options(64)
 @out_option
@@ -112,22 +115,37 @@ def patch(
     sites: str | None,
     by: str,
     direction: str,
+    metrics: str | None,
+    draws: int,
     steps: str,
     batch_size: int,
     seed: int,
     out: str | None,
     style: str,
 ) -> None:
-    """Patch activations between clean and corrupted sequences of a RUN's task; 'recovered' is the share of the gap."""
-    from birthlens.analysis.patching import PATCHED_SITES, patching_table
+    """Patch activations between clean and corrupted sequences of a RUN's task.
 
-    loaded = _load_run(run, steps, seed)
+    One row a step, patch (site, layer, head, position) and metric: value (patched), clean, corrupted, and recovered, the
+    share of the gap at which the patched run ends up, with its 95 % bootstrap interval. Every column is explained in
+    docs/tables.md. With --out, OUT.manifest.json says what was run on what.
+    """
+    from birthlens.analysis.patching import patching_cases, patching_table
+
+    loaded = load_run(run, steps, seed)
+    axes = [axis for axis in names("by", by) if axis != "layer"]
+    chosen = None if sites is None else names("sites", sites)
+    quantities = [] if metrics is None else names("metrics", metrics)
     pair = loaded.pair(corruption, batch_size)
-    axes = [axis for axis in _list(by) if axis != "layer"]
-    chosen = _list(sites) if sites else PATCHED_SITES
     with loaded.progress() as advance:
-        table = patching_table(loaded.models(advance), pair, chosen, axes, [direction], seed=seed)
+        table = patching_table(
+            loaded.models(advance), pair, chosen, axes, [direction], quantities, seed=seed, draws=draws
+        )
     deliver(table, out, style)
+    listed = patching_cases(loaded.sizes, pair.clean.tokens.shape[1], chosen, axes)
+    loaded.note(
+        out, "patch", pair, [one.to_json() for _, one in listed],
+        corruption=corruption, direction=direction, metrics=quantities or [pair.default_metric], draws=draws,
+    )  # fmt: skip
 
 
 @click.command(epilog="Example: birthlens edges runs/demo --attribution --steps every:10 --out edges.csv")
@@ -137,10 +155,18 @@ def patch(
     "--corruption", default="triggers_swapped", show_default=True, help="Or other_outputs, first_replaced, shifted."
 )
 @click.option("--direction", default="clean_into_corrupted", show_default=True, help="Or corrupted_into_clean.")
+@click.option("--attribution", is_flag=True, help="Add the linear estimates (plain and integrated) and their errors.")
 @click.option(
-    "--attribution", is_flag=True, help="Add the linear estimates (gradient, 8 integrated steps) and their errors."
+    "--integration-steps",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Of the integrated gradients, with --attribution.",
 )
+@click.option("--freeze-norms", is_flag=True, help="Hold the LayerNorms' divisors at the base run's values.")
 @click.option("--births", is_flag=True, help="Instead of every step, say when each edge becomes causal.")
+@quantities_option
+@draws_option
 @steps_option("last")
 @sample_options(64)
 @out_option
@@ -151,28 +177,52 @@ def edges(
     corruption: str,
     direction: str,
     attribution: bool,
+    integration_steps: int,
+    freeze_norms: bool,
     births: bool,
+    metrics: str | None,
+    draws: int,
     steps: str,
     batch_size: int,
     seed: int,
     out: str | None,
     style: str,
 ) -> None:
-    """Patch every edge (embeddings, positions, heads, feed-forwards -> q, k, v, logits) of a RUN's model."""
-    from birthlens.analysis.paths import births_table, edge_table
+    """Patch every edge (embeddings, positions, heads, feed-forwards -> q, k, v, logits) of a RUN's model.
 
-    loaded = _load_run(run, steps, seed)
+    One row a step, edge and metric: value (patched), clean, corrupted, recovered with its 95 % bootstrap interval, and with
+    --attribution the linear estimates of recovered and their errors. With --births one row an edge: born, peak, last. Every
+    column is explained in docs/tables.md. With --out, OUT.manifest.json says what was run on what.
+    """
+    from birthlens.analysis.anatomy import edges_of
+    from birthlens.analysis.paths import births_table, cut_edges, edge_table
+
+    if not attribution and (beside := given("integration_steps")):
+        raise BirthlensError(f"{beside[0]}: it acts with --attribution only; add that, or leave it out.")
+    loaded = load_run(run, steps, seed)
+    named = None if chosen is None else names("edges", chosen)
+    quantities = [] if metrics is None else names("metrics", metrics)
     pair = loaded.pair(corruption, batch_size)
     with loaded.progress() as advance:
         table = edge_table(
             loaded.models(advance),
             pair,
-            _list(chosen) if chosen else None,
+            named,
             direction,
-            attribution_steps=(0, 8) if attribution else (),
+            attribution_steps=(0, integration_steps) if attribution else (),
+            freeze_norms=freeze_norms,
+            quantities=quantities,
             seed=seed,
+            draws=draws,
         )
     deliver(births_table(table) if births else table, out, style)
+    listed = edges_of(loaded.sizes) if named is None else named
+    cases = {str(edge): cut_edges([edge], "patch", freeze_norms)(loaded.sizes) for edge in listed}
+    loaded.note(
+        out, "edges", pair, {edge: [one.to_json() for one in case] for edge, case in cases.items()},
+        corruption=corruption, direction=direction, metrics=quantities or [pair.default_metric], draws=draws,
+        attribution=[0, integration_steps] if attribution else [], births=births,
+    )  # fmt: skip
 
 
 KINDS = ("heads", "weights", "attention", "composition", "transfer", "in-context-learning")
@@ -190,6 +240,7 @@ def scores(subject: str, kind: str, steps: str, batch_size: int, seed: int, out:
 
     heads: previous-token, duplicate-token and induction scores from patterns; weights: the same and copying from weights;
     attention: the paper's probes; composition: Q, K, V; transfer: repeated random sequences, trigger and other tokens apart.
+    Every column is explained in docs/tables.md.
     """
     import numpy as np
 
@@ -197,7 +248,7 @@ def scores(subject: str, kind: str, steps: str, batch_size: int, seed: int, out:
     from birthlens.analysis.head_weights import composition_table, weight_scores_table
     from birthlens.analysis.scores import in_context_learning_table, scores_table, transfer_table
 
-    loaded = _load(subject, steps, seed)
+    loaded = load(subject, steps, seed)
     generator = np.random.default_rng([seed, 7])
     with loaded.progress() as advance:
         models = loaded.models(advance)
@@ -211,94 +262,3 @@ def scores(subject: str, kind: str, steps: str, batch_size: int, seed: int, out:
         }
         table = calls[kind]()
     deliver(table, out, style)
-
-
-@dataclass
-class _Loaded:
-    """A run at some steps, or a model from a directory, as the tables want it."""
-
-    path: str
-    seed: int
-    steps: list[int]
-    run: Run | None
-    model: Any = None
-
-    @property
-    def described(self) -> dict[str, object]:
-        if self.run is None:
-            return {"model": str(Path(self.path).resolve())}
-        return {"run": str(Path(self.path).resolve()), "config": self.run.config.model_dump(mode="json")}
-
-    @property
-    def statistics(self) -> BigramStatistics | None:
-        return None if self.run is None else self.run.statistics
-
-    @property
-    def triggers(self) -> list[int] | None:
-        ids = None if self.run is None else self.run.trigger_ids
-        return None if ids is None else ids.tolist()
-
-    def models(self, advance: Callable[[int], None] | None = None) -> Models:
-        if self.run is None:
-            yield 0, self.model
-        else:
-            for step, weights in self.run.checkpoints(self.steps):
-                yield step, weights
-                if advance is not None:
-                    advance(step)
-
-    def batch(self, n: int, index: int) -> TokenBatch:
-        if self.run is not None:
-            return self.run.task.batch(n, self.seed, _FRESH + index)
-        import numpy as np
-
-        from birthlens.analysis.batches import repeated_tokens
-
-        length = min(64, (int(self.model.cfg.n_ctx) + 1) // 2)
-        return repeated_tokens(n, length, int(self.model.cfg.d_vocab), np.random.default_rng([self.seed, index]))
-
-    def pair(self, corruption: str, n: int) -> Pair:
-        import numpy as np
-
-        from birthlens.analysis.corruptions import corrupt
-
-        vocabulary = 0 if self.statistics is None else len(self.statistics)
-        return corrupt(corruption, self.batch(n, 0), np.random.default_rng([self.seed, 11]), vocabulary)
-
-    @contextmanager
-    def progress(self) -> Iterator[Callable[[int], None]]:
-        """Show a bar over steps on a terminal (and nothing elsewhere)."""
-        import sys
-
-        with click.progressbar(length=len(self.steps), label="steps", file=sys.stderr) as bar:
-            yield lambda step: bar.update(1)
-
-
-def _load(path: str, steps: str, seed: int) -> _Loaded:
-    if (Path(path) / "run.json").exists() or not (Path(path) / "config.json").exists():
-        return _load_run(path, steps, seed)
-    from birthlens.model import load_pretrained
-
-    if steps not in ("last", "all"):
-        raise BirthlensError(f"steps = {steps!r}: a model directory has one state only; leave --steps out.")
-    return _Loaded(path, seed, [0], None, load_pretrained(path))
-
-
-def _load_run(path: str, steps: str, seed: int) -> _Loaded:
-    from birthlens.runs import load_run
-
-    run = load_run(path)
-    return _Loaded(path, seed, run.select(steps), run)
-
-
-@contextmanager
-def _working_folder(out: str | None) -> Iterator[Path]:
-    if out is not None:
-        yield Path(f"{out}.suite")
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-
-
-def _list(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]

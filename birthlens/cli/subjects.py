@@ -1,0 +1,184 @@
+"""What the causal commands are asked about: a run at some steps, or a model from a directory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from birthlens.errors import BirthlensError
+
+if TYPE_CHECKING:
+    from birthlens.analysis.ablation import Models
+    from birthlens.analysis.anatomy import Sizes
+    from birthlens.analysis.corruptions import Pair
+    from birthlens.corpus import BigramStatistics
+    from birthlens.runs import Run
+    from birthlens.task import TokenBatch
+
+_FRESH = 2**40 + 1  # index of batches that neither training nor its evaluation ever drew
+
+
+def sample_options(default: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add `--batch-size` and `--seed`."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        size = click.option(
+            "--batch-size", type=click.IntRange(min=1), default=default, show_default=True, help="Sequences."
+        )
+        seed = click.option(
+            "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of data and draws."
+        )
+        return size(seed(function))
+
+    return decorate
+
+
+def names(option: str, text: str) -> list[str]:
+    """Read comma-separated names; raise BirthlensError where there are none."""
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise BirthlensError(f"--{option} = {text!r} names nothing; give one or more, separated by commas.")
+    return found
+
+
+def given(*options: str) -> list[str]:
+    """Return those of some options that the user gave, as they are typed."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return [f"--{name.replace('_', '-')}" for name in options if context.get_parameter_source(name) is not default]
+
+
+@dataclass
+class Subject:
+    """A run at some steps, or a model from a directory, as the tables want it."""
+
+    path: str
+    seed: int
+    steps: list[int]
+    run: Run | None
+    model: Any = None
+
+    @property
+    def described(self) -> dict[str, object]:
+        """The subject in a manifest."""
+        if self.run is None:
+            return {"model": str(Path(self.path).resolve())}
+        return {"run": str(Path(self.path).resolve()), "config": self.run.config.model_dump(mode="json")}
+
+    @property
+    def sizes(self) -> Sizes:
+        """The config that tells the model's layers and heads."""
+        return self.run.config.model if self.run is not None else self.model.cfg
+
+    @property
+    def statistics(self) -> BigramStatistics | None:
+        """The global bigrams, where they are known."""
+        return None if self.run is None else self.run.statistics
+
+    @property
+    def triggers(self) -> list[int] | None:
+        """The fixed triggers, where there are some."""
+        ids = None if self.run is None else self.run.trigger_ids
+        return None if ids is None else ids.tolist()
+
+    def models(self, advance: Callable[[int, float], None] | None = None) -> Models:
+        """Yield each checkpoint; `advance` is told when the caller comes back from one."""
+        if self.run is None:
+            yield 0, self.model
+        else:
+            for step, weights in self.run.checkpoints(self.steps):
+                yield step, weights
+                if advance is not None:
+                    advance(step, 1.0)
+
+    def batch(self, n: int, index: int) -> TokenBatch:
+        """Draw sequences of the run's task, or repeated random tokens for a model from a directory."""
+        if self.run is not None:
+            return self.run.task.batch(n, self.seed, _FRESH + index)
+        import numpy as np
+
+        from birthlens.analysis.batches import repeated_tokens
+
+        length = min(64, (int(self.model.cfg.n_ctx) + 1) // 2)
+        return repeated_tokens(n, length, int(self.model.cfg.d_vocab), np.random.default_rng([self.seed, index]))
+
+    def pair(self, corruption: str, n: int) -> Pair:
+        """Draw a clean and a corrupted batch of the run's task."""
+        import numpy as np
+
+        from birthlens.analysis.corruptions import corrupt
+
+        vocabulary = 0 if self.statistics is None else len(self.statistics)
+        return corrupt(corruption, self.batch(n, 0), np.random.default_rng([self.seed, 11]), vocabulary)
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[int, float], None]]:
+        """Show a bar over steps, and the share of the present one, on a terminal (and nothing elsewhere)."""
+        import sys
+
+        fine = 100
+        with click.progressbar(length=fine * len(self.steps), label="steps", file=sys.stderr) as bar:
+            done: dict[int, int] = {}
+
+            def advance(step: int, share: float) -> None:
+                bar.update(round(fine * share) - done.get(step, 0))
+                done[step] = round(fine * share)
+
+            yield advance
+
+    def note(self, out: str | None, command: str, pair: Pair, interventions: object, **asked: Any) -> None:
+        """Write OUT.manifest.json beside a table that is written: what was asked, on what, versions and seeds."""
+        from birthlens.analysis.results import manifest, write_manifest
+
+        if out is not None:
+            options: Mapping[str, Any] = {"steps": self.steps, "seed": self.seed, **asked}
+            described = manifest(
+                {command: options, "interventions": interventions},
+                self.described,
+                {"clean": pair.clean, "corrupted": pair.corrupted},
+            )
+            write_manifest(Path(f"{out}.manifest.json"), described)
+
+
+def load(path: str, steps: str, seed: int) -> Subject:
+    """Open a run, or a model from a directory."""
+    if not _holds_model(path):
+        return load_run(path, steps, seed)
+    from birthlens.model import load_pretrained
+
+    if steps not in ("last", "all"):
+        raise BirthlensError(f"steps = {steps!r}: a model directory has one state only; leave --steps out.")
+    return Subject(path, seed, [0], None, load_pretrained(path))
+
+
+def load_run(path: str, steps: str, seed: int) -> Subject:
+    """Open a run."""
+    from birthlens import runs
+
+    if _holds_model(path):
+        raise BirthlensError(
+            f"run = {path!r} is a directory with a Hugging Face model; this command takes a run, whose task says what "
+            "to corrupt. In Python, pair batches of your own with birthlens.analysis.corruptions.pair_of."
+        )
+    run = runs.load_run(path)
+    return Subject(path, seed, run.select(steps), run)
+
+
+@contextmanager
+def working_folder(out: str | None) -> Iterator[Path]:
+    """Give the directory of a suite's results: OUT.suite, or a temporary one."""
+    if out is not None:
+        yield Path(f"{out}.suite")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+
+
+def _holds_model(path: str) -> bool:
+    return not (Path(path) / "run.json").exists() and (Path(path) / "config.json").exists()
