@@ -77,9 +77,11 @@ def test_clean_into_clean_is_the_identity(weights, pair, direction):
     same = Pair(pair.clean, pair.clean, pair.scored, pair.alternatives)
     for model in (weights, build(weights)):
         table = patching_table([(0, model)], same, by=("head", "role"), directions=[direction], draws=0)
-        # Without hooks, an edit takes another order of the same products: equal to rounding.
-        assert model is weights or (table["value"] == table["clean"]).all()
-        np.testing.assert_allclose(table["value"], table["clean"], atol=1e-5)
+        # Without hooks, explicit patterns and the simplified model's short cuts take another order of the same products.
+        reordered = (table["site"] == "pattern") | (weights.config.family == "simplified")
+        exact = table if model is not weights else table[~reordered]
+        assert (exact["value"] == exact["clean"]).all()
+        np.testing.assert_allclose(table["value"], table["clean"], atol=1e-6)
         assert table["recovered"].isna().all()
 
 
@@ -97,7 +99,8 @@ def test_roles_of_position_are_the_clean_ones(task):
     table = patching_table([(0, weights)], pair, ["embed"], by=("role",), draws=0).set_index("position")
     # The tokens that differ are the first occurrences: putting them back restores everything, the others nothing.
     assert table.loc["first_occurrence", "recovered"] == pytest.approx(1, abs=1e-4)
-    assert table.loc["later_successor", "recovered"] == pytest.approx(0, abs=0.7)
+    others = ["first_successor", "in_context", "later_successor", "other"]
+    np.testing.assert_allclose(table.loc[others, "recovered"], 0, atol=1e-4)
 
 
 def test_the_ideal_models_circuit_is_found(task):

@@ -111,25 +111,32 @@ def other_edges(sizes: Sizes, sender: str, kept: Sequence[Edge | str]) -> list[E
     return [edge for edge in edges_of(sizes) if str(edge.sender) == sender and str(edge) not in stay]
 
 
+def steps_with_gap(table: pd.DataFrame, least_gap: float = 0.1) -> pd.DataFrame:
+    """Return the rows of the steps that count: where |clean - corrupted| is at least this share of its largest value.
+
+    Elsewhere there is nothing to recover, and `recovered` (or an attribution) divides noise by almost nothing.
+    """
+    gap = (table["clean"] - table["corrupted"]).abs()
+    return table[(gap > 0) & (gap >= least_gap * gap.groupby(table["metric"]).transform("max"))]
+
+
 def births_table(
     table: pd.DataFrame, threshold: float = 0.5, value: str = "recovered", least_gap: float = 0.1
 ) -> pd.DataFrame:
     """Say when each edge becomes causal: the first step from which |value| stays at or above the threshold.
 
-    Takes an `edge_table` over checkpoints; where it has intervals, the whole interval must stay there. A step counts only
-    where there is something to recover: where |clean - corrupted| is at least `least_gap` of its largest value over the
-    steps; elsewhere `recovered` divides noise by almost nothing. Columns: edge, metric, born (step, NaN where never), peak
+    Takes an `edge_table` over checkpoints; where it has intervals, the whole interval must stay there. Only steps with
+    a gap to recover count (`steps_with_gap`). Columns: edge, metric, born (step, NaN where never), peak
     (the largest value in size), peak_step, last (the value at the last step), all among the steps that count; and
     counted_from, the first of these steps.
     """
     import pandas as pd
 
-    gap = (table["clean"] - table["corrupted"]).abs()
-    real = (gap > 0) & (gap >= least_gap * gap.groupby(table["metric"]).transform("max"))
+    counted = set(steps_with_gap(table, least_gap).index)
     columns = ["edge", "metric", "born", "peak", "peak_step", "last", "counted_from"]
     rows = []
     for (edge, metric), group in table.groupby(["edge", "metric"], sort=False):
-        group = group[real[group.index]].sort_values("step")
+        group = group[group.index.isin(counted)].sort_values("step")
         if group.empty:
             rows.append((edge, metric, *[float("nan")] * 5))
             continue
