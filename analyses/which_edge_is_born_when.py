@@ -1,8 +1,8 @@
 """Which head and which edge cause the in-context accuracy, and from which step on?
 
 For each run: when ablating a head starts to matter, when each edge becomes causal (exact patching of clean into corrupted
-sequences whose triggers are swapped), how far attribution patching is off along the way, and four cuts at the last step.
-Train the runs first, or let the script do it:
+sequences whose triggers are swapped) beside the step at which the accuracy comes, how far attribution patching is off along
+the way, and four cuts at the last step. A run that is not there yet is trained first (demo, paper_clean):
 
     python analyses/which_edge_is_born_when.py --run runs/demo --run runs/paper_clean
 """
@@ -18,7 +18,7 @@ import pandas as pd
 from birthlens import Head, load_run, preset, train_to_disk
 from birthlens.analysis.ablation import ablate_heads, ablation_table, cases_table
 from birthlens.analysis.corruptions import triggers_swapped
-from birthlens.analysis.paths import births_table, cut_edges, edge_table, other_edges
+from birthlens.analysis.paths import births_table, cut_edges, edge_table, other_edges, steps_with_gap
 from birthlens.runs import Run
 
 HERE = Path(__file__).parent
@@ -29,6 +29,7 @@ PRESETS = {
         ["task.cycles=clean", "training.batch_size=128", "checkpoints.every=10", "evaluation.every=20"],
     ),
 }
+THE_EDGE = "L0H0->L1H0.k"
 
 
 def ablations_over_training(run: Run, sequences: int) -> pd.DataFrame:
@@ -50,11 +51,32 @@ def starts_to_matter(ablations: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["head", "matters_from", "accuracy_without", "change_at_end"])
 
 
-def edges_over_training(run: Run, sequences: int, every: int) -> pd.DataFrame:
-    """Patch every edge at every so many checkpoints, exactly and by attribution."""
+def accuracies(ablations: pd.DataFrame) -> pd.Series:
+    """Return the whole model's in-context accuracy by step."""
+    whole = ablations[(ablations["metric"] == "accuracy") & (ablations["ablated"] == "none")]
+    return whole.set_index("step")["value"]
+
+
+def edges_over_training(
+    run: Run, sequences: int, every: int, draws: int = 200, attribution: tuple[int, ...] = ()
+) -> pd.DataFrame:
+    """Patch every edge at every so many checkpoints, exactly and, where asked, by attribution."""
     clean = run.task.batch(sequences, 0, 2**41 + 2)
     pair = triggers_swapped(clean, np.random.default_rng(0), len(run.statistics))
-    return edge_table(run.checkpoints(run.steps[::every]), pair, attribution_steps=(0, 8))
+    return edge_table(run.checkpoints(run.steps[::every]), pair, attribution_steps=attribution, draws=draws)
+
+
+def births_beside_accuracy(edges: pd.DataFrame, accuracy: pd.Series) -> pd.DataFrame:
+    """List the edges that are ever born, in their order, with the accuracy at their birth."""
+    births = births_table(edges).dropna(subset="born").sort_values("born").drop(columns="metric")
+    births["accuracy_then"] = accuracy.reindex(births["born"].astype(int)).to_numpy()
+    return births
+
+
+def attribution_errors(edges: pd.DataFrame) -> pd.DataFrame:
+    """Take the largest error over edges at each step that has a gap to attribute."""
+    columns = [name for name in edges if str(name).endswith("_error")]
+    return steps_with_gap(edges).groupby("step")[columns].agg(lambda column: column.abs().max()).reset_index()
 
 
 def cuts_at_the_end(run: Run, sequences: int) -> pd.DataFrame:
@@ -65,7 +87,7 @@ def cuts_at_the_end(run: Run, sequences: int) -> pd.DataFrame:
     cases = {
         "without L1H0": ablate_heads([Head(1, 0)], "mean"),
         "without L0H0": ablate_heads([Head(0, 0)], "mean"),
-        "L0H0 to keys only": cut_edges(other_edges(sizes, "L0H0", ["L0H0->L1H0.k"]))(sizes),
+        "L0H0 to keys only": cut_edges(other_edges(sizes, "L0H0", [THE_EDGE]))(sizes),
         "ideal pattern in L0H0": ablate_heads([Head(0, 0)], "previous_token_pattern"),
     }
     metrics = ("in_context.accuracy", "in_context.loss", "global.loss")
@@ -74,37 +96,42 @@ def cuts_at_the_end(run: Run, sequences: int) -> pd.DataFrame:
 
 def say(title: str, table: pd.DataFrame) -> None:
     """Print a table under its title."""
-    print(f"\n{title}\n{table.round(3).to_string(index=False)}")
+    print(f"\n{title}\n{table.round(3).to_string(index=False)}", flush=True)
 
 
 def main() -> None:
-    """Analyse each run, print the story, and write three tables."""
+    """Analyse each run, print the story, and write its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="append", type=Path)
-    parser.add_argument("--sequences", type=int, default=128)
+    parser.add_argument("--sequences", type=int, default=256, help="for the ablations and the exact patches")
     parser.add_argument("--every", type=int, default=2, help="of the checkpoints, for the edges")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
     arguments.out.mkdir(exist_ok=True)
     for path in arguments.run or [Path("runs/demo"), Path("runs/paper_clean")]:
+        if not path.exists() and path.name not in PRESETS:
+            parser.error(f"{path} is no run, and only {' and '.join(PRESETS)} can be trained here")
         if not path.exists():
             name, overrides = PRESETS[path.name]
             for _ in train_to_disk(preset(name, overrides), path):
                 pass
         run = load_run(path)
         ablations = ablations_over_training(run, arguments.sequences)
-        edges = edges_over_training(run, arguments.sequences // 4, arguments.every)
-        cuts = cuts_at_the_end(run, arguments.sequences)
-        births = births_table(edges).sort_values("born", na_position="last")
-        errors = edges.groupby("step")[["attribution_0_error", "attribution_8_error"]].agg(
-            lambda column: column.abs().max()
-        )
-        last = cuts[["case", "role", "metric", "value", "change"]]
+        accuracy = accuracies(ablations)
+        half = accuracy.index[accuracy >= accuracy.iloc[-1] / 2].min()
         say(f"== {path}: from which step ablating a head matters", starts_to_matter(ablations))
-        say("edges that carry half of the difference, and from which step", births.dropna())
-        say("largest error of attribution patching over edges", errors.reset_index())
-        say(f"cuts at step {run.steps[-1]}", last)
-        for name, table in (("ablations", ablations), ("edges", edges), ("cuts", cuts)):
+        edges = edges_over_training(run, arguments.sequences, arguments.every)
+        births = births_beside_accuracy(edges, accuracy)
+        say("edges that carry half of the difference, from which step, and the accuracy then", births)
+        born = births.set_index("edge")["born"].get(THE_EDGE, np.nan)
+        print(f"\n{THE_EDGE} is born at step {born:.0f}; the accuracy passes half of its last value at step {half}")
+        # Nine passes with gradients a step: fewer sequences, on which both sides of the error are measured.
+        estimates = edges_over_training(run, arguments.sequences // 4, arguments.every, draws=0, attribution=(0, 8))
+        say("largest error of attribution patching over edges, by step", attribution_errors(estimates))
+        cuts = cuts_at_the_end(run, arguments.sequences)
+        say(f"cuts at step {run.steps[-1]}", cuts[["case", "role", "metric", "value", "change"]])
+        tables = {"ablations": ablations, "edges": edges, "births": births, "attribution": estimates, "cuts": cuts}
+        for name, table in tables.items():
             table.round(4).to_csv(arguments.out / f"{path.name}_{name}.csv", index=False)
 
 
