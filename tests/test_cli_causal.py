@@ -1,7 +1,9 @@
 """The causal commands: their tables, what travels with them, and what they refuse."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from click.testing import CliRunner
 
 from birthlens.analysis.interventions import from_json
 from birthlens.cli import group, main
+from birthlens.cli.causal import KINDS
 
 TINY = ["corpus.source=markov", "corpus.vocabulary=12", "task.context=24", "task.n_triggers=3", "task.cycles=clean",
         "model.d_model=16", "training.steps=8", "training.batch_size=8", "checkpoints.every=4",
@@ -100,6 +103,20 @@ def test_edges_with_frozen_norms_and_more_integration_steps(table, tmp_path):
 
 def test_steps_are_taken_once(table):
     assert len(table("edges", "RUN", "--edges", "embed->logits", "--steps", "8,8,-1")) == 1
+
+
+def test_every_column_is_explained(table):
+    page = (Path(__file__).parent.parent / "docs/tables.md").read_text()
+    explained = set(re.findall(r"`(\w+)`", page)) | {"attribution_8", "recovered_low", "recovered_high"}
+    asked = [["ablate", "RUN", "--components"], ["patch", "RUN"], ["edges", "RUN", "--attribution"],
+             ["edges", "RUN", "--births", "--steps", "all"],
+             *(["scores", "RUN", "--kind", kind] for kind in KINDS)]  # fmt: skip
+    for words in asked:
+        found = table(*words, "--batch-size", "8")
+        assert set(found.columns) <= explained, set(found.columns) - explained
+        named = {name for column in ("metric", "method", "score", "probe") if column in found for name in found[column]}
+        assert named <= explained, named - explained
+        assert "docs/tables.md" in CliRunner().invoke(group, [words[0], "--help"]).output
 
 
 @pytest.mark.parametrize(

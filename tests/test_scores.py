@@ -1,7 +1,6 @@
 """Scores and probes against plain loops, their chance levels, and what a transfer test must show."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -182,12 +181,8 @@ def test_composition_equals_its_definition_and_random_pairs_meet_the_reference(f
         assert table.loc[(str(sender), str(receiver), via), "value"] == pytest.approx(expected, rel=1e-5)
     assert len(table) == 2 * 2 * 3
     config = ModelConfig(family="full", d_model=32, n_layers=3, n_heads=4)
-    pairs = pd.concat(
-        composition_table(
-            [(0, initial_weights(config, N, T, np.random.default_rng(seed)))], np.random.default_rng(9), draws=400
-        )
-        for seed in range(3)
-    )
+    models = [(seed, initial_weights(config, N, T, np.random.default_rng(seed))) for seed in range(3)]
+    pairs = composition_table(models, np.random.default_rng(9), draws=400)
     # 432 random pairs of heads against the 95 % interval of random subspaces.
     inside = pairs["value"].between(pairs["reference_low"], pairs["reference_high"])
     assert len(pairs) == 3 * 144 and 0.9 < inside.mean() < 0.99

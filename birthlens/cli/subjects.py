@@ -122,6 +122,9 @@ class Subject:
         """Show a bar over steps, and the share of the present one, on a terminal (and nothing elsewhere)."""
         import sys
 
+        if not sys.stderr.isatty():
+            yield lambda step, share: None
+            return
         fine = 100
         with click.progressbar(length=fine * len(self.steps), label="steps", file=sys.stderr) as bar:
             done: dict[int, int] = {}
