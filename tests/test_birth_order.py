@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import comb
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,9 +12,11 @@ from birthlens.analysis import memories
 from birthlens.analysis.birth_order import (
     birth_order_table,
     crossing_table,
+    median_interval,
     onset,
     onset_table,
     order_sensitivity_table,
+    share_interval,
     shifted_scores,
     standardised_table,
 )
@@ -99,9 +103,10 @@ def test_planted_births_are_found_in_their_order() -> None:
     delays = wide["output_memory"] - BIRTHS["output"]
     assert set(delays) <= {0, 10, 20} and (wide["prev_token_memory"] - BIRTHS["prev_token"] == delays).all()
     assert (wide["trigger_memory"] - BIRTHS["trigger"] == delays).all()
-    table = birth_order_table(chosen, np.random.default_rng(0)).set_index(["kind", "what"])
+    table = birth_order_table(chosen).set_index(["kind", "what"])
     order = table.loc[("order", "output < trigger < prev_token")]
-    assert (order["value"], order["low"], order["high"], order["n"]) == (1, 1, 1, 6)
+    # Clopper and Pearson for 6 of 6: the p with p^6 = 0.025. Six seeds alike are no certainty.
+    assert (order["value"], order["low"], order["high"], order["n"]) == (1, pytest.approx(0.025 ** (1 / 6)), 1, 6)
     assert table.loc[("before", "output_memory < trigger_memory"), "value"] == 1
     assert table.loc[("before", "prev_token_memory < trigger_memory"), "value"] == 0
     median = table.loc[("onset", "output_memory")]
@@ -114,26 +119,69 @@ def test_birth_order_counts_ties_and_unborn_memories() -> None:
     onsets = pd.DataFrame(
         [(seed, m, t) for m, times in born.items() for seed, t in enumerate(times)], columns=["seed", "memory", "onset"]
     )
-    table = birth_order_table(onsets, np.random.default_rng(0)).set_index(["kind", "what"])
+    table = birth_order_table(onsets).set_index(["kind", "what"])
     assert table.loc[("before", "a_memory < b_memory"), "value"] == (1 + 0.5 + 0 + 1) / 4
     assert table.loc[("order", "a < b < c"), "value"] == 0.25 and table.loc[("order", "a = b < c"), "value"] == 0.25
     assert table.loc[("order", "a < b = c"), "value"] == 0.25  # unborn together
     assert np.isinf(table.loc[("onset", "c_memory"), "value"])
-    again = birth_order_table(onsets, np.random.default_rng(0)).set_index(["kind", "what"])
-    assert again.equals(table)
     with pytest.raises(BirthlensError, match="one row for each seed and memory"):
-        birth_order_table(pd.concat([onsets, onsets]), np.random.default_rng(0))
+        birth_order_table(pd.concat([onsets, onsets]))
 
 
-def test_bootstrap_interval_covers_the_truth() -> None:
-    generator, covered = np.random.default_rng(3), 0
-    for _ in range(200):
-        first = generator.random(40) < 0.7
-        rows = [(s, m, t) for s, f in enumerate(first) for m, t in (("a", 10 + 10 * (not f)), ("b", 15))]
-        table = birth_order_table(pd.DataFrame(rows, columns=["seed", "memory", "onset"]), generator, draws=300)
-        row = table[table["kind"] == "before"].iloc[0]
-        covered += row["low"] <= 0.7 <= row["high"]
-    assert covered / 200 > 0.88
+def test_what_was_not_read_is_not_called_unborn() -> None:
+    nan = float("nan")
+    rows = [(0, "a_memory", "all", 10.0), (0, "b_memory", "all", nan), (1, "a_memory", "all", 20.0)]
+    onsets = pd.DataFrame(rows, columns=["seed", "memory", "candidates", "onset"]).assign(probe="p", threshold=1.0)
+    for table in (birth_order_table, order_sensitivity_table):
+        with pytest.raises(BirthlensError, match="b_memory was not read for seed 1 among all"):
+            table(onsets)
+    narrow = onsets[onsets["seed"] == 0].replace({"candidates": {"all": "few"}})
+    with pytest.raises(BirthlensError, match="b_memory was not read for seed 1 among few"):
+        order_sensitivity_table(pd.concat([onsets[onsets["memory"] == "a_memory"], narrow]))
+    unborn = pd.concat([onsets, onsets.iloc[[1]].assign(seed=1)])  # read, and NaN: never born
+    assert birth_order_table(unborn).set_index("what").loc["a < b", "value"] == 1
+
+
+def test_intervals_hold_their_level_whatever_the_truth() -> None:
+    """Sum the binomial over every outcome: the interval holds the truth at least 95 % of the time."""
+    for n in (1, 2, 6, 12, 40):
+        intervals = [share_interval(k, n) for k in range(n + 1)]
+        for truth in (0.02, 0.3, 0.7, 0.95, 0.995):
+            chance = [comb(n, k) * truth**k * (1 - truth) ** (n - k) for k in range(n + 1)]
+            covered = sum(p for p, (low, high) in zip(chance, intervals, strict=True) if low <= truth <= high)
+            assert covered >= 0.95
+    for k in range(13):  # the bounds are the truths that leave 2.5 % to as many successes or more, or fewer
+        low, high = share_interval(k, 12)
+        tails = [sum(comb(12, i) * p**i * (1 - p) ** (12 - i) for i in r) for p, r in ((low, range(k, 13)),
+                                                                                     (high, range(k + 1)))]  # fmt: skip
+        assert tails == pytest.approx([0.025 if k else 1, 0.025 if k < 12 else 1])
+
+
+def test_the_interval_of_a_median_is_of_order_statistics() -> None:
+    assert median_interval(list(range(12))) == (2, 9)  # P(at most 2 of 12 below) = 0.019, of 3 0.073
+    assert all(np.isnan(median_interval([1, 2, 3, 4, 5])))
+    samples = np.random.default_rng(3).exponential(size=(4000, 12))
+    covered = [low <= np.log(2) <= high for low, high in map(median_interval, samples.tolist())]
+    assert abs(np.mean(covered) - (1 - 2 * sum(comb(12, k) for k in range(3)) / 2**12)) < 0.015
+    assert median_interval([3, np.inf, np.inf, 1, 2, np.inf]) == (1, np.inf)
+
+
+@pytest.mark.parametrize("width", [float("nan"), float("inf"), -1.0])
+def test_a_band_has_a_finite_width(width: float) -> None:
+    with pytest.raises(BirthlensError, match=r"width = .*0 or more"):
+        onset_table(standardised_table(planted_run(0)[:2]), width)
+
+
+def test_moving_codebooks_are_carried_to_the_last_table() -> None:
+    (_, first), *_, (_, last) = planted_run(0)
+    moved = [(0, first), (1, last.replaced({"W_U": last["W_U"] + 1}))]
+    scores = standardised_table(moved, range(5)).assign(seed=0)
+    assert standardised_table(planted_run(0)[:2]).attrs["moving_codebooks"] == []
+    onsets = onset_table(scores)
+    crossings = crossing_table(memory_table(moved, range(5)).assign(seed=0), ["recall"], [0.5])
+    tables = [scores, onsets, birth_order_table(onsets[onsets["candidates"] == "all"]), crossings,
+              order_sensitivity_table(crossings)]  # fmt: skip
+    assert all(table.attrs["moving_codebooks"] == ["W_U"] for table in tables)
 
 
 def test_the_answer_may_depend_on_the_probe_and_the_candidates() -> None:
@@ -145,6 +193,8 @@ def test_the_answer_may_depend_on_the_probe_and_the_candidates() -> None:
     labels = {"; ".join(sorted(label.split("; "))) for label in table["candidates"]}
     assert {"; ".join(sorted(label.split("; "))) for label in sets} <= labels
     assert table["share"].between(0.5, 1).all() and (table["n"] == 2).all()
+    bounds = [share_interval(2 * share, 2) for share in table["share"]]
+    assert list(zip(table["low"], table["high"], strict=True)) == bounds
     matched = table[(table["probe"] == "recall") & (table["threshold"] == 0.5)]
     triggers_only = matched[
         [{"trigger: triggers", "output: triggers"} <= set(c.split("; ")) for c in matched["candidates"]]
@@ -157,3 +207,6 @@ def test_the_answer_may_depend_on_the_probe_and_the_candidates() -> None:
 def test_too_few_candidates_leave_no_band() -> None:
     with pytest.raises(BirthlensError, match="3 candidates leave no null band"):
         shifted_scores(memory_of(np.eye(3)), Association.identity(3))
+    weights = initial_weights(ModelConfig(d_model=8), 3, 20, np.random.default_rng(0))
+    with pytest.raises(BirthlensError, match="trigger_memory: 3 candidates leave no null band"):
+        standardised_table([(0, weights)])

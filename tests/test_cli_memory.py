@@ -1,6 +1,7 @@
 """The commands that read weights as memories: what they print agrees with the library, and what they refuse is said."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -128,6 +129,8 @@ def test_moving_codebooks_are_said(moving_run, full_run):
     assert "note: W_E, W_U moves between steps" in result.stderr and "--align" in result.stderr
     aligned = run("transplant", moving_run, "--from", "0", "--to", "-1", "--sequences", "4", "--align")
     assert "moves" not in aligned.stderr
+    by = [run("transplant", moving_run, "--to", "0,-1", "--sequences", "4", "--by", by) for by in ("initial", "rank:2")]
+    assert "initial matrices stand in other bases" in by[0].stderr and "moves" not in by[1].stderr
     assert "each step is read in its own codebooks" in run("memories", moving_run).stderr
     with pytest.raises(BirthlensError, match="moves between checkpoints, so one ledger does not serve"):
         run("memories", moving_run, "--ledger")
@@ -154,8 +157,46 @@ def test_the_order_over_runs(runs):
     assert {"standardised", "recall", "soft_recall", "margin"} <= set(sensitivity["probe"])
 
 
-def test_runs_with_one_seed_are_told_apart(runs):
-    assert sorted(set(scores_table([load_run(runs[0])] * 2)["seed"])) == [0, 1]
+def test_an_order_takes_runs_that_differ_in_their_seeds_alone(runs, tmp_path):
+    twin = trained(tmp_path, "twin", "seeds.init=3", "seeds.data=9")
+    assert sorted(set(scores_table([load_run(path) for path in (runs[0], twin)])["seed"])) == [0, 1]
+    for other in (runs[0], shutil.copytree(runs[0], tmp_path / "copy")):
+        with pytest.raises(BirthlensError, match="one run twice is not two seeds"):
+            run("order", runs[0], other)
+    differences = {
+        "task.triggers=random": r"task.triggers \('random' against 'fixed'\)",
+        "model.positions=rotary": "model.positions",
+        "training.steps=8": r"training.steps \(8 against 12\)",
+        "optimiser.learning_rate=0.1": "optimiser.learning_rate",
+    }
+    for number, (override, words) in enumerate(differences.items()):
+        other = trained(tmp_path, str(number), override, "seeds.init=7")
+        for flags in ([], ["--sensitivity"]):
+            with pytest.raises(BirthlensError, match=f"differs from .* in {words}.*nothing but seeds"):
+                run("order", runs[0], other, *flags)
+
+
+def test_one_candidate_set_must_serve_all_seeds(runs):
+    onsets = onsets_table(scores_table([load_run(path) for path in runs]))
+    lacking = onsets[(onsets["seed"] == 3) | (onsets["candidates"] == "all")]
+    with pytest.raises(BirthlensError, match=r"'triggers among all' is read for some seeds and not for seed 4"):
+        chosen_sets(lacking)
+
+
+def test_what_an_order_rests_on_is_noted(runs, moving_run):
+    assert "2 runs: a median's 95 % interval needs six" in run("order", *runs).stderr
+    noted = run("order", moving_run)
+    assert "W_E, W_U moves in training: each step is read in its own codebooks" in noted.stderr
+    assert "moves" not in run("order", runs[0]).stderr
+
+
+def test_what_is_named_twice_is_done_once(runs, full_run):
+    for flags in (["--by", "rank:2,rank:2"], ["--from", "0,0"]):
+        text = run("transplant", runs[0], "--to", "-1,-1", "--sequences", "4", *flags).stdout
+        assert text.count("rank:2") == 3 * ("--by" in flags)
+    found = rows("transplant", full_run, "--to", "-1", "--by", "rank:2,rank:8", "--sequences", "4")
+    biases = found[(found["source"] == "rank:8") & (found["metric"] == "all_loss")]  # heads of 8: nothing is cut
+    assert biases["change"].abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -167,6 +208,11 @@ def test_runs_with_one_seed_are_told_apart(runs):
         (["transplant", "{run}", "--from", "5"], "step = 5 is not kept"),
         (["transplant", "{run}", "--by", "magic"], "source = 'magic'"),
         (["memories", "{run}", "--steps", "soon"], "steps = 'soon'"),
+        (["memories", "{run}", "--cells"], "--cells is an option of the ledger"),
+        (["memories", "{run}", "--whole"], "--whole is an option of the ledger"),
+        (["transplant", "{run}", "--by", "ideal", "--from", "0"], "--from with --by"),
+        (["transplant", "{run}", "--by", "initial", "--align"], "--align with --by"),
+        (["order", "{run}", "--width", "nan"], "width = nan"),
     ],
 )
 def test_bad_input_is_named(runs, arguments, words):

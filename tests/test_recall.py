@@ -59,6 +59,16 @@ def test_moving_codebooks_are_stated() -> None:
     assert memory_table([(0, first), (1, trained)]).attrs["moving_codebooks"] == ["L0.W_O", "W_E"]
 
 
+def test_every_circuit_says_which_codebooks_move() -> None:
+    (_, first), (_, second) = run(2, n_ctx=12, family="full", n_heads=2, d_model=16, feed_forward="none")
+    assert circuit_table([(0, first), (1, first)]).attrs["moving_codebooks"] == []
+    assert circuit_table([(0, first), (1, second)]).attrs["moving_codebooks"] == []  # W_K and the last layer's W_O
+    moved = second.replaced({"W_pos": second["W_pos"] + 1, "L0.W_V": 2 * second["L0.W_V"]})
+    steps = [(i, first) for i in range(30)] + [(30, moved)]
+    assert circuit_table(steps, longest_path=1).attrs["moving_codebooks"] == ["L0.W_V", "W_pos"]
+    assert circuit_table(steps[-2:], heads=[Head(1, 0)]).attrs["moving_codebooks"] == ["W_pos"]
+
+
 def test_chance_and_n_stand_in_every_row() -> None:
     table = memory_table(run(1), triggers=[2, 5, 9, 11]).set_index(["memory", "metric", "candidates", "basis"])
     rows = {

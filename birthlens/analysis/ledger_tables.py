@@ -23,7 +23,7 @@ from birthlens.analysis.ledger import RESIDUAL, Family, Ledger
 from birthlens.analysis.memories import Array, Circuit
 from birthlens.analysis.nulls import NULLS, Derangements, Nulls
 from birthlens.analysis.readings import Association
-from birthlens.analysis.recall import moving_codebooks
+from birthlens.analysis.recall import Moving
 from birthlens.errors import BirthlensError
 from birthlens.sites import Head
 from birthlens.weights import Weights
@@ -182,10 +182,11 @@ def paper_ledger_table(
     if not read:
         raise BirthlensError("There is no checkpoint to read; give at least one (step, weights).")
     first = read[0][1]
-    moved = moving_codebooks(first, [weights for _, weights in read], prev_token_head)
-    if moved:
+    moving = Moving([prev_token_head])
+    moving.watch([weights for _, weights in read])
+    if moving.names:
         raise BirthlensError(
-            f"{', '.join(moved)} moves between checkpoints, so one ledger does not serve them all: "
+            f"{', '.join(moving.names)} moves between checkpoints, so one ledger does not serve them all: "
             "call ledger_table for each checkpoint with its own codebooks (paper_ledgers)."
         )
     tables = []

@@ -121,18 +121,16 @@ def memory_table(
     """
     wanted = ways or (len(triggers) if triggers is not None and len(triggers) > 1 else 5)
     rows: list[Row] = []
-    moving: set[str] = set()
-    first: Weights | None = None
+    moving = Moving([prev_token_head])
     with threadpool_limits(1):  # products this small lose to the waiting of BLAS threads, tenfold on a busy machine
         for steps, weights in chunks(checkpoints):
-            first = first or weights[0]
-            moving |= set(moving_codebooks(first, weights, prev_token_head))
+            moving.watch(weights)
             for probe in paper_probes(weights, triggers, outputs, prev_token_head, induction_head):
                 rows += _rows(steps, probe, bases, wanted)
             if bigram is not None and f"L{weights[0].n_layers - 1}.W_F" in weights[0]:
                 rows += _kl_rows(steps, weights, bigram, triggers or ())
     table = _table(rows)
-    table.attrs["moving_codebooks"] = sorted(moving)
+    table.attrs["moving_codebooks"] = moving.names
     return table
 
 
@@ -146,16 +144,21 @@ def circuit_table(
     """Read every head of any model in every basis (`circuits.all_memories`); fold layer norms first where there are some.
 
     Columns as in the module; `memory` is the circuit with its codebooks. Bases without a pairing have `spread` alone.
+    attrs["moving_codebooks"] as in `memory_table`.
     """
     rows: list[Row] = []
+    moving = Moving(heads)
     for steps, weights in chunks(checkpoints):
+        moving.watch(weights)
         for step, single in zip(steps, weights, strict=True):
             for found in all_memories(single, heads, longest_path=longest_path):
                 scale = single.score_scale if found.kind == "QK" else 1.0
                 pairs = () if found.association is None else (found.association,)
                 rows += _rows([step], Probe(found.memory.name, found.head, found.memory, pairs, scale), bases, ways)
                 rows += _spread_rows(step, found.memory, found.head, scale)
-    return _table(rows)
+    table = _table(rows)
+    table.attrs["moving_codebooks"] = moving.names
+    return table
 
 
 def chunks(checkpoints: Checkpoints) -> Iterator[tuple[list[int], list[Weights]]]:
@@ -165,14 +168,30 @@ def chunks(checkpoints: Checkpoints) -> Iterator[tuple[list[int], list[Weights]]
         yield [step for step, _ in chunk], [weights for _, weights in chunk]
 
 
-def moving_codebooks(first: Weights, others: Sequence[Weights], prev_token_head: Head = PREV_TOKEN_HEAD) -> list[str]:
-    """Name the tensors behind the paper's codebooks that are not the same in all checkpoints as in the first."""
-    behind = ["W_E", "W_pos", "W_U", f"L{prev_token_head.layer}.W_V", f"L{prev_token_head.layer}.W_O"]
-    return [
-        name
-        for name in behind
-        if name in first and not all(np.array_equal(first[name], weights[name]) for weights in others)
-    ]
+class Moving:
+    """Watches checkpoints go by for codebooks that training moves; `heads` are those that remap tokens (None: all).
+
+    The last layer's heads remap nothing, as no later one reads what they write.
+    """
+
+    def __init__(self, heads: Sequence[Head] | None = None) -> None:
+        self.heads = heads
+        self._first: Weights | None = None
+        self._found: set[str] = set()
+
+    def watch(self, checkpoints: Sequence[Weights]) -> None:
+        """Compare some more checkpoints with the first one seen."""
+        first = self._first = checkpoints[0] if self._first is None else self._first
+        layers = {head.layer for head in (first.heads if self.heads is None else self.heads)} - {first.n_layers - 1}
+        behind = ["W_E", "W_pos", "W_U", *(f"L{layer}.{name}" for layer in layers for name in ("W_V", "W_O"))]
+        for name in behind:
+            if name in first and not all(np.array_equal(first[name], weights[name]) for weights in checkpoints):
+                self._found.add(name)
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors behind the codebooks that are not the same in all checkpoints, sorted."""
+        return sorted(self._found)
 
 
 def _rows(steps: Sequence[int], probe: Probe, bases: Sequence[Basis], ways: int) -> Iterator[Row]:

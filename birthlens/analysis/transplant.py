@@ -11,7 +11,7 @@ Three questions, each a table over the same batch of sequences:
         ideal_dual       the same, between dual vectors
         ledger           what the ledger's associations say of it: the least-squares sum of their outer products
         without_ledger   all the rest of it
-        rank:R           its R largest singular components (of each head)
+        rank:R           its R largest singular components (of each head); biases and gains are left as they are
 
 Metrics are those of `behaviour.summary`, as role_quantity ("in_context_loss", "global_accuracy").
 
@@ -167,7 +167,7 @@ def replacement_table(
         untouched = _measured(model, batch, evaluate)
         for matrix, parameters in names.items():
             rows += [(step, matrix, "none", *row) for row in _changes(untouched, untouched)]
-            for source in sources:
+            for source in dict.fromkeys(sources):
                 graft = replacement(model, parameters, source, start, triggers, strengths, bigram)
                 found = _measured(model.replaced(graft), batch, evaluate)
                 rows += [(step, matrix, source, *row) for row in _changes(found, untouched)]
@@ -254,7 +254,7 @@ def _ledger_projections(weights: Weights, triggers: Sequence[int] | None) -> Ten
 def _truncated(weights: Weights, name: str, source: str) -> Float[Array, "..."]:
     matrix, text = weights[name], source.removeprefix("rank:")
     if name.rpartition(".")[2].startswith("b_") or matrix.ndim < 2:
-        raise BirthlensError(f"source = {source!r}: {name} is a vector; only matrices have a rank.")
+        return matrix
     if not text.isdigit() or not 1 <= int(text) <= min(matrix.shape[-2:]):
         raise BirthlensError(f"source = {source!r}: write rank:R with R from 1 to {min(matrix.shape[-2:])}.")
     left, singular, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
@@ -283,7 +283,7 @@ def _named(models: dict[int, Weights], matrices: Sequence[str] | None) -> dict[s
 
 
 def _chosen(field: str, steps: Sequence[int] | None, models: dict[int, Weights]) -> list[int]:
-    chosen = list(models) if steps is None else list(steps)
+    chosen = list(models) if steps is None else list(dict.fromkeys(steps))
     missing = [step for step in chosen if step not in models]
     if missing:
         raise BirthlensError(f"{field} = {missing}: the checkpoints given are {', '.join(map(str, models))}.")

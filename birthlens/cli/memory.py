@@ -8,6 +8,7 @@ import click
 
 from birthlens.cli.probing import overview, steps_option
 from birthlens.cli.tables import deliver, format_option, out_option, show, show_rows
+from birthlens.errors import BirthlensError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +38,8 @@ def memories(
     """
     from birthlens.runs import load_run
 
+    if (cells or whole) and not ledger:
+        raise BirthlensError(f"{'--cells' if cells else '--whole'} is an option of the ledger; give --ledger too.")
     loaded = load_run(run)
     chosen = loaded.select(steps)
     table = _ledger(loaded, chosen, cells, whole) if ledger else _memories(loaded, chosen)
@@ -105,6 +108,11 @@ def transplant(
     from birthlens.runs import load_run
 
     loaded = load_run(run)
+    if sources is not None and (align or donors is not None):
+        raise BirthlensError(
+            f"{'--align' if align else '--from'} with --by: it is for matrices of other steps, and --by takes them from "
+            "elsewhere; leave one of the two out."
+        )
     names = None if matrices is None else [name.strip() for name in matrices.split(",")]
     to_steps, from_steps = (
         thinned(loaded.steps, 6) if chosen is None else loaded.select(chosen) for chosen in (recipients, donors)
@@ -126,8 +134,11 @@ def transplant(
             evaluate=evaluate,
         )
         down, across = "step", "source"
-    if table.attrs["moving"] and not align:
-        _note(f"{', '.join(table.attrs['moving'])} moves between steps, so that matrices change bases; see --align.")
+    moved = ", ".join(table.attrs["moving"])
+    if moved and sources is None and not align:
+        _note(f"{moved} moves between steps, so that matrices change bases; see --align.")
+    elif moved and "initial" in set(table.get("source", ())):
+        _note(f"{moved} moves between steps, so that initial matrices stand in other bases.")
     if out is None and style == "table" and not full:
         for name, rows in table[table["metric"] == metric].groupby("matrix", sort=False):
             _print_map(rows, down, across, title=f"{metric} with {name} replaced")
@@ -142,9 +153,10 @@ def transplant(
 @out_option
 @format_option
 def order(runs: tuple[str, ...], width: float, sensitivity: bool, out: str | None, style: str) -> None:
-    """Say over several RUNs (seeds) when each memory is born, and in which order, with bootstrap intervals.
+    """Say over several RUNs (seeds) when each memory is born, and in which order, with exact intervals.
 
-    A memory is born when its right entries leave, for good, the band that shifted pairings of the same table make.
+    A memory is born when its right entries leave, for good, the band that shifted pairings of the same table make. The RUNs
+    must differ in nothing but their seeds.
     """
     import numpy as np
     import pandas as pd
@@ -158,19 +170,26 @@ def order(runs: tuple[str, ...], width: float, sensitivity: bool, out: str | Non
     if sensitivity:
         table = order_sensitivity_table(pd.concat([onsets, crossings_table(loaded)], ignore_index=True))
     else:
-        table = birth_order_table(chosen_sets(onsets), np.random.default_rng(0))
+        table = birth_order_table(chosen_sets(onsets))
         gap = max(max(np.diff(run.steps), default=0) for run in loaded)
         if gap > 20:
             _note(f"checkpoints are up to {gap} steps apart, so onsets closer than that are ties.")
+    if len(loaded) < 6:
+        _note(f"{len(loaded)} {'runs' if len(loaded) > 1 else 'run'}: a median's 95 % interval needs six at least.")
+    _note_moving(onsets.attrs["moving_codebooks"])
     deliver(table, out, style)
+
+
+def _note_moving(moving: list[str]) -> None:
+    if moving:
+        _note(f"{', '.join(moving)} moves in training: each step is read in its own codebooks.")
 
 
 def _memories(run: Run, steps: list[int]) -> pd.DataFrame:
     from birthlens.analysis.trajectory import memories_over
 
     table = memories_over(run, steps)
-    if moved := table.attrs.get("moving_codebooks"):
-        _note(f"{', '.join(moved)} moves in training: each step is read in its own codebooks.")
+    _note_moving(table.attrs["moving_codebooks"])
     return table
 
 
@@ -179,7 +198,6 @@ def _ledger(run: Run, steps: list[int], cells: bool, whole: bool) -> pd.DataFram
 
     from birthlens.analysis.ledger_tables import paper_ledger_table
     from birthlens.analysis.roles import is_paper_model
-    from birthlens.errors import BirthlensError
 
     if not is_paper_model(run.config.model):
         raise BirthlensError(
