@@ -31,10 +31,16 @@ def memory_of(table: np.ndarray) -> AssociativeMemory:
     return AssociativeMemory(Circuit("W", table), book("q", table.shape[-2]), book("k", table.shape[-1]))
 
 
+def drawn_recall(rank: int, choices: int, ways: int) -> float:
+    """The share of draws of ways - 1 wrong entries, all listed, in which the one of this rank among all is the best."""
+    others = [place for place in range(1, choices + 1) if place != rank]
+    return float(np.mean([rank < min(drawn) for drawn in combinations(others, ways - 1)]))
+
+
 def loop(
     table: np.ndarray, pairs: list[tuple[int, int]], candidates: list[int], scale: float, ways: int
 ) -> dict[str, float]:
-    rows, squares = [], []
+    rows, squares, choices = [], [], []
     for query, right in pairs:
         rights = {r for q, r in pairs if q == query}
         wrong = np.array([table[query, c] for c in candidates if c not in rights])
@@ -43,10 +49,11 @@ def loop(
         mass = np.exp(scale * score) / (np.exp(scale * score) + np.exp(scale * wrong).sum())
         lead = score - wrong.mean()
         squares.append(wrong.var())
+        choices.append(len(wrong) + 1)
         rows.append((score > wrong.max(), mass, rank, scale * (score - wrong.max()), lead / wrong.std(), lead))
     recall, soft, rank, margin, standardised, lead = np.mean(np.array(rows, dtype=float), axis=0)
-    chance = 1 / len(candidates)
-    matched = [matched_recall(np.array(row[2]), len(candidates), ways) for row in rows]
+    chance = np.mean([1 / count for count in choices])
+    matched = [drawn_recall(int(row[2]), count, ways) for row, count in zip(rows, choices, strict=True)]
     return {
         "recall": recall,
         "corrected_recall": (recall - chance) / (1 - chance),
@@ -82,9 +89,13 @@ def test_every_metric_against_a_plain_loop(name: str, block: int, monkeypatch: p
             assert found[metric][step] == pytest.approx(expected[metric]), metric
 
 
-def test_random_tables_read_at_chance() -> None:
+@pytest.mark.parametrize(
+    "association",
+    [Association.identity(6), Association.of([(0, 1), (0, 2), (0, 4), (3, 3), (5, 0), (5, 5)], range(6))],
+    ids=["one right each", "several right"],
+)
+def test_random_tables_read_at_chance(association: Association) -> None:
     tables = np.random.default_rng(1).standard_normal((3000, 6, 6))
-    association = Association.identity(6)
     found = readings(memory_of(tables), association, ways=3)
     for metric in set(METRICS) - {"margin"}:
         spread = found[metric].std() / np.sqrt(3000)
@@ -106,7 +117,22 @@ def test_matched_recall_is_the_mean_over_every_choice_of_wrong_candidates(ways: 
         others = [other for other in range(6) if other != right]
         wins = [all(scores[right] > scores[o] for o in drawn) for drawn in combinations(others, ways - 1)]
         rank = 1 + (scores > scores[right]).sum()
-        assert float(matched_recall(np.array(float(rank)), 6, ways)) == pytest.approx(np.mean(wins))
+        found = matched_recall(np.array([float(rank)]), np.array([6]), ways)
+        assert float(found[0]) == pytest.approx(np.mean(wins))
+
+
+def test_a_query_with_many_right_entries_is_grouped_not_compared_pair_by_pair() -> None:
+    n = 30_000  # a table of pairs by pairs would take 900 MB
+    association = Association.of([(q, q) for q in range(n)] + [(7, r) for r in range(100)], range(n))
+    tracemalloc.start()
+    choices = association.choices
+    pair, column = association.rights(slice(6, 9))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
+    # The pair (7, 7) is there twice and counts once.
+    assert pair.tolist() == [0] + [1] * 100 + [2] and column.tolist() == [6, *range(100), 8]
+    assert choices[7] == choices[-1] == n - 99 and (np.delete(choices[:n], 7) == n).all()
 
 
 def test_frobenius_share_is_the_squared_cosine_with_the_ideal_memory() -> None:
@@ -172,5 +198,8 @@ def test_bad_associations_are_named() -> None:
         Association.of([(0, 5)], candidates=[1, 2])
     with pytest.raises(BirthlensError, match="two candidates"):
         Association.of([(0, 0)])
-    with pytest.raises(BirthlensError, match="ways = 9"):
+    with pytest.raises(BirthlensError, match="ways = 9: choose from 2 to the smallest number of choices, 5"):
         readings(memory_of(np.eye(5)), Association.identity(5), ways=9)
+    several = Association.of([(0, 1), (0, 2), (1, 1)], range(5))
+    with pytest.raises(BirthlensError, match="choices, 4"):
+        readings(memory_of(np.eye(5)), several, ways=5)

@@ -1,10 +1,11 @@
 """What a memory remembers: recall, ranks, margins and interference of a target association (paper section 4).
 
 A target association is a set of pairs (query, right entry) and a set of candidates among which the right one should win.
-With scores S and, for one pair, the wrong entries being every candidate that is no right entry of the same query:
+With scores S and, for one pair, the wrong entries being every candidate that is no right entry of the same query, and the
+pair's choices being these and its right entry:
 
     recall                  mean of 1{right > every wrong}; ties are lost, so that a zero matrix recalls nothing
-    corrected_recall        (recall - chance) / (1 - chance), chance = 1 / candidates
+    corrected_recall        (recall - chance) / (1 - chance), chance = mean of 1 / choices
     matched_recall          recall among `ways` candidates only: the right one and ways - 1 drawn from the wrong, expected
                             over all draws, hence exact: memories with unlike candidate sets meet at the same chance 1 / ways
     soft_recall             mean softmax mass of the right entry, scores times `scale`
@@ -105,23 +106,35 @@ class Association:
         return list(zip(self.queries.tolist(), self.right.tolist(), strict=True))
 
     @property
+    def choices(self) -> Int[Array, "pair"]:
+        """Among how many each pair's right entry has to win: itself and the candidates that are wrong for its query."""
+        _, _, count = self._rights
+        return len(self.candidates) - count + 1
+
+    @property
     def chance(self) -> float:
-        """Recall of a random table: one over the number of candidates."""
-        return 1 / len(self.candidates)
+        """Recall of a random table: the mean of one over the number of choices."""
+        return float((1 / self.choices).mean())
 
     @cached_property
     def columns(self) -> Int[Array, "pair"]:
         """Where each right entry stands among the candidates, which are sorted."""
         return np.searchsorted(self.candidates, self.right)
 
+    def rights(self, pairs: slice) -> tuple[Int[Array, "hit"], Int[Array, "hit"]]:
+        """Return (place among `pairs`, candidate column) of every right entry of each of these pairs' queries."""
+        columns, start, count = self._rights
+        start, count = start[pairs], count[pairs]
+        pair, before = np.repeat(np.arange(len(count)), count), np.cumsum(count) - count
+        return pair, columns[np.arange(len(pair)) + (start - before)[pair]]
+
     @cached_property
-    def not_wrong(self) -> tuple[Int[Array, "hit"], Int[Array, "hit"]]:
-        """(pair, candidate column) of every right entry of each pair's query, sorted by pair."""
-        if len(np.unique(self.queries)) == len(self.queries):
-            return np.arange(len(self.queries)), self.columns
-        same = self.queries[:, None] == self.queries[None, :]
-        pair, other = np.nonzero(same)
-        return pair, self.columns[other]
+    def _rights(self) -> tuple[Int[Array, "right"], Int[Array, "pair"], Int[Array, "pair"]]:
+        """The columns of right entries grouped by query, and for each pair where its query's group starts, and its size."""
+        width = len(self.candidates)
+        coded = np.unique(self.queries * width + self.columns)
+        start, stop = (np.searchsorted(coded // width, self.queries, side) for side in ("left", "right"))
+        return coded % width, start, stop - start
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,13 +153,10 @@ def pair_readings(
     memory: AssociativeMemory, association: Association, basis: Basis = "raw", scale: float = 1.0
 ) -> PairReadings:
     """Read every pair of the association, in blocks of rows."""
-    columns, (hit_pair, hit_column) = association.columns, association.not_wrong
-    blocks = []
+    columns, wrong, blocks = association.columns, association.choices - 1, []
     for rows, scores in memory.blocks(association.queries, association.candidates, basis):
-        first, last = np.searchsorted(hit_pair, [rows.start, rows.stop])
-        hits = (..., hit_pair[first:last] - rows.start, hit_column[first:last])
+        hits, counts = (..., *association.rights(rows)), wrong[rows]
         right = scores[..., np.arange(scores.shape[-2]), columns[rows]]
-        counts = scores.shape[-1] - np.bincount(hits[1], minlength=scores.shape[-2])
         scores[hits] = 0
         mean = scores.sum(-1) / np.maximum(counts, 1)
         scores -= mean[..., None]
@@ -175,7 +185,7 @@ def readings(
     """Return every metric of `METRICS` (see the module), one number a checkpoint.
 
     `scale` is what the model multiplies these scores with (`weights.score_scale` for attention); `ways` is the number of
-    candidates of `matched_recall`, all where it is not given.
+    choices of `matched_recall`, all of each pair where it is not given.
 
     Example:
         >>> from birthlens.analysis.memories import Circuit, Codebook
@@ -193,7 +203,7 @@ def readings(
     found = {
         "recall": recall,
         "corrected_recall": (recall - chance) / (1 - chance),
-        "matched_recall": matched_recall(pairs.rank, len(association.candidates), ways).mean(-1),
+        "matched_recall": matched_recall(pairs.rank, association.choices, ways).mean(-1),
         "soft_recall": pairs.soft_recall.mean(-1),
         "rank": pairs.rank.mean(-1),
         "margin": scale * (pairs.right - pairs.best_wrong).mean(-1),
@@ -205,36 +215,36 @@ def readings(
 
 def chance_level(metric: str, association: Association, ways: int | None = None) -> float:
     """Return what a random table reads, NaN for the margin, which has no scale of its own."""
-    candidates = len(association.candidates)
     levels = {
         "recall": association.chance,
-        "matched_recall": 1 / (ways or candidates),
+        "matched_recall": association.chance if ways is None else 1 / ways,
         "soft_recall": association.chance,
-        "rank": (candidates + 1) / 2,
+        "rank": float((association.choices + 1).mean() / 2),
         "margin": float("nan"),
     }
     return levels.get(metric, 0.0)
 
 
-def matched_recall(rank: Float[Array, "*axes"], candidates: int, ways: int | None) -> Float[Array, "*axes"]:
+def matched_recall(
+    rank: Float[Array, "*axes pair"], choices: Int[Array, "#pair"], ways: int | None
+) -> Float[Array, "*axes pair"]:
     """Return the chance that an entry of this rank beats ways - 1 wrong ones drawn without replacement.
 
-    prod_{i=1}^{ways-1} (candidates - rank - i + 1) / (candidates - i); ways = candidates gives recall, ways = 2 the share of
-    wrong entries that the right one beats.
+    prod_{i=1}^{ways-1} (choices - rank - i + 1) / (choices - i); ways = choices gives recall, ways = 2 the share of wrong
+    entries that the right one beats. `choices` is the number that each pair's entry is ranked among.
 
     Example:
-        >>> matched_recall(np.array([1.0, 2.0, 5.0]), candidates=5, ways=2).tolist()
+        >>> matched_recall(np.array([1.0, 2.0, 5.0]), choices=np.array([5]), ways=2).tolist()
         [1.0, 0.75, 0.0]
     """
-    ways = candidates if ways is None else ways
-    if not 2 <= ways <= candidates:
-        raise BirthlensError(f"ways = {ways}: choose from 2 to the number of candidates, {candidates}.")
-    if ways == candidates:
+    if ways is None:
         return np.asarray(rank == 1, dtype=np.float64)
+    if not 2 <= ways <= choices.min():
+        raise BirthlensError(f"ways = {ways}: choose from 2 to the smallest number of choices, {choices.min()}.")
     beaten = np.ones(rank.shape)
     for drawn in range(1, ways):
-        beaten *= np.clip(candidates - rank - drawn + 1, 0, None) / (candidates - drawn)
-    return beaten
+        beaten *= np.clip(choices - rank - drawn + 1, 0, None) / (choices - drawn)
+    return np.where(choices == ways, rank == 1, beaten)  # against all of the wrong, ties are lost as in recall
 
 
 def frobenius_share(memory: AssociativeMemory, association: Association) -> Float[Array, "*step"]:

@@ -197,7 +197,7 @@ class Moving:
 def _rows(steps: Sequence[int], probe: Probe, bases: Sequence[Basis], ways: int) -> Iterator[Row]:
     memory, layer = probe.memory, probe.memory.circuit.layer
     for association in probe.associations:
-        drawn, count = min(ways, len(association.candidates)), len(association.queries)
+        drawn, count = min(ways, int(association.choices.min())), len(association.queries)
         for basis in bases:
             values = readings(memory, association, basis, probe.scale, drawn)
             for metric in METRICS:
