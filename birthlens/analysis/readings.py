@@ -114,7 +114,8 @@ class Association:
     @property
     def chance(self) -> float:
         """Recall of a random table: the mean of one over the number of choices."""
-        return float((1 / self.choices).mean())
+        levels = 1 / self.choices
+        return float(levels[0] + (levels - levels[0]).mean())  # exact where all have the same number
 
     @cached_property
     def columns(self) -> Int[Array, "pair"]:
