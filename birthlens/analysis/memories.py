@@ -112,7 +112,8 @@ class Circuit:
     """A bilinear form u @ left @ right @ v^T of some layer, with the space of each side; `right=None` is the identity.
 
     Low-rank products (one head of many) stay factored: `left` [d_in, rank], `right` [rank, d_out]. Leading axes
-    (checkpoints) are allowed. A matrix of your own is `Circuit("mine", matrix)`.
+    (checkpoints) are allowed. A matrix of your own is `Circuit("mine", matrix)`. A path through several layers ends in
+    `layer` and starts in `first_layer` (None: the same one), whose input is all that it can read.
     """
 
     name: str
@@ -121,6 +122,12 @@ class Circuit:
     reads: Space = "residual"
     writes: Space = "residual"
     layer: int = 0
+    first_layer: int | None = None
+
+    @property
+    def reading_layer(self) -> int:
+        """The layer whose input stands on the input side."""
+        return self.layer if self.first_layer is None else self.first_layer
 
     @cached_property
     def matrix(self) -> Float[Array, "*step d_in d_out"]:
@@ -134,24 +141,26 @@ class Circuit:
 
     def then(self, later: Circuit) -> Circuit:
         """Return the path through this circuit and a later layer's, both OV."""
-        if later.layer <= self.layer or "residual" in (self.writes, later.writes):
+        if later.reading_layer <= self.layer or "residual" in (self.writes, later.writes):
             raise BirthlensError(
                 f"{self.name} cannot be followed by {later.name}: a path runs through OV circuits of rising layers."
             )
         right = later.matrix if self.right is None else self.right @ later.matrix
-        return replace(self, name=f"{self.name}>{later.name}", right=right, layer=later.layer)
+        name = f"{self.name}>{later.name}"
+        return replace(self, name=name, right=right, layer=later.layer, first_layer=self.reading_layer)
 
     def check(self, codebook: Codebook, side: Literal["input", "output"]) -> None:
         """Raise BirthlensError, naming both, unless `codebook` makes sense on this side."""
         space, width = (self.reads, self.width[0]) if side == "input" else (self.writes, self.width[1])
+        layer = self.reading_layer if side == "input" else self.layer
         if codebook.space != space:
             raise BirthlensError(
                 f"{self.name} has the {space} space on its {side} side, and codebook {codebook.name} is of the "
                 f"{codebook.space} space: choose another codebook, or swap the sides."
             )
-        if space == "residual" and codebook.layer > self.layer:
+        if space == "residual" and codebook.layer > layer:
             raise BirthlensError(
-                f"{self.name} sees the input of layer {self.layer}, and codebook {codebook.name} is there only from layer "
+                f"{self.name} sees the input of layer {layer}, and codebook {codebook.name} is there only from layer "
                 f"{codebook.layer} on: choose a later circuit."
             )
         if codebook.width != width:
