@@ -131,6 +131,44 @@ def test_a_planted_mixture_of_memories_is_recovered() -> None:
     assert float(ledger.shares(planted + outside).residual) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1e3])
+def test_nothing_but_coefficients_depends_on_the_length_of_the_vectors(scale: float) -> None:
+    """The span of a family does not, so shares do not; coefficients are in units of its outer products."""
+    plain, generator = mixed_ledger(), np.random.default_rng(4)
+    lengths = {"tok": scale ** generator.uniform(0, 1, 4), "pos": scale ** generator.uniform(0, 1, 5)}
+    lengths["tok"][0], lengths["pos"][0] = scale, 1
+    stretched = {name: book(name, plain.inputs[name].vectors * by[:, None]) for name, by in lengths.items()}
+    other = Ledger(list(stretched.values()), list(stretched.values()), plain.families)
+    matrices = generator.standard_normal((3, 12, 12)) + 3 * plain.inputs["tok"].vectors.T @ plain.inputs["tok"].vectors
+    found, expected = other.shares(matrices), plain.shares(matrices)
+    for kind in ("associations", "alone", "cells"):
+        for name, share in getattr(expected, kind).items():
+            np.testing.assert_allclose(getattr(found, kind)[name], share, atol=1e-9)
+    np.testing.assert_allclose(found.residual, expected.residual, atol=1e-9)
+    for family in plain.families:
+        by = lengths[family.inputs][family.association.queries] * lengths[family.outputs][family.association.right]
+        np.testing.assert_allclose(
+            other.coefficients(matrices)[family.name] * by,
+            plain.coefficients(matrices)[family.name],
+            rtol=1e-6,
+            atol=1e-9,
+        )
+        draws = [Derangements.of(of, family, 5, np.random.default_rng(0)).shares(matrices) for of in (plain, other)]
+        np.testing.assert_allclose(*draws, atol=1e-9)
+    for null, shares in Nulls.of(plain).shares(matrices).items():
+        for name, share in shares.items():
+            np.testing.assert_allclose(Nulls.of(other).shares(matrices)[null][name], share, atol=1e-9)
+
+
+def test_a_vector_of_length_zero_explains_nothing() -> None:
+    tok = np.vstack([np.random.default_rng(0).standard_normal((3, 6)), np.zeros((1, 6))])
+    words = book("tok", tok)
+    ledger = Ledger([words], [words], [Family("copy", "tok", "tok", Association.identity(4))])
+    shares = ledger.shares(tok.T @ tok)
+    assert float(shares.associations["copy"]) == pytest.approx(1)
+    assert ledger.coefficients(tok.T @ tok)["copy"].tolist() == pytest.approx([1, 1, 1, 0])
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_without_cells_all_but_the_associations_is_residual(seed: int) -> None:
     full, matrices = mixed_ledger(seed), np.random.default_rng(seed).standard_normal((3, 12, 12))

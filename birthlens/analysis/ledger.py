@@ -120,7 +120,10 @@ class Ledger:
         return [f"{a} x {b}" for a in self.inputs for b in self.outputs if self.has_cells]
 
     def coefficients(self, matrix: Float[Array, "*step d_in d_out"]) -> dict[str, Float[Array, "*step pair"]]:
-        """Return one coefficient an association: the joint least squares over all families, least norm where not unique."""
+        """Return one coefficient an association: the joint least squares over all families.
+
+        Where it is not unique, the one of least norm among multiples of outer products of norm 1: units do not matter.
+        """
         solution = self.scores(matrix) @ self.gram_inverse(tuple(range(len(self.families))))
         return {f.name: solution[..., part] for f, part in zip(self.families, self.slices, strict=True)}
 
@@ -177,18 +180,35 @@ class Ledger:
 
     @cached_property
     def _gram(self) -> Float[Array, "pair pair"]:
-        return np.asarray((self.u @ self.u.T) * (self.v @ self.v.T))
+        u, v = unit_rows(self.u), unit_rows(self.v)
+        return np.asarray((u @ u.T) * (v @ v.T))
+
+    @cached_property
+    def _norms(self) -> Float[Array, "pair"]:
+        norms = np.linalg.norm(self.u, axis=1) * np.linalg.norm(self.v, axis=1)
+        return np.where(norms > 0, norms, 1)
 
     @cached_property
     def _inverses(self) -> dict[tuple[int, ...], Array]:
         return {}
 
     def gram_inverse(self, subset: tuple[int, ...]) -> Array:
-        """Return the pseudo-inverse of the Gram matrix of the outer products of some families."""
+        """Return the inverse of the Gram matrix of the outer products of some families.
+
+        The pseudo-inverse is taken of outer products of norm 1: a Gram matrix has norms to the fourth power, and the cut-off
+        would take short vectors for dependent ones.
+        """
         if subset not in self._inverses:
             members = self.members(subset)
-            self._inverses[subset] = np.linalg.pinv(self._gram[np.ix_(members, members)], rcond=1e-10, hermitian=True)
+            inverse = np.linalg.pinv(self._gram[np.ix_(members, members)], rcond=1e-10, hermitian=True)
+            self._inverses[subset] = inverse / np.outer(self._norms[members], self._norms[members])
         return self._inverses[subset]
+
+
+def unit_rows(vectors: Float[Array, "*axes d"]) -> Float[Array, "*axes d"]:
+    """Return the vectors divided by their norms; zero vectors stay."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.where(norms > 0, norms, 1))
 
 
 def projection(vectors: Float[Array, "entry d"]) -> Float[Array, "d d"]:
@@ -204,8 +224,8 @@ def _mean_projections(codebooks: dict[str, Codebook]) -> dict[str, Float[Array, 
     names, spans = tuple(codebooks), {}
     for subset in subsets(len(names)):
         vectors = [codebooks[names[i]].vectors for i in subset]
-        unit = [v / np.linalg.norm(v, axis=-1, keepdims=True).max() for v in vectors]
-        spans[subset] = projection(np.concatenate(unit)) if unit else np.zeros((codebooks[names[0]].width,) * 2)
+        width = codebooks[names[0]].width
+        spans[subset] = projection(unit_rows(np.concatenate(vectors))) if vectors else np.zeros((width, width))
     return {name: shapley(spans, i, len(names)) for i, name in enumerate(names)}
 
 

@@ -20,7 +20,7 @@ from itertools import product
 import numpy as np
 from jaxtyping import Float, Int
 
-from birthlens.analysis.ledger import RESIDUAL, Family, Ledger, shapley, subsets
+from birthlens.analysis.ledger import RESIDUAL, Family, Ledger, shapley, subsets, unit_rows
 from birthlens.analysis.memories import Array
 from birthlens.errors import BirthlensError
 
@@ -106,7 +106,7 @@ class Derangements:
     @classmethod
     def of(cls, ledger: Ledger, family: Family, draws: int, generator: np.random.Generator) -> Derangements:
         """Draw wrong pairings; raise BirthlensError where there are fewer than two pairs to derange."""
-        u, v = ledger.outer_products(family)
+        u, v = map(unit_rows, ledger.outer_products(family))
         orders = np.stack([derangement(len(u), generator) for _ in range(draws)])
         shuffled = v[orders]
         grams = (u @ u.T) * (shuffled @ shuffled.swapaxes(-1, -2))
