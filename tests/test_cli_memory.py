@@ -74,6 +74,16 @@ def test_the_ledger_books_all_of_each_matrix(runs, tmp_path):
         np.testing.assert_allclose(table.groupby(["step", "matrix"])["share"].sum(), 1, atol=1e-9)
         assert ("cell" in set(table["kind"])) == ("--cells" in flags)
     assert "previous position" in run("memories", runs[0], "--ledger").stdout
+    start = {flags: rows("memories", runs[0], "--ledger", "--steps", "0", *flags) for flags in ((), ("--whole",))}
+    assert start[()]["share"].isna().all() and start[("--whole",)]["share"].notna().all()
+
+
+def test_the_ledger_books_a_linear_feed_forward_too(tmp_path):
+    with_it = trained(tmp_path, "run", "model.feed_forward=linear", "training.loss=all")
+    found = rows("memories", with_it, "--ledger", "--steps", "-1")
+    successors = found[found["family"] == "successors"].iloc[0]
+    assert successors["matrix"] == "feed_forward_memory" and successors["alone"] > successors["null_derangement"]
+    run("transplant", with_it, "--by", "ledger,without_ledger", "--to", "-1", "--sequences", "4")
 
 
 def test_the_strongest_associations_carry_labels_and_scores(runs):

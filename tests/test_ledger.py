@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from birthlens.analysis.ledger import Family, Ledger, projection
-from birthlens.analysis.ledger_tables import COLUMNS, entries_table, ledger_table, paper_ledger_table, paper_ledgers
+from birthlens.analysis.ledger_tables import (
+    COLUMNS,
+    entries_table,
+    ledger_table,
+    paper_circuits,
+    paper_ledger_table,
+    paper_ledgers,
+)
 from birthlens.analysis.memories import Codebook
 from birthlens.analysis.nulls import NULLS, Derangements, Nulls, derangement
 from birthlens.analysis.readings import Association
@@ -276,6 +283,44 @@ def test_paper_ledgers_find_planted_memories_and_refuse_moving_codebooks() -> No
     trained = weights.replaced({"W_E": weights["W_E"] + 0.1})
     with pytest.raises(BirthlensError, match="W_E moves between checkpoints"):
         paper_ledger_table([(0, weights), (1, trained)])
+
+
+@pytest.mark.parametrize("minus_initial", [True, False])
+def test_what_is_booked_is_the_change_or_the_whole(minus_initial: bool) -> None:
+    weights = initial_weights(ModelConfig(d_model=32), 10, 20, np.random.default_rng(2))
+    generator = np.random.default_rng(3)
+    noise = {n: generator.standard_normal(weights[n].shape, dtype=np.float32) for n in ("L0.W_K", "L1.W_K", "L1.W_O")}
+    moved = weights.replaced({name: weights[name] + 0.2 * value for name, value in noise.items()})
+    table = paper_ledger_table([(0, weights), (5, moved)], None, minus_initial).set_index(["step", "matrix", "family"])
+    for name, (circuit, ledger) in paper_ledgers(weights).items():
+        matrix = paper_circuits(moved)[name].matrix - (circuit.matrix if minus_initial else 0)
+        expected = ledger.shares(matrix)
+        assert table.loc[(5, name, "residual"), "share"] == pytest.approx(float(expected.residual), abs=1e-6)
+        for family, share in expected.associations.items():
+            assert table.loc[(5, name, family), "share"] == pytest.approx(float(share), abs=1e-6)
+        assert np.isnan(table.loc[(0, name, "residual"), "share"]) == minus_initial  # nothing has moved
+
+
+def test_the_feed_forward_is_booked_on_the_successors_of_each_token() -> None:
+    weights = initial_weights(ModelConfig(d_model=64, feed_forward="linear"), 10, 20, np.random.default_rng(5))
+    bigram = np.random.default_rng(6).dirichlet(np.full(10, 0.5), size=10)
+    bigram[3] = np.eye(10)[2]
+    w_e, w_u = weights["W_E"].astype(float), weights["W_U"].astype(float)
+    planted = np.zeros((64, 64))
+    for i in range(10):
+        logs = np.array([np.log(p) if p > np.exp(-10) / 10 else -10 - np.log(10) for p in bigram[i]])
+        planted += (i + 1) * np.outer(w_e[i], sum((logs[j] - logs.mean()) * w_u[:, j] for j in range(10)))
+    moved = weights.replaced({"L1.W_F": (weights["L1.W_F"] + planted).astype(np.float32)})
+    table = paper_ledger_table(
+        [(0, weights), (9, moved)], bigram=bigram, generator=np.random.default_rng(0), cells=False
+    )
+    row = table[(table["step"] == 9) & (table["family"] == "successors")].iloc[0]
+    assert (row["matrix"], row["n"], row["alone"]) == ("feed_forward_memory", 10, pytest.approx(1, abs=1e-3))
+    assert row["coefficient"] == pytest.approx(5.5, rel=1e-3) and row["null_derangement"] < 0.7
+    assert table.attrs["left_out"] == []
+    without = paper_ledger_table([(0, weights), (9, moved)])
+    assert set(without["matrix"]) == {"prev_token_memory", "trigger_memory", "output_memory"}
+    assert without.attrs["left_out"] == ["feed_forward_memory"]
 
 
 def test_bad_ledgers_are_named() -> None:

@@ -160,6 +160,21 @@ def test_an_ideal_feed_forward_needs_its_table(batch):
         replacement(weights, ["L1.W_F"], "ideal")
     table = np.full((N, N), 1 / N)
     assert replacement(weights, ["L1.W_F"], "ideal", bigram=table)["L1.W_F"].any()
+    with pytest.raises(BirthlensError, match=r"'ledger': L1.W_F has none"):
+        replacement(weights, ["L1.W_F"], "ledger")
+    sharp = 0.9 * np.roll(np.eye(N), 1, axis=1) + 0.1 / N
+    kept, rest = (replacement(weights, ["L1.W_F"], of, bigram=sharp)["L1.W_F"] for of in ("ledger", "without_ledger"))
+    np.testing.assert_allclose(kept + rest, weights["L1.W_F"], atol=1e-5)
+    again = replacement(weights.replaced({"L1.W_F": kept}), ["L1.W_F"], "ledger", bigram=sharp)["L1.W_F"]
+    assert 0 < np.linalg.norm(kept) < np.linalg.norm(weights["L1.W_F"])
+    np.testing.assert_allclose(again, kept, atol=1e-6)
+
+
+def test_vectors_are_left_as_they_are_by_a_truncation():
+    weights = full_model(2)
+    cut = replacement(weights, parameters_named(FULL, "L0.QK"), "rank:2")
+    assert list(cut) == ["L0.W_Q", "L0.W_K", "L0.b_Q", "L0.b_K"]
+    assert np.linalg.matrix_rank(cut["L0.W_Q"][1]) == 2 and (cut["L0.b_Q"] == weights["L0.b_Q"]).all()
 
 
 FULL = ModelConfig(family="full", d_model=16, n_heads=2, feed_forward="relu")

@@ -41,6 +41,25 @@ def unembedding(weights: Weights, labels: Sequence[str] | None = None) -> Codebo
     return Codebook("W_U", directions, _labels(directions, labels), space="readout")
 
 
+def successors(
+    weights: Weights, bigram: Float[Array, "d_vocab d_vocab"], labels: Sequence[str] | None = None
+) -> Codebook:
+    """Return, for each token i, the direction that its ideal feed-forward writes: sum_j log pi_b(j | i) w_U(j).
+
+    Each token's logarithms are taken less their mean, which no softmax sees.
+    """
+    logs = log_bigram(bigram)
+    readout = unembedding(weights, labels)
+    written = (logs - logs.mean(1, keepdims=True)) @ readout.vectors.astype(np.float64)
+    return Codebook("log pi_b W_U", written, readout.labels, space="readout")
+
+
+def log_bigram(bigram: Float[Array, "d_vocab d_vocab"]) -> Float[Array, "d_vocab d_vocab"]:
+    """Return log pi_b, cut off 10 nats below uniform, as counts have zeros."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.maximum(np.log(bigram), np.log(1 / len(bigram)) - 10.0))
+
+
 def positions(weights: Weights) -> Codebook:
     """Return the position embeddings, labelled from 1; raise BirthlensError for rotary models, which have none."""
     if "W_pos" not in weights:

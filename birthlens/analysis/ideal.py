@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from birthlens.analysis.circuits import log_bigram
 from birthlens.analysis.memories import dual_vectors
 from birthlens.architecture import ModelConfig
 from birthlens.errors import BirthlensError
@@ -120,9 +121,7 @@ def ideal_matrices(
         "L1.W_O": (strengths.output * value1.T @ readout)[None],
     }
     if bigram is not None:
-        with np.errstate(divide="ignore"):
-            table = np.maximum(np.log(bigram), np.log(1 / len(embed)) - 10.0)
-        written["L1.W_F"] = token0.T @ table @ readout
+        written["L1.W_F"] = token0.T @ log_bigram(bigram) @ readout
     elif "L1.W_F" in weights:
         written["L1.W_F"] = np.zeros_like(exact["L1.W_F"])
     return written

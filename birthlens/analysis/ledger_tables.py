@@ -13,9 +13,11 @@ from threadpoolctl import threadpool_limits
 from birthlens.analysis.circuits import (
     INDUCTION_HEAD,
     PREV_TOKEN_HEAD,
+    feed_forward_memory,
     ov_circuit,
     positions,
     qk_circuit,
+    successors,
     tokens,
     unembedding,
 )
@@ -93,24 +95,43 @@ def entries_table(ledger: Ledger, matrix: Float[Array, "d_in d_out"]) -> pd.Data
     )
 
 
+def paper_circuits(
+    weights: Weights, prev_token_head: Head = PREV_TOKEN_HEAD, induction_head: Head = INDUCTION_HEAD
+) -> dict[str, Circuit]:
+    """Return the circuits of the paper's memories by role, the linear feed-forward's where there is one."""
+    found = {
+        "prev_token_memory": qk_circuit(weights, prev_token_head),
+        "trigger_memory": qk_circuit(weights, induction_head),
+        "output_memory": ov_circuit(weights, induction_head),
+    }
+    if f"L{weights.n_layers - 1}.W_F" in weights:
+        found["feed_forward_memory"] = feed_forward_memory(weights).circuit
+    return found
+
+
 def paper_ledgers(
     weights: Weights,
     triggers: Sequence[int] | None = None,
     prev_token_head: Head = PREV_TOKEN_HEAD,
     induction_head: Head = INDUCTION_HEAD,
     cells: bool = True,
+    bigram: Float[Array, "d_vocab d_vocab"] | None = None,
 ) -> dict[str, tuple[Circuit, Ledger]]:
-    """Return the three matrices of the paper's induction head, each with the ledger that its story needs.
+    """Return the matrices of the paper's model, each with the ledger that its story needs.
 
     prev_token_memory: tokens and positions on both sides; previous, same and next position, same token.
     trigger_memory: tokens and positions, remapped tokens on the key side; triggers (or all tokens) to their remapped selves,
-    the other tokens likewise, same token. output_memory: tokens, positions, remapped tokens against the unembedding; copying
-    of tokens, copying of remapped tokens. With `cells=False` these associations are on their own, and all else is residual.
+    the other tokens likewise, same token.
+    output_memory: tokens, positions, remapped tokens against the unembedding; copying of tokens, copying of remapped tokens.
+    feed_forward_memory, where it is linear and `bigram` is given: the same inputs against the unembedding and the
+    `successors` of every token (in its span: their cells halve what the two explain together); each token to its successors,
+    copying of tokens.
+
+    With `cells=False` these associations are on their own, and all else is residual.
     """
     words, places, readout = tokens(weights), positions(weights), unembedding(weights)
     remapped = words.through(ov_circuit(weights, prev_token_head))
-    first, second = qk_circuit(weights, prev_token_head), qk_circuit(weights, induction_head)
-    output, count, context = ov_circuit(weights, induction_head), len(words), len(places)
+    count, context = len(words), len(places)
     same = Association.identity(count)
     next_one = Association.of(((t, t + 1) for t in range(context - 1)), name="next")
     kept = list(range(count)) if triggers is None else list(triggers)
@@ -120,43 +141,38 @@ def paper_ledgers(
         for name, chosen in (("triggers" if triggers is not None else "remapped self", kept), ("other tokens", others))
         if chosen
     ]
-    return {
-        "prev_token_memory": (
-            first,
-            Ledger(
-                [words, places],
-                [words, places],
-                [
-                    Family("previous position", places.name, places.name, Association.shift(context)),
-                    Family("same position", places.name, places.name, Association.identity(context)),
-                    Family("next position", places.name, places.name, next_one),
-                    Family("same token", words.name, words.name, same),
-                ],
-                cells,
-            ),
+    copy = Family("copy", words.name, readout.name, same)
+    ledgers = {
+        "prev_token_memory": Ledger(
+            [words, places],
+            [words, places],
+            [
+                Family("previous position", places.name, places.name, Association.shift(context)),
+                Family("same position", places.name, places.name, Association.identity(context)),
+                Family("next position", places.name, places.name, next_one),
+                Family("same token", words.name, words.name, same),
+            ],
+            cells,
         ),
-        "trigger_memory": (
-            second,
-            Ledger(
-                [words, places],
-                [words, places, remapped],
-                [*trigger_families, Family("same token", words.name, words.name, same)],
-                cells,
-            ),
+        "trigger_memory": Ledger(
+            [words, places],
+            [words, places, remapped],
+            [*trigger_families, Family("same token", words.name, words.name, same)],
+            cells,
         ),
-        "output_memory": (
-            output,
-            Ledger(
-                [words, places, remapped],
-                [readout],
-                [
-                    Family("copy", words.name, readout.name, same),
-                    Family("copy remapped", remapped.name, readout.name, same),
-                ],
-                cells,
-            ),
+        "output_memory": Ledger(
+            [words, places, remapped],
+            [readout],
+            [copy, Family("copy remapped", remapped.name, readout.name, same)],
+            cells,
         ),
     }
+    circuits = paper_circuits(weights, prev_token_head, induction_head)
+    if bigram is not None and "feed_forward_memory" in circuits:
+        following = successors(weights, bigram)
+        families = [Family("successors", words.name, following.name, same), copy]
+        ledgers["feed_forward_memory"] = Ledger([words, places, remapped], [readout, following], families, cells)
+    return {name: (circuits[name], ledger) for name, ledger in ledgers.items()}
 
 
 def paper_ledger_table(
@@ -168,10 +184,12 @@ def paper_ledger_table(
     prev_token_head: Head = PREV_TOKEN_HEAD,
     induction_head: Head = INDUCTION_HEAD,
     cells: bool = True,
+    bigram: Float[Array, "d_vocab d_vocab"] | None = None,
 ) -> pd.DataFrame:
-    """Book the paper's three matrices at every checkpoint, less their value at the first one where `minus_initial`.
+    """Book the matrices of `paper_ledgers` at every checkpoint, less their value at the first one where `minus_initial`.
 
-    Columns as in `ledger_table`. The ledgers are those of the first checkpoint.
+    Columns as in `ledger_table`. The ledgers are those of the first checkpoint. attrs["left_out"] names the memories that
+    are not booked: the linear feed-forward's where `bigram` is not given.
 
     Raises:
         BirthlensError: where a codebook moves between checkpoints (trained embeddings): book each on its own ledger.
@@ -189,13 +207,14 @@ def paper_ledger_table(
             f"{', '.join(moving.names)} moves between checkpoints, so one ledger does not serve them all: "
             "call ledger_table for each checkpoint with its own codebooks (paper_ledgers)."
         )
-    tables = []
-    for name, (circuit, ledger) in paper_ledgers(first, triggers, prev_token_head, induction_head, cells).items():
-        of, head = (ov_circuit, induction_head) if name == "output_memory" else (qk_circuit, induction_head)
-        head = prev_token_head if name == "prev_token_memory" else head
-        matrices = ((step, of(weights, head).matrix) for step, weights in read)
-        tables.append(ledger_table(matrices, ledger, name, circuit.matrix if minus_initial else None, draws, generator))
-    return pd.concat(tables, ignore_index=True)
+    circuits = [(step, paper_circuits(weights, prev_token_head, induction_head)) for step, weights in read]
+    ledgers, tables = paper_ledgers(first, triggers, prev_token_head, induction_head, cells, bigram), []
+    for name, (initial, ledger) in ledgers.items():
+        matrices = [(step, found[name].matrix) for step, found in circuits]
+        tables.append(ledger_table(matrices, ledger, name, initial.matrix if minus_initial else None, draws, generator))
+    table = pd.concat(tables, ignore_index=True)
+    table.attrs["left_out"] = [name for name in circuits[0][1] if name not in ledgers]
+    return table
 
 
 def _rows(

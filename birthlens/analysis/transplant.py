@@ -154,7 +154,7 @@ def replacement_table(
     """Replace each matrix at every step by each source.
 
     `initial` defaults to the first checkpoint; `triggers`, `strengths` and `bigram` are those of `ideal.ideal_matrices`, and
-    `triggers` of the ledger too.
+    `triggers` and `bigram` of the ledger too.
     Columns: step, matrix, source ("none": the model untouched), metric, value, change, n. attrs: moving.
     """
     import pandas as pd
@@ -208,7 +208,7 @@ def replacement(
         if bigram is None:
             memories.pop("L1.W_F", None)  # nobody said what it should hold
     elif source in ("ledger", "without_ledger"):
-        memories = _ledger_projections(weights, triggers)
+        memories = _ledger_projections(weights, triggers, bigram)
         if source == "without_ledger":
             memories = {name: weights[name] - memory for name, memory in memories.items()}
     else:
@@ -236,15 +236,19 @@ def moving(models: Sequence[Weights], matrices: Iterable[Sequence[str]]) -> list
     ]
 
 
-def _ledger_projections(weights: Weights, triggers: Sequence[int] | None) -> Tensors:
+def _ledger_projections(
+    weights: Weights, triggers: Sequence[int] | None, bigram: Float[Array, "d_vocab d_vocab"] | None
+) -> Tensors:
     if weights.config.family != "simplified" or weights.n_layers != 2:
         raise BirthlensError("source = 'ledger': the paper's ledgers are those of the two-layer simplified model.")
-    found = {}
-    for role, (circuit, ledger) in paper_ledgers(weights, triggers, cells=False).items():
+    found: Tensors = {}
+    for role, (circuit, ledger) in paper_ledgers(weights, triggers, cells=False, bigram=bigram).items():
         coefficients = np.concatenate(list(ledger.coefficients(circuit.matrix).values()))
-        fit = (coefficients * ledger.u.T) @ ledger.v
-        name = ROLES[role]
+        fit, name = (coefficients * ledger.u.T) @ ledger.v, ROLES[role]
         layer, short = name.split(".")
+        if short not in PARTNERS:
+            found[name] = fit
+            continue
         partner = weights[f"{layer}.{PARTNERS[short]}"][0].astype(np.float64)
         inner = np.linalg.lstsq(partner, fit, rcond=None)[0]  # the partner is kept: W_Q W_K^T or W_V W_O is the fit
         found[name] = (inner.T if short == "W_K" else inner)[None]

@@ -11,7 +11,9 @@ from birthlens.cli.tables import deliver, format_option, out_option, show, show_
 from birthlens.errors import BirthlensError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from jaxtyping import Float
 
     from birthlens.analysis.transplant import Evaluate
     from birthlens.runs import Run
@@ -130,7 +132,7 @@ def transplant(
             names,
             initial=loaded.weights(loaded.steps[0]),
             triggers=_triggers(loaded),
-            bigram=loaded.statistics.bigram if loaded.config.model.feed_forward == "linear" else None,
+            bigram=_bigram(loaded),
             evaluate=evaluate,
         )
         down, across = "step", "source"
@@ -200,13 +202,13 @@ def _ledger(run: Run, steps: list[int], cells: bool, whole: bool) -> pd.DataFram
     from birthlens.analysis.roles import is_paper_model
 
     if not is_paper_model(run.config.model):
-        raise BirthlensError(
-            "ledger: it books the three matrices of the two-layer simplified model; leave --ledger out."
-        )
+        raise BirthlensError("ledger: it books the matrices of the two-layer simplified model; leave --ledger out.")
     # The ledger takes off the value at the first step it sees, whether that one is asked for or not.
     read = sorted({run.steps[0], *steps})
     generator = np.random.default_rng(0)
-    table = paper_ledger_table(run.checkpoints(read), _triggers(run), not whole, generator=generator, cells=cells)
+    table = paper_ledger_table(
+        run.checkpoints(read), _triggers(run), not whole, generator=generator, cells=cells, bigram=_bigram(run)
+    )
     return table[table["step"].isin(steps)].reset_index(drop=True)
 
 
@@ -239,6 +241,10 @@ def _evaluator(run: Run) -> Evaluate:
 
 def _triggers(run: Run) -> list[int] | None:
     return None if run.trigger_ids is None else run.trigger_ids.tolist()
+
+
+def _bigram(run: Run) -> Float[np.ndarray, "d_vocab d_vocab"] | None:
+    return run.statistics.bigram if run.config.model.feed_forward == "linear" else None
 
 
 def _note(text: str) -> None:
