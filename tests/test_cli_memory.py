@@ -98,6 +98,17 @@ def test_the_strongest_associations_carry_labels_and_scores(runs):
     assert np.isclose(found["score"][3], off.max(), rtol=1e-5)
 
 
+def test_layer_norms_are_folded_where_there_are_some(runs, full_run):
+    table = rows("memories", full_run, "--steps", "-1", "--fold")
+    expected = memories_over(load_run(full_run), [12], fold=True)
+    np.testing.assert_allclose(table["value"].astype(float), expected["value"], rtol=1e-6, atol=1e-9)
+    assert expected.attrs["folded"]
+    name = ("memory", full_run, "--matrix", "L1H0.OV", "--top", "1")
+    assert "raw, folded" in run(*name, "--fold").stdout and "folded" not in run(*name).stdout
+    scores = [rows(*name, *flags)["score"][0] for flags in ([], ["--fold"])]
+    assert scores[0] != scores[1]
+
+
 def test_any_circuit_has_a_name(full_run):
     found = rows("memory", full_run, "--matrix", "L1H1.OV", "--top", "2")
     assert len(found) == 4
@@ -219,6 +230,9 @@ def test_what_is_named_twice_is_done_once(runs, full_run):
         (["transplant", "{run}", "--by", "magic"], "source = 'magic'"),
         (["memories", "{run}", "--steps", "soon"], "steps = 'soon'"),
         (["memories", "{run}", "--cells"], "--cells is an option of the ledger"),
+        (["memories", "{run}", "--fold"], "no layer norms to fold"),
+        (["memories", "{run}", "--fold", "--ledger"], "--fold with --ledger"),
+        (["memory", "{run}", "--matrix", "W_O^2", "--fold"], "no layer norms to fold"),
         (["memories", "{run}", "--whole"], "--whole is an option of the ledger"),
         (["transplant", "{run}", "--by", "ideal", "--from", "0"], "--from with --by"),
         (["transplant", "{run}", "--by", "initial", "--align"], "--align with --by"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from birthlens.analysis.circuits import feed_forward_kl, feed_forward_memory, output_memory, prev_token_memory
+from birthlens.analysis.layer_norms import fold_layer_norms
 from birthlens.analysis.readings import METRICS, Association, readings
 from birthlens.analysis.recall import COLUMNS, circuit_table, memory_table
 from birthlens.architecture import ModelConfig
@@ -97,6 +98,22 @@ def test_circuit_table_covers_every_head_and_basis() -> None:
     assert float(spread["value"].iloc[0]) == pytest.approx(np.sqrt(scores.var(1).mean()), rel=1e-4)
     unpaired = table[table["memory"] == "L1H0.QK: W_E -> W_pos"]
     assert set(unpaired["metric"]) == {"spread"}
+
+
+def test_layer_norms_are_folded_on_request() -> None:
+    (_, weights), *_ = run(1, n_ctx=12, family="full", n_heads=2, d_model=16, feed_forward="none")
+    generator = np.random.default_rng(1)
+    gains = {name: 1 + generator.standard_normal(weights[name].shape) for name in weights if name.endswith(".w")}
+    weights = weights.replaced({name: gain.astype(np.float32) for name, gain in gains.items()})
+    assert len(gains) == 3
+    plain, folded = (circuit_table([(0, weights)], bases=["raw"], fold=fold) for fold in (False, True))
+    assert (plain.attrs["folded"], folded.attrs["folded"]) == (False, True)
+    for table, model in ((plain, weights), (folded, fold_layer_norms(weights))):
+        scores = model["W_E"] @ model.ov(Head(1, 0)) @ model["W_U"]
+        rows = table[(table["memory"] == "L1H0.OV: W_E -> W_U") & (table["metric"] == "spread")]
+        assert rows["value"].iloc[0] == pytest.approx(np.sqrt(scores.var(1).mean()), rel=1e-4)
+    with pytest.raises(BirthlensError, match="no layer norms to fold"):
+        circuit_table(run(1), fold=True)
 
 
 def test_nothing_to_read_and_one_layer_models_are_refused() -> None:

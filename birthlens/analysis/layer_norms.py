@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from birthlens.analysis.memories import Array
+from birthlens.errors import BirthlensError
 from birthlens.weights import Weights
 
 
@@ -30,6 +31,13 @@ def fold_layer_norms(weights: Weights) -> Weights:
     for name in [name for name in weights if name.endswith((".w", ".b"))]:
         changed[name] = np.ones_like(weights[name]) if name.endswith(".w") else np.zeros_like(weights[name])
     return weights.replaced(changed) if changed else weights
+
+
+def folded(weights: Weights) -> Weights:
+    """Fold the layer norms as `fold_layer_norms` does, for a caller who asked for it; raise BirthlensError without any."""
+    if not any(name.endswith(".w") for name in weights):
+        raise BirthlensError("fold: this model has no layer norms to fold; read it as it is.")
+    return fold_layer_norms(weights)
 
 
 def _folded(weights: Weights, norm: str, matrix: str, bias: str) -> dict[str, Array]:

@@ -34,6 +34,7 @@ from birthlens.analysis.circuits import (
     prev_token_memory,
     trigger_memory,
 )
+from birthlens.analysis.layer_norms import folded
 from birthlens.analysis.memories import Array, AssociativeMemory, Basis, stacked
 from birthlens.analysis.readings import METRICS, Association, chance_level, frobenius_share, readings
 from birthlens.errors import BirthlensError
@@ -140,15 +141,20 @@ def circuit_table(
     bases: Sequence[Basis] = BASES,
     longest_path: int = 2,
     ways: int = 5,
+    fold: bool = False,
 ) -> pd.DataFrame:
-    """Read every head of any model in every basis (`circuits.all_memories`); fold layer norms first where there are some.
+    """Read every head of any model in every basis (`circuits.all_memories`), with `fold` behind its layer norms.
 
     Columns as in the module; `memory` is the circuit with its codebooks. Bases without a pairing have `spread` alone.
-    attrs["moving_codebooks"] as in `memory_table`.
+    attrs["moving_codebooks"] as in `memory_table`; attrs["folded"] says whether layer norms were folded (`layer_norms`).
+
+    Raises:
+        BirthlensError: where there is no checkpoint, or no layer norm to fold.
     """
     rows: list[Row] = []
     moving = Moving(heads)
     for steps, weights in chunks(checkpoints):
+        weights = [folded(single) for single in weights] if fold else weights
         moving.watch(weights)
         for step, single in zip(steps, weights, strict=True):
             for found in all_memories(single, heads, longest_path=longest_path):
@@ -157,7 +163,7 @@ def circuit_table(
                 rows += _rows([step], Probe(found.memory.name, found.head, found.memory, pairs, scale), bases, ways)
                 rows += _spread_rows(step, found.memory, found.head, scale)
     table = _table(rows)
-    table.attrs["moving_codebooks"] = moving.names
+    table.attrs |= {"moving_codebooks": moving.names, "folded": fold}
     return table
 
 

@@ -36,17 +36,22 @@ def over_checkpoints(
     return pd.concat(tables, ignore_index=True)
 
 
-def memories_over(run: Run, steps: Iterable[int] | None = None, bases: Sequence[str] = ("raw", "dual")) -> pd.DataFrame:
+def memories_over(
+    run: Run, steps: Iterable[int] | None = None, bases: Sequence[str] = ("raw", "dual"), fold: bool = False
+) -> pd.DataFrame:
     """Read the paper's memories (section 4 of the probes) at each step: the columns of `recall.memory_table`.
 
     Only weights are read; nothing here imports torch. A run of another shape than the paper's two-layer simplified model is
-    read head by head, in every basis (`recall.circuit_table`).
+    read head by head, in every basis (`recall.circuit_table`), with `fold` behind its layer norms.
+
+    Raises:
+        BirthlensError: with `fold` where the model has no layer norms.
     """
     from birthlens.analysis.recall import circuit_table
 
     model = run.config.model
-    if model.family != "simplified" or model.n_layers != 2:
-        return circuit_table(run.checkpoints(steps), bases=bases)  # type: ignore[arg-type]
+    if fold or model.family != "simplified" or model.n_layers != 2:
+        return circuit_table(run.checkpoints(steps), bases=bases, fold=fold)  # type: ignore[arg-type]
     triggers = run.trigger_ids
     known = None if triggers is None else triggers.tolist()
     return memory_table(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from birthlens.analysis.transplant import Evaluate
     from birthlens.runs import Run
 
+fold_option = click.option("--fold", is_flag=True, help="Fold layer norms into the matrices that read behind them.")
 METRICS = ("in_context_accuracy", "in_context_loss", "global_loss", "global_accuracy", "all_loss")
 
 
@@ -27,11 +28,12 @@ METRICS = ("in_context_accuracy", "in_context_loss", "global_loss", "global_accu
 @click.option("--ledger", is_flag=True, help="What each matrix is made of, instead of what it recalls.")
 @click.option("--cells", is_flag=True, help="With --ledger: book what no association explains on pairs of codebooks.")
 @click.option("--whole", is_flag=True, help="With --ledger: book the matrices whole, initial values included.")
+@fold_option
 @click.option("--full", is_flag=True, help="On a terminal, print every row instead of the overview.")
 @out_option
 @format_option
 def memories(
-    run: str, steps: str, ledger: bool, cells: bool, whole: bool, full: bool, out: str | None, style: str
+    run: str, steps: str, ledger: bool, cells: bool, whole: bool, fold: bool, full: bool, out: str | None, style: str
 ) -> None:
     """Read the memories of a RUN over its checkpoints: recall, margins, ranks, raw and dual, each beside its chance level.
 
@@ -42,9 +44,11 @@ def memories(
 
     if (cells or whole) and not ledger:
         raise BirthlensError(f"{'--cells' if cells else '--whole'} is an option of the ledger; give --ledger too.")
+    if fold and ledger:
+        raise BirthlensError("--fold with --ledger: the ledger's models have no layer norms; leave one of the two out.")
     loaded = load_run(run)
     chosen = loaded.select(steps)
-    table = _ledger(loaded, chosen, cells, whole) if ledger else _memories(loaded, chosen)
+    table = _ledger(loaded, chosen, cells, whole) if ledger else _memories(loaded, chosen, fold)
     if out is None and style == "table" and not full:
         _ledger_overview(table) if ledger else overview(table)
     else:
@@ -57,10 +61,12 @@ def memories(
 @click.option("--step", default=-1, show_default=True, help="A kept step; -1 is the last.")
 @click.option("--top", default=20, show_default=True, type=click.IntRange(min=1), help="How many of each kind.")
 @click.option("--basis", type=click.Choice(["raw", "dual"]), default="raw", show_default=True, help="How to read it.")
+@fold_option
 @out_option
 @format_option
-def memory(run: str, matrix: str, step: int, top: int, basis: str, out: str | None, style: str) -> None:
+def memory(run: str, matrix: str, step: int, top: int, basis: str, fold: bool, out: str | None, style: str) -> None:
     """List the strongest associations of one matrix of a RUN, the right ones and the wrong ones, with their labels."""
+    from birthlens.analysis.layer_norms import folded
     from birthlens.analysis.roles import memory_named
     from birthlens.analysis.strongest import top_associations_table
     from birthlens.legible import legible
@@ -69,9 +75,10 @@ def memory(run: str, matrix: str, step: int, top: int, basis: str, out: str | No
     loaded = load_run(run)
     (kept,) = loaded.select(str(step))
     labels = [legible(token) for token in loaded.statistics.vocab]
-    found, association = memory_named(loaded.weights(kept), matrix, labels, _triggers(loaded))
+    weights = folded(loaded.weights(kept)) if fold else loaded.weights(kept)
+    found, association = memory_named(weights, matrix, labels, _triggers(loaded))
     table = top_associations_table(found, top, association, basis)  # type: ignore[arg-type]
-    deliver(table, out, style, title=f"{found.name}, step {kept}, {basis}")
+    deliver(table, out, style, title=f"{found.name}, step {kept}, {basis}{', folded' if fold else ''}")
 
 
 @click.command(epilog="Example: birthlens transplant runs/demo --from 0,100,-1 --to 0,100,-1")
@@ -187,10 +194,10 @@ def _note_moving(moving: list[str]) -> None:
         _note(f"{', '.join(moving)} moves in training: each step is read in its own codebooks.")
 
 
-def _memories(run: Run, steps: list[int]) -> pd.DataFrame:
+def _memories(run: Run, steps: list[int], fold: bool) -> pd.DataFrame:
     from birthlens.analysis.trajectory import memories_over
 
-    table = memories_over(run, steps)
+    table = memories_over(run, steps, fold=fold)
     _note_moving(table.attrs["moving_codebooks"])
     return table
 
