@@ -20,6 +20,7 @@ from birthlens.analysis.birth_order import (
     shifted_scores,
     standardised_table,
 )
+from birthlens.analysis.circuits import output_memory
 from birthlens.analysis.memories import AssociativeMemory, Circuit, Codebook
 from birthlens.analysis.readings import Association, readings
 from birthlens.analysis.recall import memory_table
@@ -164,6 +165,31 @@ def test_the_interval_of_a_median_is_of_order_statistics() -> None:
     covered = [low <= np.log(2) <= high for low, high in map(median_interval, samples.tolist())]
     assert abs(np.mean(covered) - (1 - 2 * sum(comb(12, k) for k in range(3)) / 2**12)) < 0.015
     assert median_interval([3, np.inf, np.inf, 1, 2, np.inf]) == (1, np.inf)
+
+
+def test_the_basis_asked_for_is_the_one_read() -> None:
+    (_, weights), *_ = planted_run(0)
+    values = {}
+    for basis in ("raw", "dual"):
+        row = (
+            standardised_table([(0, weights)], basis=basis)
+            .set_index(["memory", "candidates"])
+            .loc[("output_memory", "all")]
+        )
+        scores = shifted_scores(output_memory(weights), Association.identity(12), basis)
+        expected = (scores[0], scores[1:].mean(), scores[1:].std(ddof=1))
+        assert (row["value"], row["null_mean"], row["null_std"]) == pytest.approx(expected)
+        values[basis] = row["value"]
+    assert values["raw"] != pytest.approx(values["dual"], rel=1e-3)
+
+
+def test_the_band_stands_on_the_mean_of_its_null_and_thresholds_are_left_behind() -> None:
+    table = pd.DataFrame({"step": [0, 1, 2, 3], "memory": "m", "candidates": "all", "value": [0.0, 3.9, 4.0, 4.1],
+                          "null_mean": 2.0, "null_std": 0.5, "n": 4, "shifts": 3})  # fmt: skip
+    assert onset_table(table, width=4.0)["onset"].tolist() == [3.0]  # above 2 + 4 / 2, not on it
+    read = pd.DataFrame({"step": [0, 1, 2], "memory": "m", "layer": 0, "head": "h", "basis": "raw", "metric": "recall",
+                         "candidates": "all", "value": [0.0, 0.5, 0.75], "chance": 0.0, "n": 4})  # fmt: skip
+    assert crossing_table(read, ["recall"], [0.5, 0.0])["onset"].tolist() == [2.0, 1.0]
 
 
 @pytest.mark.parametrize("width", [float("nan"), float("inf"), -1.0])

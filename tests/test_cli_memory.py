@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from birthlens import load_run
+from birthlens.analysis.birth_order import standardised_table
 from birthlens.analysis.circuits import output_memory
 from birthlens.analysis.orders import chosen_sets, onsets_table, scores_table
 from birthlens.analysis.trajectory import evaluation_batch, memories_over
@@ -166,6 +167,11 @@ def test_the_order_over_runs(runs):
     loaded = [load_run(path) for path in runs]
     scores = scores_table(loaded)
     assert sorted(set(scores["seed"])) == [3, 4]
+    dual = scores_table(loaded, "dual").query("seed == 4").drop(columns=["seed", "run"]).reset_index(drop=True)
+    pd.testing.assert_frame_equal(
+        dual, standardised_table(loaded[1].checkpoints(), loaded[1].trigger_ids.tolist(), basis="dual")
+    )
+    assert not np.allclose(dual["value"], scores[scores["seed"] == 4]["value"])
     chosen = chosen_sets(onsets_table(scores))
     assert dict(chosen.groupby("memory")["candidates"].first()) == {
         "prev_token_memory": "all", "trigger_memory": "triggers among all", "output_memory": "triggers among all",

@@ -9,6 +9,7 @@ import pytest
 
 from birthlens.analysis.circuits import feed_forward_kl, feed_forward_memory, output_memory, prev_token_memory
 from birthlens.analysis.layer_norms import fold_layer_norms
+from birthlens.analysis.memories import Circuit
 from birthlens.analysis.readings import METRICS, Association, readings
 from birthlens.analysis.recall import COLUMNS, circuit_table, memory_table
 from birthlens.architecture import ModelConfig
@@ -49,6 +50,10 @@ def test_every_row_is_the_reading_of_its_own_checkpoint() -> None:
             )
         kl = feed_forward_kl(feed_forward_memory(weights).scores(), bigram, [2, 5, 9, 11])
         assert keyed[step, "feed_forward_memory", "raw", "kl", "all but triggers"] == pytest.approx(float(kl), rel=1e-4)
+        possible = readings(output_memory(weights), Association.identity(20, [0, 1]), "raw", 1.0, 4)
+        for metric in METRICS:  # the outputs as queries, all tokens as candidates
+            found = keyed[step, "output_memory", "raw", metric, "outputs among all"]
+            assert found == pytest.approx(float(possible[metric]), rel=1e-3), metric
         rank = output_memory(weights).circuit.effective_rank()
         assert keyed[step, "output_memory", "raw", "effective_rank", "all"] == pytest.approx(float(rank), rel=1e-4)
 
@@ -71,7 +76,8 @@ def test_every_circuit_says_which_codebooks_move() -> None:
 
 
 def test_chance_and_n_stand_in_every_row() -> None:
-    table = memory_table(run(1), triggers=[2, 5, 9, 11]).set_index(["memory", "metric", "candidates", "basis"])
+    table = memory_table(run(1), triggers=[2, 5, 9, 11], outputs=[0, 1, 7])
+    table = table.set_index(["memory", "metric", "candidates", "basis"])
     rows = {
         ("trigger_memory", "recall", "triggers"): (1 / 4, 4),
         ("trigger_memory", "recall", "triggers among all"): (1 / 20, 4),
@@ -80,10 +86,19 @@ def test_chance_and_n_stand_in_every_row() -> None:
         ("prev_token_memory", "rank", "first 64"): (32, 63),
         ("prev_token_memory", "matched_recall", "all"): (1 / 4, 79),
         ("output_memory", "frobenius_share", "all"): (1 / 32**2, 20),
+        ("output_memory", "recall", "outputs among all"): (1 / 20, 3),
+        ("output_memory", "effective_rank", "all"): (16, 32**2),
     }
     for key, (chance, n) in rows.items():
         row = table.loc[(*key, "raw")]
         assert (row["chance"], row["n"]) == (pytest.approx(chance), n)
+
+
+def test_the_effective_rank_of_a_random_matrix_is_at_its_chance() -> None:
+    table = memory_table(run(1, d_model=128)).set_index(["memory", "metric"])
+    row = table.loc[("trigger_memory", "effective_rank")].iloc[0]
+    random = Circuit("W", np.random.default_rng(0).standard_normal((50, 128, 128)))
+    assert row["chance"] == pytest.approx(random.effective_rank().mean(), rel=0.02)
 
 
 def test_circuit_table_covers_every_head_and_basis() -> None:
