@@ -3,7 +3,13 @@
 Builds the three memories as outer products of raw Gaussian, dual, or orthogonal vectors (Tiny Shakespeare, K = 5 fixed
 triggers) at two context lengths, and runs them on fresh sequences. Nothing is trained.
 
-    python analyses/how_wide_must_a_memory_be.py
+    python analyses/how_wide_must_a_memory_be.py        # half a minute of one core
+
+What it shows (means of 3 draws): recall 1 is not accuracy. At d = 128 every raw memory recalls all that it stores, and the
+model is right at 0.75 (T = 64) and 0.71 (T = 256) of the in-context targets: interference. Raw vectors need d = 512 for
+0.998. Orthogonal ones have 1.000 and 0.999 at d = 256, and 0.91 and 0.94 at d = 128, where tokens, remapped tokens and
+positions no longer fit beside each other. Dual vectors do as well where the codebooks of a layer are linearly independent
+(0.999 at d = 256, T = 64), and worse than raw ones where they are far from it (0.31 at d = 128, T = 256).
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from birthlens.analysis.ideal import Strengths
 from birthlens.analysis.ideal_tables import VECTORS, width_table
 from birthlens.config import CorpusConfig, TaskConfig
 from birthlens.corpus import statistics_of
-from birthlens.figures.style import COLOURS, DASHES, panels, save, styled
+from birthlens.figures.style import COLOURS, DASHES, legend_below, panels, save, styled
 
 HERE = Path(__file__).parent
 WIDTHS = [32, 64, 128, 256, 512, 1024]
@@ -57,7 +63,7 @@ def picture(table: pd.DataFrame) -> Figure:
         ax.set_xlabel("d_model")
         ax.set_title(f"T = {context}")
     axes[0][0].set_ylabel("in-context accuracy, recall")
-    axes[0][-1].legend(loc="lower right")
+    legend_below(figure, axes[0][0].get_lines())
     return figure
 
 

@@ -1,5 +1,7 @@
 """Figures: what stands on the axes is what stands in the table, in every format, without touching the caller's style."""
 
+from itertools import pairwise
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -149,6 +151,19 @@ def test_transplants_have_a_panel_a_matrix_with_the_models_step_upwards():
     figure = figures.transplant_map(table)
     np.testing.assert_allclose(figure.axes[0].images[0].get_array(), [[0.3, 0.4], [0.1, 0.2]])
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["5", "0"]
+
+
+def test_steps_under_narrow_panels_do_not_run_together():
+    steps = [0, 40, 60, 80, 100, 120, 160, 220, 300]
+    rows = [(m, a, b, 0.5) for m in "ABC" for a in steps for b in steps]
+    table = pd.DataFrame(rows, columns=["matrix", "from_step", "to_step", "value"]).assign(metric="accuracy")
+    figure = figures.transplant_map(table)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    for ax in figure.axes[:3]:
+        boxes = [label.get_window_extent(canvas.get_renderer()) for label in ax.get_xticklabels()]
+        assert len(boxes) == 9
+        assert min(right.x0 - left.x1 for left, right in pairwise(boxes)) > 4
 
 
 def test_attention_maps_hide_the_future():

@@ -206,14 +206,16 @@ def _plain(ax: Axes) -> None:
 
 
 def _ticks(ax: Axes, columns: Sequence[str], rows: Sequence[str], most: int = MOST_TICKS) -> None:
-    """Label as many columns and rows as can be read."""
+    """Label as many columns and rows as can be read, columns upright where they would run together."""
+    width = ax.bbox.width / ax.figure.dpi
     for axis, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
         every = -(-len(names) // most) if names else 1
         kept = range(0, len(names), every)
         axis.set_ticks(list(kept), [names[i] for i in kept])
         size = 8.0 if len(kept) <= 16 else 6.5 if len(kept) <= 26 else 5.0
         longest = max((len(names[i]) for i in kept), default=0)
-        turned = axis is ax.xaxis and longest > 1 and longest * len(kept) > 50
+        needed = (longest + 1) * len(kept) * 0.6 * size / 72  # inches; a character is about 0.6 of the size wide
+        turned = axis is ax.xaxis and longest > 1 and needed > width
         axis.set_tick_params(labelsize=size, labelrotation=90 if turned else 0)
 
 
