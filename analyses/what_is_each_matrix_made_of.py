@@ -50,7 +50,7 @@ def paper_run(folder: Path, seed: int) -> Run:
 
 def evaluation(run: Run) -> Evaluate:
     """Return the evaluation of the run's own engine."""
-    name, _ = choose(run.config)
+    name, _ = choose(run.config, len(run.statistics))
     return lambda weights, batch: engine(name, run.config, weights).evaluate(batch)
 
 

@@ -59,7 +59,7 @@ def chain(
     """Continue each prefix to `length` tokens: z_{t+1} = overrides[z_t] where that is >= 0, else ~ rows[z_t].
 
     Returns the tokens, and for each position how often its token has occurred so far if it has an override, else 0.
-    Column t of `uniform` serves the draw of token t. `compiled=None` takes numba where it can be imported.
+    Column t of `uniform` serves the draw of token t. `compiled=None` takes numba where it can be used.
     """
     kernel = _kernel() if compiled is not False else None
     if compiled and kernel is None:
@@ -95,9 +95,9 @@ def _chain_in_numpy(
 
 @cache
 def _kernel() -> Any:
-    """Compile the loop once (cached on disk by numba), or return None where numba cannot be imported."""
+    """Compile the loop once (cached on disk by numba), or return None where it cannot be."""
     try:
         from birthlens import sampling_kernel
-    except ImportError:
+    except (ImportError, RuntimeError):  # RuntimeError: numba finds no directory for its cache
         return None
     return sampling_kernel.chain

@@ -300,13 +300,62 @@ def test_divergence_stops_with_advice(tmp_path):
     ],
 )
 def test_the_engine_is_chosen_by_the_config_and_says_why(overrides, engine):
-    name, reason = choose(tiny(*overrides))
+    name, reason = choose(tiny(*overrides), 12)
     assert name == engine and reason
+
+
+@pytest.mark.parametrize("overrides", [["task.context=2040"], ["corpus.vocabulary=2030"]])
+def test_a_context_or_vocabulary_too_large_to_fold_falls_back(overrides):
+    config = tiny("training.steps=1", "training.batch_size=1", "evaluation.batch_size=1", "model.d_model=2", *overrides)
+    trainer = Trainer(config, _statistics(config))
+    assert trainer.engine_name == "functional" and "n_ctx + d_vocab = 20" in trainer.engine_reason
+    assert np.isfinite(trainer.update())
+    with pytest.raises(BirthlensError, match=r"'handwritten' cannot take this config: n_ctx \+ d_vocab = 20.*use auto"):
+        Trainer(config.changed(training={"engine": "handwritten"}), _statistics(config))
+
+
+UNUSABLE_NUMBA = {
+    "an import that fails": "raise ImportError('built for another numpy')",
+    "no directory for its cache": "def njit(*a, **k): return lambda f: cannot_cache()\n"
+    "def cannot_cache(): raise RuntimeError('cannot cache function: no locator available')",
+}
+
+
+@pytest.mark.parametrize("code", UNUSABLE_NUMBA.values(), ids=UNUSABLE_NUMBA)
+def test_a_numba_that_cannot_be_used_is_done_without(tmp_path, code):
+    """In a process of its own, with a broken numba first on the path: sampling and training go on without it."""
+    (tmp_path / "numba.py").write_text(code)
+    tiny("training.steps=100000").save(tmp_path / "config.json")
+    program = (
+        "from birthlens.config import RunConfig\n"
+        "from birthlens.corpus import statistics_of\n"
+        "from birthlens.errors import BirthlensError\n"
+        "from birthlens.training.loop import Trainer\n"
+        "config = RunConfig.load('config.json')\n"
+        "trainer = Trainer(config, statistics_of(config.corpus))\n"
+        "trainer.update()\n"
+        "print(trainer.engine_name, trainer.engine_reason)\n"
+        "try:\n"
+        "    config = config.changed(training={'engine': 'fused'})\n"
+        "    Trainer(config, statistics_of(config.corpus))\n"
+        "except BirthlensError as error:\n"
+        "    print(error)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    said, refused = done.stdout.splitlines()
+    assert said.startswith("handwritten the compiled kernels cannot be loaded (")
+    assert refused.startswith(
+        "training.engine = 'fused' cannot take this config: the compiled kernels cannot be loaded"
+    )
 
 
 def test_forcing_an_engine_that_cannot_is_an_error():
     with pytest.raises(BirthlensError, match=r"'fused' cannot take this config.*W_E must stay frozen"):
-        choose(tiny("training.engine=fused", "training.trained=[W_E]"))
+        choose(tiny("training.engine=fused", "training.trained=[W_E]"), 12)
 
 
 def test_a_loss_without_targets_is_refused():

@@ -242,7 +242,7 @@ def _evaluator(run: Run) -> Evaluate:
     """Return the evaluation of the run's own engine, the fastest there is for its model."""
     from birthlens.training.engines import choose, engine
 
-    name, _ = choose(run.config)
+    name, _ = choose(run.config, len(run.statistics))
     return lambda weights, batch: engine(name, run.config, weights).evaluate(batch)
 
 

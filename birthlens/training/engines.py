@@ -5,8 +5,8 @@
     handwritten  forward and backward by hand in torch; the simplified model with the paper's trained matrices
     fused        the same, compiled with numba; the same models
 
-`choose` takes the fastest that the config allows. It looks at nothing but the config and whether numba is installed, so the
-same config takes the same path each time.
+`choose` takes the fastest that the config allows. It looks at nothing but the config, the size of the vocabulary and whether
+the compiled kernels can be loaded, so the same config takes the same path each time.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from birthlens import forward
 from birthlens.config import RunConfig
 from birthlens.errors import BirthlensError
 from birthlens.task import TokenBatch
+from birthlens.training import folding
 from birthlens.weights import Weights
 
 if TYPE_CHECKING:
     from birthlens.training.folding import FoldedStep
 
-FOLDED = ("L0.W_K", "L1.W_K", "L1.W_O", "L1.W_F")
-"""What the handwritten and the fused engine can train."""
-
 COMPILING_PAYS = 1_000_000
 """Trained tokens from which the fused engine is taken; its one compilation on a new machine takes about ten seconds."""
+
+ASKED_FOR = "asked for"
+"""The reason of an engine that the config names."""
 
 LogitsAt = Callable[[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]], Float[Tensor, "row d_vocab"]]
 
@@ -112,7 +113,7 @@ class FoldedEngine(Engine):
         return torch.from_numpy(outcome.losses).view(shape), torch.from_numpy(outcome.predictions).view(shape)
 
 
-def choose(config: RunConfig) -> tuple[str, str]:
+def choose(config: RunConfig, d_vocab: int) -> tuple[str, str]:
     """Return the engine's name and the reason.
 
     Raises:
@@ -120,33 +121,35 @@ def choose(config: RunConfig) -> tuple[str, str]:
     """
     wanted = config.training.engine
     if wanted in ("reference", "functional"):
-        return wanted, "asked for"
-    obstacle = obstacle_to_folding(config)
+        return wanted, ASKED_FOR
+    obstacle = obstacle_to_folding(config, d_vocab)
     if wanted != "auto":
-        if obstacle is None and wanted == "fused" and not _numba_installed():
-            obstacle = "numba is not installed"
+        if obstacle is None and wanted == "fused":
+            obstacle = _obstacle_to_compiling()
         if obstacle is not None:
             raise BirthlensError(f"training.engine = {wanted!r} cannot take this config: {obstacle}; use auto.")
-        return wanted, "asked for"
+        return wanted, ASKED_FOR
     if obstacle is not None:
         return "functional", obstacle
-    if not _numba_installed():
-        return "handwritten", "numba is not installed"
     tokens = config.training.steps * config.training.batch_size * config.task.context
     if tokens < COMPILING_PAYS:
         return "handwritten", f"{tokens:,} trained tokens are too few for compilation to pay"
+    if obstacle := _obstacle_to_compiling():
+        return "handwritten", obstacle
     return "fused", "the fastest for this config"
 
 
-def obstacle_to_folding(config: RunConfig) -> str | None:
+def obstacle_to_folding(config: RunConfig, d_vocab: int) -> str | None:
     """Say what keeps a config from the handwritten and fused engines, or None where nothing does."""
     model = config.model
     if model.family != "simplified" or model.n_layers != 2:
         return f"it needs the two-layer simplified model, not a {model.n_layers}-layer {model.family} one"
     if model.feed_forward == "relu" or model.positions == "rotary":
         return f"feed_forward {model.feed_forward!r} with {model.positions} positions has no hand-written step"
-    others = [name for name in config.trained if name not in FOLDED]
-    return f"{', '.join(others)} must stay frozen" if others else None
+    others = [name for name in config.trained if name not in folding.TRAINABLE]
+    if others:
+        return f"{', '.join(others)} must stay frozen"
+    return folding.obstacle(config.task.context, d_vocab)
 
 
 def engine(name: str, config: RunConfig, weights: Weights) -> Engine:
@@ -183,7 +186,7 @@ def _reference(config: RunConfig, weights: Weights) -> Engine:
     return AutogradEngine("reference", moving, lambda tokens, mask: model(tokens)[mask], chunk=64)
 
 
-def _numba_installed() -> bool:
-    from importlib.util import find_spec
+def _obstacle_to_compiling() -> str | None:
+    from birthlens.training import fused
 
-    return find_spec("numba") is not None
+    return fused.obstacle()

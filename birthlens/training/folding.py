@@ -208,6 +208,13 @@ class FoldedStep(ABC):
         return Batch(tokens, starts, np.ascontiguousarray(positions), targets[mask].astype(np.int64))
 
 
+def obstacle(n_ctx: int, d_vocab: int) -> str | None:
+    """Say why a context and a vocabulary are too large to be folded, or return None where they are not."""
+    if n_ctx + d_vocab <= MAX_ENTRIES:
+        return None
+    return f"n_ctx + d_vocab = {n_ctx + d_vocab}: the tables of the simplified step are made for at most {MAX_ENTRIES}"
+
+
 def single_threaded_blas() -> AbstractContextManager[Any]:
     """Hold numpy's and scipy's BLAS at one thread: results then do not depend on the number of cores.
 
@@ -242,11 +249,8 @@ def _check_weights(weights: Mapping[str, Array], trained: Sequence[str]) -> None
             raise BirthlensError(
                 f"{name} is {found}; the simplified step (two layers of one head) needs float32 {shape}."
             )
-    if n_ctx + d_vocab > MAX_ENTRIES:
-        raise BirthlensError(
-            f"n_ctx + d_vocab = {n_ctx + d_vocab}: the tables of the simplified step are made for at most {MAX_ENTRIES}; "
-            "train by autograd."
-        )
+    if too_large := obstacle(n_ctx, d_vocab):
+        raise BirthlensError(f"{too_large}; train by autograd.")
     if unknown := set(trained) - (set(TRAINABLE) & set(shapes)):
         valid = ", ".join(name for name in TRAINABLE if name in shapes)
         raise BirthlensError(f"trained names {', '.join(sorted(unknown))}; this model has gradients for {valid} only.")

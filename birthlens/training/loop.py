@@ -76,7 +76,7 @@ class Trainer:
         self.initial = initial_weights(
             config.model, len(statistics), config.task.context, np.random.default_rng(config.seeds.init)
         )
-        self.engine_name, self.engine_reason = choose(config)
+        self.engine_name, self.engine_reason = choose(config, len(statistics))
         self.step = 0
         tensors, notes = state or ({}, {})
         start = {name: array for name, array in tensors.items() if "/" not in name}
