@@ -111,6 +111,13 @@ def test_gradients_equal_autograd_at_the_size_of_the_paper(step_class, share):
 
 
 @STEPS
+@pytest.mark.parametrize("n", [33, 75, 300])
+def test_gradients_of_a_batch_in_several_parts_equal_autograd(step_class, n):
+    weights = model_weights(8, 6, 12, "linear")
+    check_against_autograd(step_class, weights, weights.score_scale, TRAINABLE, *random_batch(6, (n, 12), 0.3))
+
+
+@STEPS
 def test_sharp_attention_loses_no_accuracy(step_class):
     weights = model_weights(32, 11, 90)
     sharp = {name: 6 * weights[name] for name in ("L0.W_K", "L1.W_K")}

@@ -14,6 +14,7 @@ import torch
 
 from birthlens.config import RunConfig
 from birthlens.errors import BirthlensError
+from birthlens.model import build, parameters
 from birthlens.runs import load_run
 from birthlens.training.engines import choose
 from birthlens.training.loop import DivergedError, Trainer, train
@@ -67,6 +68,32 @@ def test_engines_take_the_same_path(optimiser, extra):
             moved = np.linalg.norm(reference - start[name])
             assert moved > 0
             assert np.linalg.norm(runs[engine][-1][1][name] - reference) < 1e-3 * moved, (engine, name)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_batch_in_several_chunks_gives_the_gradient_of_the_whole(engine):
+    """Batches that every engine divides, against one pass of the HookedTransformer over all of them."""
+    config = tiny(
+        "training.batch_size=150", "evaluation.batch_size=70", "task.context=10", "model.d_model=8",
+        f"training.engine={engine}",
+    )  # fmt: skip
+    trainer = Trainer(config, _statistics(config))
+    model = build(trainer.initial, config.trained)
+    batch = trainer.task.batch(150, config.seeds.data, 0)
+    logits = model(batch.tokens)[batch.in_context]
+    expected = torch.nn.functional.cross_entropy(logits, batch.targets[batch.in_context])
+    expected.backward()
+    moving = parameters(model, config.model)
+    assert trainer.engine.gradients(batch, batch.in_context) == pytest.approx(expected.item(), rel=1e-5)
+    for name, parameter in trainer.engine.parameters.items():
+        torch.testing.assert_close(parameter.grad, moving[name].grad, rtol=1e-4, atol=1e-6)
+
+    with torch.no_grad():
+        logits = model(trainer.held_out.tokens)
+    losses, predictions = trainer.engine.evaluate(trainer.held_out)
+    each = torch.nn.functional.cross_entropy(logits.mT, trainer.held_out.targets, reduction="none")
+    torch.testing.assert_close(losses, each, rtol=1e-4, atol=1e-5)
+    assert torch.equal(predictions, logits.argmax(-1))
 
 
 @pytest.mark.parametrize(
