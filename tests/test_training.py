@@ -305,13 +305,51 @@ def test_checkpoints_are_denser_where_the_loss_moves():
     assert Schedule(tiny("checkpoints.sensitivity=0.1"), last_kept_loss=2.0).keeps(3, 1.0)
 
 
-def test_divergence_stops_with_advice(tmp_path):
-    config = tiny("optimiser.learning_rate=1e12", "training.engine=functional", "training.steps=50")
-    with pytest.raises(DivergedError, match=r"step \d+.*optimiser.learning_rate"):
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("engine", ["functional", "handwritten", "fused"])
+def test_divergence_stops_with_advice(tmp_path, engine):
+    config = tiny(
+        "optimiser.learning_rate=1e12", f"training.engine={engine}", "training.steps=50", "evaluation.every=50",
+        "checkpoints.schedule=explicit", "checkpoints.steps=[1]",
+    )  # fmt: skip
+    with pytest.raises(DivergedError, match=r"training loss is nan at step \d+.*optimiser.learning_rate") as stopped:
         for _ in train_to_disk(config, tmp_path / "run"):
             pass
     kept = load_run(tmp_path / "run")
     assert all(np.isfinite(array).all() for array in kept.checkpoint(kept.steps[-1]).values())
+    assert f"the last good step that is kept is {kept.steps[-1]}" in str(stopped.value)
+    # What was measured since then is on disk too, up to the update that failed.
+    step = int(str(stopped.value).split("at step ")[1].split(";")[0])
+    assert kept.metrics().query("metric == 'loss'")["step"].tolist() == list(range(1, step + 1))
+    assert step > kept.steps[-1] == 1
+    with pytest.raises(DivergedError, match="that is kept is 1"):
+        for _ in resume(tmp_path / "run"):
+            pass
+
+
+def test_a_held_out_loss_that_is_not_finite_stops_before_its_step_is_kept():
+    """One update makes the weights so large that the held-out loss is NaN, before any training batch sees them."""
+    config = tiny("optimiser.learning_rate=1e38", "training.engine=functional", "checkpoints.every=1")
+    with pytest.raises(DivergedError, match=r"held-out loss is nan at step 1; .* kept is 0"):
+        final(config)
+
+
+def test_weights_that_are_not_finite_are_not_kept_where_no_held_out_target_tells():
+    config = tiny(
+        "optimiser.weight_decay=1e38", "optimiser.learning_rate=1e3", "checkpoints.every=1",
+        "task.context=5", "evaluation.batch_size=1", "training.batch_size=64",
+    )  # fmt: skip
+    trainer, kept = Trainer(config, _statistics(config)), []
+    assert not trainer.held_out.in_context.any()
+    with pytest.raises(DivergedError, match=r"L0.W_K holds numbers that are not finite at step 1; .* kept is 0"):
+        for record in train(config, trainer=trainer):
+            kept.append(record.step)
+    assert kept == [0]
+
+
+def test_without_a_held_out_target_only_planned_steps_are_kept():
+    schedule = Schedule(tiny("checkpoints.every=4", "checkpoints.sensitivity=0.1"))
+    assert [step for step in range(13) if schedule.keeps(step, None)] == [0, 4, 8, 12]
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,9 @@ TRAINABLE = ("L0.W_K", "L1.W_K", "L1.W_O", "L1.W_F")
 MAX_ENTRIES = 2048
 """Most rows of the codebook: the table of scores is square in it."""
 
+_QUIET = np.errstate(over="ignore", invalid="ignore")
+"""A diverged run shows in its loss, which the caller checks; warnings about each product would only drown that."""
+
 
 class Tables(NamedTuple):
     """What a step reads of the weights: U, V, S (query left), B, G, H of the module's equations."""
@@ -123,6 +126,7 @@ class FoldedStep(ABC):
             attended="L1.W_O" in trained or "L1.W_F" in trained,
         )
 
+    @_QUIET
     def loss_and_gradients(
         self, tokens: Int[Array, "batch pos"], targets: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"]
     ) -> StepResult:
@@ -143,6 +147,7 @@ class FoldedStep(ABC):
             outcome=outcome,
         )
 
+    @_QUIET
     def evaluate(
         self,
         tokens: Int[Array, "batch pos"],

@@ -31,7 +31,7 @@ _HELD_OUT = 2**40  # index of the held-out batch; no training run gets there, so
 
 
 class DivergedError(BirthlensError):
-    """The loss is no longer a finite number; the message says at which step and what to change."""
+    """The loss or a weight is no longer finite; the message says at which step, which one is kept, and what to change."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ class StepRecord:
 class Trainer:
     """Everything that moves during training.
 
-    `state` is what `snapshot` returned at the step to continue from.
+    `state` is what `snapshot` returned at the step to continue from; `last_kept` is the last step that a record wanted kept.
     """
 
     def __init__(
@@ -78,13 +78,14 @@ class Trainer:
         )
         self.engine_name, self.engine_reason = choose(config, len(statistics))
         self.step = 0
+        self.last_kept: int | None = None
         tensors, notes = state or ({}, {})
         start = {name: array for name, array in tensors.items() if "/" not in name}
         self.engine: Engine = engine(self.engine_name, config, self.initial.replaced(start))
         self.optimiser = _optimiser(config, self.engine)
         self.schedule = Schedule(config, notes.get("last_kept_loss"))
         if state is not None:
-            self.step = int(notes["step"])
+            self.step = self.last_kept = int(notes["step"])
             _restore(self.optimiser, self.engine, tensors)
         self.held_out = self.task.batch(config.evaluation.batch_size, config.seeds.evaluation, _HELD_OUT)
 
@@ -109,7 +110,7 @@ class Trainer:
         loss = None
         if mask.any():
             loss = self.engine.gradients(batch, mask)
-            self._check(loss, self.step)
+            self._check(math.isfinite(loss), f"the training loss is {loss}")
             for name, parameter in self.engine.parameters.items():
                 if self.step < config.freeze_until.get(name, 0):
                     parameter.grad = None  # torch's optimisers skip it: no decay, no momentum
@@ -126,7 +127,7 @@ class Trainer:
         ]
 
     def record(self, loss: float | None) -> StepRecord:
-        """Evaluate where the schedule says so, and say whether to keep the step."""
+        """Evaluate where the schedule says so, and say whether to keep the step, which has finite weights then."""
         metrics: list[dict[str, Any]] = []
         if loss is not None:
             n = self.config.training.batch_size
@@ -135,17 +136,22 @@ class Trainer:
         if self.schedule.evaluates(self.step):
             measured = self.evaluate()
             objective = f"{self.config.training.loss}_loss"
-            value = next((row["value"] for row in measured if row["metric"] == objective), 0.0)
-            self._check(value, self.step)
+            value = next((row["value"] for row in measured if row["metric"] == objective), None)
+            self._check(value is None or math.isfinite(value), f"the held-out loss is {value}")
             keep = self.schedule.keeps(self.step, value)
+            if keep:
+                for name, parameter in self.engine.parameters.items():
+                    self._check(bool(parameter.isfinite().all()), f"{name} holds numbers that are not finite")
+                self.last_kept = self.step
             metrics += measured
         return StepRecord(self.step, loss, metrics, keep, self)
 
-    def _check(self, loss: float, step: int) -> None:
-        if not math.isfinite(loss):
+    def _check(self, finite: bool, otherwise: str) -> None:
+        if not finite:
             rate = self.config.optimiser.learning_rate
+            good = "none is kept" if self.last_kept is None else f"the last good step that is kept is {self.last_kept}"
             raise DivergedError(
-                f"the loss is {loss} at step {step}; training stopped, earlier checkpoints are kept. "
+                f"{otherwise} at step {self.step}; training stopped, {good}. "
                 f"Lower optimiser.learning_rate = {rate} (a factor of 2 to 10), or use embeddings of smaller norm."
             )
 

@@ -13,7 +13,7 @@ from birthlens.corpus import statistics_of
 from birthlens.errors import BirthlensError
 from birthlens.run_writer import RunWriter
 from birthlens.runs import Run
-from birthlens.training.loop import StepRecord, Trainer, train
+from birthlens.training.loop import DivergedError, StepRecord, Trainer, train
 
 
 def train_to_disk(config: RunConfig, out: str | Path) -> Iterator[StepRecord]:
@@ -47,13 +47,17 @@ def resume(out: str | Path) -> Iterator[StepRecord]:
 
 def _recorded(writer: RunWriter, trainer: Trainer) -> Iterator[StepRecord]:
     pending: list[dict[str, Any]] = []
-    for record in train(trainer.config, trainer=trainer):
-        pending += record.metrics
-        if record.keep:
-            state, notes = trainer.snapshot()
-            writer.keep(record.step, trainer.engine.tensors(), pending, state, notes)
-            pending = []
-        yield record
+    try:
+        for record in train(trainer.config, trainer=trainer):
+            pending += record.metrics
+            if record.keep:
+                state, notes = trainer.snapshot()
+                writer.keep(record.step, trainer.engine.tensors(), pending, state, notes)
+                pending = []
+            yield record
+    except DivergedError:
+        writer.log(pending)  # the way there is worth seeing
+        raise
 
 
 def check_resumable(config: RunConfig, out: str | Path) -> None:

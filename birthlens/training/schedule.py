@@ -37,11 +37,13 @@ class Schedule:
         """Say whether the model is evaluated at a step: every `evaluation.every` steps and wherever it is kept."""
         return step % self.config.evaluation.every == 0 or self.planned(step)
 
-    def keeps(self, step: int, loss: float) -> bool:
-        """Say whether an evaluated step is kept: planned, or the loss has moved by the share `sensitivity`."""
-        moved = 0.0 if self.last_kept_loss is None else abs(loss - self.last_kept_loss)
-        sensitivity = self.config.checkpoints.sensitivity
-        fast = sensitivity > 0 and self.last_kept_loss is not None and moved > sensitivity * self.last_kept_loss
+    def keeps(self, step: int, loss: float | None) -> bool:
+        """Say whether an evaluated step is kept: planned, or the loss has moved by the share `sensitivity`.
+
+        `loss` is None where the held-out batch has no target of it; then only planned steps are kept.
+        """
+        last, sensitivity = self.last_kept_loss, self.config.checkpoints.sensitivity
+        fast = sensitivity > 0 and last is not None and loss is not None and abs(loss - last) > sensitivity * last
         if self.planned(step) or fast:
             self.last_kept_loss = loss
             return True
