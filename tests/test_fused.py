@@ -1,4 +1,4 @@
-"""The hand-written training step, in torch and compiled, against autograd through the paper's equations."""
+"""The hand-written training step, in torch and compiled, against autograd through the HookedTransformer."""
 
 import math
 import subprocess
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from birthlens.architecture import ModelConfig
 from birthlens.errors import BirthlensError
 from birthlens.initialisation import initial_weights
+from birthlens.model import build, parameters
 from birthlens.training import fused
 from birthlens.training.folding import TRAINABLE
 from birthlens.training.fused import FusedStep
@@ -24,8 +25,8 @@ STEPS = pytest.mark.parametrize("step_class", [SimplifiedStep, FusedStep])
 PAPER = ("L0.W_K", "L1.W_K", "L1.W_O")
 
 
-def model_weights(d_model=24, d_vocab=11, n_ctx=80, feed_forward="none", seed=0):
-    config = ModelConfig(d_model=d_model, feed_forward=feed_forward)
+def model_weights(d_model=24, d_vocab=11, n_ctx=80, feed_forward="none", seed=0, **kw):
+    config = ModelConfig(d_model=d_model, feed_forward=feed_forward, **kw)
     return initial_weights(config, d_vocab, n_ctx, np.random.default_rng(seed))
 
 
@@ -35,35 +36,24 @@ def random_batch(d_vocab, shape, share, seed=0):
     return tokens, targets, generator.random(shape) < share
 
 
-def by_autograd(weights, scale, trained, tokens, targets, mask):
-    """Return loss, gradients, and the losses and logits at the mask, by the equations in float64."""
-    w = {name: torch.tensor(array, dtype=torch.float64) for name, array in weights.items()}
-    for name in trained:
-        w[name].requires_grad_(True)
-    tokens, targets, mask = map(torch.tensor, (tokens, targets, mask))
-    x = w["W_E"][tokens] + w["W_pos"][: tokens.shape[1]]
-    future = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).triu(1)
-    for layer in (0, 1):
-        q, k, v = (x @ w[f"L{layer}.W_{name}"][0] for name in "QKV")
-        scores = (scale * q @ k.mT).masked_fill(future, -math.inf)
-        x = x + scores.softmax(-1) @ v @ w[f"L{layer}.W_O"][0]
-    if "L1.W_F" in w:
-        x = x + x @ w["L1.W_F"]
-    logits = (x @ w["W_U"])[mask]
-    losses = torch.nn.functional.cross_entropy(logits, targets[mask], reduction="none")
+def by_autograd(weights, trained, tokens, targets, mask):
+    """Return loss, gradients, and the losses and logits at the mask, by the HookedTransformer in float64."""
+    model = build(weights, trained, dtype=torch.float64)
+    logits = model(torch.tensor(tokens))[torch.tensor(mask)]
+    losses = torch.nn.functional.cross_entropy(logits, torch.tensor(targets[mask]), reduction="none")
     if trained:
         losses.mean().backward()
-    return losses.mean().item(), {name: w[name].grad.numpy() for name in trained}, losses.detach(), logits.detach()
+    moving = parameters(model, weights.config)
+    return losses.mean().item(), {name: moving[name].grad.numpy() for name in trained}, losses.detach(), logits.detach()
 
 
-def check_against_autograd(step_class, weights, scale, trained, tokens, targets, mask):
-    step = step_class(weights, scale, trained)
+def check_against_autograd(step_class, weights, trained, tokens, targets, mask, floor=0.0):
+    """The relative error of a gradient is norm(found - exact) / norm(exact), for each matrix: at most 1e-5."""
+    step = step_class(weights, weights.score_scale, trained)
     result = step.loss_and_gradients(tokens, targets, mask)
-    loss, gradients, losses, logits = by_autograd(weights, scale, trained, tokens, targets, mask)
+    loss, gradients, losses, logits = by_autograd(weights, trained, tokens, targets, mask)
     assert result.loss == pytest.approx(loss, rel=1e-5)
     assert list(result.gradients) == list(trained)
-    # Of a gradient that nearly cancels, in saturated attention, float32 keeps what its rounding of the scores leaves.
-    floor = 1e-6 * max(1, scale * math.sqrt(weights.d_model))
     for name, exact in gradients.items():
         found = result.gradients[name]
         assert found.dtype == np.float32 and found.shape == weights[name].shape
@@ -80,7 +70,7 @@ def check_against_autograd(step_class, weights, scale, trained, tokens, targets,
 
 
 @STEPS
-@limits(max_examples=60)
+@limits(max_examples=40)
 @given(st.data())
 def test_gradients_and_outcomes_equal_autograd_for_any_shape_mask_and_subset(step_class, data):
     draw = data.draw
@@ -90,14 +80,21 @@ def test_gradients_and_outcomes_equal_autograd_for_any_shape_mask_and_subset(ste
     feed_forward = draw(st.sampled_from(["none", "linear"]), "feed_forward")
     valid = PAPER if feed_forward == "none" else TRAINABLE
     trained = draw(st.lists(st.sampled_from(valid), unique=True), "trained")
-    scale = draw(st.sampled_from([d_model**-0.5, 1.0, 0.1]), "scale")
+    kinds = {
+        "init": draw(st.sampled_from(["authors", "scaled", "orthogonal"]), "init"),
+        "scaled_scores": draw(st.booleans(), "scaled_scores"),
+        "positions": draw(st.sampled_from(["random"] if d_model % 2 else ["random", "sinusoidal"]), "positions"),
+    }
     share, seed = draw(st.sampled_from([1.0, 0.3, 0.02]), "share"), draw(st.integers(0, 99), "seed")
     tokens, targets, mask = random_batch(d_vocab, shape, share, seed)
     mask[draw(st.integers(0, shape[0] - 1), "row with a target"), draw(st.integers(0, shape[1] - 1), "target")] = True
     if shape[0] > 1 and draw(st.booleans(), "a sequence without target"):
         mask[(np.flatnonzero(mask.any(axis=1))[0] + 1) % shape[0]] = False
-    weights = model_weights(d_model, d_vocab, n_ctx, feed_forward, seed)
-    check_against_autograd(step_class, weights, scale, trained, tokens, targets, mask)
+    weights = model_weights(d_model, d_vocab, n_ctx, feed_forward, seed, **kinds)
+    # A gradient of a few targets or dimensions may nearly cancel: of such a one float32 keeps what its rounding of the
+    # scores leaves, TransformerLens's own float32 too (off by 1e-3 in one of 300 random cases).
+    floor = 0.0 if mask.sum() >= 16 and d_model >= 8 else 1e-6 * max(1, weights.score_scale * math.sqrt(d_model))
+    check_against_autograd(step_class, weights, trained, tokens, targets, mask, floor)
 
 
 @STEPS
@@ -107,41 +104,21 @@ def test_gradients_equal_autograd_at_the_size_of_the_paper(step_class, share):
     batch = random_batch(65, (17, 256), share)
     batch[2][3] = False  # a sequence without targets
     batch[2][8:16] = False  # and eight of them in a row
-    check_against_autograd(step_class, weights, weights.score_scale, TRAINABLE, *batch)
+    check_against_autograd(step_class, weights, TRAINABLE, *batch)
 
 
 @STEPS
 @pytest.mark.parametrize("n", [33, 75, 300])
 def test_gradients_of_a_batch_in_several_parts_equal_autograd(step_class, n):
     weights = model_weights(8, 6, 12, "linear")
-    check_against_autograd(step_class, weights, weights.score_scale, TRAINABLE, *random_batch(6, (n, 12), 0.3))
+    check_against_autograd(step_class, weights, TRAINABLE, *random_batch(6, (n, 12), 0.3))
 
 
 @STEPS
 def test_sharp_attention_loses_no_accuracy(step_class):
     weights = model_weights(32, 11, 90)
     sharp = {name: 6 * weights[name] for name in ("L0.W_K", "L1.W_K")}
-    check_against_autograd(
-        step_class, weights.replaced(sharp), weights.score_scale, PAPER, *random_batch(11, (4, 90), 0.5)
-    )
-
-
-@STEPS
-def test_gradients_equal_autograd_through_the_hooked_transformer(step_class):
-    from birthlens.model import build, parameters
-
-    weights = model_weights(d_model=32, n_ctx=70)
-    tokens, targets, mask = random_batch(11, (6, 70), 0.3)
-    model = build(weights, PAPER)
-    logits = model(torch.from_numpy(tokens))[torch.from_numpy(mask)]
-    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(targets[mask]))
-    loss.backward()
-    result = step_class(weights, weights.score_scale, PAPER).loss_and_gradients(tokens, targets, mask)
-    assert result.loss == pytest.approx(loss.item(), rel=1e-5)
-    moving = parameters(model, weights.config)
-    for name in PAPER:
-        exact = moving[name].grad.numpy()
-        assert np.linalg.norm(result.gradients[name] - exact) <= 1e-5 * np.linalg.norm(exact), name
+    check_against_autograd(step_class, weights.replaced(sharp), PAPER, *random_batch(11, (4, 90), 0.5))
 
 
 @STEPS
@@ -152,7 +129,7 @@ def test_trained_weights_are_read_at_every_call(step_class):
     step.loss_and_gradients(*batch)
     for name in PAPER:
         moving[name][...] *= 1.5
-    check_against_autograd(lambda *_: step, moving, weights.score_scale, PAPER, *batch)
+    check_against_autograd(lambda *_: step, moving, PAPER, *batch)
 
 
 def bits(result):
