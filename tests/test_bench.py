@@ -77,16 +77,81 @@ def test_variants_take_turns():
     assert Timing("x", (1.0, 2.0, 3.0)).times(2).median == 4.0
 
 
-def test_useful_operations_are_counted_from_the_batch(trainer):
-    """A slow loop over positions and their keys gives the same count."""
-    batch, d, n = trainer.task.batch(3, 5), 16, 12
-    count = 0
-    for row in range(3):
-        for t in range(24):
-            count += 2 * 2 * (t + 1) * d
-            if batch.in_context[row, t]:
-                count += 2 * (6 * (t + 1) * d + 3 * d * d + 6 * d * n)
-    assert useful_operations(batch, d, n) == count
+class Products:
+    """A matrix product that counts the multiplications and additions it makes."""
+
+    def __init__(self):
+        self.operations = 0
+
+    def __call__(self, a, b):
+        self.operations += 2 * a.shape[0] * a.shape[1] * b.shape[1]
+        return a @ b
+
+
+def plain_gradients(weights, batch, product):
+    """The step target by target, in the algebra of `training.folding`: only products over the batch are counted."""
+    w = {name: array[0] if array.ndim == 3 else array for name, array in weights.items()}
+    scale, d, n = weights.score_scale, weights.d_model, int(batch.in_context.sum())
+    qk0, qk1 = (scale * w[f"L{layer}.W_Q"] @ w[f"L{layer}.W_K"].T for layer in (0, 1))
+    feed_forward = w.get("L1.W_F", np.zeros((d, d)))
+    direct = w["W_U"] + feed_forward @ w["W_U"]
+    attended = w["L1.W_V"] @ w["L1.W_O"] @ direct
+    d_qk0, d_qk1 = np.zeros((d, d)), np.zeros((d, d))
+    d_direct, d_attended = np.zeros_like(direct), np.zeros_like(direct)
+    for tokens, targets, marked in zip(*map(np.asarray, (batch.tokens, batch.targets, batch.in_context)), strict=True):
+        if not marked.any():
+            continue
+        reach = np.flatnonzero(marked)[-1] + 1
+        x = (w["W_E"][tokens] + w["W_pos"][: len(tokens)])[:reach].astype(float)
+        value, scores = x @ w["L0.W_V"] @ w["L0.W_O"], x @ qk0 @ x.T  # look-ups
+        patterns = [softmax(scores[t : t + 1, : t + 1]) for t in range(reach)]
+        x1 = x + np.concatenate([product(patterns[t], value[: t + 1]) for t in range(reach)])
+        d_x1 = np.zeros_like(x1)
+        for t in np.flatnonzero(marked):
+            query, past, d_past = x1[t : t + 1], x1[: t + 1], d_x1[: t + 1]
+            folded = product(query, qk1)
+            pattern = softmax(product(folded, past.T))
+            context = product(pattern, past)
+            d_logits = softmax(product(query, direct) + product(context, attended))
+            d_logits[0, targets[t]] -= 1
+            d_logits /= n
+            d_attended += product(context.T, d_logits)
+            if "L1.W_F" in w:
+                d_direct += product(query.T, d_logits)
+            d_context = product(d_logits, attended.T)
+            d_scores = through_softmax(pattern, product(d_context, past.T))
+            d_folded = product(d_scores, past)
+            d_qk1 += product(query.T, d_folded)
+            d_past += product(pattern.T, d_context) + product(d_scores.T, folded)
+            d_x1[t : t + 1] += product(d_folded, qk1.T) + product(d_logits, direct.T)
+        for t in range(reach):
+            d_scores = through_softmax(patterns[t], product(d_x1[t : t + 1], value[: t + 1].T))
+            d_qk0 += x[t : t + 1].T @ (d_scores @ x[: t + 1])  # sums in tables
+    found = {f"L{layer}.W_K": scale * d_qk.T @ w[f"L{layer}.W_Q"] for layer, d_qk in enumerate((d_qk0, d_qk1))}
+    found["L1.W_O"] = w["L1.W_V"].T @ d_attended @ direct.T
+    found["L1.W_F"] = (d_direct + w["L1.W_O"].T @ w["L1.W_V"].T @ d_attended) @ w["W_U"].T
+    return found
+
+
+def softmax(scores):
+    weights = np.exp(scores - scores.max())
+    return weights / weights.sum()
+
+
+def through_softmax(pattern, d_pattern):
+    return pattern * (d_pattern - (pattern * d_pattern).sum())
+
+
+@pytest.mark.parametrize("feed_forward", ["none", "linear"])
+def test_useful_operations_are_those_of_a_plain_step_that_counts_its_products(feed_forward):
+    config = CONFIG.changed(model={"d_model": 16, "feed_forward": feed_forward})
+    trainer, product = Trainer(config, statistics_of(config.corpus)), Products()
+    batch = trainer.task.batch(5, 5)
+    found = plain_gradients(trainer.initial, batch, product)
+    trainer.engine.gradients(batch, batch.in_context)
+    for name, parameter in trainer.engine.parameters.items():
+        np.testing.assert_allclose(found[name], parameter.grad.numpy().squeeze(), rtol=1e-3, atol=1e-6)
+    assert useful_operations(batch, 16, 12, feed_forward == "linear") == product.operations
 
 
 def test_the_command_measures_and_writes_json(tmp_path):

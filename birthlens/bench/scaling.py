@@ -31,18 +31,20 @@ GRID: dict[str, tuple[int, ...]] = {
 }
 
 
-def useful_operations(batch: TokenBatch, d_model: int, d_vocab: int) -> float:
+def useful_operations(batch: TokenBatch, d_model: int, d_vocab: int, feed_forward: bool = False) -> float:
     """Count the multiplications and additions that the fused step cannot do without, forward and backward.
 
     With n loss positions p, and c = sum of (p + 1) over them: layer 0 mixes values and takes their gradient (two products of
-    T (T + 1) / 2 pairs with d_model); layer 1 has six products of c pairs with d_model (scores, context, and their four
-    gradients); the folded query three products of n with d_model^2; the logits six of n with d_model times d_vocab.
+    L (L + 1) / 2 pairs with d_model, where a sequence has its last loss position at L - 1); layer 1 has six products of c
+    pairs with d_model (scores, context, and their four gradients); the folded query three products of n with d_model^2; the
+    logits five of n with d_model times d_vocab, and a sixth where the linear feed-forward is trained.
     """
     mask = batch.in_context.numpy()
     positions = np.arange(1, mask.shape[1] + 1)
-    pairs, n = float((mask * positions).sum()), float(mask.sum())
-    layer_0 = 2 * len(batch) * positions[-1] * (positions[-1] + 1) / 2 * d_model
-    return float(2 * (layer_0 + 6 * pairs * d_model + 3 * n * d_model**2 + 6 * n * d_model * d_vocab))
+    pairs, n, reach = float((mask * positions).sum()), float(mask.sum()), (mask * positions).max(axis=1)
+    layer_0 = float((reach * (reach + 1)).sum()) * d_model
+    logits = (6 if feed_forward else 5) * n * d_model * d_vocab
+    return 2 * (layer_0 + 6 * pairs * d_model + 3 * n * d_model**2 + logits)
 
 
 def matmul_peak(size: int = 1536, rounds: int = 5) -> float:
@@ -85,7 +87,8 @@ def measure(overrides: list[str], rounds: int) -> Row:
         trainer.update()
         if number:
             seconds.append(time.perf_counter() - start)
-            operations.append(useful_operations(batch, config.model.d_model, len(trainer.task.statistics)))
+            sizes = config.model.d_model, len(trainer.task.statistics)
+            operations.append(useful_operations(batch, *sizes, feed_forward="L1.W_F" in config.trained))
     median = float(np.median(seconds))
     return {
         "ms": median * 1e3,
