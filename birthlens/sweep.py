@@ -265,12 +265,10 @@ def _one_thread() -> None:
     import threading
 
     import torch
-    from numba import config
     from threadpoolctl import threadpool_limits
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
-    config.NUMBA_NUM_THREADS = 1
     threadpool_limits(1)
     parent = multiprocessing.parent_process()
     if parent is not None:

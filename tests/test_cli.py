@@ -40,7 +40,18 @@ def test_every_command_has_help_with_an_example(name):
 def test_train_is_quiet_off_a_terminal(tmp_path):
     done = birthlens("train", tmp_path / "run", *TINY)
     assert done.stdout == ""
-    assert done.stderr.count("\n") == 1 and "12 steps" in done.stderr and "engine handwritten" in done.stderr
+    first, last = done.stderr.splitlines()
+    assert first == "birthlens: engine handwritten: 2,304 trained tokens are too few for compilation to pay"
+    assert "12 steps" in last
+
+
+def test_train_names_its_engine_before_it_fails(tmp_path):
+    done = birthlens("train", tmp_path / "run", *TINY, "model.n_layers=3", "optimiser.learning_rate=1e30", code=2)
+    first, last = done.stderr.splitlines()
+    assert (
+        first == "birthlens: engine functional: it needs the two-layer simplified model, not a 3-layer simplified one"
+    )
+    assert "optimiser.learning_rate" in last
 
 
 def test_steps_lists_kept_steps(run):

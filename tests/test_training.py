@@ -236,6 +236,43 @@ def test_a_killed_process_resumes_to_the_same_bits(tmp_path):
     assert one.metrics().equals(two.metrics())
 
 
+@pytest.fixture
+def threads():
+    """Set torch's number of threads, for the length of a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("engine", "warns"), [("fused", False), ("handwritten", True), ("functional", True)])
+def test_resuming_keeps_the_engine_and_warns_where_its_threads_matter(tmp_path, caplog, threads, engine, warns):
+    threads(1)
+    for record in train_to_disk(tiny(f"training.engine={engine}"), tmp_path / "run"):
+        if record.step == 5:
+            break
+    header = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert header["engine"] == {"name": engine, "reason": "asked for", "threads": 1}
+    header["engine"]["reason"] = "a whim"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(header))
+    threads(3)
+    with caplog.at_level("INFO", logger="birthlens"):
+        *_, last = resume(tmp_path / "run")
+    assert last.trainer.engine_reason == "a whim" and last.trainer.engine.threads == 3
+    said = [record.getMessage() for record in caplog.records]
+    assert f"engine {engine}: a whim" in said
+    assert any("threads = 1 and goes on with 3" in line and "OMP_NUM_THREADS=1" in line for line in said) == warns
+
+
+def test_the_fused_engine_gives_the_same_bits_on_any_number_of_threads(threads):
+    found = {}
+    for number in (1, 2, 3):
+        threads(number)
+        record = final(tiny("training.engine=fused", "training.batch_size=80"))
+        found[number] = record.loss, {name: record.weights[name].tobytes() for name in record.trainer.config.trained}
+        assert record.trainer.engine.threads == number
+    assert found[1] == found[2] == found[3]
+
+
 def test_resuming_a_finished_run_trains_nothing(tmp_path):
     run = train_all(tiny(), tmp_path / "run")
     before = {file: file.read_bytes() for file in sorted(run.path.rglob("step_*"))}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,12 +73,12 @@ def _config(
 
 
 def follow(records: Iterable[StepRecord], out: str, logger: str | None = None) -> bool:
-    """Run the training to its end, a progress bar on a terminal and one closing line elsewhere; say if there was any."""
+    """Run the training to its end: a line on its engine, a bar on a terminal, a closing line; say if there was any."""
     from birthlens.training.logging import log_to
 
     log = log_to(logger, Path(out)) if logger else None
     last, accuracy = None, None
-    with _Bar(sys.stderr.isatty()) as bar:
+    with _Bar(sys.stderr.isatty()) as bar, _log_on_stderr():
         for record in records:
             last = record
             for row in record.metrics:
@@ -89,10 +90,26 @@ def follow(records: Iterable[StepRecord], out: str, logger: str | None = None) -
     if last is None:
         click.echo(f"{out}: already finished, nothing to train", err=True)
         return False
-    engine = last.trainer
     reached = "" if accuracy is None else f", in-context accuracy {accuracy:.3f}"
-    click.echo(f"{out}: {last.step} steps{reached}; engine {engine.engine_name} ({engine.engine_reason})", err=True)
+    click.echo(f"{out}: {last.step} steps{reached}", err=True)
     return True
+
+
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """Show what the package logs, a line each."""
+    import logging
+
+    log, handler = logging.getLogger("birthlens"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("birthlens: %(message)s"))
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
 
 
 class _Bar:

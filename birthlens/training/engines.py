@@ -45,6 +45,12 @@ class Engine(ABC):
 
     name: str
     parameters: dict[str, Tensor]
+    bits_depend_on_threads = True
+
+    @property
+    def threads(self) -> int:
+        """How many threads take a step: torch's number, which OMP_NUM_THREADS sets."""
+        return torch.get_num_threads()
 
     @abstractmethod
     def gradients(self, batch: TokenBatch, mask: Bool[Tensor, "batch pos"]) -> float:
@@ -97,6 +103,7 @@ class FoldedEngine(Engine):
     def __init__(self, name: str, step: FoldedStep, arrays: Mapping[str, np.ndarray]) -> None:
         self.name, self._step = name, step
         self.parameters = {key: torch.from_numpy(array) for key, array in arrays.items()}
+        self.bits_depend_on_threads = name != "fused"
 
     def gradients(self, batch: TokenBatch, mask: Bool[Tensor, "batch pos"]) -> float:
         """Hand the step's gradients to the parameters."""

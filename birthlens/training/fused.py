@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from birthlens.errors import BirthlensError
 from birthlens.training.folding import Array, Batch, FoldedStep, Needs, Outcome, Sums, Tables, single_threaded_blas
@@ -43,8 +44,8 @@ def available() -> bool:
 class FusedStep(FoldedStep):
     """The folded step on compiled kernels; see `FoldedStep` for the interface.
 
-    `threads` defaults to Numba's number (the cores that this process may use, or NUMBA_NUM_THREADS); it changes no bit of
-    the result. One object serves one caller at a time.
+    `threads` defaults to torch's number (`torch.set_num_threads`, OMP_NUM_THREADS, or the cores); it changes no bit of the
+    result. One object serves one caller at a time.
 
     Raises:
         BirthlensError: as `FoldedStep` does, and where Numba cannot be loaded.
@@ -57,12 +58,10 @@ class FusedStep(FoldedStep):
             raise BirthlensError(f"FusedStep: {reason}; install numba and scipy, or use SimplifiedStep.")
         if threads is not None and threads < 1:
             raise BirthlensError(f"threads = {threads}: it must be 1 or more, or None for all cores.")
-        import numba
-
         from birthlens.training import fused_kernels, fused_memory
 
         super().__init__(weights, score_scale, trained, pos_multiple=fused_kernels.KEYS)
-        self.threads = threads or int(numba.config.NUMBA_NUM_THREADS)
+        self.threads = threads or torch.get_num_threads()
         self._run_sequences, self._fill = fused_kernels.run_sequences, fused_memory.fill
         sizes = len(self._codebook), self.d_model, self.d_vocab
         self._model = fused_memory.new_model(*sizes)

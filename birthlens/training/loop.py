@@ -8,6 +8,7 @@ the number of its step, to the bit.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from birthlens.training.schedule import Schedule
 from birthlens.weights import Weights
 
 Array = np.ndarray
+_log = logging.getLogger("birthlens")
 _HELD_OUT = 2**40  # index of the held-out batch; no training run gets there, so equal seeds share no batch
 
 
@@ -163,6 +165,8 @@ def train(
 ) -> Iterator[StepRecord]:
     """Train and yield a record for step 0 and after each update; stop whenever you like.
 
+    The engine and the reason for it are logged before the first step.
+
     Example:
         >>> config = RunConfig.parse({"model": {"d_model": 16}, "task": {"context": 16}}, ["training.batch_size=4"])
         >>> for record in train(config):
@@ -172,6 +176,8 @@ def train(
         (1, 16, 16)
     """
     trainer = trainer or Trainer(config, statistics or statistics_of(config.corpus))
+    if trainer.step == 0 or trainer.step < config.training.steps:
+        _log.info(f"engine {trainer.engine_name}: {trainer.engine_reason}")
     if trainer.step == 0:
         yield trainer.record(None)
     while trainer.step < config.training.steps:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from birthlens.config import RunConfig
 from birthlens.corpus import statistics_of
@@ -14,6 +13,8 @@ from birthlens.errors import BirthlensError
 from birthlens.run_writer import RunWriter
 from birthlens.runs import Run
 from birthlens.training.loop import DivergedError, StepRecord, Trainer, train
+
+_log = logging.getLogger("birthlens")
 
 
 def train_to_disk(config: RunConfig, out: str | Path) -> Iterator[StepRecord]:
@@ -24,13 +25,15 @@ def train_to_disk(config: RunConfig, out: str | Path) -> Iterator[StepRecord]:
     """
     statistics = statistics_of(config.corpus)
     trainer = Trainer(config, statistics)
-    engine = {"name": trainer.engine_name, "reason": trainer.engine_reason, "threads": torch.get_num_threads()}
+    engine = {"name": trainer.engine_name, "reason": trainer.engine_reason, "threads": trainer.engine.threads}
     writer = RunWriter.create(out, config, statistics, trainer.initial, engine)
     yield from _recorded(writer, trainer)
 
 
 def resume(out: str | Path) -> Iterator[StepRecord]:
     """Continue a run from its last kept step, to the very weights of a run that was never stopped.
+
+    Where the engine's bits depend on the number of threads and that is another now, it logs a warning.
 
     Raises:
         BirthlensError: where there is no run, or its engine cannot be had on this machine.
@@ -39,9 +42,16 @@ def resume(out: str | Path) -> Iterator[StepRecord]:
     writer = RunWriter(run.path)
     tensors, state, notes = writer.rewind()
     # The engine that the run began with, whatever would be chosen today: another one differs in the last bit.
-    recorded = run.header["engine"]["name"]
-    config = run.config.changed(training={**run.config.training.model_dump(), "engine": recorded})
+    recorded = run.header["engine"]
+    config = run.config.changed(training={**run.config.training.model_dump(), "engine": recorded["name"]})
     trainer = Trainer(config, run.statistics, ({**tensors, **state}, notes))
+    trainer.engine_reason = recorded["reason"]
+    before, now = recorded["threads"], trainer.engine.threads
+    if trainer.engine.bits_depend_on_threads and before != now and not run.finished:
+        _log.warning(
+            f"the run was begun with threads = {before} and goes on with {now}: its {trainer.engine_name} engine's weights "
+            f"may differ in their last bits from those of one session; set OMP_NUM_THREADS={before} to have the same."
+        )
     yield from _recorded(writer, trainer)
 
 
