@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +14,15 @@ from click.testing import CliRunner
 from birthlens.analysis.interventions import at_heads
 from birthlens.analysis.metrics import Scoring
 from birthlens.analysis.runner import evaluate
-from birthlens.bench import baselines
-from birthlens.bench.scaling import useful_operations
+from birthlens.bench import baselines, cases, pages, whole_runs
+from birthlens.bench.scaling import in_a_process, useful_operations
 from birthlens.bench.timing import Timing, interleaved
 from birthlens.cli import group
 from birthlens.config import RunConfig
 from birthlens.corpus import statistics_of
+from birthlens.errors import BirthlensError
 from birthlens.model import build
+from birthlens.presets import preset
 from birthlens.training.loop import Trainer
 
 CONFIG = RunConfig.parse(
@@ -34,6 +38,21 @@ CONFIG = RunConfig.parse(
 @pytest.fixture(scope="module")
 def trainer():
     return Trainer(CONFIG, statistics_of(CONFIG.corpus))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_the_plain_step_takes_the_configs_optimiser(trainer, kind):
+    config = CONFIG.changed(optimiser={"kind": kind, "learning_rate": 0.01, "weight_decay": 0.1})
+    ours, numbers = Trainer(config, statistics_of(config.corpus)), range(3)
+    model = baselines.PaperModel(ours.initial)
+    step = baselines._autograd_step(model, list(model.parameters()), config, None)
+    for number in numbers:
+        step(ours.task.batch(8, config.seeds.data, number))
+        ours.update()
+    for name, parameter in ours.engine.parameters.items():
+        moved = parameter.detach() - torch.from_numpy(ours.initial[name])
+        theirs = getattr(model, name.replace(".", "_")).detach() - torch.from_numpy(ours.initial[name].squeeze())
+        assert (moved.squeeze() - theirs).norm() < 1e-3 * moved.norm(), name
 
 
 @pytest.mark.parametrize("micro_batch", [None, 3])
@@ -74,7 +93,8 @@ def test_variants_take_turns():
     timings = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, warm_up=1)
     assert calls == ["a", "b"] * 4
     assert all(len(timing.seconds) == 3 for timing in timings.values())
-    assert Timing("x", (1.0, 2.0, 3.0)).times(2).median == 4.0
+    part = Timing("x", (1.0, 2.0, 3.0)).of_share(0.5)
+    assert part.median == 4.0 and part.share == 0.5
 
 
 class Products:
@@ -152,6 +172,125 @@ def test_useful_operations_are_those_of_a_plain_step_that_counts_its_products(fe
     for name, parameter in trainer.engine.parameters.items():
         np.testing.assert_allclose(found[name], parameter.grad.numpy().squeeze(), rtol=1e-3, atol=1e-6)
     assert useful_operations(batch, 16, 12, feed_forward == "linear") == product.operations
+
+
+CASES = {
+    "training step": lambda: cases.training_step(CONFIG, 2),
+    "full model step": lambda: cases.full_model_step(preset("paper-full", SMALL), 1),
+    "sampling": lambda: cases.sampling(CONFIG, 2),
+    "weight probes": lambda: cases.weight_probes(CONFIG, 3, 1),
+    "interventions": lambda: cases.interventions(CONFIG, 4, 1),
+    "checkpoint": lambda: cases.checkpointing(CONFIG, 2),
+    "start-up": lambda: cases.start_up(CONFIG, 1),
+    "training": lambda: [
+        *whole_runs.training(SHORT, "short", goal=-1.0),
+        *whole_runs.training(SHORT, "short"),
+    ],
+    "ablation suite": lambda: whole_runs.ablation_suite(CONFIG, 3, 4),
+    "memory": lambda: whole_runs.memory(SMALL, "small", 1),
+}
+SMALL = ["task.context=16", "model.d_model=8", "training.batch_size=4", "evaluation.batch_size=1"]
+SHORT = CONFIG.changed(training={"steps": 3, "batch_size": 4})
+
+
+@cache
+def small(name):
+    return CASES[name]()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_runs_at_a_small_size(name):
+    rows = small(name)
+    assert name in {row["case"] for row in rows}
+    for row in rows:
+        assert {"case", "setting", "variant"} <= row.keys()
+        assert all(np.isfinite(value) and value >= 0 for value in row.values() if isinstance(value, float))
+    by_variant = {row["variant"]: row for row in rows}
+    if name == "training step":
+        assert {row["case"] for row in rows} == {name, "sampling in a step"}
+        part = by_variant["sampling alone"]
+        assert part["baseline"] == "fused" and part["share_of_baseline"] == pytest.approx(
+            part["ms"] / by_variant["fused"]["ms"]
+        )
+    elif name == "sampling":
+        assert by_variant["plain"]["measured"] == 1 / 8 and by_variant["numpy"]["measured"] == 1
+    elif name == "checkpoint":
+        often, seldom = by_variant["save"], by_variant["saves a step, one every 10 steps"]
+        assert seldom["share_of_baseline"] == pytest.approx(often["share_of_baseline"] / 10)
+    elif name == "training":
+        assert by_variant["to accuracy -1.0"]["steps"] == 0 and by_variant["to the end"]["steps"] == 3
+    elif name == "ablation suite":
+        assert rows[0]["ablations"] == 6 and rows[0]["steps"] == 3
+    elif name == "memory":
+        assert all(row["peak_mb"] > row["before_mb"] > 50 for row in rows)
+
+
+def test_peak_memory_is_not_that_of_the_parent():
+    """A child of a large process reports its own peak: Linux's ru_maxrss would begin with the parent's."""
+    ballast = np.ones(150_000_000)  # 1.2 GB
+    found = in_a_process(SMALL, 1)
+    assert found["peak_memory_mb"] < ballast.nbytes / 2**20
+
+
+def report_with(*rows):
+    return {"machine": {"processor": "abacus", "cores": 2}, "quick": False, "rows": list(rows)}
+
+
+def test_tables_are_written_into_the_blocks_of_a_page(tmp_path):
+    step = {"case": "training step", "setting": "batch 512", "spread": 0.01, "rounds": 5, "measured": 1.0}
+    rows = [
+        {**step, "variant": "hooked", "ms": 3000.0, "times_baseline": 1.0, "baseline": "hooked"},
+        {**step, "variant": "plain", "ms": 1200.0, "times_baseline": 2.5, "baseline": "hooked"},
+        {**step, "variant": "fused", "ms": 200.0, "times_baseline": 15.0, "baseline": "hooked"},
+    ]
+    sizes = {"case": "scaling", "varied": "task.context", "value": 64, "ms": 3.0, "useful_gflop": 0.5,
+             "share_of_peak": 0.6, "peak_memory_mb": 300.0}  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps(report_with(*rows)))
+    (tmp_path / "b.json").write_text(json.dumps(report_with(sizes)))
+    page = tmp_path / "page.md"
+    blocks = "".join(f"<!-- bench: {name} -->\nold\n<!-- bench: end -->\n" for name in pages.BLOCKS)
+    page.write_text(f"# Speed\n{blocks}The end.\n")
+    command = ["bench", "--from", str(tmp_path / "a.json"), "--from", str(tmp_path / "b.json"), "--into", str(page)]
+    for _ in range(2):  # twice the same
+        result = CliRunner().invoke(group, command)
+        assert result.exit_code == 0, result.output
+        text = page.read_text()
+        assert "| fused step against a HookedTransformer loop, batch 512 | **15 times** | at least 10 times |" in text
+        assert "| **6 times** | at least 7 times, **missed** |" in text
+        assert "| task.context | 64 | 3 | 0.5 | 0.6 | 300 |" in text and "processor abacus" in text
+        assert "old" not in text and text.startswith("# Speed\n") and text.endswith("The end.\n")
+        assert text.count("**Training step**") == 1
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
+def test_the_tables_of_our_pages_are_those_of_the_bench_files(page):
+    root = Path(__file__).parent.parent
+    files = [root / "docs" / "bench.json", root / "docs" / "scaling.json"]
+    text = (root / page).read_text()
+    if not all(file.exists() for file in files):
+        assert "Not measured yet." in text
+        return
+    assert pages.filled(text, pages.read(files)) == text
+
+
+def test_bad_files_are_named(tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(BirthlensError, match=r"a.json' is no file of `birthlens bench --out`"):
+        pages.read([tmp_path / "a.json"])
+    with pytest.raises(BirthlensError, match=r"has no block; write <!-- bench: NAME"):
+        pages.filled("text", report_with())
+    with pytest.raises(BirthlensError, match="has blocks other"):
+        pages.filled("<!-- bench: other -->\n<!-- bench: end -->", report_with())
+    for arguments in (["--from", "x.json", "--quick"], ["--from", "absent.json"], ["--into", "absent.md"]):
+        assert isinstance(CliRunner().invoke(group, ["bench", *arguments]).exception, BirthlensError)
+
+
+def test_every_goal_names_a_row_that_the_cases_make():
+    made = {(row["case"], row["variant"]): row for name in CASES for row in small(name)}
+    for goal in pages.GOALS:
+        variant = "to accuracy -1.0" if goal.variant == "to accuracy 0.9" else goal.variant
+        assert goal.column in made[goal.case, variant], goal
+        assert goal.baseline is None or (goal.case, goal.baseline) in made, goal
 
 
 def test_the_command_measures_and_writes_json(tmp_path):

@@ -1,6 +1,7 @@
 """What a researcher would write without birthlens: plain, independent code to be measured against.
 
-Nothing here shares code with what it is compared to, except the data and the initial weights.
+What is shared with birthlens: the data, the initial weights, and `model.build`, which fills a HookedTransformer with them
+(here, and for the models that are handed in). What is timed is plain PyTorch and plain TransformerLens.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class PaperModel(nn.Module):
 
 
 def plain_step(weights: Weights, config: RunConfig, micro_batch: int | None = None) -> Step:
-    """Return a training step of the paper's equations with torch's SGD, whole or in micro-batches."""
+    """Return a training step of the paper's equations with torch's optimiser, whole or in micro-batches."""
     model = PaperModel(weights)
     return _autograd_step(model, list(model.parameters()), config, micro_batch)
 
@@ -70,10 +71,7 @@ def hooked_step(weights: Weights, config: RunConfig) -> Step:
 
 
 def _autograd_step(model: nn.Module, parameters: list[Tensor], config: RunConfig, micro_batch: int | None) -> Step:
-    settings = config.optimiser
-    optimiser = torch.optim.SGD(
-        parameters, settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
-    )
+    optimiser = _optimiser(parameters, config)
 
     def step(batch: TokenBatch) -> None:
         optimiser.zero_grad()
@@ -87,6 +85,14 @@ def _autograd_step(model: nn.Module, parameters: list[Tensor], config: RunConfig
         optimiser.step()
 
     return step
+
+
+def _optimiser(parameters: list[Tensor], config: RunConfig) -> torch.optim.Optimizer:
+    settings = config.optimiser
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.kind == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, betas=settings.betas, weight_decay=decay)
+    return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)
 
 
 def hooked_ablations(model: HookedTransformer, batch: TokenBatch, reference: TokenBatch) -> dict[str, float]:

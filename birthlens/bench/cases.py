@@ -1,4 +1,8 @@
-"""The comparisons of `birthlens bench`: each returns rows (case, variant, setting, ms, spread, ratio to its baseline)."""
+"""The comparisons of `birthlens bench`: each returns rows, one a variant, with its time and its ratio to a baseline.
+
+Every row has case, setting, variant, ms, spread, times_baseline, baseline, rounds, and `measured`, the share of the work
+that was timed where a slow baseline is scaled up. A config says at which size a case is run.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import itertools
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,6 @@ from birthlens.bench.timing import Timing, interleaved
 from birthlens.config import RunConfig
 from birthlens.corpus import statistics_of
 from birthlens.initialisation import initial_weights
-from birthlens.presets import preset
 from birthlens.runs import load_run
 from birthlens.task import BigramTask
 from birthlens.training.loop import Trainer
@@ -27,60 +30,65 @@ from birthlens.weights import Weights
 Row = dict[str, Any]
 
 
-def training_step(batch_size: int, rounds: int) -> list[Row]:
-    """The paper's setting, whole step: sampling, forward, backward, update."""
-    config = preset("paper", [f"training.batch_size={batch_size}", "evaluation.batch_size=1"])
+def training_step(config: RunConfig, rounds: int) -> list[Row]:
+    """A whole step of the simplified model (sampling, forward, backward, update), and sampling as a share of it."""
     task, weights = _task_and_weights(config)
-    numbers = itertools.count()
+    size, numbers = config.training.batch_size, itertools.count()
 
     def on_fresh_batches(step: Callable[[Any], None]) -> Callable[[], None]:
-        return lambda: step(task.batch(batch_size, 0, next(numbers)))
+        return lambda: step(task.batch(size, 0, next(numbers)))
 
     variants: dict[str, Callable[[], object]] = {
         "hooked": on_fresh_batches(hooked_step(weights, config)),
         "plain": on_fresh_batches(plain_step(weights, config)),
         "plain, micro-batches of 16": on_fresh_batches(plain_step(weights, config, 16)),
-        "handwritten": _engine_step(config, "handwritten"),
-        "fused": _engine_step(config, "fused"),
-        "sampling alone": lambda: task.batch(batch_size, 0, next(numbers)),
-    }
-    return _rows("training step", f"batch {batch_size}", interleaved(variants, rounds), "hooked")
-
-
-def full_model_step(batch_size: int, rounds: int) -> list[Row]:
-    """Two layers, four heads, LayerNorm and MLP, everything trainable: TransformerLens against the functional engine."""
-    config = preset("paper-full", [f"training.batch_size={batch_size}", "evaluation.batch_size=1"])
-    variants = {"hooked": _plain_hooked(config), "functional": _engine_step(config, "functional")}
-    return _rows("full model step", f"batch {batch_size}", interleaved(variants, rounds), "hooked")
-
-
-def sampling(batch_size: int, rounds: int) -> list[Row]:
-    """Sampling a batch, fixed and random triggers, against one `Generator.choice` a token."""
-    return [row for triggers in ("fixed", "random") for row in _sampling(triggers, batch_size, rounds)]
-
-
-def _sampling(triggers: str, batch_size: int, rounds: int) -> list[Row]:
-    config = preset("paper", [f"task.triggers={triggers}"])
-    task = BigramTask(config.task, statistics_of(config.corpus))
-    rng, few = np.random.default_rng(0), max(1, batch_size // 32)
-    variants: dict[str, Callable[[], object]] = {
-        "plain": lambda: plain_sampler(task, few, rng),
-        "numpy": lambda: task.sample(batch_size, rng, compiled=False),
-        "compiled": lambda: task.sample(batch_size, rng),
+        "handwritten": engine_step(config, "handwritten"),
+        "fused": engine_step(config, "fused"),
+        "sampling alone": lambda: task.batch(size, 0, next(numbers)),
     }
     timings = interleaved(variants, rounds)
-    # The plain sampler draws a share of the batch; its time is scaled up.
-    timings["plain"] = timings["plain"].times(batch_size / few)
-    return _rows("sampling", f"{triggers} triggers, batch {batch_size}", timings, "plain")
+    parts = {"fused": timings["fused"], "sampling alone": timings.pop("sampling alone")}
+    return [
+        *rows_of("training step", f"batch {size}", timings, "hooked"),
+        *share_rows("sampling in a step", f"batch {size}", parts, "fused"),
+    ]
 
 
-def weight_probes(n_checkpoints: int, rounds: int) -> list[Row]:
-    """All memories over a run's checkpoints: a new process of birthlens against loading each into a HookedTransformer."""
+def full_model_step(config: RunConfig, rounds: int) -> list[Row]:
+    """Two layers, four heads, LayerNorm and MLP, everything trainable: TransformerLens against the functional engine."""
+    variants = {"hooked": _plain_hooked(config), "functional": engine_step(config, "functional")}
+    return rows_of("full model step", f"batch {config.training.batch_size}", interleaved(variants, rounds), "hooked")
+
+
+def sampling(config: RunConfig, rounds: int) -> list[Row]:
+    """Sampling a batch, fixed and random triggers, against one `Generator.choice` a token."""
+    return [row for triggers in ("fixed", "random") for row in _sampling(config, triggers, rounds)]
+
+
+def _sampling(config: RunConfig, triggers: str, rounds: int) -> list[Row]:
+    size = config.training.batch_size
+    task = BigramTask(config.task.changed(triggers=triggers), statistics_of(config.corpus))
+    rng, few = np.random.default_rng(0), max(1, size // 32)
+    variants: dict[str, Callable[[], object]] = {
+        "plain": lambda: plain_sampler(task, few, rng),
+        "numpy": lambda: task.sample(size, rng, compiled=False),
+        "compiled": lambda: task.sample(size, rng),
+    }
+    timings = interleaved(variants, rounds)
+    timings["plain"] = timings["plain"].of_share(few / size)
+    return rows_of("sampling", f"{triggers} triggers, batch {size}", timings, "plain")
+
+
+def weight_probes(config: RunConfig, n_checkpoints: int, rounds: int) -> list[Row]:
+    """All memories over a run's checkpoints: a new process of birthlens against loading each into a HookedTransformer.
+
+    The loop reads each memory once, in the plainest way; the process writes every probe of every memory.
+    """
     from birthlens.model import build
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
-        _synthetic_run(path, n_checkpoints)
+        synthetic_run(config, path, n_checkpoints)
         run, few = load_run(path), min(20, n_checkpoints)
         command = [sys.executable, "-m", "birthlens", "probe", str(path), "--out", str(path.parent / "probe.csv")]
 
@@ -97,20 +105,19 @@ def weight_probes(n_checkpoints: int, rounds: int) -> list[Row]:
             "probe process": lambda: subprocess.run(command, check=True, capture_output=True),
         }
         timings = interleaved(variants, rounds)
-        timings["hooked loop"] = timings["hooked loop"].times(n_checkpoints / few)
-        return _rows("weight probes", f"{n_checkpoints} checkpoints", timings, "hooked loop")
+        timings["hooked loop"] = timings["hooked loop"].of_share(few / n_checkpoints)
+        return rows_of("weight probes", f"{n_checkpoints} checkpoints", timings, "hooked loop")
 
 
-def interventions(rounds: int) -> list[Row]:
-    """Clean and {2 heads} x {zero, mean, resample} on 256 sequences of the paper's model: the runner against hooks."""
+def interventions(config: RunConfig, n_sequences: int, rounds: int) -> list[Row]:
+    """Clean and {2 heads} x {zero, mean, resample} on one checkpoint: the runner against hooks."""
     from birthlens.analysis.interventions import at_heads
     from birthlens.analysis.metrics import Scoring
     from birthlens.analysis.runner import evaluate
     from birthlens.model import build
 
-    config = preset("paper")
     task, weights = _task_and_weights(config)
-    batch, reference, model = task.batch(256, 1), task.batch(256, 2), build(weights)
+    batch, reference, model = task.batch(n_sequences, 1), task.batch(n_sequences, 2), build(weights)
     suite = {
         f"{head} {method}": at_heads("z", method, [head])
         for head in weights.heads
@@ -121,14 +128,15 @@ def interventions(rounds: int) -> list[Row]:
         "hooks per case": lambda: hooked_ablations(model, batch, reference),
         "runner": lambda: evaluate(weights, suite, batch, scoring, reference),
     }
-    return _rows("interventions", "256 sequences, 6 cases", interleaved(variants, rounds), "hooks per case")
+    setting = f"{n_sequences} sequences, {len(suite)} cases"
+    return rows_of("interventions", setting, interleaved(variants, rounds), "hooks per case")
 
 
-def start_up(rounds: int) -> list[Row]:
+def start_up(config: RunConfig, rounds: int) -> list[Row]:
     """New processes: the interpreter alone, the import, the help, the list of steps."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
-        _synthetic_run(path, 3)
+        synthetic_run(config, path, 3)
         commands = {
             "python alone": [sys.executable, "-c", "pass"],
             "import birthlens": [sys.executable, "-c", "import birthlens"],
@@ -139,28 +147,32 @@ def start_up(rounds: int) -> list[Row]:
             name: partial(subprocess.run, command, check=True, capture_output=True)
             for name, command in commands.items()
         }
-        return _rows("start-up", "new process", interleaved(variants, rounds), "python alone")
+        return rows_of("start-up", "new process", interleaved(variants, rounds), "python alone")
 
 
-def checkpointing(rounds: int) -> list[Row]:
-    """Saving one checkpoint, to be read beside the training step and the default schedule."""
+def checkpointing(config: RunConfig, rounds: int) -> list[Row]:
+    """Saving a checkpoint, and what that adds to a step on average, at the config's schedule."""
     from birthlens.run_writer import RunWriter
 
-    config = preset("paper", ["evaluation.batch_size=1"])
-    trainer = Trainer(config, statistics_of(config.corpus))
+    trainer, every = Trainer(config, statistics_of(config.corpus)), config.checkpoints.every
     with tempfile.TemporaryDirectory() as folder:
-        writer = RunWriter.create(Path(folder) / "run", config, trainer.task.statistics, trainer.initial, {"name": "-"})
-        trainer.update()
+        header = {"name": trainer.engine_name, "reason": "a benchmark", "threads": trainer.engine.threads}
+        writer = RunWriter.create(Path(folder) / "run", config, trainer.task.statistics, trainer.initial, header)
         numbers = itertools.count()
 
         def save() -> None:
             state, notes = trainer.snapshot()
             writer.keep(next(numbers), trainer.engine.tensors(), [], state, notes)
 
-        return _rows("checkpoint", "d = 128", interleaved({"save": save}, rounds), "save")
+        timings = interleaved({trainer.engine_name: trainer.update, "save": save}, rounds)
+        name = f"saves a step, one every {every} steps"
+        timings[name] = Timing(name, tuple(second / every for second in timings["save"].seconds))
+        setting = f"batch {config.training.batch_size}"
+        return share_rows("checkpoint", setting, timings, trainer.engine_name)
 
 
-def _engine_step(config: RunConfig, name: str) -> Callable[[], object]:
+def engine_step(config: RunConfig, name: str) -> Callable[[], object]:
+    """Return one engine's training step."""
     trainer = Trainer(
         config.changed(training={**config.training.model_dump(), "engine": name}), statistics_of(config.corpus)
     )
@@ -179,26 +191,26 @@ def _task_and_weights(config: RunConfig) -> tuple[BigramTask, Weights]:
     return BigramTask(config.task, statistics), weights
 
 
-def _synthetic_run(path: Path, n_checkpoints: int) -> None:
-    """Write a run of the d = 128 model with as many checkpoints as asked for; its weights are those of step 0."""
+def synthetic_run(config: RunConfig, path: Path, n_checkpoints: int) -> None:
+    """Write a run with as many checkpoints as asked for; its weights are those of step 0."""
     from birthlens.run_writer import RunWriter
 
-    config = preset("paper", [f"training.steps={n_checkpoints - 1}", "checkpoints.every=1"])
+    config = config.changed(
+        training={**config.training.model_dump(), "steps": n_checkpoints - 1}, checkpoints={"every": 1}
+    )
     statistics = statistics_of(config.corpus)
     _, weights = _task_and_weights(config)
-    writer = RunWriter.create(path, config, statistics, weights, {"name": "none", "reason": "a benchmark"})
+    engine = {"name": "none", "reason": "a benchmark", "threads": 1}
+    writer = RunWriter.create(path, config, statistics, weights, engine)
     trained = {name: weights[name] for name in config.trained}
     for step in range(n_checkpoints):
         writer.keep(step, trained, [], {}, {})
 
 
-def _rows(case: str, setting: str, timings: Mapping[str, Timing], baseline: str) -> list[Row]:
-    return list(_measured(case, setting, timings, baseline))
-
-
-def _measured(case: str, setting: str, timings: Mapping[str, Timing], baseline: str) -> Iterator[Row]:
-    for name, timing in timings.items():
-        yield {
+def rows_of(case: str, setting: str, timings: Mapping[str, Timing], baseline: str) -> list[Row]:
+    """Tabulate an interleaved run."""
+    return [
+        {
             "case": case,
             "setting": setting,
             "variant": name,
@@ -207,4 +219,13 @@ def _measured(case: str, setting: str, timings: Mapping[str, Timing], baseline: 
             "times_baseline": timings[baseline].median / timing.median,
             "baseline": baseline,
             "rounds": len(timing.seconds),
+            "measured": timing.share,
         }
+        for name, timing in timings.items()
+    ]
+
+
+def share_rows(case: str, setting: str, timings: Mapping[str, Timing], whole: str) -> list[Row]:
+    """Tabulate an interleaved run of a whole and its parts, each as a share of the whole."""
+    rows = rows_of(case, setting, timings, whole)
+    return [{**row, "share_of_baseline": 1 / row.pop("times_baseline")} for row in rows]

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,19 +65,26 @@ def scaling(rounds: int) -> list[Row]:
     for name, values in GRID.items():
         for value in values:
             overrides = [f"{key}={setting}" for key, setting in {**BASE, name: value}.items()]
-            command = [sys.executable, "-m", "birthlens.bench.scaling", str(rounds), *overrides]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            rows.append({"varied": name, "value": value, **json.loads(done.stdout)})
+            rows.append({"case": "scaling", "varied": name, "value": value, **in_a_process(overrides, rounds)})
     return rows
 
 
-def measure(overrides: list[str], rounds: int) -> Row:
-    """Time training steps of one setting: ms, operations, share of the peak, and the process's peak memory in MB."""
-    import resource
+def in_a_process(overrides: list[str], rounds: int) -> Row:
+    """Call `measure` in a new process, whose peak memory is then that of these steps alone."""
+    command = [sys.executable, "-m", "birthlens.bench.scaling", str(rounds), *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout))
 
+
+def measure(overrides: list[str], rounds: int) -> Row:
+    """Time training steps of one setting: ms, operations, share of the peak, and the process's peak memory in MB.
+
+    `before_training_mb` is what Python with torch held before there was a model or a batch.
+    """
     from birthlens.corpus import statistics_of
     from birthlens.training.loop import Trainer
 
+    before = peak_memory_mb()
     config = preset("paper", ["corpus.source=markov", "training.engine=fused", "evaluation.batch_size=1", *overrides])
     trainer = Trainer(config, statistics_of(config.corpus))
     seconds, operations = [], []
@@ -94,8 +102,22 @@ def measure(overrides: list[str], rounds: int) -> Row:
         "ms": median * 1e3,
         "useful_gflop": float(np.mean(operations)) / 1e9,
         "share_of_peak": float(np.mean(operations)) / median / peak,
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_memory_mb": peak_memory_mb(),
+        "before_training_mb": before,
     }
+
+
+def peak_memory_mb() -> float:
+    """Return the most memory that this process has held, in MB.
+
+    Linux's `ru_maxrss` begins with what the parent held when it started this process, so it is asked for elsewhere only.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one variant over the rounds of an interleaved run."""
+    """Seconds of one variant over the rounds of an interleaved run; `share` says how much of the work was timed."""
 
     variant: str
     seconds: tuple[float, ...]
+    share: float = 1.0
 
     @property
     def median(self) -> float:
@@ -27,9 +28,9 @@ class Timing:
         low, high = np.quantile(self.seconds, [0.25, 0.75])
         return float((high - low) / 2 / self.median)
 
-    def times(self, factor: float) -> Timing:
+    def of_share(self, share: float) -> Timing:
         """Scale a variant that did a share of the work up to all of it."""
-        return Timing(self.variant, tuple(second * factor for second in self.seconds))
+        return Timing(self.variant, tuple(second / share for second in self.seconds), share)
 
 
 def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, Timing]:

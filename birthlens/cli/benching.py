@@ -9,65 +9,106 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from birthlens.cli.tables import show
+from birthlens.errors import BirthlensError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CASES = ("start", "sampling", "step64", "step512", "full", "probes", "checkpoint", "interventions", "scaling")
+CASES = ("start", "sampling", "step64", "step512", "full", "probes", "checkpoint", "interventions", "memory", "accuracy",
+         "suite", "scaling")  # fmt: skip
+SLOW = ("step512", "memory", "accuracy", "suite")
+"""What --quick leaves out."""
 
 
 @click.command(epilog="Example: birthlens bench --quick --out bench.json")
-@click.option("--quick", is_flag=True, help="Fewer rounds and no batch of 512: under a minute.")
+@click.option("--quick", is_flag=True, help="Fewer rounds, no batch of 512, no whole trainings: under a minute.")
 @click.option("--only", type=click.Choice(CASES), multiple=True, help="Run these cases only; may be repeated.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Write rows, machine and versions as JSON.")
-def bench(quick: bool, only: tuple[str, ...], out: str | None) -> None:
+@click.option("--from", "files", type=click.Path(), multiple=True, help="Measure nothing: take rows from such JSON.")
+@click.option("--into", "pages", type=click.Path(), multiple=True, help="Write tables into a Markdown page's blocks.")
+def bench(quick: bool, only: tuple[str, ...], out: str | None, files: tuple[str, ...], pages: tuple[str, ...]) -> None:
     """Measure birthlens against plain PyTorch, plain TransformerLens and plain Python on this machine.
 
     Variants take turns (A B A B ...); read the ratios, not the milliseconds. 'spread' is half the distance between the
-    quartiles as a share of the median. The scaling table runs only when asked for (--only scaling).
+    quartiles as a share of the median; 'measured' is the share of the work that was timed where a slow baseline is scaled
+    up. The scaling table runs only when asked for (--only scaling). README.md and docs/performance.md have their tables by
+    --from bench.json --into README.md.
     """
-    import pandas as pd
+    from birthlens.bench import pages as writing
+    from birthlens.disk import write_atomically
 
+    if files and (quick or only):
+        raise BirthlensError("--from measures nothing; leave out --quick and --only.")
+    texts = {page: _text(page) for page in pages}
+    if files:
+        report = writing.read(files)
+        for case in dict.fromkeys(row["case"] for row in report["rows"]):
+            _show([row for row in report["rows"] if row["case"] == case])
+    else:
+        report = _measured(quick, only)
+    if out is not None:
+        write_atomically(Path(out), (json.dumps(report, indent=1) + "\n").encode())
+        click.echo(f"written to {out}", err=True)
+    for page, text in texts.items():
+        write_atomically(Path(page), writing.filled(text, report, page).encode())
+        click.echo(f"tables written into {page}", err=True)
+
+
+def _measured(quick: bool, only: tuple[str, ...]) -> dict[str, Any]:
     from birthlens.run_files import versions
 
     facts = {**versions(), **_machine()}
     click.echo("  ".join(f"{name} {value}" for name, value in facts.items()), err=True)
     rows: list[dict[str, Any]] = []
     for name, run in _cases(quick).items():
-        if (only and name not in only) or (not only and name == "scaling"):
-            continue
-        found = run()
-        rows += found
-        table = pd.DataFrame(found)
-        show(table.drop(columns=["case"]) if "case" in table else table, title=found[0].get("case", name))
-        click.echo()
-    if out is not None:
-        from birthlens.disk import write_atomically
+        if name in only or (not only and name != "scaling" and not (quick and name in SLOW)):
+            found = run()
+            rows += found
+            _show(found)
+    return {"machine": facts, "quick": quick, "rows": rows}
 
-        report = {"machine": facts, "quick": quick, "rows": rows}
-        write_atomically(Path(out), (json.dumps(report, indent=1) + "\n").encode())
-        click.echo(f"written to {out}", err=True)
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    import pandas as pd
+
+    for case, table in pd.DataFrame(rows).groupby("case", sort=False):
+        show(table.drop(columns="case").dropna(axis=1, how="all"), title=str(case))
+        click.echo()
+
+
+def _text(page: str) -> str:
+    try:
+        return Path(page).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BirthlensError(f"into = {page!r} cannot be read ({error}).") from None
 
 
 def _cases(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
-    from birthlens.bench import cases
+    from birthlens.bench import cases, whole_runs
     from birthlens.bench.scaling import scaling
+    from birthlens.config import RunConfig
+    from birthlens.presets import preset
 
     few = 3 if quick else 9
-    found: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        "start": lambda: cases.start_up(few),
-        "sampling": lambda: cases.sampling(512, few),
-        "step64": lambda: cases.training_step(64, few),
-        "step512": lambda: cases.training_step(512, 5),
-        "full": lambda: cases.full_model_step(64, few),
-        "probes": lambda: cases.weight_probes(200, 2 if quick else 5),
-        "checkpoint": lambda: cases.checkpointing(20),
-        "interventions": lambda: cases.interventions(2 if quick else 5),
+    small = "evaluation.batch_size=1"  # the trainers of a benchmark evaluate nothing
+    paper, paper64 = preset("paper", [small]), preset("paper", [small, "training.batch_size=64"])
+    return {
+        "start": lambda: cases.start_up(paper, few),
+        "sampling": lambda: cases.sampling(paper, few),
+        "step64": lambda: cases.training_step(paper64, few),
+        "step512": lambda: cases.training_step(paper, 5),
+        "full": lambda: cases.full_model_step(preset("paper-full", [small]), few),
+        "probes": lambda: cases.weight_probes(paper, 200, 2 if quick else 5),
+        "checkpoint": lambda: cases.checkpointing(RunConfig.parse({}, [small]), 3 if quick else 20),
+        "interventions": lambda: cases.interventions(paper, 256, 2 if quick else 5),
+        "memory": lambda: whole_runs.memory(["corpus.source=embedded", "training.batch_size=512"], "batch 512", 3),
+        "accuracy": lambda: [
+            *whole_runs.training(preset("paper"), "paper", goal=0.9),
+            *whole_runs.training(preset("demo"), "demo"),
+        ],
+        "suite": lambda: whole_runs.ablation_suite(paper, 100, 256),
         "scaling": lambda: scaling(few),
     }
-    if quick:
-        found = {name: case for name, case in found.items() if name != "step512"}
-    return found
 
 
 def _machine() -> dict[str, object]:
