@@ -209,6 +209,7 @@ def test_every_case_runs_at_a_small_size(name):
     if name == "training step":
         assert {row["case"] for row in rows} == {name, "sampling in a step"}
         part = by_variant["sampling alone"]
+        assert "times_baseline" not in part
         assert part["baseline"] == "fused" and part["share_of_baseline"] == pytest.approx(
             part["ms"] / by_variant["fused"]["ms"]
         )
