@@ -37,9 +37,7 @@ def bag_of_tokens(task: BigramTask, batch: TokenBatch) -> Float[Array, "batch po
     listed = counts[:, shown - 1 : shown] if shown else np.zeros((len(tokens), 1, n))
     # How often the chain has left each token, and has made each.
     left = np.maximum(counts - (tokens[..., None] == np.arange(n)) - listed, 0)
-    made, base = counts, task.statistics.unigram
-    if task.config.show_latents:
-        made, base = np.maximum(counts - counts[:, shown : shown + 1], 0), 0 * base
+    made = np.maximum(counts - listed, 0)
     out = task.statistics.bigram[tokens]
     row_of = np.arange(len(tokens))[:, None]
     chosen = (tokens[..., None] == triggers[:, None]).any(-1) & (np.arange(tokens.shape[1]) >= shown)
@@ -47,7 +45,7 @@ def bag_of_tokens(task: BigramTask, batch: TokenBatch) -> Float[Array, "batch po
     background = np.ones((len(tokens), n))
     background[row_of, triggers] = 0
     for rows in _blocks(chosen):
-        rates = (left[rows] * background[rows[0]]) @ task.statistics.bigram + base
+        rates = (left[rows] * background[rows[0]]) @ task.statistics.bigram + task.statistics.unigram
         times = np.take_along_axis(left[rows], triggers[rows[0]], axis=-1)
         beliefs = _beliefs(made[rows], np.maximum(rates, _LEAST_RATE), times, laws[rows[0]])
         current = (triggers[rows[0]] == tokens[rows][:, None]).argmax(-1)

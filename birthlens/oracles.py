@@ -6,10 +6,9 @@
     bayes     P(z_{t+1} | z_1..z_t), nothing left to learn: its loss is the floor under every loss curve
 
 Bayes, triggers known (fixed, or shown by show_latents): pi_b(. | z_t) for z_t no trigger; the output seen before for a
-trigger that has been seen with its successor; else the law of its output. Occurrence 2 is not enough there: with
-show_latents the first occurrences stand in the list of triggers and their successors are no outputs. Triggers unknown:
-P(z_t is a trigger | prefix), from `trigger_posterior`, mixes copying (or the output law) with pi_b; exact except with
-cycles="clean", where that module states the approximation.
+trigger that has occurred before; else the law of its output. In the list of triggers (show_latents), which is no part of
+the chain, the next of them, then pi_u. Triggers unknown: P(z_t is a trigger | prefix), from `trigger_posterior`, mixes
+copying (or the output law) with pi_b; exact except with cycles="clean", where that module states the approximation.
 """
 
 from __future__ import annotations
@@ -91,9 +90,12 @@ def bayes_optimal(task: BigramTask, batch: TokenBatch) -> Float[Array, "batch po
 def with_shown_triggers(
     task: BigramTask, batch: TokenBatch, probabilities: Float[Array, "batch pos d_vocab"]
 ) -> Float[Array, "batch pos d_vocab"]:
-    """Overwrite the first positions where show_latents lists the triggers: the next one is known, or drawn as they are."""
-    tokens, unigram_law = batch.tokens.numpy(), task.statistics.unigram
-    for t in range(shown_prefix(task)):
+    """Overwrite where show_latents lists the triggers: the next one is known, or drawn as they are; then comes pi_u."""
+    tokens, unigram_law, shown = batch.tokens.numpy(), task.statistics.unigram, shown_prefix(task)
+    for t in range(shown):
+        if t == shown - 1:
+            probabilities[:, t] = unigram_law
+            continue
         if task.fixed_triggers is not None:
             probabilities[:, t] = np.eye(len(unigram_law))[task.fixed_triggers[t + 1]]
             continue

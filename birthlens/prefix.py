@@ -40,8 +40,8 @@ def token_counts(tokens: Int[Array, "batch pos"], d_vocab: int) -> Float[Array, 
 
 
 def shown_prefix(task: BigramTask) -> int:
-    """Return how many of the first successors are no draw of the chain: the list of triggers of show_latents."""
-    return max(task.config.n_triggers - 1, 0) if task.config.show_latents else 0
+    """Return how many of the first tokens are no part of the chain: the list of triggers of show_latents."""
+    return task.config.n_triggers if task.config.show_latents else 0
 
 
 def known_triggers(task: BigramTask, batch: TokenBatch) -> Int[Array, "batch n_triggers"] | None:

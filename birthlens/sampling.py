@@ -59,6 +59,7 @@ def chain(
     """Continue each prefix to `length` tokens: z_{t+1} = overrides[z_t] where that is >= 0, else ~ rows[z_t].
 
     Returns the tokens, and for each position how often its token has occurred so far if it has an override, else 0.
+    The chain begins with the last token of the prefix: what stands before it is copied and not counted.
     Column t of `uniform` serves the draw of token t. `compiled=None` takes numba where it can be used.
     """
     kernel = _kernel() if compiled is not False else None
@@ -85,7 +86,7 @@ def _chain_in_numpy(
         tokens[:, t] = np.where(forced >= 0, forced, rows.draw(last, uniform[:, t]))
     seen = np.zeros_like(overrides)
     occurrence = np.zeros_like(tokens)
-    for t in range(length):
+    for t in range(prefix - 1, length):
         now = tokens[:, t]
         is_trigger = overrides[each, now] >= 0
         seen[each, now] += is_trigger

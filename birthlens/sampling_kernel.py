@@ -28,7 +28,7 @@ def chain(start, flat, guide, overrides, uniform, tokens, occurrence):
                     while flat[last * n + token] <= target:
                         token += 1
             tokens[b, t] = token
-            if overrides[b, token] >= 0:
+            if t >= start.shape[1] - 1 and overrides[b, token] >= 0:
                 seen[token] += 1
                 occurrence[b, t] = seen[token]
             else:

@@ -4,6 +4,7 @@ triggers q_1..q_K   fixed: the most frequent tokens after `offset`; random: from
 outputs  o_1..o_K   uniform, or pi_b(. | q_k); without the trigger itself (no_repeat), without the sequence's triggers
                     (cycles: clean), from a part of the vocabulary (split)
 tokens              z_1 ~ pi_u; z_{t+1} = o_k if z_t = q_k, else ~ pi_b(. | z_t)
+                    show_latents: q_1..q_K come before z_1; the list takes no part in the rule and is not counted
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class TokenBatch:
     """A batch of sequences with everything that is known about them.
 
     `occurrence` is 0 where the token is no trigger, else how many times that trigger has occurred up to and including the
-    position. `absorbed` marks triggers from which the sequence runs through triggers for ever.
+    position. `absorbed` marks triggers from which the sequence runs through triggers for ever. The list of triggers in
+    front (show_latents) carries no count and is never absorbed.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -51,9 +53,14 @@ class TokenBatch:
         return self.occurrence >= 2
 
     @property
+    def listed(self) -> Bool[Tensor, "batch pos"]:
+        """Positions of the list of triggers in front (show_latents): triggers that carry no count."""
+        return (self.occurrence == 0) & (self.tokens[..., None] == self.triggers[:, None]).any(-1)
+
+    @property
     def is_global(self) -> Bool[Tensor, "batch pos"]:
-        """Positions whose target follows the global bigrams: occurrence 0."""
-        return self.occurrence == 0
+        """Positions whose target follows the global bigrams: the token is no trigger."""
+        return (self.occurrence == 0) & ~self.listed
 
     def chunks(self, size: int) -> Iterator[TokenBatch]:
         """Yield the batch in consecutive parts of at most `size` sequences."""
@@ -127,15 +134,14 @@ class BigramTask:
         overrides = np.full((n, len(self.statistics)), -1, dtype=np.int64)
         np.put_along_axis(overrides, triggers, outputs, axis=1)
         uniform = uniforms((n, length), generator)
-        if config.show_latents and k:
-            start = triggers
-        else:
-            start = self._first.draw(np.zeros(n, dtype=np.int64), uniform[:, 0])[:, None]
+        listed = k if config.show_latents else 0
+        first = self._first.draw(np.zeros(n, dtype=np.int64), uniform[:, listed])
+        start = np.concatenate([triggers[:, :listed], first[:, None]], axis=1)
         sequence, occurrence = chain(start, length, self._rows, overrides, uniform, compiled)
         absorbed = np.zeros((n, config.context), dtype=bool)
         doomed = cycling(triggers, outputs)
         for row in np.flatnonzero(doomed.any(axis=1)):
-            absorbed[row] = np.isin(sequence[row, :-1], triggers[row, doomed[row]])
+            absorbed[row, listed:] = np.isin(sequence[row, listed:-1], triggers[row, doomed[row]])
         return TokenBatch(
             tokens=torch.from_numpy(sequence[:, :-1]),
             targets=torch.from_numpy(sequence[:, 1:]),

@@ -49,7 +49,7 @@ def brute_force(task: BigramTask, tokens: list[int]) -> np.ndarray:
             def law(t: int, last: int, follow=follow, forced=forced) -> np.ndarray:
                 if t < len(forced):
                     return np.eye(n)[forced[t]]
-                if t == 0:
+                if t == len(forced):
                     return task.statistics.unigram
                 return np.eye(n)[follow[last]] if last in follow else bigram[last]
 
@@ -186,6 +186,17 @@ def test_predictors_are_laws_and_bayes_is_best(triggers: str, switches: dict) ->
         np.testing.assert_allclose(p.sum(-1), 1, atol=1e-9)
         loss[name] = oracles.cross_entropy(p if name == "bayes" else oracles.smoothed(p, 0.01), targets).mean()
     assert min(loss, key=loss.get) == "bayes" and np.isfinite(loss["bayes"])
+
+
+@pytest.mark.parametrize("triggers", ["fixed", "random"])
+def test_what_is_in_context_is_certain_once_the_triggers_are_known(triggers: str) -> None:
+    task = BigramTask(TaskConfig(context=40, n_triggers=4, triggers=triggers, show_latents=True), chain(12))
+    batch = task.batch(100, seed=3)
+    loss = oracles.cross_entropy(oracles.predict("bayes", task, batch), batch.targets.numpy())
+    assert batch.in_context.any() and (loss[batch.in_context.numpy()] == 0).all()
+    assert loss[(batch.occurrence == 1).numpy()] == pytest.approx(np.log(12))
+    unigram = -np.log(task.statistics.unigram[batch.targets[:, 3].numpy()])
+    np.testing.assert_allclose(loss[:, 3], unigram)
 
 
 def test_no_triggers_is_the_global_chain() -> None:

@@ -118,11 +118,13 @@ def test_the_ideal_models_circuit_is_found(task):
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-@pytest.mark.parametrize("cycles", ["clean", "published"])
-def test_corruptions_change_what_they_say(name, cycles):
+@pytest.mark.parametrize("kind", [{"cycles": "clean"}, {"cycles": "published"}, {"show_latents": True}], ids=str)
+def test_corruptions_change_what_they_say(name, kind):
     statistics = markov_chain(CorpusConfig(source="markov", vocabulary=N))
-    task = BigramTask(TaskConfig(context=40, n_triggers=3, cycles=cycles, triggers="random"), statistics)
+    task = BigramTask(TaskConfig(context=40, n_triggers=3, triggers="random", **kind), statistics)
     batch = task.batch(40, 0)
+    listed = 3 if "show_latents" in kind else 0
+    moved = listed + (listed > 0 and name == "shifted")  # where the chain begins in the corrupted sequences
     before = batch.tokens.clone(), batch.targets.clone()
     pair = corrupt(name, batch, np.random.default_rng(0), N)
     assert torch.equal(batch.tokens, before[0]) and torch.equal(batch.targets, before[1])
@@ -137,11 +139,11 @@ def test_corruptions_change_what_they_say(name, cycles):
         assert new[1:] == pair.corrupted.targets[b, :-1].tolist()
         counts = dict.fromkeys(triggers, 0)
         for t, token in enumerate(new):
-            if token in counts:
+            if token in counts and t >= moved:
                 counts[token] += 1
-            assert int(pair.corrupted.occurrence[b, t]) == counts.get(token, 0)
+            assert int(pair.corrupted.occurrence[b, t]) == (counts.get(token, 0) if t >= moved else 0)
         for t in range(40):
-            first, after_trigger = int(batch.occurrence[b, t]) == 1, t > 0 and tokens[t - 1] in triggers
+            first, after_trigger = int(batch.occurrence[b, t]) == 1, t > listed and tokens[t - 1] in triggers
             if name == "other_outputs":
                 assert (new[t] != tokens[t]) == after_trigger
                 assert not after_trigger or new[t] not in triggers
@@ -157,12 +159,12 @@ def test_corruptions_change_what_they_say(name, cycles):
         for b, t in pair.scored.nonzero().tolist():
             new = pair.corrupted.tokens[b].tolist()
             # The corrupted sequence's own answer: what followed this token the first time, in that sequence.
-            place = new.index(new[t])
+            place = new.index(new[t], listed)
             assert place < t and new[t] == int(batch.tokens[b, t])
             assert int(pair.alternatives[b, t]) == new[place + 1]
             moved_on += new[place + 1] != int(batch.tokens[b, place + 1])
         # On published data an announced output may be a first occurrence that was moved itself.
-        assert (moved_on > 0) == (cycles == "published")
+        assert (moved_on > 0) == (kind.get("cycles") != "clean")
 
 
 def test_users_own_pairs_and_bad_questions(task, weights):

@@ -41,19 +41,21 @@ def test_every_law_of_a_batch(config, seed):
     for row in range(7):
         rule = dict(zip(batch.triggers[row].tolist(), batch.outputs[row].tolist(), strict=True))
         assert len(rule) == config.n_triggers
-        shown = config.n_triggers - 1 if config.show_latents else 0
+        # The authors' loop: the list of triggers, one draw of pi_u, then the rule; counting starts after the list.
+        listed = config.n_triggers if config.show_latents else 0
+        assert batch.tokens[row, :listed].tolist() == batch.triggers[row, :listed].tolist()
         seen: dict[int, int] = {}
         for t, (token, target) in enumerate(zip(batch.tokens[row].tolist(), batch.targets[row].tolist(), strict=True)):
-            if config.show_latents and t < config.n_triggers:
-                assert token == batch.triggers[row, t]
-            if token in rule:
+            in_chain = t >= listed
+            if in_chain and token in rule:
                 seen[token] = seen.get(token, 0) + 1
-                if t >= shown:
-                    assert target == rule[token]
-            elif t >= shown:
+                assert target == rule[token]
+            elif in_chain:
                 assert STATISTICS.bigram[token, target] > 0
-            assert batch.occurrence[row, t] == (seen[token] if token in rule else 0)
-            assert bool(batch.absorbed[row, t]) == _never_leaves(token, rule)
+            assert batch.occurrence[row, t] == (seen[token] if in_chain and token in rule else 0)
+            assert bool(batch.absorbed[row, t]) == (in_chain and _never_leaves(token, rule))
+            assert bool(batch.is_global[row, t]) == (in_chain and token not in rule)
+            assert bool(batch.listed[row, t]) == (not in_chain)
         for trigger, output in rule.items():
             assert not (config.no_repeat and trigger == output)
             assert not (config.cycles == "clean" and output in rule)
@@ -98,13 +100,18 @@ SMALL = from_counts(("a", "b", "c", "d"), np.array([[1, 2, 3, 4], [4, 1, 0, 1], 
 
 @pytest.mark.parametrize("triggers", ["fixed", "random"])
 @pytest.mark.parametrize("outputs", ["uniform", "bigram"])
-def test_sequences_have_the_exact_law(triggers, outputs):
-    """Chi-square of all length-4 sequences against probabilities summed by brute force over triggers and outputs."""
-    config = TaskConfig(context=3, n_triggers=2, triggers=triggers, outputs=outputs)
+@pytest.mark.parametrize("show_latents", [False, True])
+def test_sequences_have_the_exact_law(triggers, outputs, show_latents):
+    """Chi-square of all length-4 sequences against probabilities summed by brute force over triggers and outputs.
+
+    The law is that of what comes after the list of triggers, where there is one.
+    """
+    listed = 2 if show_latents else 0
+    config = TaskConfig(context=3 + listed, n_triggers=2, triggers=triggers, outputs=outputs, show_latents=show_latents)
     task = BigramTask(config, SMALL)
     n = 200_000
     batch = task.sample(n, np.random.default_rng(0))
-    sequences = torch.cat([batch.tokens, batch.targets[:, -1:]], 1) @ torch.tensor([64, 16, 4, 1])
+    sequences = torch.cat([batch.tokens, batch.targets[:, -1:]], 1)[:, listed:] @ torch.tensor([64, 16, 4, 1])
     observed = np.bincount(sequences.numpy(), minlength=256)
     expected = np.zeros(256)
     p, b = SMALL.unigram, SMALL.bigram
@@ -148,6 +155,12 @@ def test_shares_of_the_published_task():
         assert abs(batch.absorbed[:, -1].double().mean() - 0.076) < 0.015
     first = BigramTask(TaskConfig(), statistics).batch(4000, seed=0).occurrence == 1
     assert abs(first.double().mean() - 0.018) < 0.002
+
+
+def test_a_list_of_triggers_may_fill_the_context():
+    batch = BigramTask(TaskConfig(context=3, n_triggers=3, show_latents=True), SMALL).batch(50, seed=0)
+    assert torch.equal(batch.tokens, batch.triggers) and batch.listed.all() and not batch.is_global.any()
+    assert set(batch.targets[:, -1].tolist()) == {0, 1, 2, 3}
 
 
 def test_cycling_follows_outputs():

@@ -6,7 +6,7 @@ Roles are masks over the positions of a TokenBatch:
     in_context_unabsorbed  the same without absorbed positions, which are free copies
     first_occurrence       occurrence 1: unpredictable
     trigger                occurrence >= 1
-    global                 occurrence 0: the global bigrams
+    global                 no trigger: the global bigrams
     all                    every position
 """
 
@@ -35,7 +35,7 @@ def role_masks(batch: TokenBatch) -> dict[str, Bool[Tensor, "batch pos"]]:
         "in_context_unabsorbed": (seen >= 2) & ~batch.absorbed,
         "first_occurrence": seen == 1,
         "trigger": seen >= 1,
-        "global": seen == 0,
+        "global": batch.is_global,
         "all": torch.ones_like(batch.absorbed),
     }
 

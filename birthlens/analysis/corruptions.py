@@ -127,7 +127,8 @@ def shifted(batch: TokenBatch, generator: np.random.Generator, d_vocab: int, by:
         raise BirthlensError(f"by = {by}: shift by at least 1 and fewer than {length} positions.")
     sequence = _sequence(batch)
     start = _other_tokens(batch, batch.tokens[:, :by], generator, d_vocab)
-    corrupted = _relabelled(batch, torch.cat([start, sequence[:, :-by]], 1), batch.outputs)
+    listed = torch.nn.functional.pad(batch.listed[:, :-by], (by, 0))
+    corrupted = _relabelled(batch, torch.cat([start, sequence[:, :-by]], 1), batch.outputs, listed)
     return pair_of(batch, corrupted, batch.in_context & ~batch.absorbed)
 
 
@@ -156,8 +157,8 @@ def _sequence(batch: TokenBatch) -> Int[Tensor, "batch pos_plus_one"]:
 
 
 def _trigger_index(batch: TokenBatch) -> Int[Tensor, "batch pos"]:
-    """Return which of its sequence's triggers each token is, or -1."""
-    match = batch.tokens[:, :, None] == batch.triggers[:, None]
+    """Return which of its sequence's triggers each token of the chain is, or -1."""
+    match = (batch.tokens[:, :, None] == batch.triggers[:, None]) & ~batch.listed[..., None]
     return torch.where(match.any(-1), match.int().argmax(-1), -1)
 
 
@@ -179,11 +180,15 @@ def _other_tokens(
 
 
 def _relabelled(
-    batch: TokenBatch, sequence: Int[Tensor, "batch pos_plus_one"], outputs: Int[Tensor, "batch k"]
+    batch: TokenBatch,
+    sequence: Int[Tensor, "batch pos_plus_one"],
+    outputs: Int[Tensor, "batch k"],
+    listed: Bool[Tensor, "batch pos"] | None = None,
 ) -> TokenBatch:
-    """Make a batch of changed sequences; occurrences are counted anew."""
+    """Make a batch of changed sequences; occurrences are counted anew, after the list of triggers where there is one."""
     tokens, targets = sequence[:, :-1].contiguous(), sequence[:, 1:].contiguous()
-    is_trigger = tokens[:, :, None] == batch.triggers[:, None]
+    listed = batch.listed if listed is None else listed
+    is_trigger = (tokens[:, :, None] == batch.triggers[:, None]) & ~listed[..., None]
     occurrence = (is_trigger.cumsum(1) * is_trigger).sum(-1)
     return TokenBatch(tokens, targets, batch.triggers, outputs, occurrence, torch.zeros_like(batch.absorbed))
 
