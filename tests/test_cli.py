@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 
 from birthlens.cli import group, main
+from birthlens.errors import BirthlensError
 
 TINY = ["corpus.source=markov", "corpus.vocabulary=12", "task.context=24", "task.n_triggers=3", "model.d_model=16",
         "training.steps=12", "training.batch_size=8", "checkpoints.every=4", "evaluation.batch_size=8"]  # fmt: skip
@@ -94,10 +96,36 @@ def test_a_config_can_be_shown_and_used(tmp_path):
 
 
 def test_a_users_text(tmp_path):
-    (tmp_path / "t.txt").write_text("she sells sea shells by the sea shore " * 5)
-    birthlens("train", tmp_path / "run", "--corpus", tmp_path / "t.txt", *TINY[2:])
-    (tmp_path / "t.txt").unlink()
+    # YAML would cut this name at its #.
+    text = tmp_path / "my novel: it's #2 \N{OPEN BOOK}.txt"
+    text.write_text("she sells sea shells by the sea shore " * 5)
+    (tmp_path / "my novel").write_text("another text altogether")
+    birthlens("train", tmp_path / "run", "--corpus", text, *TINY[2:])
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["corpus"]["path"] == str(text)
+    text.unlink()
     assert "trigger" in birthlens("probe", tmp_path / "run").stdout
+
+
+def test_a_training_logs_to_tensorboard_and_to_no_run_but_its_own(run, tmp_path, monkeypatch):
+    opened, scalars = [], []
+
+    class SummaryWriter:
+        def __init__(self, path):
+            opened.append(path)
+
+        def add_scalar(self, name, value, step):
+            scalars.append((name, step))
+
+        def close(self):
+            opened.append("closed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=SummaryWriter))
+    result = CliRunner().invoke(group, ["train", str(run), *TINY, "--log", "tensorboard"])
+    assert isinstance(result.exception, BirthlensError) and not opened
+    result = CliRunner().invoke(group, ["train", str(tmp_path / "new"), *TINY, "--log", "tensorboard"])
+    assert result.exit_code == 0, result.output
+    assert opened == [str(tmp_path / "new" / "tensorboard"), "closed"]
+    assert ("held_out/in_context_accuracy", 12) in scalars
 
 
 @pytest.mark.parametrize(
@@ -112,6 +140,7 @@ def test_a_users_text(tmp_path):
         (["train", "OUT", "--corpus", "absent.txt"], ["absent.txt", "cannot be read"]),
         (["train", "OUT", "--resume"], ["does not exist"]),
         (["train", "RUN"], ["already holds a run", "--resume"]),
+        (["train", "RUN", "--resume", "--show-config"], ["--resume", "--show-config", "run.json"]),
         (["train", "RUN", "--resume", "training.steps=3"], ["--resume takes its config from the run"]),
         (["steps", "absent"], ["absent", "does not exist"]),
         (["probe", "RUN", "--steps", "3"], ["step = 3", "0, 4, 8, 12"]),

@@ -41,6 +41,8 @@ def train(
     Without --preset or --config it trains the defaults, which are the paper's. Keys are those of --show-config.
     """
     if resuming:
+        if show_config:
+            raise BirthlensError("--resume and --show-config exclude each other; run.json in OUT holds the config.")
         if preset_name or config_file or corpus_file or overrides:
             raise BirthlensError("--resume takes its config from the run; leave out --preset, --config and overrides.")
         from birthlens.training.recording import resume
@@ -59,17 +61,18 @@ def train(
 def _config(
     preset_name: str | None, config_file: str | None, corpus_file: str | None, overrides: tuple[str, ...]
 ) -> RunConfig:
-    from birthlens.config import RunConfig
+    from birthlens.config import RunConfig, read_tree
     from birthlens.presets import preset
 
     if preset_name and config_file:
         raise BirthlensError(f"--preset {preset_name} and --config {config_file} exclude each other; give one.")
+    tree = read_tree(config_file) if config_file else {}
+    if preset_name:
+        tree = preset(preset_name).model_dump(mode="json")
     if corpus_file:
         source = "counts" if Path(corpus_file).suffix in (".json", ".csv") else "text"
-        overrides = (f"corpus.source={source}", f"corpus.path={Path(corpus_file).resolve()}", *overrides)
-    if config_file:
-        return RunConfig.load(config_file, overrides)
-    return preset(preset_name, overrides) if preset_name else RunConfig.parse({}, overrides)
+        tree["corpus"] = {"source": source, "path": str(Path(corpus_file).resolve())}
+    return RunConfig.parse(tree, overrides)
 
 
 def follow(records: Iterable[StepRecord], out: str, logger: str | None = None) -> bool:

@@ -12,6 +12,8 @@ from birthlens.training.loop import StepRecord
 def log_to(kind: str, path: Path) -> Callable[[StepRecord], None]:
     """Return a function that logs a record: event files under path/tensorboard, or a W&B run named after the directory.
 
+    Nothing is opened before the first record: until then the directory may turn out to be another run's.
+
     Raises:
         BirthlensError: where the extra is not installed; the message says how to install it.
     """
@@ -20,9 +22,12 @@ def log_to(kind: str, path: Path) -> Callable[[StepRecord], None]:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise _missing(kind) from None
-        writer = SummaryWriter(str(path / "tensorboard"))
+        writer: SummaryWriter | None = None
 
         def to_tensorboard(record: StepRecord) -> None:
+            nonlocal writer
+            if writer is None:
+                writer = SummaryWriter(str(path / "tensorboard"))
             for row in record.metrics:
                 writer.add_scalar(f"{row['split']}/{row['metric']}", row["value"], record.step)
             if record.step >= record.trainer.config.training.steps:
