@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import model_validator
 
 from birthlens.errors import BirthlensError
-from birthlens.section import Positive, Section
+from birthlens.section import Positive, Section, Switch
 
 
 class ModelConfig(Section):
@@ -30,7 +30,7 @@ class ModelConfig(Section):
     d_mlp: Positive | None = None
     feed_forward: Literal["none", "linear", "relu"] = "none"
     positions: Literal["random", "sinusoidal", "rotary"] = "random"
-    scaled_scores: bool = True
+    scaled_scores: Switch = True
     init: Literal["authors", "scaled", "orthogonal"] = "authors"
 
     @model_validator(mode="after")

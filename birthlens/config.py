@@ -14,7 +14,9 @@ from pydantic import Field, model_validator
 
 from birthlens.architecture import ModelConfig, parameter_names, trained_by_default
 from birthlens.errors import BirthlensError
-from birthlens.section import Count, Fraction, Positive, Rate, Section
+from birthlens.section import Count, Fraction, NotBool, Positive, Rate, Section, Steps, Switch
+
+Share = Annotated[float, Field(ge=0, lt=1), NotBool]
 
 
 class CorpusConfig(Section):
@@ -28,9 +30,9 @@ class CorpusConfig(Section):
     section: ClassVar[str] = "corpus"
     source: Literal["embedded", "text", "counts", "markov"] = "embedded"
     path: str | None = None
-    vocabulary: Annotated[int, Field(ge=2)] = 64
+    vocabulary: Annotated[int, Field(ge=2), NotBool] = 64
     zipf_exponent: Rate = 1.0
-    concentration: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.3
+    concentration: Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False), NotBool] = 0.3
     seed: Count = 0
 
     @model_validator(mode="after")
@@ -48,16 +50,16 @@ class TaskConfig(Section):
     """
 
     section: ClassVar[str] = "task"
-    context: Annotated[int, Field(ge=2)] = 256
+    context: Annotated[int, Field(ge=2), NotBool] = 256
     n_triggers: Count = 5
     triggers: Literal["fixed", "random"] = "fixed"
     offset: Count = 0
     outputs: Literal["uniform", "bigram"] = "uniform"
-    no_repeat: bool = False
+    no_repeat: Switch = False
     cycles: Literal["published", "clean"] = "published"
     split: Literal["none", "train", "test"] = "none"
     split_fraction: Fraction = 0.75
-    show_latents: bool = False
+    show_latents: Switch = False
 
     @model_validator(mode="after")
     def _latents_fit(self) -> Self:
@@ -74,9 +76,9 @@ class OptimiserConfig(Section):
     section: ClassVar[str] = "optimiser"
     kind: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Rate = 0.2
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Share = 0.9
     weight_decay: Rate = 1e-4
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
+    betas: tuple[Share, Share] = (0.9, 0.99)
 
 
 class TrainingConfig(Section):
@@ -91,7 +93,7 @@ class TrainingConfig(Section):
     batch_size: Positive = 512
     loss: Literal["in_context", "all"] = "in_context"
     trained: tuple[str, ...] | None = None
-    freeze_until: dict[str, Count] = {}
+    freeze_until: Steps = {}
     engine: Literal["auto", "fused", "handwritten", "functional", "reference"] = "auto"
 
 
@@ -162,6 +164,11 @@ class RunConfig(Section):
                     f"training.freeze_until = {name!r} (until step {step}) names no trained matrix; "
                     f"valid: {', '.join(self.trained)}."
                 )
+        if beyond := [step for step in self.checkpoints.steps if step > self.training.steps]:
+            raise BirthlensError(
+                f"checkpoints.steps = {beyond[0]}: training ends at step training.steps = {self.training.steps}; "
+                "name steps up to that."
+            )
         return self
 
     @property
@@ -175,13 +182,10 @@ class RunConfig(Section):
     @classmethod
     def parse(cls, data: dict[str, Any] | None = None, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
         """Build a config from nested plain data and `section.key=value` overrides (values in YAML spelling)."""
-        tree = {key: dict(value) if isinstance(value, dict) else value for key, value in (data or {}).items()}
+        tree = _sections({} if data is None else data)
         for override in overrides:
             section, key, value = _split_override(override)
-            branch = tree.setdefault(section, {})
-            if not isinstance(branch, dict):
-                raise BirthlensError(f"{section} = {branch!r}: it must be a section with keys of its own.")
-            branch[key] = value
+            tree.setdefault(section, {})[key] = value
         return cls(**tree)
 
     @classmethod
@@ -219,6 +223,20 @@ def read_tree(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise BirthlensError(f"config = {str(path)!r} holds a {type(tree).__name__}; it must map sections to keys.")
+    return tree
+
+
+def _sections(data: Any) -> dict[str, dict[str, Any]]:
+    """Copy nested plain data as sections; one with nothing in it keeps its defaults."""
+    if not isinstance(data, dict):
+        raise BirthlensError(f"config = {data!r}: it must map sections to keys.")
+    tree: dict[str, dict[str, Any]] = {}
+    for section, keys in data.items():
+        if not isinstance(keys, dict | Section | None):
+            raise BirthlensError(f"{section} = {keys!r}: it must be a section with keys of its own.")
+        tree[section] = keys.model_dump() if isinstance(keys, Section) else dict(keys or {})
+        if wrong := [name for name in (section, *tree[section]) if not isinstance(name, str)]:
+            raise BirthlensError(f"{section} has the key {wrong[0]!r}; sections and keys are names.")
     return tree
 
 

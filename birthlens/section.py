@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from birthlens.errors import BirthlensError
 
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("no_number", "Input should be a number")
+    return value
+
+
+# pydantic would read true as 1, and 'yes' as true.
+NotBool = BeforeValidator(_no_bool)
+Switch = Annotated[bool, Field(strict=True)]
+Positive = Annotated[int, Field(ge=1), NotBool]
+Count = Annotated[int, Field(ge=0), NotBool]
+# The bound keeps a rate, and what an optimiser multiplies it with, within float32.
+Rate = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False), NotBool]
+Fraction = Annotated[float, Field(gt=0, lt=1), NotBool]
+
+
+class FrozenDict(dict[str, int]):
+    """A dict that stays as it was made."""
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("a config is frozen; make a changed copy with changed().")
+
+    __setitem__ = __delitem__ = __ior__ = update = pop = popitem = setdefault = clear = _refuse
+
+    def __reduce__(self) -> tuple[type[FrozenDict], tuple[dict[str, int]]]:
+        return FrozenDict, (dict(self),)
+
+
+Steps = Annotated[dict[str, Count], AfterValidator(FrozenDict)]
 
 
 class Section(BaseModel):

@@ -1,5 +1,8 @@
 """Configs: round trips, and errors that name field, value and what would be valid."""
 
+import copy
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,6 +65,12 @@ def test_what_is_trained_by_default_exists(model):
         (["task.triggers=loose"], ["task.triggers", "'loose'", "'fixed' or 'random'"]),
         (["steps=3"], ["'steps=3'", "section.key=value"]),
         (["corpus.source=text"], ["corpus.path", "None", "text"]),
+        (["training.steps=true"], ["training.steps", "True", "a number"]),
+        (["task.n_triggers=True"], ["task.n_triggers", "True", "a number"]),
+        (["optimiser.learning_rate=yes"], ["optimiser.learning_rate", "True", "a number"]),
+        (["task.no_repeat='yes'"], ["task.no_repeat", "'yes'", "boolean"]),
+        (["optimiser.learning_rate=1e300"], ["optimiser.learning_rate", "1e300", "less than"]),
+        (["checkpoints.steps=[3, 9999]"], ["checkpoints.steps", "9999", "training.steps = 300"]),
         (["model.positions=rotary", "model.d_model=9"], ["d_model", "9", "even"]),
     ],
 )
@@ -81,6 +90,15 @@ def test_a_section_by_itself_speaks_the_same_way():
 def test_configs_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         TaskConfig().context = 3
+    frozen = RunConfig.parse({"training": {"freeze_until": {"L0.W_K": 3}}})
+    for change in (lambda steps: steps.update(W_E=7), lambda steps: steps.clear(), lambda steps: steps.pop("L0.W_K")):
+        with pytest.raises(TypeError, match="frozen"):
+            change(frozen.training.freeze_until)
+    with pytest.raises(TypeError, match="frozen"):
+        frozen.training.freeze_until["L0.W_K"] = 7
+    assert frozen.training.freeze_until == {"L0.W_K": 3}
+    for copied in (pickle.loads(pickle.dumps(frozen)), copy.deepcopy(frozen), RunConfig(**frozen.model_dump())):
+        assert copied == frozen and copied.to_yaml() == frozen.to_yaml()
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -106,7 +124,16 @@ def test_an_unknown_preset_lists_the_valid_ones():
         preset("fast")
 
 
-@pytest.mark.parametrize(("text", "word"), [("[1, 2]", "list"), ("a: [", "YAML")])
+def test_an_empty_section_keeps_its_defaults(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("task:\ntraining:\n  steps: 3\n")
+    assert RunConfig.load(path, ["task.context=9"]) == RunConfig.parse({}, ["training.steps=3", "task.context=9"])
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("[1, 2]", "list"), ("a: [", "YAML"), ("1: 2", "1 = 2"), ("1: {a: 2}", "key 1"), ("task: {1: 2}", "key 1")],
+)
 def test_a_file_that_is_no_config(tmp_path, text, word):
     path = tmp_path / "c.yaml"
     path.write_text(text)

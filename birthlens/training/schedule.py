@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from birthlens.config import RunConfig
 
 
@@ -18,20 +20,16 @@ class Schedule:
     def __init__(self, config: RunConfig, last_kept_loss: float | None = None) -> None:
         self.config = config
         self.last_kept_loss = last_kept_loss
-        last = config.training.steps
-        self._planned = {0, last, *config.checkpoints.steps}
-        if config.checkpoints.schedule == "linear":
-            self._planned |= set(range(0, last + 1, config.checkpoints.every))
-        elif config.checkpoints.schedule == "log":
-            step, power = 1, 0
-            while step < last:
-                self._planned.add(step)
-                power += 1
-                step = round(10 ** (power / config.checkpoints.per_decade))
+        self._named = {0, config.training.steps, *config.checkpoints.steps}
 
     def planned(self, step: int) -> bool:
         """Say whether a step is kept whatever the loss does."""
-        return step in self._planned
+        settings = self.config.checkpoints
+        if step in self._named:
+            return True
+        if settings.schedule == "linear":
+            return step % settings.every == 0
+        return settings.schedule == "log" and _is_power(step, settings.per_decade)
 
     def evaluates(self, step: int) -> bool:
         """Say whether the model is evaluated at a step: every `evaluation.every` steps and wherever it is kept."""
@@ -48,3 +46,9 @@ class Schedule:
             self.last_kept_loss = loss
             return True
         return False
+
+
+def _is_power(step: int, per_decade: int) -> bool:
+    """Say whether a step is a whole number of `per_decade`-ths of a decade, rounded; only its neighbours can be."""
+    below = math.floor(math.log10(step) * per_decade)
+    return any(round(10 ** (power / per_decade)) == step for power in (below, below + 1))
