@@ -7,6 +7,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Num
@@ -102,13 +103,13 @@ def from_counts(
     if unigram_counts is None:
         unigram_counts = counts.sum(0) + counts.sum(1)
     unigram = np.asarray(unigram_counts, dtype=np.float64)
-    if unigram.shape != (n,) or (unigram < 0).any() or not unigram.sum() > 0:
+    if unigram.shape != (n,) or not np.isfinite(unigram).all() or (unigram < 0).any() or unigram.sum() == 0:
         raise BirthlensError(
-            f"{name} has unigram counts of shape {unigram.shape}; it needs {n}, at least 0, not all 0."
+            f"{name} has unigram counts of shape {unigram.shape}; it needs {n}, finite, at least 0, not all 0."
         )
     unigram = unigram / unigram.sum()
     totals = counts.sum(1, keepdims=True)
-    bigram = np.where(totals > 0, counts / np.maximum(totals, 1), unigram)
+    bigram = np.where(totals > 0, counts / np.where(totals > 0, totals, 1), unigram)
     return BigramStatistics(vocab, unigram, bigram, counts)
 
 
@@ -147,12 +148,7 @@ def from_file(path: Path, source: str | None = None) -> BigramStatistics:
         raise BirthlensError(f"{path} is not UTF-8 text (byte {error.start}); convert it first.") from None
     if source == "text":
         return from_text(text, str(path))
-    try:
-        return _counts_from_csv(text, str(path)) if path.suffix == ".csv" else _counts_from_json(text, str(path))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        if isinstance(error, BirthlensError):
-            raise
-        raise BirthlensError(f"{path} is no table of counts ({error}); the README shows the format.") from None
+    return _counts_from_csv(text, str(path)) if path.suffix == ".csv" else _counts_from_json(text, str(path))
 
 
 def embedded_text() -> str:
@@ -165,14 +161,36 @@ def embedded_text() -> str:
 
 
 def _counts_from_json(text: str, name: str) -> BigramStatistics:
-    tree = json.loads(text)
-    unigram = np.array(tree["unigram"]) if "unigram" in tree else None
-    return from_counts(tuple(map(str, tree["vocab"])), np.array(tree["counts"]), unigram, name)
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BirthlensError(f"{name} is no table of counts: no JSON at line {error.lineno}.") from None
+    if not isinstance(tree, dict) or not {"vocab", "counts"} <= tree.keys() <= {"vocab", "counts", "unigram"}:
+        raise BirthlensError(f"{name} is no table of counts: it must map 'vocab', 'counts' and, if known, 'unigram'.")
+    if not isinstance(tree["vocab"], list):
+        raise BirthlensError(f"{name} is no table of counts: 'vocab' must list the tokens.")
+    unigram = _numbers(tree["unigram"], f"{name}: 'unigram'") if "unigram" in tree else None
+    return from_counts(tuple(map(str, tree["vocab"])), _numbers(tree["counts"], f"{name}: 'counts'"), unigram, name)
+
+
+def _numbers(rows: Any, what: str) -> Num[Array, "..."]:
+    """Make an array of nested lists, or raise BirthlensError where they are ragged or hold something else than numbers."""
+    try:
+        array = np.array(rows)
+    except ValueError:
+        array = np.array(None)
+    if array.dtype.kind not in "iuf":
+        raise BirthlensError(f"{what} must hold numbers only, the same number in each row.")
+    return array
 
 
 def _counts_from_csv(text: str, name: str) -> BigramStatistics:
-    header, *rows = [row for row in csv.reader(io.StringIO(text)) if row]
-    counts = np.array([[float(cell) for cell in row[1:]] for row in rows])
+    header, *rows = [row for row in csv.reader(io.StringIO(text)) if row] or [[]]
+    try:
+        cells = [[float(cell) for cell in row[1:]] for row in rows]
+    except ValueError as error:
+        raise BirthlensError(f"{name} is no table of counts: {str(error).rsplit(': ', 1)[-1]} is no number.") from None
+    counts = _numbers(cells, name)
     if [row[0] for row in rows] != header[1:]:
         raise BirthlensError(f"{name}: the labels of its rows must be those of its columns, in the same order.")
     return from_counts(tuple(header[1:]), counts, None, name)

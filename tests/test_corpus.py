@@ -66,6 +66,15 @@ def test_counts_from_json_and_csv_agree(tmp_path):
     assert one.vocab == two.vocab == ("a", "b", "c")
 
 
+@given(st.floats(1e-3, 1e3))
+def test_the_scale_of_a_table_does_not_matter(scale):
+    counts = np.array([[1.0, 2, 0], [0, 0, 0], [3, 4, 1]])
+    one, two = from_counts(("a", "b", "c"), counts), from_counts(("a", "b", "c"), scale * counts)
+    np.testing.assert_allclose(two.bigram, one.bigram)
+    np.testing.assert_allclose(two.unigram, one.unigram)
+    np.testing.assert_allclose(two.bigram.sum(1), 1)
+
+
 def test_a_markov_chain_is_seeded_and_zipf():
     config = CorpusConfig(source="markov", vocabulary=50, zipf_exponent=1.2, seed=3)
     one, two = statistics_of(config), statistics_of(config)
@@ -93,8 +102,30 @@ def test_counts_that_cannot_be_a_chain(tmp_path):
         from_counts(("a", "b"), np.array([[1, -1], [0, 1]]))
     with pytest.raises(BirthlensError, match="twice"):
         from_counts(("a", "a"), np.ones((2, 2)))
-    (tmp_path / "c.json").write_text('{"vocab": ["a", "b"]}')
-    with pytest.raises(BirthlensError, match="no table of counts"):
-        from_file(tmp_path / "c.json")
+    with pytest.raises(BirthlensError, match="finite"):
+        from_counts(("a", "b"), np.ones((2, 2)), np.array([np.inf, 1]))
     with pytest.raises(BirthlensError, match="cannot be read"):
         from_file(tmp_path / "absent.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("c.json", '{"vocab": ["a", "b"]}', "must map 'vocab', 'counts'"),
+        ("c.json", "[1]", "must map 'vocab', 'counts'"),
+        ("c.json", "{", "no JSON at line 1"),
+        ("c.json", '{"vocab": 2, "counts": [[1, 2], [2, 1]]}', "'vocab' must list the tokens"),
+        ("c.json", '{"vocab": ["a", "b"], "counts": [[1, 2], [2]]}', "'counts' must hold numbers only"),
+        ("c.json", '{"vocab": ["a", "b"], "counts": [["x", 2], [2, 1]]}', "'counts' must hold numbers only"),
+        ("c.json", '{"vocab": ["a", "b"], "counts": [[1, 2], [2, 1]], "unigram": [Infinity, 1]}', "finite"),
+        ("c.csv", "", "at least 2 by 2"),
+        ("c.csv", ",a,b\na,1,x\nb,1,2\n", "'x' is no number"),
+        ("c.csv", ",a,b\na,1\nb,1,2\n", "the same number in each row"),
+        ("c.csv", ",a,b\nb,1,2\na,1,2\n", "the labels of its rows"),
+    ],
+)
+def test_files_that_hold_no_table(tmp_path, name, text, said):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(BirthlensError, match=said) as error:
+        from_file(tmp_path / name)
+    assert name in str(error.value) and "\n" not in str(error.value)
