@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+
+from birthlens.errors import BirthlensError
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` under a temporary name beside `path`, fsync, and rename over it.
+
+    Raises:
+        BirthlensError: where the system refuses, with its reason.
 
     Example:
         >>> import tempfile
@@ -23,10 +29,18 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise BirthlensError(f"{path} cannot be written: {error.strerror}.") from None
         raise
     _sync_directory(path.parent)
+
+
+def is_temporary(path: Path) -> bool:
+    """Say whether a file is what a kill leaves of `write_atomically`."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def _sync_directory(directory: Path) -> None:

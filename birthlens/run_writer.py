@@ -13,9 +13,9 @@ import numpy as np
 from birthlens import __version__
 from birthlens.config import RunConfig
 from birthlens.corpus import BigramStatistics
-from birthlens.disk import write_atomically
+from birthlens.disk import is_temporary, write_atomically
 from birthlens.errors import BirthlensError
-from birthlens.run_files import FORMAT, checkpoint_file, kept_steps, read_metadata, read_metrics, versions
+from birthlens.run_files import FORMAT, checkpoint_file, listed_steps, read_metrics, read_notes, versions
 from birthlens.weights import Weights, load_tensors, save_tensors
 
 Array = np.ndarray
@@ -41,11 +41,20 @@ class RunWriter:
         engine: Mapping[str, Any],
     ) -> Self:
         """Start a new run directory; nothing that exists is overwritten."""
+        if not str(path):
+            raise BirthlensError("out = '' is no name; choose a new directory.")
         path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not path.is_dir():
+            raise BirthlensError(f"out = {str(path)!r} is a file; choose a new directory.")
+        if path.exists() and not _is_fresh(path):
             what = "a run (use --resume to continue it)" if (path / "run.json").exists() else "other files"
             raise BirthlensError(f"out = {str(path)!r} already holds {what}; choose a new directory.")
-        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        try:
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BirthlensError(
+                f"out = {str(path)!r} cannot be made: {error.strerror}; choose another place."
+            ) from None
         from birthlens.task import fixed_triggers
 
         tables = {"unigram": statistics.unigram, "bigram": statistics.bigram}
@@ -89,18 +98,30 @@ class RunWriter:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def rewind(self) -> tuple[dict[str, Array], dict[str, Array], dict[str, Any]]:
-        """Go back to the last resumable step: return its weights, optimiser state and notes; forget what came after."""
+    def rewind(self) -> tuple[dict[str, Array], dict[str, Any]] | None:
+        """Go back to the last resumable step, and forget what came after.
+
+        Return its tensors (weights and the optimiser's) and notes, or None where a kill came before the first such step.
+        """
         file = self.path / "resume.safetensors"
-        state = load_tensors(file)
-        notes = json.loads(read_metadata(file).get("notes", "{}"))
-        if "step" not in notes:
-            raise BirthlensError(f"{file} does not say which step it belongs to; the run is damaged, train again.")
-        step = int(notes["step"])
-        tensors = load_tensors(checkpoint_file(self.path, step))
-        for later in kept_steps(self.path):
+        if not file.exists() and not any(listed_steps(self.path)):
+            self._forget_after(-1)
+            return None
+        state, notes = load_tensors(file), read_notes(file)
+        tensors = load_tensors(checkpoint_file(self.path, notes["step"]))
+        self._forget_after(notes["step"])
+        return {**tensors, **state}, notes
+
+    def _forget_after(self, step: int) -> None:
+        for later in listed_steps(self.path):
             if later > step:
                 checkpoint_file(self.path, later).unlink()
         kept = [row for row in read_metrics(self.path) if row["step"] <= step]
         write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept).encode())
-        return tensors, state, notes
+
+
+def _is_fresh(path: Path) -> bool:
+    """Say whether a directory holds nothing but what a run leaves that is killed before its header is written."""
+    ours = {"checkpoints", "tables.safetensors", "constants.safetensors"}
+    strangers = [file for file in path.iterdir() if file.name not in ours and not is_temporary(file)]
+    return not strangers and not any((path / "checkpoints").glob("*"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from birthlens.architecture import parameter_names
+from birthlens.architecture import parameter_names, parameter_shapes
 from birthlens.config import RunConfig
 from birthlens.corpus import BigramStatistics
 from birthlens.errors import BirthlensError
@@ -35,7 +35,10 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.header = read_header(self.path)
-        self.config = RunConfig.parse(self.header["config"])
+        try:
+            self.config = RunConfig.parse(self.header["config"])
+        except BirthlensError as error:
+            raise BirthlensError(f"{self.path / 'run.json'} holds a config that cannot be read: {error}") from None
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {len(self.steps)} checkpoints, last step {self.steps[-1]})"
@@ -52,7 +55,7 @@ class Run:
 
     @cached_property
     def _tables(self) -> dict[str, Array]:
-        return read_tables(self.path)
+        return read_tables(self.path, len(self.header["vocab"]))
 
     @cached_property
     def statistics(self) -> BigramStatistics:
@@ -74,14 +77,27 @@ class Run:
     @cached_property
     def constants(self) -> dict[str, Array]:
         """Parameters that training never moves."""
-        return load_tensors(self.path / "constants.safetensors")
+        return self._load(self.path / "constants.safetensors")
 
     def checkpoint(self, step: int) -> dict[str, Array]:
         """Return the trained parameters at a kept step."""
         file = checkpoint_file(self.path, step)
         if not file.exists():
             raise BirthlensError(f"step = {step} is not kept in {self.path}; kept steps are {_listing(self.steps)}.")
-        return load_tensors(file)
+        tensors = self._load(file)
+        if missing := [name for name in self.config.trained if name not in tensors]:
+            raise BirthlensError(f"{file} lacks {', '.join(missing)}; the run is damaged.")
+        return tensors
+
+    def _load(self, file: Path) -> dict[str, Array]:
+        tensors = load_tensors(file)
+        shapes = parameter_shapes(self.config.model, len(self.header["vocab"]), self.config.task.context)
+        for name, tensor in tensors.items():
+            if name in shapes and tensor.shape != shapes[name]:
+                raise BirthlensError(
+                    f"{file} has {name} of shape {tensor.shape}, not {shapes[name]}; the run is damaged, train again."
+                )
+        return tensors
 
     def weights(self, step: int) -> Weights:
         """Return all weights at a kept step; a negative step counts from the end (-1 is the last)."""

@@ -201,5 +201,6 @@ def _split_mask(config: TaskConfig, n: int) -> Bool[Array, "d_vocab"]:
 def _no_output_left(config: TaskConfig) -> BirthlensError:
     return BirthlensError(
         f"task.n_triggers = {config.n_triggers}: with task.cycles = {config.cycles!r}, no_repeat = {config.no_repeat} and "
-        f"split = {config.split!r} no output token may be left to draw; use fewer triggers or a larger vocabulary."
+        f"split = {config.split!r} (split_fraction = {config.split_fraction}) no output token may be left to draw; "
+        "use fewer triggers, a larger vocabulary, or another split_fraction."
     )

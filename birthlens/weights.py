@@ -127,6 +127,8 @@ def load_tensors(path: Path) -> dict[str, Array]:
         return dict(load(path.read_bytes()))
     except FileNotFoundError:
         raise BirthlensError(f"{path} is missing; the run is incomplete or was moved in part.") from None
+    except OSError as error:
+        raise BirthlensError(f"{path} cannot be read: {error.strerror}.") from None
     except (SafetensorError, ValueError) as error:
         raise BirthlensError(
             f"{path} is damaged or no safetensors file ({error}); restore it or train again."

@@ -147,11 +147,16 @@ def test_a_training_logs_to_tensorboard_and_to_no_run_but_its_own(run, tmp_path,
         (["probe", "RUN", "--steps", "some"], ["steps = 'some'", "every:N"]),
         (["probe", "RUN", "--out", "x.txt"], ["x.txt", ".csv, .json, .parquet"]),
         (["probe", "RUN", "--out", "absent/x.csv"], ["absent", "does not exist"]),
+        (["probe", "RUN", "--out", "/dev/null/x.csv"], ["/dev/null", "does not exist"]),
+        (["train", "OUT", "task.context=100000000000"], ["out of memory", "task.context"]),
+        (["train", "OUT", "task.split=train", "task.split_fraction=0.001"], ["split_fraction = 0.001", "no output"]),
+        (["train", "/dev/null"], ["'/dev/null' is a file"]),
+        (["steps", "RUN/run.json"], ["run.json' is a file"]),
         (["frobnicate"], ["frobnicate"]),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(run, tmp_path, arguments, words, capsys, monkeypatch):
-    arguments = [{"RUN": str(run), "OUT": str(tmp_path / "out")}.get(word, word) for word in arguments]
+    arguments = [word.replace("RUN", str(run)).replace("OUT", str(tmp_path / "out")) for word in arguments]
     before = sorted(run.rglob("*"))
     monkeypatch.setattr(sys, "argv", ["birthlens", *arguments])
     with pytest.raises(SystemExit) as stopped:
@@ -160,6 +165,31 @@ def test_bad_input_is_one_sentence_and_status_2(run, tmp_path, arguments, words,
     assert stopped.value.code == 2
     assert all(word in error for word in words), error
     assert not (tmp_path / "out").exists() and sorted(run.rglob("*")) == before
+
+
+def test_what_the_system_refuses_is_one_sentence(run, tmp_path, capsys, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", "somewhere")
+
+    monkeypatch.setattr(sys, "argv", ["birthlens", "probe", str(run), "--out", str(tmp_path / "x.csv")])
+    monkeypatch.setattr("birthlens.disk.os.replace", refuse)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2 and "x.csv cannot be written: Permission denied." in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("birthlens.runs.load_run", refuse)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "birthlens: somewhere cannot be used: Permission denied.\n"
+
+
+def test_updates_without_a_target_are_told(tmp_path):
+    # The rarest tokens of the chain are its triggers: none comes twice in so few tokens.
+    rare = ["corpus.source=markov", "corpus.zipf_exponent=9", "task.offset=60", "task.n_triggers=2", "task.context=8"]
+    size = ["model.d_model=8", "training.batch_size=2", "evaluation.batch_size=2", "training.steps=3"]
+    done = birthlens("train", tmp_path / "run", *rare, "task.cycles=clean", *size)
+    assert "3 of 3 updates did nothing" in done.stderr and "training.batch_size" in done.stderr
 
 
 def test_binary_and_empty_corpora_are_refused(tmp_path):

@@ -11,6 +11,8 @@ from collections import deque
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from birthlens.config import RunConfig
 from birthlens.errors import BirthlensError
@@ -20,6 +22,7 @@ from birthlens.training.engines import choose
 from birthlens.training.loop import DivergedError, Trainer, train
 from birthlens.training.recording import resume, train_to_disk
 from birthlens.training.schedule import Schedule
+from birthlens.weights import load_tensors, save_tensors
 
 TINY = {
     "corpus": {"source": "markov", "vocabulary": 12},
@@ -280,6 +283,56 @@ def test_resuming_a_finished_run_trains_nothing(tmp_path):
     assert before == {file: file.read_bytes() for file in sorted(run.path.rglob("step_*"))}
 
 
+def test_resuming_measures_nothing_twice(tmp_path):
+    whole = train_all(tiny(), tmp_path / "whole")
+    for stop in (1, 5):
+        records = train_to_disk(tiny(), tmp_path / f"stopped{stop}")
+        while next(records).step < stop:
+            pass
+        records.close()
+        deque(resume(tmp_path / f"stopped{stop}"), maxlen=0)
+        assert load_run(tmp_path / f"stopped{stop}").metrics().equals(whole.metrics())
+
+
+# What is on disk when a kill comes so early, in the order of writing.
+EARLY = {
+    "nothing yet": ["checkpoints"],
+    "in the tables": ["checkpoints", ".tables.safetensors.7.tmp"],
+    "tables": ["checkpoints", "tables.safetensors", "constants.safetensors", ".run.json.7.tmp"],
+    "header": ["checkpoints", "tables.safetensors", "constants.safetensors", "run.json"],
+    "metrics": ["checkpoints", "tables.safetensors", "constants.safetensors", "run.json", "metrics.jsonl"],
+    "step 0": ["checkpoints", "tables.safetensors", "constants.safetensors", "run.json", "metrics.jsonl", "step 0"],
+}
+
+
+@pytest.mark.parametrize("moment", EARLY)
+def test_a_kill_before_the_first_checkpoint_is_no_dead_end(tmp_path, moment):
+    whole = train_all(tiny(), tmp_path / "whole")
+    path = tmp_path / "killed"
+    next(train_to_disk(tiny(), path))
+    (path / ".tables.safetensors.7.tmp").write_text("torn")
+    (path / ".run.json.7.tmp").write_text("{")
+    for file in path.iterdir():
+        if file.name not in EARLY[moment]:
+            file.unlink()
+    if "step 0" not in EARLY[moment]:
+        (path / "checkpoints" / "step_00000000.safetensors").unlink()
+    if (path / "run.json").exists():
+        with pytest.raises(BirthlensError, match="already holds a run"):
+            next(train_to_disk(tiny(), path))
+        deque(resume(path), maxlen=0)
+    else:
+        with pytest.raises(BirthlensError, match=r"holds no run.json"):
+            next(resume(path))
+        deque(train_to_disk(tiny(), path), maxlen=0)
+    run = load_run(path)
+    assert run.steps == whole.steps and run.metrics().equals(whole.metrics())
+    for step in run.steps:
+        assert all(
+            np.array_equal(run.checkpoint(step)[name], whole.checkpoint(step)[name]) for name in run.config.trained
+        )
+
+
 def test_an_existing_directory_is_left_alone(tmp_path):
     run = train_all(tiny(), tmp_path / "run")
     before = {file: file.read_bytes() for file in run.path.rglob("*.*")}
@@ -289,6 +342,17 @@ def test_an_existing_directory_is_left_alone(tmp_path):
     (tmp_path / "notes" / "a.txt").write_text("mine")
     with pytest.raises(BirthlensError, match="other files"):
         next(train_to_disk(tiny(), tmp_path / "notes"))
+    with pytest.raises(BirthlensError, match=r"a.txt' is a file"):
+        next(train_to_disk(tiny(), tmp_path / "notes" / "a.txt"))
+    with pytest.raises(BirthlensError, match=r"out = .*x' cannot be made: Not a directory"):
+        next(train_to_disk(tiny(), tmp_path / "notes" / "a.txt" / "x"))
+    with pytest.raises(BirthlensError, match="out = '' is no name"):
+        next(train_to_disk(tiny(), ""))
+    header = (run.path / "run.json").read_bytes()
+    (run.path / "run.json").unlink()
+    with pytest.raises(BirthlensError, match="other files"):  # checkpoints may be a run's that lost its header
+        next(train_to_disk(tiny(), run.path))
+    (run.path / "run.json").write_bytes(header)
     assert before == {file: file.read_bytes() for file in run.path.rglob("*.*")}
 
 
@@ -313,6 +377,73 @@ def test_damage_is_named(tmp_path):
         load_run(tmp_path)
 
 
+def _read_all(path):
+    run = load_run(path)
+    deque(run.checkpoints(), maxlen=0)
+    run.stacked(run.config.trained)
+    return run.metrics(), run.task
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"config": "task"}, r"'config' is no dict"),
+        ({"config": [1]}, r"'config' is no dict"),
+        ({"config": {"task": {"contxt": 3}}}, r"config that cannot be read: task.contxt = 3 is unknown"),
+        ({"engine": None}, r"'engine' is no dict"),
+        ({"engine": {}}, r"'engine' has no name"),
+        ({"vocab": ["a", "b"]}, r"shape \(12,\) for 2 tokens"),
+        ({"vocab": list(range(12))}, r"'vocab' holds something else than strings"),
+        ({"format": "1"}, r"'format' is no int"),
+    ],
+)
+def test_a_damaged_header_is_named(tmp_path, change, said):
+    run = train_all(tiny(), tmp_path / "run")
+    header = json.loads((run.path / "run.json").read_text())
+    (run.path / "run.json").write_text(json.dumps({**header, **change}))
+    with pytest.raises(BirthlensError, match=said) as error:
+        _read_all(run.path)
+    assert str(run.path) in str(error.value)
+
+
+def test_damaged_tensors_rows_and_notes_are_named(tmp_path):
+    run = train_all(tiny(), tmp_path / "run")
+    steps = run.steps
+    for stranger in ("step_copy", "step_5", "step_00000008 (1)"):
+        (run.path / "checkpoints" / f"{stranger}.safetensors").write_bytes(b"")
+    _read_all(run.path)
+    assert run.steps == steps
+    metrics = (run.path / "metrics.jsonl").read_bytes()
+    for row in ("5", '{"a": 5}', '{"step": "x", "split": "", "metric": "", "value": 1, "n": 1}'):
+        (run.path / "metrics.jsonl").write_bytes(metrics + row.encode() + b"\n")
+        with pytest.raises(BirthlensError, match=r"metrics.jsonl is damaged at line \d+"):
+            run.metrics()
+    (run.path / "metrics.jsonl").write_bytes(metrics)
+
+    state = load_tensors(run.path / "resume.safetensors")
+    for notes in ("{", "[]", '{"step": "last"}'):
+        save_tensors(run.path / "resume.safetensors", state, {"notes": notes})
+        with pytest.raises(BirthlensError, match=r"resume.safetensors does not say which step"):
+            next(resume(run.path))
+    wrong = {name: np.zeros((2, 2), np.float32) for name in state}
+    save_tensors(run.path / "resume.safetensors", wrong, {"notes": '{"step": 4}'})
+    with pytest.raises(BirthlensError, match=r"resume.safetensors has momentum_buffer.* of shape \(2, 2\)"):
+        next(resume(run.path))
+
+    file = run.path / "checkpoints" / "step_00000004.safetensors"
+    tensors = load_tensors(file)
+    save_tensors(file, {**tensors, "L1.W_O": np.zeros((1, 16, 8), np.float32)})
+    with pytest.raises(BirthlensError, match=r"step_00000004.* has L1.W_O of shape \(1, 16, 8\), not \(1, 16, 16\)"):
+        _read_all(run.path)
+    save_tensors(file, {"L1.W_O": tensors["L1.W_O"]})
+    with pytest.raises(BirthlensError, match=r"step_00000004.* lacks L0.W_K, L1.W_K"):
+        run.stacked(["L0.W_K"])
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(BirthlensError, match=r"step_00000004.safetensors cannot be read: Is a directory"):
+        _read_all(run.path)
+
+
 def test_a_torn_last_line_of_metrics_is_dropped(tmp_path):
     run = train_all(tiny(), tmp_path / "run")
     n = len(run.metrics())
@@ -332,6 +463,22 @@ def test_a_torn_last_line_of_metrics_is_dropped(tmp_path):
 def test_schedules(overrides, steps):
     schedule = Schedule(tiny("training.steps=100", *overrides))
     assert [step for step in range(101) if schedule.planned(step)] == steps
+
+
+@given(st.integers(1, 400), st.integers(1, 3000))
+def test_a_logarithmic_schedule_is_every_rounded_power(per_decade, last):
+    config = tiny(f"training.steps={last}", "checkpoints.schedule=log", f"checkpoints.per_decade={per_decade}")
+    powers = {round(10 ** (power / per_decade)) for power in range(4 * per_decade)}
+    schedule = Schedule(config)
+    wanted = {0, last, *(step for step in powers if step < last)}
+    assert {step for step in range(last + 1) if schedule.planned(step)} == wanted
+
+
+@pytest.mark.parametrize("kind", ["checkpoints.schedule=log", "checkpoints.every=1"])
+def test_no_schedule_is_too_long_to_begin(kind):
+    long = 10**12
+    schedule = Schedule(tiny(f"training.steps={long}", kind, f"checkpoints.per_decade={long}"))
+    assert schedule.planned(long) and schedule.planned(1) and schedule.planned(long - 1)
 
 
 def test_checkpoints_are_denser_where_the_loss_moves():

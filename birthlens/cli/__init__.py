@@ -57,7 +57,7 @@ for command in (
 
 
 def main() -> None:
-    """Run the command line; a BirthlensError becomes one sentence and exit status 2."""
+    """Run the command line; what the caller can mend (input, files, memory) becomes one sentence and exit status 2."""
     try:
         group(standalone_mode=False)
     except BirthlensError as error:
@@ -71,6 +71,12 @@ def main() -> None:
         # The reader of a pipe (head, less) went away; that is its right.
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        _stop(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}.", 2)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        _stop("out of memory; lower training.batch_size, task.context, corpus.vocabulary or model.d_model.", 2)
 
 
 def _stop(message: str, status: int) -> None:

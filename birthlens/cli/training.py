@@ -80,10 +80,11 @@ def follow(records: Iterable[StepRecord], out: str, logger: str | None = None) -
     from birthlens.training.logging import log_to
 
     log = log_to(logger, Path(out)) if logger else None
-    last, accuracy = None, None
+    last, accuracy, skipped = None, None, 0
     with _Bar(sys.stderr.isatty()) as bar, _log_on_stderr():
         for record in records:
             last = record
+            skipped += record.step > 0 and record.loss is None
             for row in record.metrics:
                 if row["metric"] == "in_context_accuracy":
                     accuracy = row["value"]
@@ -95,6 +96,12 @@ def follow(records: Iterable[StepRecord], out: str, logger: str | None = None) -
         return False
     reached = "" if accuracy is None else f", in-context accuracy {accuracy:.3f}"
     click.echo(f"{out}: {last.step} steps{reached}", err=True)
+    if skipped:
+        click.echo(
+            f"{out}: {skipped} of {last.step} updates did nothing, as their batches held no in-context target; "
+            "use a larger training.batch_size or task.context, or a smaller task.offset",
+            err=True,
+        )
     return True
 
 

@@ -79,7 +79,7 @@ class Trainer:
             config.model, len(statistics), config.task.context, np.random.default_rng(config.seeds.init)
         )
         self.engine_name, self.engine_reason = choose(config, len(statistics))
-        self.step = 0
+        self.step, self.resumed = 0, state is not None
         self.last_kept: int | None = None
         tensors, notes = state or ({}, {})
         start = {name: array for name, array in tensors.items() if "/" not in name}
@@ -163,7 +163,7 @@ def train(
     statistics: BigramStatistics | None = None,
     trainer: Trainer | None = None,
 ) -> Iterator[StepRecord]:
-    """Train and yield a record for step 0 and after each update; stop whenever you like.
+    """Train and yield a record for step 0 (unless it is resumed from) and after each update; stop whenever you like.
 
     The engine and the reason for it are logged before the first step.
 
@@ -178,7 +178,7 @@ def train(
     trainer = trainer or Trainer(config, statistics or statistics_of(config.corpus))
     if trainer.step == 0 or trainer.step < config.training.steps:
         _log.info(f"engine {trainer.engine_name}: {trainer.engine_reason}")
-    if trainer.step == 0:
+    if trainer.step == 0 and not trainer.resumed:
         yield trainer.record(None)
     while trainer.step < config.training.steps:
         yield trainer.record(trainer.update())
@@ -201,5 +201,11 @@ def _optimiser(config: RunConfig, engine: Engine) -> torch.optim.Optimizer:
 def _restore(optimiser: torch.optim.Optimizer, engine: Engine, tensors: Mapping[str, Array]) -> None:
     for name, parameter in engine.parameters.items():
         found = {key.removesuffix(f"/{name}"): value for key, value in tensors.items() if key.endswith(f"/{name}")}
+        for key, value in found.items():
+            if value.size != 1 and value.shape != tuple(parameter.shape):
+                raise BirthlensError(
+                    f"resume.safetensors has {key}/{name} of shape {value.shape}, not {tuple(parameter.shape)}; "
+                    "the run is damaged, train again."
+                )
         if found:
             optimiser.state[parameter] = {key: torch.from_numpy(np.array(value)) for key, value in found.items()}

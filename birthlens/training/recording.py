@@ -31,7 +31,7 @@ def train_to_disk(config: RunConfig, out: str | Path) -> Iterator[StepRecord]:
 
 
 def resume(out: str | Path) -> Iterator[StepRecord]:
-    """Continue a run from its last kept step, to the very weights of a run that was never stopped.
+    """Continue a run from its last kept step, or from the start, to the very weights of a run that was never stopped.
 
     Where the engine's bits depend on the number of threads and that is another now, it logs a warning.
 
@@ -40,17 +40,18 @@ def resume(out: str | Path) -> Iterator[StepRecord]:
     """
     run = Run(out)
     writer = RunWriter(run.path)
-    tensors, state, notes = writer.rewind()
+    kept = writer.rewind()
     # The engine that the run began with, whatever would be chosen today: another one differs in the last bit.
     recorded = run.header["engine"]
     config = run.config.changed(training={**run.config.training.model_dump(), "engine": recorded["name"]})
-    trainer = Trainer(config, run.statistics, ({**tensors, **state}, notes))
+    trainer = Trainer(config, run.statistics, kept)
     trainer.engine_reason = recorded["reason"]
     before, now = recorded["threads"], trainer.engine.threads
-    if trainer.engine.bits_depend_on_threads and before != now and not run.finished:
+    unfinished = trainer.step < config.training.steps
+    if trainer.engine.bits_depend_on_threads and before != now and unfinished:
         _log.warning(
             f"the run was begun with threads = {before} and goes on with {now}: its {trainer.engine_name} engine's weights "
-            f"may differ in their last bits from those of one session; set OMP_NUM_THREADS={before} to have the same."
+            f"may differ in their last bits from an uninterrupted run's; set OMP_NUM_THREADS={before} to have the same."
         )
     yield from _recorded(writer, trainer)
 
