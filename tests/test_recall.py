@@ -131,6 +131,14 @@ def test_layer_norms_are_folded_on_request() -> None:
         circuit_table(run(1), fold=True)
 
 
+def test_two_positions_leave_nothing_to_recall() -> None:
+    table = memory_table(run(2, n_ctx=2))
+    assert set(table["memory"]) == {"trigger_memory", "output_memory"}
+    assert set(memory_table(run(2, n_ctx=3))["memory"]) == {"prev_token_memory", "trigger_memory", "output_memory"}
+    every = circuit_table(run(2, n_ctx=2), bases=["raw"])
+    assert set(every[every["memory"] == "L0H0.QK: W_pos -> W_pos"]["metric"]) == {"spread"}
+
+
 def test_nothing_to_read_and_one_layer_models_are_refused() -> None:
     with pytest.raises(BirthlensError, match="no checkpoint"):
         memory_table([])

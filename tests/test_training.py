@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from birthlens.config import RunConfig
 from birthlens.errors import BirthlensError
 from birthlens.model import build, parameters
+from birthlens.presets import preset
+from birthlens.run_writer import RunWriter
 from birthlens.runs import load_run
 from birthlens.training.engines import choose
 from birthlens.training.loop import DivergedError, Trainer, train
@@ -182,6 +184,23 @@ def test_kept_steps_and_metrics(tmp_path):
     held_out = table[(table.split == "held_out") & (table.metric == "in_context_accuracy")]
     assert held_out.step.tolist() == [0, 2, 4, 5, 6, 8, 10, 12]
     assert held_out.value.between(0, 1).all() and (held_out.n > 0).all()
+
+
+def test_two_hundred_checkpoints_of_the_papers_model_stay_under_60_mb(tmp_path):
+    """Random numbers, which no encoding shrinks, in the place of what training would leave."""
+    config = preset("paper", ["training.steps=995"])
+    trainer = Trainer(config, _statistics(config))
+    writer = RunWriter.create(tmp_path / "run", config, trainer.task.statistics, trainer.initial, {"name": "none"})
+    generator = np.random.default_rng(0)
+    shapes = {name: trainer.initial[name].shape for name in config.trained}
+    columns = {"split": "held_out", "metric": "in_context_unabsorbed_accuracy", "n": 128 * 256}
+    for step in range(0, 1000, 5):
+        tensors = {name: generator.random(shape, np.float32) for name, shape in shapes.items()}
+        metrics = [{"step": step, **columns, "value": generator.random()} for _ in range(17)]  # twelve, and five losses
+        writer.keep(step, tensors, metrics, {f"momentum_buffer/{name}": tensors[name] for name in tensors}, {})
+    run = load_run(tmp_path / "run")
+    assert len(run.steps) == 200 and run.steps[-1] == 995
+    assert sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file()) < 60e6
 
 
 def test_a_run_gives_back_what_was_trained(tmp_path):

@@ -184,7 +184,7 @@ def all_memories(
 def _pairing(inputs: Codebook, outputs: Codebook, places: Sequence[Codebook]) -> Association | None:
     positional = [any(book is place for place in places) for book in (inputs, outputs)]
     if all(positional):
-        return Association.shift(len(inputs))
+        return Association.shift(len(inputs)) if len(inputs) > 2 else None  # two positions leave no choice
     return None if any(positional) else Association.identity(len(inputs))
 
 

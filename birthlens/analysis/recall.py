@@ -84,8 +84,8 @@ def paper_probes(
         narrowed.append(Association.identity(vocabulary, triggers, None, "triggers among all"))
     written = [] if outputs is None else [Association.identity(vocabulary, outputs, None, "outputs among all")]
     scale, probes = first.score_scale, []
-    if "W_pos" in first:
-        context = len(first["W_pos"])
+    context = len(first["W_pos"]) if "W_pos" in first else 0
+    if context > 2:  # with two positions there is nothing to choose from
         for count, name in ((context, "all"), (64, "first 64")):
             if count <= context and not (name != "all" and count == context):
                 memory = stacked([prev_token_memory(w, prev_token_head, count) for w in checkpoints])
