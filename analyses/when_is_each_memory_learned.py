@@ -28,7 +28,7 @@ OVERRIDES = ["training.batch_size=128", "checkpoints.every=20", "evaluation.ever
 PROBES = {
     ("output_memory", "all"): "output_memory",
     ("trigger_memory", "triggers"): "trigger_memory",
-    ("trigger_memory", "triggers among all"): "trigger_memory_65_way",
+    ("trigger_memory", "triggers among all"): "trigger_memory_all_ways",
     ("prev_token_memory", "all"): "prev_token_memory",
     ("prev_token_memory", "first 64"): "prev_token_memory_first_64",
 }
