@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import platform
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Say what made a result: versions of Python, the packages that compute, and the machine."""
+    """Say what made a result: versions of Python, the packages that compute, the machine, and the commit of a checkout."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
@@ -82,7 +83,22 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "absent"
-    return found
+    return found | ({"commit": commit} if (commit := _commit(Path(__file__).parents[1])) else {})
+
+
+@cache
+def _commit(root: Path) -> str | None:
+    """Return the commit of the checkout at `root`, with "-dirty" where files differ from it; None where it is none."""
+    import subprocess
+
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
 
 
 def read_tables(path: Path, n: int) -> dict[str, Array]:

@@ -18,6 +18,7 @@ from birthlens.config import RunConfig
 from birthlens.errors import BirthlensError
 from birthlens.model import build, parameters
 from birthlens.presets import preset
+from birthlens.run_files import _commit
 from birthlens.run_writer import RunWriter
 from birthlens.runs import load_run
 from birthlens.training.engines import choose
@@ -295,6 +296,19 @@ def test_the_fused_engine_gives_the_same_bits_on_any_number_of_threads(threads):
     assert found[1] == found[2] == found[3]
 
 
+def test_a_run_names_the_commit_that_made_it(tmp_path):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    assert _commit(tmp_path / "no checkout") is None
+    (tmp_path / "code.py").write_text("1")
+    for command in (["init", "-q"], ["add", "code.py"], ["commit", "-q", "-m", "x"], ["tag", "-m", "v", "v1"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert _commit(tmp_path) == head
+    (tmp_path / "code.py").write_text("2")
+    _commit.cache_clear()
+    assert _commit(tmp_path) == f"{head}-dirty"
+
+
 def test_resuming_a_finished_run_trains_nothing(tmp_path):
     run = train_all(tiny(), tmp_path / "run")
     before = {file: file.read_bytes() for file in sorted(run.path.rglob("step_*"))}
@@ -532,14 +546,16 @@ def test_divergence_stops_with_advice(tmp_path, engine):
 
 def test_a_held_out_loss_that_is_not_finite_stops_before_its_step_is_kept():
     """One update makes the weights so large that the held-out loss is NaN, before any training batch sees them."""
-    config = tiny("optimiser.learning_rate=1e38", "training.engine=functional", "checkpoints.every=1")
+    config = tiny(
+        "optimiser.learning_rate=1e30", "optimiser.weight_decay=1e8", "training.engine=functional", "checkpoints.every=1"
+    )
     with pytest.raises(DivergedError, match=r"held-out loss is nan at step 1; .* kept is 0"):
         final(config)
 
 
 def test_weights_that_are_not_finite_are_not_kept_where_no_held_out_target_tells():
     config = tiny(
-        "optimiser.weight_decay=1e38", "optimiser.learning_rate=1e3", "checkpoints.every=1",
+        "optimiser.weight_decay=1e30", "optimiser.learning_rate=1e30", "checkpoints.every=1",
         "task.context=5", "evaluation.batch_size=1", "training.batch_size=64",
     )  # fmt: skip
     trainer, kept = Trainer(config, _statistics(config)), []
