@@ -169,18 +169,19 @@ def _counts_from_json(text: str, name: str) -> BigramStatistics:
         raise BirthlensError(f"{name} is no table of counts: it must map 'vocab', 'counts' and, if known, 'unigram'.")
     if not isinstance(tree["vocab"], list):
         raise BirthlensError(f"{name} is no table of counts: 'vocab' must list the tokens.")
-    unigram = _numbers(tree["unigram"], f"{name}: 'unigram'") if "unigram" in tree else None
-    return from_counts(tuple(map(str, tree["vocab"])), _numbers(tree["counts"], f"{name}: 'counts'"), unigram, name)
+    unigram = _numbers(tree["unigram"], 1, f"{name}: 'unigram'") if "unigram" in tree else None
+    return from_counts(tuple(map(str, tree["vocab"])), _numbers(tree["counts"], 2, f"{name}: 'counts'"), unigram, name)
 
 
-def _numbers(rows: Any, what: str) -> Num[Array, "..."]:
+def _numbers(rows: Any, axes: int, what: str) -> Num[Array, "..."]:
     """Make an array of nested lists, or raise BirthlensError where they are ragged or hold something else than numbers."""
     try:
         array = np.array(rows)
     except ValueError:
         array = np.array(None)
-    if array.dtype.kind not in "iuf":
-        raise BirthlensError(f"{what} must hold numbers only, the same number in each row.")
+    if array.dtype.kind not in "iuf" or array.ndim != axes:
+        shape = "a list of numbers" if axes == 1 else "rows of numbers, all of the same length"
+        raise BirthlensError(f"{what} must hold {shape}.")
     return array
 
 
@@ -190,7 +191,7 @@ def _counts_from_csv(text: str, name: str) -> BigramStatistics:
         cells = [[float(cell) for cell in row[1:]] for row in rows]
     except ValueError as error:
         raise BirthlensError(f"{name} is no table of counts: {str(error).rsplit(': ', 1)[-1]} is no number.") from None
-    counts = _numbers(cells, name)
+    counts = _numbers(cells, 2, name)
     if [row[0] for row in rows] != header[1:]:
         raise BirthlensError(f"{name}: the labels of its rows must be those of its columns, in the same order.")
     return from_counts(tuple(header[1:]), counts, None, name)
