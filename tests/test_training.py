@@ -547,7 +547,10 @@ def test_divergence_stops_with_advice(tmp_path, engine):
 def test_a_held_out_loss_that_is_not_finite_stops_before_its_step_is_kept():
     """One update makes the weights so large that the held-out loss is NaN, before any training batch sees them."""
     config = tiny(
-        "optimiser.learning_rate=1e30", "optimiser.weight_decay=1e8", "training.engine=functional", "checkpoints.every=1"
+        "optimiser.learning_rate=1e30",
+        "optimiser.weight_decay=1e8",
+        "training.engine=functional",
+        "checkpoints.every=1",
     )
     with pytest.raises(DivergedError, match=r"held-out loss is nan at step 1; .* kept is 0"):
         final(config)
