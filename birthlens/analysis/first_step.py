@@ -31,6 +31,7 @@ from birthlens.weights import Weights
 Array = np.ndarray
 Prediction = Literal["uniform", "frequency", "model"]
 PREDICTIONS: tuple[Prediction, ...] = ("uniform", "frequency", "model")
+ENTRIES = ("all", "diagonal", "off_diagonal")
 _CHUNK = 64
 
 
@@ -119,4 +120,4 @@ def _measure(
 
 def _entries(d_vocab: int) -> dict[str, Bool[Array, "input output"]]:
     diagonal = np.eye(d_vocab, dtype=bool)
-    return {"all": np.ones_like(diagonal), "diagonal": diagonal, "off_diagonal": ~diagonal}
+    return dict(zip(ENTRIES, (np.ones_like(diagonal), diagonal, ~diagonal), strict=True))

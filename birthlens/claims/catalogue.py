@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from birthlens.claims import behaviours, orders, theory
+from birthlens.claims import behaviours, orders
 from birthlens.claims.claim import Claim, Expectation
+from birthlens.claims.theory_claims import THEORY
 from birthlens.errors import BirthlensError
 
 DENSE = ("checkpoints.every=20", f"checkpoints.steps={list(range(0, 121, 2))}")
@@ -33,27 +34,6 @@ def _order(kind: str, how: str, statistic: object, case: tuple[str, ...]) -> Cla
         ),
     )
 
-
-def _three(
-    id: str, sentence: str, expectations: Sequence[Expectation], case: str = "theorem", order: Sequence[str] = ()
-) -> Claim:
-    small = {"sequences": 4096, "d_model": 256, "context": 64, "case": case}
-    if order:
-        small["order"] = tuple(order)
-    return Claim(
-        id=id,
-        sentence=sentence,
-        statistic=theory.three_steps,
-        settings=small,
-        tiers={"paper": {"sequences": 8192, "d_model": 512}},
-        expectations=tuple(expectations),
-    )
-
-
-_RECOVERED = (
-    Expectation("least_recall", "recall of the worst recalled of the three memories", 0.9),
-    Expectation("accuracy", "in-context accuracy after the third step", 0.9),
-)
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
@@ -169,47 +149,7 @@ CLAIMS: tuple[Claim, ...] = (
             Expectation("global_loss_without_induction", "global loss without the latter (nats more)", below=0.1),
         ),
     ),
-    _three(
-        "three-steps",
-        "Three gradient steps in the order W_O^2, W_K^2, W_K^1 make an induction head, under the "
-        "theorem's assumptions.",
-        _RECOVERED,
-    ),
-    _three(
-        "three-steps-naive",
-        "They do so with the authors' embeddings, the corpus's bigrams, absorbed sequences and the plain gradient.",
-        _RECOVERED,
-        "none",
-    ),
-    _three(
-        "three-steps-gaussian",
-        "They do so with the authors' embeddings, all other assumptions kept.",
-        _RECOVERED,
-        "gaussian embeddings",
-    ),
-    _three(
-        "three-steps-bigrams",
-        "They do so with the corpus's bigrams, all other assumptions kept.",
-        _RECOVERED,
-        "corpus bigrams",
-    ),
-    _three(
-        "three-steps-wrong-order",
-        "Another order stores nothing: before W_O^2 has moved, W_K^2 has a gradient of zero.",
-        [Expectation("first_gradient", "norm of the gradient of W_K^2 as the first step", below=1e-12)],
-        order=("L1.W_K", "L1.W_O", "L0.W_K"),
-    ),
-    Claim(
-        id="first-step-from-counts",
-        sentence="Data counts alone predict the first step on W_O^2, off the diagonal too, the better the larger d.",
-        statistic=theory.first_step,
-        settings={"widths": (64, 512), "context": 64, "sequences": 512},
-        tiers={"paper": {"widths": (64, 1024), "context": 256, "sequences": 2048}},
-        expectations=(
-            Expectation("growth", "off-diagonal correlation gained from the least to the largest d", 0),
-            Expectation("largest", "off-diagonal correlation at the largest d", 0.9),
-        ),
-    ),
+    *THEORY,
     Claim(
         id="early-positions-only",
         sentence="The previous-token head serves early positions only; the accuracy is high all the same, because one early "

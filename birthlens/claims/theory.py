@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from birthlens.analysis.first_step import first_step_table
+from birthlens.analysis.first_step import ENTRIES, PREDICTIONS, first_step_table
 from birthlens.analysis.three_steps import Recipe, ablations, three_steps_table
 from birthlens.architecture import ModelConfig
 from birthlens.claims.claim import Evidence
@@ -37,15 +37,21 @@ def three_steps(evidence: Evidence) -> dict[str, float]:
 
 
 def first_step(evidence: Evidence) -> dict[str, float]:
-    """Correlate the first step's table predicted from counts with the model's gradient, at the least and the largest d."""
-    widths = [int(width) for width in evidence.settings["widths"]]
-    task = BigramTask(TaskConfig(context=evidence.settings["context"]), statistics_of(CorpusConfig()))
-    model = ModelConfig(init=evidence.settings.get("init", "authors"))
-    table = first_step_table(task, model, widths, evidence.settings["sequences"], (evidence.seed,), ("zero",))
-    named = table[table["prediction"] == "frequency"].set_index(["entries", "d_model"])["correlation"]
+    """Correlate the first step's table predicted from counts with the model's gradient, at the least and the largest d.
+
+    For each prediction: `all_*`, `diagonal_*` and `off_diagonal_*` at the largest d, `small_*` off the diagonal at the
+    least, and `growth_*` between the two.
+    """
+    settings = evidence.settings
+    widths = [int(width) for width in settings["widths"]]
+    task = BigramTask(TaskConfig(context=settings["context"]), statistics_of(CorpusConfig()))
+    model = ModelConfig(init=settings["init"])
+    table = first_step_table(task, model, widths, settings["sequences"], (evidence.seed,), ("zero",))
+    correlation = table.set_index(["prediction", "entries", "d_model"])["correlation"]
     small, large = min(widths), max(widths)
-    found = {f"{entries}_{width}": float(named[entries, width]) for entries in ("all", "diagonal", "off_diagonal")
-             for width in (small, large)}  # fmt: skip
-    found["growth"] = found[f"off_diagonal_{large}"] - found[f"off_diagonal_{small}"]
-    found["largest"] = found[f"off_diagonal_{large}"]
+    found: dict[str, float] = {}
+    for name in PREDICTIONS:
+        found |= {f"{entries}_{name}": float(correlation[name, entries, large]) for entries in ENTRIES}
+        found[f"small_{name}"] = float(correlation[name, "off_diagonal", small])
+        found[f"growth_{name}"] = found[f"off_diagonal_{name}"] - found[f"small_{name}"]
     return found
