@@ -10,11 +10,12 @@ from birthlens import forward
 from birthlens.analysis import first_step, three_steps, updates
 from birthlens.analysis import gradients as theory
 from birthlens.architecture import ModelConfig
-from birthlens.config import CorpusConfig, TaskConfig
+from birthlens.config import CorpusConfig, RunConfig, TaskConfig
 from birthlens.corpus import markov_chain
 from birthlens.errors import BirthlensError
 from birthlens.initialisation import initial_weights
 from birthlens.task import BigramTask, TokenBatch
+from birthlens.training.loop import train
 from birthlens.weights import Weights
 
 STATISTICS = markov_chain(CorpusConfig(source="markov", vocabulary=10, concentration=1.0))
@@ -179,7 +180,7 @@ def test_updates_along_the_gradient_have_cosine_one() -> None:
         forward.tensors_of(start), start.score_scale, batch.tokens, batch.targets, batch.in_context
     )
     moved = start.replaced({name: start[name] - 0.5 * found[name].numpy() for name in ("L1.W_O", "L1.W_K")})
-    table = updates.update_cosine_table([(0, start), (1, moved)], TASK, sequences=64, seed=7)
+    table = updates.update_cosine_table([(0, start), (1, moved)], TASK, "in_context", sequences=64, seed=7)
     assert set(table.matrix) == {"L1.W_O", "L1.W_K"}
     np.testing.assert_allclose(table[table.prediction == "gradient"].cosine, 1, atol=1e-3)
     whole = table[table.family == "all"]
@@ -188,10 +189,31 @@ def test_updates_along_the_gradient_have_cosine_one() -> None:
     assert (table.share <= 1 + 1e-9).all() and table.cosine.abs().max() <= 1 + 1e-9
 
 
+@pytest.mark.parametrize("loss", ["in_context", "all"])
+def test_updates_are_compared_with_the_gradient_of_the_runs_own_loss(loss: str) -> None:
+    config = RunConfig.parse(
+        {
+            "corpus": {"source": "markov", "vocabulary": 10, "concentration": 1.0},
+            "task": {"context": 14, "n_triggers": 3},
+            "model": {"d_model": 24},
+            "optimiser": {"kind": "sgd", "learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0},
+            "training": {"steps": 1, "batch_size": 1024, "loss": loss},
+        }
+    )
+    kept = [(record.step, record.weights) for record in train(config)]
+    cosine = {}
+    for asked in ("in_context", "all"):
+        table = updates.update_cosine_table(kept, TASK, asked, sequences=1024, seed=1)  # type: ignore[arg-type]
+        table = table[(table.family == "all") & (table.prediction == "gradient")]
+        cosine[asked] = table.set_index("matrix").cosine
+    other = "all" if loss == "in_context" else "in_context"
+    assert (cosine[loss] > 0.9).all() and (1 - cosine[loss] < (1 - cosine[other]) / 3).all(), cosine
+
+
 def test_updates_of_the_ideal_memory_are_recognised() -> None:
     start = weights(d_model=128)
     moved = start.replaced({n: start[n] + m[None] for n, m in updates.ideal_memories(start, 14).items()})
-    table = updates.update_cosine_table([(3, start), (5, moved)], TASK, sequences=8)
+    table = updates.update_cosine_table([(3, start), (5, moved)], TASK, "in_context", sequences=8)
     own = table[(table.prediction == "memory") & (table.family == "all")]
     np.testing.assert_allclose(own.cosine, 1, atol=1e-9)
     families = {"L1.W_O": "tokens -> outputs", "L1.W_K": "remapped <- tokens", "L0.W_K": "positions <- positions"}
@@ -202,4 +224,4 @@ def test_updates_of_the_ideal_memory_are_recognised() -> None:
 def test_updates_need_a_model_the_formulas_cover() -> None:
     w = initial_weights(ModelConfig(d_model=8, n_layers=1), 10, 14, np.random.default_rng(0))
     with pytest.raises(BirthlensError, match="two layers"):
-        updates.update_cosine_table([(0, w)], TASK)
+        updates.update_cosine_table([(0, w)], TASK, "in_context")

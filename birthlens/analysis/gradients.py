@@ -17,18 +17,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from birthlens.analysis.behaviour import role_masks
 from birthlens.errors import BirthlensError
 from birthlens.forward import tensors_of
 from birthlens.task import BigramTask
 from birthlens.weights import Weights
 
 Array = np.ndarray
+Loss = Literal["in_context", "all"]
+"""The positions that a gradient is taken over, as in `training.loss`."""
 MATRICES = ("L1.W_O", "L1.W_K", "L0.W_K")
 """The three memories in the order in which the theorem moves them: output, trigger, previous token."""
 
@@ -191,15 +195,20 @@ def simplified_gradients(
 
 
 def population_gradients(
-    weights: Weights, task: BigramTask, batches: int = 8, sequences: int = 64, seed: int = 0
+    weights: Weights,
+    task: BigramTask,
+    batches: int = 8,
+    sequences: int = 64,
+    seed: int = 0,
+    loss: Loss = "in_context",
 ) -> dict[str, Estimate]:
-    """Estimate the population gradient of the in-context loss in each of `MATRICES`, with error bars over batches."""
+    """Estimate the population gradient of a loss in each of `MATRICES`, with error bars over batches."""
     check_simplified(weights)
     tensors = tensors_of(weights)
     draws = []
     for index in range(batches):
         batch = task.batch(sequences, seed, index)
-        found = simplified_gradients(tensors, weights.score_scale, batch.tokens, batch.targets, batch.in_context)
+        found = simplified_gradients(tensors, weights.score_scale, batch.tokens, batch.targets, role_masks(batch)[loss])
         draws.append({name: gradient.numpy() for name, gradient in found.items()})
     return {name: estimate(draw[name] for draw in draws) for name in MATRICES}
 

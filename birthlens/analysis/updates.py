@@ -2,7 +2,7 @@
 
 Between two kept checkpoints a matrix moves by dW. Each prediction is a matrix compared with dW by its cosine:
 
-    gradient   minus the population gradient at the earlier checkpoint, on fresh sequences
+    gradient   minus the population gradient of the run's loss at the earlier checkpoint, on fresh sequences
     memory     the ideal memory of the paper, sum of the outer products it should store
     counts     the first step's table, from data counts alone (W_O of layer 1 only)
 
@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from birthlens.analysis.behaviour import role_masks
 from birthlens.analysis.first_step import counts_table
-from birthlens.analysis.gradients import MATRICES, check_simplified, simplified_gradients
+from birthlens.analysis.gradients import MATRICES, Loss, check_simplified, simplified_gradients
 from birthlens.errors import BirthlensError
 from birthlens.forward import tensors_of
 from birthlens.task import BigramTask, TokenBatch
@@ -62,9 +63,11 @@ def ideal_memories(weights: Weights, context: int) -> dict[str, Float[Array, "d_
 
 
 def update_cosine_table(
-    checkpoints: Iterable[tuple[int, Weights]], task: BigramTask, sequences: int = 256, seed: int = 0
+    checkpoints: Iterable[tuple[int, Weights]], task: BigramTask, loss: Loss, sequences: int = 256, seed: int = 0
 ) -> pd.DataFrame:
     """Compare each update between consecutive checkpoints with what theory predicts, per matrix and family.
+
+    `loss` is what the run was trained on: `run.config.training.loss`.
 
     Columns: step, next_step, matrix, family (`all` is the whole matrix), prediction, cosine, share (of the update's squared
     norm inside the family), null. Matrices that did not move are left out.
@@ -79,7 +82,7 @@ def update_cosine_table(
             bases = families(weights)
         else:
             first, old = previous
-            predictions = _predictions(old, task, batch)
+            predictions = _predictions(old, task, batch, loss)
             for name in MATRICES:
                 update = (weights[name] - old[name])[0].astype(np.float64)
                 if update.any():
@@ -92,18 +95,18 @@ def update_cosine_table(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _predictions(weights: Weights, task: BigramTask, batch: TokenBatch) -> dict[str, dict[str, Array]]:
+def _predictions(weights: Weights, task: BigramTask, batch: TokenBatch, loss: Loss) -> dict[str, dict[str, Array]]:
     tensors = tensors_of(weights)
     gradient: dict[str, Array] = {name: np.zeros(weights[name].shape[1:]) for name in MATRICES}
     for part in batch.chunks(_CHUNK):
-        mask = part.in_context
+        mask = role_masks(part)[loss]
         if mask.any():
             found = simplified_gradients(tensors, weights.score_scale, part.tokens, part.targets, mask)
             for name in MATRICES:
                 gradient[name] += found[name][0].double().numpy() * int(mask.sum())
     ideal = ideal_memories(weights, task.config.context)
     out = {name: {"gradient": -gradient[name], "memory": ideal[name]} for name in MATRICES}
-    table = counts_table(batch, batch.in_context.numpy(), len(task.statistics), prediction="frequency")
+    table = counts_table(batch, role_masks(batch)[loss].numpy(), len(task.statistics), prediction="frequency")
     out["L1.W_O"]["counts"] = (weights["W_E"] @ weights["L1.W_V"][0]).T @ table @ weights["W_U"].T
     return out
 
