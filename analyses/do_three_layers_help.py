@@ -1,4 +1,4 @@
-"""Do three layers help? One, two and three layers on clean data, beside the ceiling of a bag of tokens.
+"""Do three layers help? One, two and three layers on clean data, beside the (approximate) bag-of-tokens ceiling.
 
 python analyses/do_three_layers_help.py --tier laptop
 """
@@ -20,7 +20,7 @@ def layers(evidence: Evidence) -> dict[str, float]:
     return {
         **speed(evidence),
         "best accuracy": float(held_out(run, "in_context_accuracy")[1].max()),
-        "ceiling of a bag of tokens": float(table["in_context", "accuracy"]),
+        "bag-of-tokens ceiling (approximate)": float(table["in_context", "accuracy"]),
     }
 
 

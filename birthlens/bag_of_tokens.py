@@ -1,4 +1,4 @@
-"""The best predictor blind to order: P(z_{t+1} | z_t, multiset of z_1..z_t), the natural ceiling for one layer.
+"""An approximation of the best predictor blind to order: P(z_{t+1} | z_t, multiset of z_1..z_t), a ceiling for one layer.
 
 No trigger z_t: the multiset adds nothing to pi_b(. | z_t). A trigger q_k seen n_k times before has put its output n_k times
 into the multiset, so its output is a token that is more frequent than the rest of the multiset explains. With m_j the
@@ -6,10 +6,14 @@ multiset and lambda_j = pi_u(j) + sum over non-triggers a of (times a was left) 
 
     P(multiset | outputs) ~ prod_j Poisson( m_j - sum_{k: o_k = j} n_k ; lambda_j )
 
-This neglects only which orders of the multiset are possible (counting them is intractable). The sum over the outputs of
-the other triggers is done by belief propagation, with at most two triggers meeting in one output. Random triggers: the
-reader is told which tokens are triggers in its sequence, more than the multiset says, so that what it reaches is a
-ceiling all the same. A one-layer transformer also sees positions, so that this is a natural rather than a proven ceiling.
+This takes the background for Poisson counts, which neglects which orders of the multiset are possible (counting them is
+intractable), and sums over the outputs of the other triggers by belief propagation, with at most two triggers meeting in one
+output. The exact predictor is somewhat better. Where it can be enumerated (N = 5, K = 2, T = 9), its accuracy and
+loss at in-context targets are 0.869 and 0.300 against 0.817 and 0.377 here on published data, 0.796 and 0.376 against 0.776
+and 0.385 on clean data; at N = 65, K = 5 the gap is not known.
+
+Random triggers: the reader is told which tokens are triggers in its sequence, more than the multiset says. A one-layer
+transformer also sees positions. So this is a natural rather than a proven ceiling.
 """
 
 from __future__ import annotations

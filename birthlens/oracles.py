@@ -2,7 +2,7 @@
 
     uniform   1/N                                  unigram  pi_u                    bigram  pi_b(. | z_t)
     copy      successors of the earlier occurrences of z_t in the prefix, in proportion; uniform at the first occurrence
-    bag       the best that can be done from z_t and the multiset of the prefix (`bag_of_tokens`)
+    bag       z_t and the multiset of the prefix, in any order: nearly the best of these (`bag_of_tokens`, approximate)
     bayes     P(z_{t+1} | z_1..z_t), nothing left to learn: its loss is the floor under every loss curve
 
 Bayes, triggers known (fixed, or shown by show_latents): pi_b(. | z_t) for z_t no trigger; the output seen before for a

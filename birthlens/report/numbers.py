@@ -105,7 +105,7 @@ def key_numbers(facts: Facts, memories: bool) -> list[KeyNumber]:
         ("in_context_unabsorbed", "in-context accuracy, absorbed positions left out"),
     ):
         chance, best = facts.reference("uniform", role, "accuracy"), facts.reference("bayes", role, "accuracy")
-        about = f"bag of tokens: {facts.reference('bag', role, 'accuracy'):.3f}"
+        about = f"bag of tokens (approximate): {facts.reference('bag', role, 'accuracy'):.3f}"
         out.append(KeyNumber(said, facts.last(f"{role}_accuracy"), chance, best, about))
     for role, said in (("in_context", "in-context loss (nats)"), ("global", "global loss (nats)")):
         chance, best = facts.reference("uniform", role, "loss"), facts.reference("bayes", role, "loss")

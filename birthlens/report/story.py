@@ -56,7 +56,7 @@ def _subtitle(facts: Facts) -> str:
     if math.isfinite(accuracy):
         bag = facts.reference("bag", "in_context", "accuracy")
         said += f" In-context accuracy {accuracy:.3f}"
-        said += f"; a bag of tokens reaches {bag:.3f}." if math.isfinite(bag) else "."
+        said += f"; a bag of tokens (approximate) reaches {bag:.3f}." if math.isfinite(bag) else "."
     return said
 
 
