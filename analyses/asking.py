@@ -7,6 +7,7 @@ results/NAME.csv. Runs are shared with `birthlens reproduce`: what is there and 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,7 @@ from birthlens.claims.claim import Statistic
 from birthlens.claims.grids import grid_table, over_seeds_table
 from birthlens.claims.tiers import TIERS
 from birthlens.config import read_tree
-from birthlens.sweep import Grid
+from birthlens.sweep import Grid, workers
 
 HERE = Path(__file__).parent
 
@@ -46,6 +47,15 @@ def ask(
     table = grid_table(grid_of(script, arguments), statistic, arguments.runs, settings, arguments.processes)
     tell(arguments, table)
     return arguments, table
+
+
+def joined(
+    function: Callable[..., pd.DataFrame], jobs: Iterable[tuple[object, ...]], processes: int | None
+) -> pd.DataFrame:
+    """Call a function of a script on every tuple of arguments, on all cores, and stack the tables that it returns."""
+    with workers(processes) as pool:
+        futures = [pool.submit(function, *job) for job in jobs]
+        return pd.concat([future.result() for future in futures], ignore_index=True)
 
 
 def tell(arguments: argparse.Namespace, table: pd.DataFrame) -> None:

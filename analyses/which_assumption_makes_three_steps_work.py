@@ -6,12 +6,11 @@ python analyses/which_assumption_makes_three_steps_work.py --tier laptop        
 from __future__ import annotations
 
 import pandas as pd
-from asking import options, tell
+from asking import joined, options, tell
 
 from birthlens.analysis.three_steps import Recipe, ablation_table, ablations
 from birthlens.config import CorpusConfig
 from birthlens.corpus import statistics_of
-from birthlens.sweep import workers
 
 SCALES = {"laptop": (4096, 256, 64, 5), "paper": (8192, 512, 128, 5)}
 
@@ -21,10 +20,8 @@ def main() -> None:
     arguments = options(__file__, __doc__)
     sequences, d_model, context, seeds = SCALES[arguments.tier]
     cases = ablations(statistics_of(CorpusConfig()), d_model, context, Recipe(sequences=sequences))
-    with workers(arguments.processes) as pool:
-        jobs = [pool.submit(ablation_table, {name: case}, [seed])
-                for name, case in cases.items() for seed in range(arguments.seeds or seeds)]  # fmt: skip
-        table = pd.concat([job.result() for job in jobs])
+    jobs = [({name: case}, [seed]) for name, case in cases.items() for seed in range(arguments.seeds or seeds)]
+    table = joined(ablation_table, jobs, arguments.processes)
     last = table[table["step"] == 3].rename(columns={"metric": "quantity"})
     tell(arguments, pd.DataFrame(last[["case", "seed", "quantity", "value"]]))
 

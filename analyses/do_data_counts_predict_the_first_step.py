@@ -1,0 +1,74 @@
+"""Do data counts predict the first step on W_O^2? Correlation with the model's gradient as d grows, by prediction and entry.
+
+p_hat in the formula is 1/N, p(y), or what the model predicts; data are published or clean; codebooks are the authors' or
+orthogonal (the theory's limit of large d, as far as they fit).
+
+python analyses/do_data_counts_predict_the_first_step.py --tier laptop        # 3 minutes of one core
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pandas as pd
+from asking import joined, options, tell
+from matplotlib.figure import Figure
+
+from birthlens.analysis.first_step import PREDICTIONS, first_step_table
+from birthlens.architecture import ModelConfig
+from birthlens.config import CorpusConfig, TaskConfig
+from birthlens.corpus import statistics_of
+from birthlens.figures.style import COLOURS, DASHES, panels, save, styled
+from birthlens.task import BigramTask
+
+SCALES = {"laptop": (256, 64, 5), "paper": (2048, 256, 5)}
+WIDTHS = (64, 128, 256, 512, 1024)
+CASES = tuple(itertools.product(("published", "clean"), ("authors", "orthogonal")))
+
+
+def correlations(data: str, init: str, context: int, sequences: int, seed: int) -> pd.DataFrame:
+    """Tabulate one case and seed: columns case, seed, quantity, value."""
+    task = BigramTask(TaskConfig(context=context, cycles=data), statistics_of(CorpusConfig()))  # type: ignore[arg-type]
+    table = first_step_table(task, ModelConfig(init=init), WIDTHS, sequences, (seed,), ("zero",))
+    table["quantity"] = [_name(row.entries, row.prediction, row.d_model) for row in table.itertuples()]
+    return table.assign(case=f"{data} data, {init}", value=table["correlation"])[["case", "seed", "quantity", "value"]]
+
+
+def _name(entries: str, prediction: str, width: int) -> str:
+    return f"{entries}, {prediction}, d = {width}"
+
+
+@styled
+def picture(table: pd.DataFrame) -> Figure:
+    """Draw the off-diagonal correlation against d, one panel a case; the diagonal's as a thin line."""
+    means = table.groupby(["case", "quantity"])["value"].mean()
+    cases = list(table["case"].unique())
+    figure, axes = panels(1, len(cases), 2.1, 2.5)
+    for ax, case in zip(axes[0], cases, strict=True):
+        for prediction, colour, dashes in zip(PREDICTIONS, COLOURS, DASHES, strict=False):
+            off, on = ([means[case, _name(entries, prediction, d)] for d in WIDTHS]
+                       for entries in ("off_diagonal", "diagonal"))  # fmt: skip
+            ax.plot(WIDTHS, off, color=colour, linestyle=dashes, marker="o", markersize=3, label=prediction)
+            ax.plot(WIDTHS, on, color=colour, linestyle=dashes, linewidth=0.7)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(WIDTHS, map(str, WIDTHS))
+        ax.set_ylim(0, 1.03)
+        ax.set_xlabel("d_model")
+        ax.set_title(case.replace(", ", ",\n"))
+    axes[0][0].set_ylabel("correlation off the diagonal\n(thin: on it)")
+    axes[0][0].legend(loc="center right", title="p_hat")
+    return figure
+
+
+def main() -> None:
+    """Correlate in every case and seed, write, print and draw."""
+    arguments = options(__file__, __doc__)
+    sequences, context, seeds = SCALES[arguments.tier]
+    jobs = [(*case, context, sequences, seed) for case in CASES for seed in range(arguments.seeds or seeds)]
+    table = joined(correlations, jobs, arguments.processes)
+    tell(arguments, table)
+    save(picture(table), arguments.out.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Which predictor is the model? The nearest one at each step, by role, and the excess loss over each at the end.
+
+W_F and all targets. Nearest by KL(predictor || model). Excess losses by role, occurrence number and position; negative ones
+say that the model is better than the predictor. Bayes is the floor.
+
+python analyses/which_predictor_is_the_model.py --tier laptop        # 2 minutes of one core, and 5 for the runs
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+from asking import ask
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from birthlens import forward
+from birthlens.analysis.excess import divergence_table, excess_loss_table
+from birthlens.analysis.trajectory import evaluation_batch
+from birthlens.claims.claim import Evidence
+from birthlens.figures.style import COLOURS, DASHES, panels, save, styled
+from birthlens.oracles import PREDICTORS
+
+STEPS = [0, 20, 40, 60, 80, 100, 140, 200, 300, 400, 600]
+ROLES = ["global", "first_occurrence", "in_context"]
+
+
+def beside_predictors(evidence: Evidence) -> dict[str, float]:
+    """Return KL from each predictor to the model at each step, and excess losses of the last weights."""
+    run, batch = evidence.runs["run"], evaluation_batch(evidence.runs["run"], 96)
+
+    def outputs(step: int) -> Tensor:
+        weights = run.weights(step)
+        with torch.inference_mode():
+            tensors = forward.tensors_of(weights)
+            return torch.cat([forward.logits(tensors, weights.config, part.tokens) for part in batch.chunks(32)])
+
+    steps = [step for step in STEPS if step in run.steps]
+    trace = divergence_table(((step, outputs(step)) for step in steps), run.task, batch, roles=ROLES, positions=2048)
+    found = {f"step {row.step}: {row.role}: KL from {row.predictor}": row.divergence for row in trace.itertuples()}
+    excess = excess_loss_table(outputs(run.steps[-1]), run.task, batch, position_bins=4, occurrences=5)
+    for row in excess.itertuples():
+        found[f"end: excess over {row.predictor}: {row.by} {row.group}"] = row.excess
+    return {name: float(value) for name, value in found.items()}
+
+
+def nearest(table: pd.DataFrame) -> pd.DataFrame:
+    """Name the nearest predictor at each step (rows) for each role, by the mean divergence over seeds."""
+    chosen = table[table["quantity"].str.contains("KL from")]
+    means = chosen.groupby("quantity", sort=False)["value"].mean().reset_index()
+    means[["step", "role", "predictor"]] = means["quantity"].str.extract(r"step (\d+): (\w+): KL from (\w+)")
+    means["step"] = means["step"].astype(int)
+    best = means.loc[means.groupby(["step", "role"])["value"].idxmin()]
+    best["shown"] = best["predictor"] + best["value"].map(" {:.2f}".format)
+    return best.pivot(index="step", columns="role", values="shown")[ROLES]
+
+
+@styled
+def picture(table: pd.DataFrame) -> Figure:
+    """Draw KL from each predictor over training, one panel a role."""
+    figure, axes = panels(1, len(ROLES), 2.7, 2.4)
+    means = table.groupby("quantity")["value"].mean()
+    steps = [step for step in STEPS if f"step {step}: {ROLES[0]}: KL from bayes" in means]
+    for ax, role in zip(axes[0], ROLES, strict=True):
+        for name, colour, dashes in zip(PREDICTORS, COLOURS, DASHES, strict=False):
+            values = [means[f"step {step}: {role}: KL from {name}"] for step in steps]
+            ax.plot(steps, values, color=colour, linestyle=dashes, label=name)
+        ax.set_yscale("log")
+        ax.set_xscale("symlog", linthresh=20)
+        ax.set_xlabel("step")
+        ax.set_title(role.replace("_", " "))
+    axes[0][0].set_ylabel("KL(predictor || model), nats")
+    axes[0][0].legend(loc="lower left")
+    return figure
+
+
+if __name__ == "__main__":
+    arguments, table = ask(__file__, __doc__, beside_predictors)
+    print(f"\nnearest predictor, and KL to it\n{nearest(table).to_string()}")
+    save(picture(table), arguments.out.with_suffix(".svg"))
