@@ -18,7 +18,7 @@ from birthlens.analysis.first_step import PREDICTIONS, first_step_table
 from birthlens.architecture import ModelConfig
 from birthlens.config import CorpusConfig, TaskConfig
 from birthlens.corpus import statistics_of
-from birthlens.figures.style import COLOURS, DASHES, panels, save, styled
+from birthlens.figures.style import COLOURS, DASHES, legend_below, panels, save, styled
 from birthlens.task import BigramTask
 
 SCALES = {"laptop": (256, 64, 5), "paper": (2048, 256, 5)}
@@ -48,7 +48,7 @@ def picture(table: pd.DataFrame) -> Figure:
         for prediction, colour, dashes in zip(PREDICTIONS, COLOURS, DASHES, strict=False):
             off, on = ([means[case, _name(entries, prediction, d)] for d in WIDTHS]
                        for entries in ("off_diagonal", "diagonal"))  # fmt: skip
-            ax.plot(WIDTHS, off, color=colour, linestyle=dashes, marker="o", markersize=3, label=prediction)
+            ax.plot(WIDTHS, off, color=colour, linestyle=dashes, marker="o", markersize=3, label=f"p_hat: {prediction}")
             ax.plot(WIDTHS, on, color=colour, linestyle=dashes, linewidth=0.7)
         ax.set_xscale("log", base=2)
         ax.set_xticks(WIDTHS, map(str, WIDTHS))
@@ -56,7 +56,7 @@ def picture(table: pd.DataFrame) -> Figure:
         ax.set_xlabel("d_model")
         ax.set_title(case.replace(", ", ",\n"))
     axes[0][0].set_ylabel("correlation off the diagonal\n(thin: on it)")
-    axes[0][0].legend(loc="center right", title="p_hat")
+    legend_below(figure, axes[0][0].get_lines()[::2])
     return figure
 
 

@@ -53,31 +53,37 @@ def stored(tokens: int, seeds: range) -> pd.DataFrame:
 
 
 @styled
-def picture(table: pd.DataFrame, held: pd.DataFrame) -> Figure:
-    """Draw loss and recall over the descent at the largest width, and error against width by storage."""
-    figure, axes = panels(1, 3, 2.8, 2.4)
-    width = max(int(case.split()[2].rstrip(",")) for case in table["case"])
-    for rate, colour, dashes in zip(RATES, COLOURS, DASHES, strict=False):
-        rows = table[table["case"] == f"d = {width}, rate {rate:g}"].groupby("step")[["loss", "recall"]].mean()
-        for ax, name in zip(axes[0], ("loss", "recall"), strict=False):
-            ax.plot(rows.index, rows[name], color=colour, linestyle=dashes, label=f"rate {rate:g}")
-            ax.set_xscale("symlog", linthresh=1)
-            ax.set_xlabel("step")
-            ax.set_ylabel(name)
-            ax.set_title(f"descent, d = {width}")
-    axes[0][0].set_yscale("log")
-    axes[0][1].legend(loc="upper left")
+def picture(table: pd.DataFrame, held: pd.DataFrame, widths: tuple[int, ...]) -> Figure:
+    """Draw the loss over the descent of one seed and the recall of all, at two widths, and error against d by storage."""
+    narrow, wide = widths[0], widths[-1]
+    figure, axes = panels(1, 4, 2.4, 2.4)
+    drawn = (
+        ("loss", narrow, table[table["seed"] == 0]),
+        ("loss", wide, table[table["seed"] == 0]),
+        ("recall", wide, table),
+    )
+    for ax, (name, width, chosen) in zip(axes[0], drawn, strict=False):
+        for rate, colour, dashes in zip(RATES, COLOURS, DASHES, strict=False):
+            rows = chosen[chosen["case"] == f"d = {width}, rate {rate:g}"].groupby("step")[name].mean()
+            ax.plot(rows.index, rows, color=colour, linestyle=dashes, linewidth=1.2, label=f"rate {rate:g}")
+        ax.set_xscale("symlog", linthresh=1)
+        ax.set_xlabel("step")
+        ax.set_ylabel(name)
+        ax.set_title(f"descent, d = {width}")
+        if name == "loss":
+            ax.set_yscale("log")
+    axes[0][2].legend(loc="upper left")
     errors = held[held["quantity"].str.startswith("error")]
-    widths = [int(quantity.split("= ")[1]) for quantity in errors["quantity"].unique()]
+    sizes = [int(quantity.split("= ")[1]) for quantity in errors["quantity"].unique()]
     for storage, colour, dashes in zip(STORAGES, COLOURS, DASHES, strict=False):
         mean = errors[errors["case"] == storage].groupby("quantity", sort=False)["value"].mean()
-        axes[0][2].plot(widths, mean, color=colour, linestyle=dashes, marker="o", markersize=3, label=storage)
-    axes[0][2].set_xscale("log", base=2)
-    axes[0][2].set_xticks(widths, map(str, widths))
-    axes[0][2].set_xlabel("d")
-    axes[0][2].set_ylabel("error")
-    axes[0][2].set_title("stored at once")
-    axes[0][2].legend(loc="upper right")
+        axes[0][3].plot(sizes, mean, color=colour, linestyle=dashes, marker="o", markersize=3, label=storage)
+    axes[0][3].set_xscale("log", base=2)
+    axes[0][3].set_xticks(sizes, map(str, sizes))
+    axes[0][3].set_xlabel("d")
+    axes[0][3].set_ylabel("error")
+    axes[0][3].set_title("stored at once")
+    axes[0][3].legend(loc="upper right")
     return figure
 
 
@@ -89,7 +95,7 @@ def main() -> None:
     table = pd.concat([descent(width, steps, seed) for width in widths for seed in drawn], ignore_index=True)
     tell(arguments, read(table))
     held = stored(tokens, drawn)
-    save(picture(table, held), arguments.out.with_suffix(".svg"))
+    save(picture(table, held, widths), arguments.out.with_suffix(".svg"))
     arguments.out = arguments.out.with_stem(f"{arguments.out.stem}_at_once")
     tell(arguments, held)
 

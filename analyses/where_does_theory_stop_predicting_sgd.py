@@ -1,9 +1,10 @@
 """Where does theory stop predicting SGD? Cosine between predicted and actual updates, per matrix and family, over training.
 
 Updates are those of 20 steps. Predictions are the population gradient at their start, the ideal memory, and the first step's
-table from data counts. A cosine is to be read beside its null, 1 / sqrt(dimension of the family).
+table from data counts. A cosine is to be read beside its null, 1 / sqrt(dimension of the family). Families overlap, so
+that the shares of an update add up to more than 1.
 
-python analyses/where_does_theory_stop_predicting_sgd.py --tier laptop        # 4 minutes of one core, and 3 for the runs
+python analyses/where_does_theory_stop_predicting_sgd.py --tier laptop        # 1 minute of one core, and 2 for the runs
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 
 from birthlens.analysis.gradients import MATRICES
 from birthlens.analysis.updates import update_cosine_table
-from birthlens.figures.style import COLOURS, DASHES, GREY, panels, save, styled
+from birthlens.figures.style import COLOURS, DASHES, GREY, legend_below, panels, save, styled
 from birthlens.runs import Run
 from birthlens.sweep import runs_of
 
@@ -65,10 +66,10 @@ def picture(table: pd.DataFrame) -> Figure:
                 ax.plot(mean.index, mean, color=colour, linestyle=dashes, label=name)
             ax.axhline(0, color=GREY, linewidth=0.8)
             ax.set_ylim(-0.3, 1.03)
-            ax.set_title(f"{matrix}: {case}")
+            ax.set_title(matrix)
             ax.set_xlabel("step")
-        row[0].set_ylabel("cosine with the update")
-    axes[0][0].legend(loc="best", fontsize=6.5)
+        row[0].set_ylabel(f"{case}:\ncosine with the update")
+    legend_below(figure, axes[0][0].get_lines()[: len(lines)])
     return figure
 
 

@@ -41,7 +41,7 @@ def test_first_step_gives_the_tables_correlations_at_the_largest_width():
 @pytest.mark.parametrize("name", ["first-step-from-counts", "first-step-orthogonal"])
 def test_the_codebooks_are_the_claims(name):
     settings = {**claim(name).settings, "widths": (256,), "sequences": 64, "context": 32}
-    assert (theory.first_step(Evidence({}, 0, settings))["off_diagonal_uniform"] > 0.9) == (name.endswith("orthogonal"))
+    assert (theory.first_step(Evidence({}, 0, settings))["off_diagonal_uniform"] > 0.9) == name.endswith("orthogonal")
 
 
 def test_a_sentence_says_whether_steps_are_projected():

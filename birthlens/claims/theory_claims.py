@@ -114,6 +114,12 @@ THEORY: tuple[Claim, ...] = (
         "first-step-orthogonal",
         "With orthogonal codebooks, the theory's limit of large d, they predict it off the diagonal as well.",
         "orthogonal",
-        tuple(map(_level, PREDICTIONS)),
+        (_level("uniform"), _level("model")),
+    ),
+    _first(
+        "first-step-orthogonal-frequency",
+        "They do so, with orthogonal codebooks, by p(y) for p_hat too, which is not what the model predicts there.",
+        "orthogonal",
+        (_level("frequency"),),
     ),
 )
