@@ -1,6 +1,7 @@
 """How large must d, N, T and the batch be for three gradient steps? Each varied alone from d 256, N 64, T 64, batch 2048.
 
-All of the theorem's assumptions are kept (orthogonal codebooks, independent tokens, clean data, projected steps).
+All of the theorem's assumptions are kept (orthogonal codebooks, independent tokens, clean data, projected steps). Tokens,
+remapped tokens and positions are orthogonal to each other only where d >= 2N + T.
 
 python analyses/how_large_must_three_steps_be.py --tier laptop        # 4 minutes of one core
 """
@@ -12,7 +13,7 @@ from asking import joined, options, tell
 from matplotlib.figure import Figure
 
 from birthlens.analysis.three_steps import ablation_table, sizes
-from birthlens.figures.style import COLOURS, DASHES, panels, save, styled
+from birthlens.figures.style import COLOURS, DASHES, legend_below, panels, save, styled
 
 BASE = {"d": 256, "N": 64, "T": 64, "batch": 2048}
 VARIED = {
@@ -53,7 +54,7 @@ def picture(table: pd.DataFrame, varied: dict[str, tuple[int, ...]]) -> Figure:
         ax.minorticks_off()
         ax.set_ylim(-0.02, 1.03)
         ax.set_xlabel({"batch": "sequences a step"}.get(name, name))
-    axes[0][-1].legend(loc="lower right")
+    legend_below(figure, axes[0][0].get_lines()[: len(NAMES)])
     return figure
 
 

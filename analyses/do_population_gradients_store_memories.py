@@ -1,0 +1,107 @@
+"""Do population gradients store memories? What a step against the gradient writes between the codebooks, by formula.
+
+Clean inputs w_E(z) at W = 0 (exact) and noisy ones, w_E(z) + N(0, 1) (Monte Carlo), with the corpus's bigrams as targets:
+correlation of what is written with p(z) (p(k|z) - 1/N). Attention (Monte Carlo): W_O^2 with all memories empty, W_K^2 once
+W_O^2 is ideal, W_K^1 once both are, as the theorem has them. `signal` is the mean right score less the mean of the others,
+over the others' standard deviation; `relative error` the norm of all standard errors over that of the mean. `noisy
+less clean` is about 1 where formula and error bars are right.
+
+python analyses/do_population_gradients_store_memories.py --tier laptop        # 1 minute of one core
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from asking import joined, options, tell
+
+from birthlens.analysis.first_step import zeroed
+from birthlens.analysis.gradients import (
+    MATRICES,
+    Estimate,
+    clean_gradient,
+    estimate,
+    noisy_gradient,
+    population_gradients,
+)
+from birthlens.analysis.ideal import ideal_matrices
+from birthlens.analysis.three_steps import Memory, memories
+from birthlens.architecture import ModelConfig
+from birthlens.config import CorpusConfig, TaskConfig
+from birthlens.corpus import BigramStatistics, statistics_of
+from birthlens.initialisation import initial_weights
+from birthlens.task import BigramTask
+from birthlens.weights import Weights
+
+SCALES = {"laptop": (16, 32, 64, 5), "paper": (64, 64, 64, 5)}
+CASES = [(init, d) for init in ("authors", "orthogonal") for d in (128, 256)]
+DRAWS = 2000
+Array = np.ndarray
+
+
+def relative(found: Estimate) -> float:
+    """Return the norm of the errors over the norm of the mean."""
+    return float(np.linalg.norm(found.error) / np.linalg.norm(found.mean))
+
+
+def one_map(weights: Weights, statistics: BigramStatistics, batches: int, seed: int) -> dict[str, float]:
+    """Compare the gradients of clean and of noisy inputs at W = 0 with the table that they should store."""
+    inputs, outputs = weights["W_E"].astype(float), weights["W_U"].T.astype(float)
+    joint, start = statistics.unigram[:, None] * statistics.bigram, np.zeros((inputs.shape[1], outputs.shape[1]))
+    stored = joint - joint.sum(1, keepdims=True) / len(statistics)
+    exact, generator = clean_gradient(joint, inputs, outputs, start), np.random.default_rng(seed)
+
+    def draw() -> Array:
+        tokens, targets = np.divmod(generator.choice(joint.size, DRAWS, p=joint.reshape(-1)), len(statistics))
+        noise = generator.standard_normal((DRAWS, inputs.shape[1]))
+        return noisy_gradient(inputs[tokens] + noise, targets, outputs, start)
+
+    noisy = estimate(draw() for _ in range(batches))
+
+    def correlation(gradient: Array) -> float:
+        return float(np.corrcoef((inputs @ -gradient @ outputs.T).reshape(-1), stored.reshape(-1))[0, 1])
+
+    return {
+        "clean inputs: correlation": correlation(exact),
+        "noisy inputs: correlation": correlation(noisy.mean),
+        "noisy inputs: relative error": relative(noisy),
+        "noisy less clean, in errors (rms)": float(np.sqrt((((noisy.mean - exact) / noisy.error) ** 2).mean())),
+    }
+
+
+def signal(memory: Memory, written: Array) -> float:
+    """Return the right scores' mean less that of the others, over the standard deviation of the others."""
+    scores = memory.scores(written)
+    scores = scores[1:, :-1] if memory.previous else scores[np.ix_(memory.candidates, memory.candidates)]
+    others = scores[~np.eye(len(scores), dtype=bool)]
+    return float((scores.diagonal().mean() - others.mean()) / others.std())
+
+
+def gradients(init: str, width: int, batches: int, sequences: int, context: int, seed: int) -> pd.DataFrame:
+    """Take all gradients of one case and seed: columns case, seed, quantity, value."""
+    statistics = statistics_of(CorpusConfig())
+    task = BigramTask(TaskConfig(context=context, triggers="random"), statistics)
+    model = ModelConfig(d_model=width, init=init)  # type: ignore[arg-type]
+    weights = zeroed(initial_weights(model, len(statistics), context, np.random.default_rng(seed)))
+    parts, ideal = memories(weights, task), ideal_matrices(weights)
+    found = one_map(weights, statistics, batches, seed)
+    for name in MATRICES:
+        gradient = population_gradients(weights, task, batches, sequences, seed)[name]
+        found[f"{name}: signal"] = signal(parts[name], -gradient.mean[0])
+        found[f"{name}: relative error"] = relative(gradient)
+        weights = weights.replaced({name: ideal[name].astype(np.float32)})
+    rows = [(f"{init}, d = {width}", seed, quantity, value) for quantity, value in found.items()]
+    return pd.DataFrame(rows, columns=["case", "seed", "quantity", "value"])
+
+
+def main() -> None:
+    """Take the gradients in every case and seed, write and print."""
+    arguments = options(__file__, __doc__)
+    batches, sequences, context, seeds = SCALES[arguments.tier]
+    drawn = range(arguments.seeds or seeds)
+    jobs = [(*case, batches, sequences, context, seed) for case in CASES for seed in drawn]
+    tell(arguments, joined(gradients, jobs, arguments.processes))
+
+
+if __name__ == "__main__":
+    main()
