@@ -3,7 +3,7 @@
 All of the theorem's assumptions are kept (orthogonal codebooks, independent tokens, clean data, projected steps). Tokens,
 remapped tokens and positions are orthogonal to each other only where d >= 2N + T.
 
-python analyses/how_large_must_three_steps_be.py --tier laptop        # 4 minutes of one core
+python analyses/how_large_must_three_steps_be.py --tier laptop        # 5 minutes of one core
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def picture(table: pd.DataFrame, varied: dict[str, tuple[int, ...]]) -> Figure:
         ax.minorticks_off()
         ax.set_ylim(-0.02, 1.03)
         ax.set_xlabel({"batch": "sequences a step"}.get(name, name))
+    axes[0][0].set_ylabel("recall, accuracy")
     legend_below(figure, axes[0][0].get_lines()[: len(NAMES)])
     return figure
 
