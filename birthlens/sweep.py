@@ -145,6 +145,18 @@ def runs_of(grid: Grid, folder: str | Path, processes: int | None = None) -> dic
     return {key: Run(run_path(config, folder)) for key, config in configs.items()}
 
 
+def trained(config: RunConfig, folder: str | Path) -> Run:
+    """Return the finished run of a config: trained or continued in `folder`, or used again where it matches.
+
+    Raises:
+        BirthlensError: where it cannot be had; the message is the reason.
+    """
+    outcome = prepare(config, run_path(config, folder))
+    if outcome.state == "failed":
+        raise BirthlensError(outcome.message)
+    return Run(outcome.path)
+
+
 def prepare(config: RunConfig, path: Path) -> Outcome:
     """Train, continue or reuse the run at `path`; nothing is raised for a run that cannot be had.
 

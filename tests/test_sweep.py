@@ -10,7 +10,7 @@ import pytest
 from birthlens.config import RunConfig
 from birthlens.errors import BirthlensError
 from birthlens.runs import load_run
-from birthlens.sweep import Grid, prepare, run_path, runs_of, sweep
+from birthlens.sweep import Grid, prepare, run_path, runs_of, sweep, trained
 from birthlens.training.recording import train_to_disk
 
 TINY = {
@@ -150,3 +150,13 @@ def test_costs_add_up_over_sessions(tmp_path):
     assert prepare(CONFIG, path).cpu_seconds == pytest.approx(first.cpu_seconds, abs=1e-3)
     shutil.rmtree(path / "checkpoints")
     assert prepare(CONFIG, path).state == "failed"
+
+
+def test_a_run_by_name_is_trained_once_and_refused_where_it_is_another(tmp_path):
+    first = trained(CONFIG, tmp_path)
+    stamp = (first.path / "resume.safetensors").stat().st_mtime_ns
+    assert first.finished and first.config == CONFIG
+    assert (trained(CONFIG, tmp_path).path / "resume.safetensors").stat().st_mtime_ns == stamp
+    altered(first.path, lambda header: header["config"]["training"].update(batch_size=5))
+    with pytest.raises(BirthlensError, match="another config"):
+        trained(CONFIG, tmp_path)
