@@ -15,6 +15,7 @@ from birthlens.config import RunConfig
 from birthlens.corpus import BigramStatistics
 from birthlens.disk import is_temporary, write_atomically
 from birthlens.errors import BirthlensError
+from birthlens.provenance import TRAINING, code_digest
 from birthlens.run_files import FORMAT, checkpoint_file, listed_steps, read_metrics, read_notes, versions
 from birthlens.weights import Weights, load_tensors, save_tensors
 
@@ -67,6 +68,7 @@ class RunWriter:
         header = {
             "format": FORMAT,
             "birthlens": __version__,
+            "code": code_digest(TRAINING),
             "config": config.model_dump(mode="json"),
             "vocab": list(statistics.vocab),
             "engine": dict(engine),

@@ -1,7 +1,7 @@
 """Grids of runs on the cores of this machine: what is missing is trained, what is unfinished continued, the rest used again.
 
 A run lives in  folder / digest of its config , so that equal configs share one run, whatever asked for them. A directory
-counts only where its config, its corpus and the version of birthlens are those asked for; anything else is refused by name.
+counts only where it is whole and its config, its corpus and the code that made it are those asked for (`standing`).
 
 Each core gets one process of one thread (runs share nothing, and the fused engine gives the same bits for any number of
 threads); `processes=1` trains one run after the other in this process, with its own threads.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -23,24 +22,21 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from birthlens import __version__
 from birthlens.config import RunConfig, read_tree
-from birthlens.corpus import statistics_of
-from birthlens.disk import write_atomically
 from birthlens.errors import BirthlensError
 from birthlens.presets import preset
-from birthlens.run_files import read_header
 from birthlens.runs import Run
+from birthlens.standing import cost, standing, write_cost
 
 State = Literal["trained", "continued", "reused", "failed"]
-_OURS = {"checkpoints", "tables.safetensors", "constants.safetensors", "metrics.jsonl", "run.json"}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run. `seconds` and `cpu_seconds` are what the whole run has cost, over all its sessions."""
+    """What became of one run: `message` says why it failed, or why it was made anew.
+
+    `seconds` and `cpu_seconds` are what the whole run has cost, over all its sessions.
+    """
 
     path: Path
     state: State
@@ -172,15 +168,15 @@ def _prepare(config: RunConfig, path: Path) -> Outcome:
 
     wall, cpu = time.perf_counter(), time.process_time()
     try:
-        state = _standing(config, path)
+        state, why = standing(config, path)
         if state != "reused":
             for _ in train_to_disk(config, path) if state == "trained" else resume(path):
                 pass
             spent = (time.perf_counter() - wall, time.process_time() - cpu)
-            _write_cost(path, [old + new for old, new in zip(_cost(path), spent, strict=True)])
+            write_cost(path, [old + new for old, new in zip(cost(path), spent, strict=True)])
     except (BirthlensError, OSError) as error:
         return Outcome(path, "failed", time.perf_counter() - wall, time.process_time() - cpu, f"{path}: {error}")
-    return Outcome(path, state, *_cost(path))
+    return Outcome(path, state, *cost(path), why)
 
 
 @contextmanager
@@ -194,46 +190,6 @@ def _alone(path: Path) -> Iterator[None]:
     with open(path.with_name(f".{path.name}.lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _standing(config: RunConfig, path: Path) -> State:
-    """Say what has to be done for a run, or raise BirthlensError where its directory holds another one."""
-    if not path.exists():
-        return "trained"
-    if not (path / "resume.safetensors").exists():
-        # Stopped before its first checkpoint was whole: there is nothing to continue.
-        if strangers := {file.name for file in path.iterdir() if not file.name.startswith(".")} - _OURS:
-            raise BirthlensError(f"it is no run but holds {', '.join(sorted(strangers))}; move that away.")
-        shutil.rmtree(path)
-        return "trained"
-    header = read_header(path)
-    made_by = header.get("birthlens")
-    if made_by != __version__:
-        raise BirthlensError(
-            f"the run was made by birthlens {made_by}, this is {__version__}; delete it or choose another directory."
-        )
-    run = Run(path)
-    if run.config != config:
-        raise BirthlensError(
-            "the run has another config than the one asked for; delete it or choose another directory."
-        )
-    wanted = statistics_of(config.corpus)
-    if run.statistics.vocab != wanted.vocab or not np.array_equal(run.statistics.bigram, wanted.bigram):
-        raise BirthlensError(
-            "the run was trained on another text than its corpus now is; delete it or restore the text."
-        )
-    return "reused" if run.finished else "continued"
-
-
-def _cost(path: Path) -> tuple[float, float]:
-    file = path / "cost.json"
-    found = json.loads(file.read_text()) if file.exists() else {}
-    return float(found.get("seconds", 0.0)), float(found.get("cpu_seconds", 0.0))
-
-
-def _write_cost(path: Path, cost: Sequence[float]) -> None:
-    report = {"seconds": round(cost[0], 3), "cpu_seconds": round(cost[1], 3)}
-    write_atomically(path / "cost.json", json.dumps(report).encode())
 
 
 def cores() -> int:

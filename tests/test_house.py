@@ -11,9 +11,10 @@ MODULES = sorted(path for path in ROOT.rglob("*.py"))
 # Which floor a room is on; a module may import from its own floor and from those below.
 FLOORS = {
     "errors": 0, "disk": 0, "section": 0, "architecture": 0, "config": 0, "presets": 0, "sites": 0, "legible": 0,
+    "provenance": 0,
     "corpus": 1, "weights": 1, "initialisation": 1, "sampling": 1, "sampling_kernel": 1, "task": 1,
     "forward": 2, "model": 2, "prefix": 2, "oracles": 2, "bag_of_tokens": 2, "trigger_posterior": 2,
-    "run_files": 3, "run_writer": 3, "runs": 3, "analysis": 3, "training": 4, "sweep": 5, "claims": 5,
+    "run_files": 3, "run_writer": 3, "runs": 3, "analysis": 3, "training": 4, "standing": 5, "sweep": 5, "claims": 5,
     "figures": 6, "notebook": 6, "report": 6, "watch": 6, "bench": 6, "attention_frames": 6, "evidence": 6, "web": 6,
     "scorecard_page": 6,
     "cli": 7, "__main__": 7, "__init__": 7,

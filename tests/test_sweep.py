@@ -107,7 +107,6 @@ def altered(path, change):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda header: header.update(birthlens="0.0.1"), "made by birthlens 0.0.1, this is"),
         (lambda header: header["config"]["training"].update(batch_size=5), "another config"),
         (lambda header: header["vocab"].reverse(), "another text"),
     ],
@@ -118,6 +117,83 @@ def test_what_does_not_match_is_never_used(tmp_path, change, said):
     altered(path, change)
     outcome = prepare(CONFIG, path)
     assert outcome.state == "failed" and said in outcome.message and str(path) in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda header: header.update(birthlens="0.0.1"), "birthlens 0.0.1"),
+        (lambda header: header.update(code="0123456789abcdef"), "its training code is 0123456789abcdef"),
+        (lambda header: header["versions"].update(torch="1.0"), "torch 1.0"),
+        (lambda header: header.pop("code"), "its training code is None"),
+    ],
+)
+def test_what_other_code_made_is_made_anew_and_that_is_said(tmp_path, change, said):
+    path = run_path(CONFIG, tmp_path)
+    prepare(CONFIG, path)
+    altered(path, change)
+    outcome = prepare(CONFIG, path)
+    assert outcome.state == "trained" and "anew, since it was made by other code" in outcome.message
+    assert said in outcome.message and prepare(CONFIG, path).state == "reused"
+
+
+def cut(name, share=0.5):
+    def act(path):
+        data = (path / name).read_bytes()
+        (path / name).write_bytes(data[: int(len(data) * share)])
+
+    return act
+
+
+def a_line_less(path):
+    lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (path / "metrics.jsonl").write_text("".join(lines[:-1]))
+
+
+DAMAGES = {
+    "a checkpoint gone": lambda path: (path / "checkpoints" / "step_00000002.safetensors").unlink(),
+    "the last checkpoint gone": lambda path: (path / "checkpoints" / "step_00000006.safetensors").unlink(),
+    "all checkpoints gone": lambda path: shutil.rmtree(path / "checkpoints"),
+    "a checkpoint cut": cut("checkpoints/step_00000004.safetensors"),
+    "constants gone": lambda path: (path / "constants.safetensors").unlink(),
+    "tables cut": cut("tables.safetensors"),
+    "header cut": cut("run.json"),
+    "metrics cut": cut("metrics.jsonl"),
+    "a measurement less": a_line_less,
+    "no metrics": lambda path: (path / "metrics.jsonl").unlink(),
+    "cost cut": cut("cost.json"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_run_is_made_anew_and_that_is_said(tmp_path, damage):
+    path = run_path(CONFIG, tmp_path)
+    prepare(CONFIG, path)
+    whole = load_run(path).weights(-1)
+    damage(path)
+    outcome = prepare(CONFIG, path)
+    assert outcome.state == "trained" and "anew, since it is damaged" in outcome.message
+    assert all(np.array_equal(whole[name], load_run(path).weights(-1)[name]) for name in whole)
+    assert prepare(CONFIG, path).state == "reused"
+
+
+@pytest.mark.parametrize("name", ["resume.safetensors", "checkpoints/step_00000002.safetensors"])
+def test_a_damaged_beginning_is_not_continued(tmp_path, name):
+    path = run_path(CONFIG, tmp_path)
+    for record in train_to_disk(CONFIG, path):
+        if record.step == 5:
+            break
+    cut(name)(path)
+    assert prepare(CONFIG, path).state == "trained"
+
+
+def test_a_damaged_run_with_somebody_s_files_is_left_alone(tmp_path):
+    path = run_path(CONFIG, tmp_path)
+    prepare(CONFIG, path)
+    (path / "report.html").write_text("<p>mine")
+    DAMAGES["a checkpoint cut"](path)
+    outcome = prepare(CONFIG, path)
+    assert outcome.state == "failed" and "report.html" in outcome.message and (path / "report.html").exists()
 
 
 def test_a_directory_that_is_no_run_is_left_alone(tmp_path):
@@ -148,8 +224,6 @@ def test_costs_add_up_over_sessions(tmp_path):
     path = run_path(CONFIG, tmp_path)
     first = prepare(CONFIG, path)
     assert prepare(CONFIG, path).cpu_seconds == pytest.approx(first.cpu_seconds, abs=1e-3)
-    shutil.rmtree(path / "checkpoints")
-    assert prepare(CONFIG, path).state == "failed"
 
 
 def test_a_run_by_name_is_trained_once_and_refused_where_it_is_another(tmp_path):

@@ -103,5 +103,7 @@ def sweep(grid: str, out: str, seeds: int | None, processes: int | None, style: 
 
 
 def _say(outcome: Outcome, number: int) -> None:
-    what = outcome.message if outcome.state == "failed" else f"{outcome.path} ({outcome.cpu_seconds:.1f} s of CPU time)"
+    what = outcome.message
+    if outcome.state != "failed":
+        what = f"{outcome.path} ({outcome.cpu_seconds:.1f} s of CPU time){what and ' ' + what}"
     click.echo(f"{number:4} {outcome.state:9} {what}", err=True)
