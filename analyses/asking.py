@@ -1,13 +1,18 @@
 """What the experiments share: options, the grid beside the script, a table of results, a summary on the screen.
 
 A script NAME.py has its grid in configs/NAME.yaml (overrides of the tier's base; cases; axes; seeds) and writes
-results/NAME.csv. Runs are shared with `birthlens reproduce`: what is there and matches is not trained again.
+results/NAME.csv, with NAME.json beside it, which says what made it: command, grid, seeds, code, versions, date. Runs are
+shared with `birthlens reproduce`: what is there and matches is not trained again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
+import sys
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -15,20 +20,25 @@ import pandas as pd
 from birthlens.claims.claim import Statistic
 from birthlens.claims.grids import grid_table, over_seeds_table
 from birthlens.claims.tiers import TIERS
-from birthlens.config import read_tree
+from birthlens.config import RunConfig, read_tree
+from birthlens.provenance import code_digest
+from birthlens.report.reproduce import overrides
+from birthlens.run_files import versions
 from birthlens.sweep import Grid, workers
 
 HERE = Path(__file__).parent
 
 
-def options(script: str, doc: str | None) -> argparse.Namespace:
-    """Parse the options that all experiments have."""
+def options(script: str, doc: str | None, tiers: bool = True) -> argparse.Namespace:
+    """Parse the options that all experiments have; `tiers` says whether this one has tiers."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tier", choices=sorted(TIERS), default="laptop")
-    parser.add_argument("--seeds", type=int, help="how many, instead of the grid's")
+    if tiers:
+        parser.add_argument("--tier", choices=sorted(TIERS), default="laptop")
+    parser.add_argument("--seeds", type=int, help="how many, instead of the experiment's")
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce/runs"))
     parser.add_argument("--processes", type=int, help="how many at once; by default one a core")
     parser.add_argument("--out", type=Path, default=HERE / "results" / f"{Path(script).stem}.csv")
+    parser.set_defaults(script=Path(script).name, grid=None)
     return parser.parse_args()
 
 
@@ -36,7 +46,8 @@ def grid_of(script: str, arguments: argparse.Namespace) -> Grid:
     """Read the grid beside a script, on the base of the tier."""
     tree = read_tree(HERE / "configs" / f"{Path(script).stem}.yaml")
     tree["overrides"] = [*TIERS[arguments.tier].base, *tree.get("overrides", [])]
-    return Grid.parse(tree, arguments.seeds)
+    arguments.grid = Grid.parse(tree, arguments.seeds)
+    return arguments.grid
 
 
 def ask(
@@ -59,10 +70,28 @@ def joined(
 
 
 def tell(arguments: argparse.Namespace, table: pd.DataFrame) -> None:
-    """Write a table and print its means over seeds with 95 % intervals."""
-    arguments.out.parent.mkdir(exist_ok=True)
-    table.round(4).to_csv(arguments.out, index=False)
+    """Write a table (`keep`) and print its means over seeds with 95 % intervals."""
+    keep(arguments, table)
     summary = over_seeds_table(table)
     summary["shown"] = [f"{row.value:.3g} [{row.low:.3g}, {row.high:.3g}]" for row in summary.itertuples()]
     wide = summary.pivot(index="quantity", columns="case", values="shown")
     print(wide.loc[summary["quantity"].unique(), summary["case"].unique()].to_string())
+
+
+def keep(arguments: argparse.Namespace, table: pd.DataFrame, grid: Grid | None = None) -> None:
+    """Write a table as CSV (rounded, to be read), and beside it as JSON what made it."""
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    table.round(4).to_csv(arguments.out, index=False)
+    made = made_by(arguments, table, grid or arguments.grid)
+    arguments.out.with_suffix(".json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+
+
+def made_by(arguments: argparse.Namespace, table: pd.DataFrame, grid: Grid | None) -> dict[str, object]:
+    """Return what made a table: the command, the grid as overrides of the default config, seeds, code, versions, date."""
+    made: dict[str, object] = {"command": shlex.join(["python", f"analyses/{arguments.script}", *sys.argv[1:]])}
+    if grid is not None:
+        cases = {case: list(words) for case, words in grid.cases.items()}
+        made["grid"] = {"base": overrides(RunConfig(), grid.base), "cases": cases}
+    made["seeds"] = sorted(map(int, set(table["seed"]))) if "seed" in table else []
+    made["code"] = code_digest("__main__")
+    return {**made, "versions": versions(), "date": datetime.now(UTC).date().isoformat()}

@@ -3,10 +3,10 @@
 Trains the paper preset (d = 128, T = 256, K = 5 fixed triggers, loss on in-context targets) over seeds, reads accuracy and
 recalls at the steps of the paper's reference run, and writes one small table.
 
-    python analyses/when_is_each_memory_learned.py --seeds 3    # 80 s of one core a seed; runs that are there are used again
+    python analyses/when_is_each_memory_learned.py --seeds 5    # 80 s of one core a seed; runs that are there are used again
 
 What it shows (means of 3 seeds, raw recalls): in-context accuracy 0.29 at step 40, 0.61 at 100, 0.90 at 140 and 0.96 at 300.
-W_K^2 recalls all of the 5 triggers from step 60 on, also among all 65 tokens; W_O^2 recalls 0.46 of the tokens then, 0.98 at
+W_K^2 recalls all of the 5 triggers from step 60 on, also among all 64 tokens; W_O^2 recalls 0.46 of the tokens then, 0.98 at
 120 and all from 140 on. W_K^1 is last and stays partial: 0.13 of the positions at step 100 and 0.24 at 300, of the first 64
 0.46 and 0.76; early copies are all that the task needs. W_K^2 is ahead only as it is asked for 5 tokens: which is born first
 is the question of in_which_order_are_the_memories_born.py.
@@ -14,16 +14,15 @@ is the question of in_which_order_are_the_memories_born.py.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import pandas as pd
+from asking import keep, options
 
-from birthlens import load_run, preset, train_to_disk
+from birthlens import preset
 from birthlens.analysis.trajectory import memories_over
+from birthlens.runs import Run
+from birthlens.sweep import Grid, runs_of
 
 STEPS = [0, 20, 40, 60, 80, 100, 120, 140, 160, 200, 220, 300]
-HERE = Path(__file__).parent
 OVERRIDES = ["training.batch_size=128", "checkpoints.every=20", "evaluation.every=20", "evaluation.batch_size=256"]
 PROBES = {
     ("output_memory", "all"): "output_memory",
@@ -34,14 +33,8 @@ PROBES = {
 }
 
 
-def one_seed(seed: int, folder: Path) -> pd.DataFrame:
-    """Train (or reuse) one run and tabulate it: columns seed, step, metric, value, chance, n."""
-    path = folder / f"batch128_seed{seed}"
-    if not path.exists():
-        config = preset("paper", [*OVERRIDES, f"seeds.init={seed}", f"seeds.data={seed}"])
-        for _ in train_to_disk(config, path):
-            pass
-    run = load_run(path)
+def one_seed(seed: int, run: Run) -> pd.DataFrame:
+    """Tabulate one run: columns seed, step, metric, value, chance, n."""
     memories = memories_over(run, [step for step in STEPS if step in run.steps])
     recall = memories[(memories["metric"] == "recall") & (memories["basis"] == "raw")].copy()
     recall["metric"] = [PROBES.get(key) for key in zip(recall["memory"], recall["candidates"], strict=True)]
@@ -56,18 +49,15 @@ def one_seed(seed: int, folder: Path) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Run all seeds and print the means over seeds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "when_is_each_memory_learned.csv")
-    arguments = parser.parse_args()
-    table = pd.concat([one_seed(seed, arguments.runs) for seed in range(arguments.seeds)], ignore_index=True)
-    arguments.out.parent.mkdir(exist_ok=True)
-    table.round(4).to_csv(arguments.out, index=False)
+    """Train all seeds and print the means over seeds."""
+    arguments = options(__file__, __doc__, tiers=False)
+    grid = Grid(preset("paper", OVERRIDES), {"run": ()}, range(arguments.seeds or 5))
+    runs = runs_of(grid, arguments.runs, arguments.processes)
+    table = pd.concat([one_seed(seed, run) for (_, seed), run in runs.items()], ignore_index=True)
+    keep(arguments, table, grid)
     wide = table.pivot_table(index="step", columns="metric", values="value", aggfunc=["mean", "min", "max"])
     print(wide["mean"].round(3).to_string())
-    print(f"\nlowest and highest in-context accuracy over {arguments.seeds} seeds:")
+    print(f"\nlowest and highest in-context accuracy over {len(grid.seeds)} seeds:")
     print(wide.loc[:, (["min", "max"], "in_context_accuracy")].round(3).to_string())
 
 
