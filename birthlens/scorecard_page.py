@@ -1,89 +1,117 @@
-"""The scorecard as one self-contained page: every claim with its verdict, its effects as intervals, and its command."""
+"""The scorecard as one self-contained page: every claim with its verdict, its effects as intervals, its cost and command."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from birthlens.claims.scorecard import Result
+from birthlens.claims.scorecard import Result, Scorecard
+from birthlens.claims.tiers import TIERS
 from birthlens.report.charts import number
 from birthlens.report.page import document, section, table
 from birthlens.run_files import versions
 from birthlens.web import escape, write_page
 
-SIGNS = {"pass": "✓ pass", "fail": "✗ fail", "inconclusive": "? inconclusive", "not checked": "– not checked"}
+SIGNS = {"pass": "✓ pass", "fail": "✗ fail", "inconclusive": "? inconclusive", "not yet run": "… not yet run",
+         "not checked": "– not checked"}  # fmt: skip
 RULE = (
     "A claim passes where the 95 % interval over seeds of each of its numbers lies wholly on the claimed side, "
-    "and fails where one lies wholly on the other."
+    "and fails where one lies wholly on the other. Dashed lines are bounds, dots are seeds, bars are the intervals."
 )
 WIDTH, HEIGHT = 260, 34
 
 
-def scorecard_page(results: Sequence[Result], command: str) -> str:
+def scorecard_page(card: Scorecard) -> str:
     """Return the page as one HTML document."""
-    counts = [f"{sum(r.verdict == verdict for r in results)} {verdict}" for verdict in SIGNS]
-    checked = [result for result in results if result.verdict != "not checked"]
-    unchecked = [result for result in results if result.verdict == "not checked"]
-    sections = [section("verdicts", "Verdicts", _overview(results), RULE)]
-    sections += [section(result.claim.id, result.claim.sentence, _one(result)) for result in checked]
-    if unchecked:
-        rows = [(result.claim.id, result.claim.sentence, result.note()) for result in unchecked]
-        sections.append(
-            section("unchecked", "Not checked here", table(("claim", "sentence", "why"), rows, "Claims left out"))
-        )
-    made = table(("", ""), [("command", command), *versions().items()], "What made this page", "facts")
-    sections.append(section("made", "To make it again", made))
+    found = {verdict: sum(result.verdict == verdict for result in card.results) for verdict in SIGNS}
+    counts = [f"{count} {verdict}" for verdict, count in found.items() if count or verdict in ("pass", "fail")]
+    sections = [section("verdicts", "Verdicts", _overview(card.results), RULE)]
+    for verdict, title in (("not yet run", "Not yet run"), ("not checked", "Not checked here")):
+        rows = [(r.claim.id, r.claim.sentence, r.note()) for r in card.results if r.verdict == verdict]
+        if rows:
+            listed = table(("claim", "sentence", "why"), rows, title, "stacked")
+            sections.append(section(verdict.replace(" ", "-"), title, listed))
+    sections[1:1] = [
+        section(result.claim.id, result.claim.sentence, _one(result)) for result in card.results if result.rows()
+    ]
+    totals = [(name.replace("_", " "), f"{value:g}") for name, value in card.totals.items()]
+    facts = [("command", card.command), *totals, *versions().items()]
+    sections.append(section("made", "To make it again", table(("", ""), facts, "What made this page", "facts")))
     return document("Birth of a Transformer, claim by claim", "; ".join(counts), [], sections)
 
 
-def write_scorecard_page(results: Sequence[Result], path: Path, command: str) -> Path:
+def write_scorecard_page(card: Scorecard, path: Path) -> Path:
     """Write the page."""
-    return write_page(path, scorecard_page(results, command))
+    return write_page(path, scorecard_page(card))
 
 
 def _overview(results: Sequence[Result]) -> str:
-    rows = []
+    """Tabulate all claims in columns that fit a telephone: verdict; claim, sentence and effects; cost."""
+    body = ""
     for result in results:
-        effects = "; ".join(f"{row['quantity']} {number(row['value'])}" for row in result.rows())
-        rows.append((result.claim.id, SIGNS[result.verdict], effects or "–", f"{result.cpu_seconds:.0f} s"))
-    return table(("claim", "verdict", "effects (mean over seeds)", "CPU time"), rows, "All claims", "numbers")
+        name = escape(result.claim.id)
+        link = f'<a href="#{name}">{name}</a>' if result.rows() else name
+        effects = "".join(f"<br>{escape(row['says'])}: {escape(_effect(row))}" for row in result.rows())
+        cost = f"{result.cpu_seconds:.0f} s" if result.rows() else "–"
+        body += (
+            f'<tr><td class="verdict">{escape(SIGNS[result.verdict])}</td><th scope="row">{link}<br>'
+            f'{escape(result.claim.sentence)}<span class="subtitle">{effects}</span></th>'
+            f'<td class="verdict">{cost}</td></tr>'
+        )
+    return _table(
+        ("verdict", "claim, and means over seeds [95 % interval]", "CPU time"), body, "All claims", "overview"
+    )
 
 
 def _one(result: Result) -> str:
     claim, tier = result.claim, result.tier
+    columns = ("number", "wanted", "mean [95 % interval]", "seeds", "verdict")
+    body = ""
+    for row in result.rows():
+        cells = (escape(row["wanted"]), escape(_effect(row)), _whisker(row, result), escape(SIGNS[row["holds"]]))
+        labelled = "".join(f'<td data-of="{name}">{cell}</td>' for name, cell in zip(columns[1:], cells, strict=True))
+        body += f'<tr><th scope="row">{escape(row["says"])}</th>{labelled}</tr>'
+    cost = f"{len(result.measured)} seeds, {result.runs} runs, {result.cpu_seconds:.0f} s of CPU time, tier {tier}"
     parts = [
-        f'<p><strong>{escape(SIGNS[result.verdict])}</strong> <span class="subtitle">{escape(claim.id)}</span></p>'
+        f'<p><strong>{escape(SIGNS[result.verdict])}</strong> <span class="subtitle">{escape(claim.id)}; {cost}</span></p>',
+        _table(columns, body, claim.id, "stacked"),
     ]
-    rows = result.rows()
-    body = "".join(
-        f'<tr><th scope="row">{escape(row["says"])}</th><td>{escape(row["wanted"])}</td><td>{escape(_effect(row))}</td>'
-        f"<td>{_whisker(row, result)}</td><td>{escape(SIGNS[row['holds']])}</td></tr>"
-        for row in rows
-    )
-    head = "".join(
-        f'<th scope="col">{name}</th>' for name in ("number", "wanted", "mean [95 % interval]", "seeds", "verdict")
-    )
-    caption = f"{rows[0]['seeds']} seeds, tier {tier}" if rows else ""
-    parts.append(
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(claim.id)}"><table><caption>{escape(caption)}'
-        f"</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-    if result.problems:
-        parts.append(f'<p class="skipped">{escape("; ".join(result.problems))}</p>')
-    cases = [(case, " ".join(words) or "the base") for case, words in claim.cases.items()]
+    if note := result.note():
+        parts.append(f'<p class="skipped">{escape(note)}</p>')
+    parts.append(f"<pre><code>{escape(_command(result))}</code></pre>")
+    cases = [(case, _words(words) or "the base") for case, words in claim.cases_at(tier).items()]
     settings = [(name, str(value)) for name, value in claim.settings_at(tier).items()]
     if cases or settings:
-        parts.append(
-            table(("case or setting", "overrides of the tier's base"), cases + settings, "What was run", "facts")
-        )
-    cost = f"{result.runs} runs, {result.cpu_seconds:.0f} s of CPU time"
-    parts.append(f"<pre><code>birthlens reproduce {escape(claim.id)} --tier {escape(tier)}</code></pre><p>{cost}</p>")
+        run = table(("case or setting", "overrides of the tier's base"), cases + settings, "", "facts")
+        parts.append(f"<details><summary>What was run</summary>{run}</details>")
     return "".join(parts)
 
 
+def _table(columns: Sequence[str], body: str, caption: str, classes: str) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table class="{classes}">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _command(result: Result) -> str:
+    usual = result.claim.seeds.get(result.tier, TIERS[result.tier].seeds)
+    seeds = "" if len(result.measured) == usual else f" --seeds {len(result.measured)}"
+    return f"birthlens reproduce {result.claim.id} --tier {result.tier}{seeds}"
+
+
+def _words(words: Sequence[str]) -> str:
+    """Join overrides; long lists of numbers are cut, since scorecard.json has them whole."""
+    return re.sub(r"\[(\d+, \d+, \d+)(?:, \d+)+, (\d+)\]", r"[\1, …, \2]", " ".join(words))
+
+
 def _effect(row: dict[str, Any]) -> str:
+    if not math.isfinite(row["value"]):
+        return "no number"
     if not math.isfinite(row["low"]):
         return number(row["value"])
     return f"{number(row['value'])} [{number(row['low'])}, {number(row['high'])}]"

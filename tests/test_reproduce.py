@@ -3,22 +3,26 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
 from claim_runs import TINY
 from click.testing import CliRunner
 
-from birthlens.claims import reproduction
-from birthlens.claims.claim import Claim, Expectation
-from birthlens.claims.reproduction import command_of, reproduce
-from birthlens.claims.scorecard import Result, scorecard_table
+from birthlens.claims import catalogue, identity, reproduction
+from birthlens.claims.book import command_of
+from birthlens.claims.claim import BOUND, Claim, Expectation
+from birthlens.claims.reproduction import reproduce
+from birthlens.claims.scorecard import Result, Scorecard, read_results, scorecard_table
 from birthlens.claims.tiers import Tier
 from birthlens.cli import group
 from birthlens.errors import BirthlensError
+from birthlens.provenance import TRAINING, code_digest
 from birthlens.scorecard_page import scorecard_page
 
 TIER = Tier("laptop", (*TINY, "training.steps=4", "checkpoints.every=2"), 3)
@@ -112,34 +116,122 @@ def test_a_second_time_nothing_is_trained_or_measured(done):
     assert all(again[name].rows() == results[name].rows() for name in again)
 
 
-def test_what_does_not_match_is_measured_anew(tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", ["settings", "code", "training", "versions", "corpus"])
+def test_what_does_not_match_is_measured_anew_and_that_is_said(tmp_path, monkeypatch, change):
     judged([claim("true")], tmp_path)
-    for change in ("settings", "version", "source"):
-        CALLS.clear()
-        changed = claim("true", settings={"other": 1} if change == "settings" else {})
-        if change == "version":
-            monkeypatch.setattr(reproduction, "__version__", "0.0.9")
-        if change == "source":
-            monkeypatch.setattr(reproduction.inspect, "getsource", lambda module: "another text")
-        judged([changed], tmp_path)
-        assert sorted(CALLS) == [0, 1, 2], change
+    CALLS.clear()
+    one = claim("true", settings={"other": 1} if change == "settings" else {})
+    if change == "code":
+        monkeypatch.setattr(
+            identity, "code_digest", lambda module: "other" if module == __name__ else code_digest(module)
+        )
+    if change == "training":
+        monkeypatch.setattr(
+            identity, "code_digest", lambda module: "other" if module == TRAINING else code_digest(module)
+        )
+    if change == "versions":
+        monkeypatch.setattr(identity, "versions", lambda: {"torch": "1.0"})
+    if change == "corpus":
+        monkeypatch.setattr(identity, "corpus_digest", lambda statistics: "other")
+    result = judged([one], tmp_path)["true"]
+    assert sorted(CALLS) == [0, 1, 2] and result.again.startswith("measured again: before it was of other ")
+    assert {"versions": "versions of packages", "corpus": "text"}.get(change, change) in result.again
 
 
-def test_a_run_of_another_version_is_refused_by_name(tmp_path):
-    judged([claim("true")], tmp_path)
+def test_a_claim_without_runs_depends_on_the_corpus(monkeypatch):
+    one = claim("free", cases={})
+    before = identity.made_of(one, TIER)
+    monkeypatch.setattr(identity, "corpus_digest", lambda statistics: "other")
+    assert identity.made_of(one, TIER) != before and before["corpus"]
+
+
+def test_a_run_of_other_code_is_made_anew(tmp_path):
+    first = judged([claim("true")], tmp_path)["true"]
     file = next((tmp_path / "runs").glob("*/run.json"))
-    file.write_text(json.dumps({**json.loads(file.read_text()), "birthlens": "0.0.9"}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "code": "0123456789abcdef"}))
+    events = list(reproduce([claim("true")], TIER, tmp_path, processes=1))
+    (outcome,) = [event for event in events if not isinstance(event, Result) and event.state == "trained"]
+    assert "made by other code" in outcome.message and outcome.path == file.parent
+    assert events[-1].rows() == first.rows()
+
+
+def test_a_run_that_cannot_be_opened_is_a_problem_and_not_the_end(tmp_path, monkeypatch):
+    judged([claim("true")], tmp_path)
+    shutil.rmtree(tmp_path / "measurements")
+
+    def shut(path):
+        raise ValueError("no run")
+
+    monkeypatch.setattr(reproduction, "Run", shut)
     result = judged([claim("true")], tmp_path)["true"]
-    assert (
-        result.verdict == "inconclusive"
-        and "made by birthlens 0.0.9" in result.note()
-        and file.parent.name in result.note()
-    )
+    assert result.verdict == "inconclusive" and "seed 1: ValueError: no run" in result.note()
+
+
+def fine(evidence):
+    """Stand for a number that lies next to its bound: rounded to six decimals it would not."""
+    return {"width": 10.0 + 1e-9 * (1 + evidence.seed / 10)}
+
+
+def test_the_second_time_gives_the_same_numbers_to_the_bit(tmp_path):
+    first = judged([claim("fine", fine)], tmp_path)["fine"]
+    second = judged([claim("fine", fine)], tmp_path)["fine"]
+    assert first.verdict == second.verdict == "pass" and first.rows() == second.rows()
+    (read,) = read_results(tmp_path, [claim("fine", fine)])
+    assert read.rows() == first.rows()
+    assert pd.read_csv(tmp_path / "scorecard.csv")["low"][0] > 10
+
+
+def test_what_is_asked_for_and_not_judged_is_listed_as_not_yet_run(tmp_path):
+    pages = []
+    events = reproduce(CLAIMS[:3], TIER, tmp_path, processes=1, also=pages.append)
+    assert next(event for event in events if isinstance(event, Result)).claim.id == "true"
+    events.close()
+    table = pd.read_csv(tmp_path / "scorecard.csv").set_index("claim")
+    assert table["verdict"].to_dict() == {"true": "pass", "false": "not yet run", "open": "not yet run"}
+    assert [result.verdict for result in pages[0].results] == ["not yet run"] * 3 and len(pages) == 2
+    html = scorecard_page(pages[-1])
+    assert "… not yet run" in html and "The open claim." in html and "✓ pass" in html
+
+
+def test_other_claims_stay_in_the_scorecard_while_they_hold(tmp_path, monkeypatch):
+    named = [claim("true"), claim("false", expectation=TOO_WIDE), claim("broken", broken)]
+    monkeypatch.setattr(catalogue, "CLAIMS", tuple(named))
+    judged(named, tmp_path)
+    before = json.loads((tmp_path / "scorecard.json").read_text())["claims"]
+    judged(named[:1], tmp_path)
+    after = json.loads((tmp_path / "scorecard.json").read_text())
+    assert after["claims"][1:] == before[1:] and after["command"] == command_of(named, TIER)
+    other = claim("false", expectation=TOO_WIDE, settings={"other": 1})
+    monkeypatch.setattr(catalogue, "CLAIMS", (named[0], other, named[2]))
+    judged(named[:1], tmp_path)
+    table = pd.read_csv(tmp_path / "scorecard.csv").set_index("claim")
+    assert table.loc["false", "verdict"] == "not yet run" and "by other code" in table.loc["false", "note"]
+    judged(named[:1], tmp_path, Tier("paper", TIER.base, 2))
+    table = pd.read_csv(tmp_path / "scorecard.csv").set_index("claim")
+    assert "at tier laptop" in table.loc["broken", "note"] and table.loc["true", "seeds"] == 2
+
+
+def censored(evidence):
+    """Stand for a step that seed 1 never reached, and one that is a bound for seed 2."""
+    never = {"width": math.nan} if evidence.seed == 1 else {"width": 20.0 + evidence.seed}
+    return never | ({"width" + BOUND: 1.0} if evidence.seed == 2 else {})
+
+
+def test_numbers_that_cannot_be_had_and_bounds_are_named_with_their_seeds(tmp_path):
+    result = judged([claim("late", censored)], tmp_path)["late"]
+    assert result.verdict == "inconclusive" and result.rows()[0]["seeds"] == 2
+    assert "width has no number in seed 1" in result.note() and "width is a bound" in result.note()
+    assert "in seed 2" in result.note() and not result.problems
+    assert result.note().split(";")[0] in html_text(scorecard_page(Scorecard([result], "x")))
+
+
+def html_text(html):
+    return html.replace("&#x27;", "'")
 
 
 def test_the_page_is_whole_and_fetches_nothing(done):
     _, results = done
-    html = scorecard_page(list(results.values()), "birthlens reproduce all")
+    html = scorecard_page(Scorecard(list(results.values()), "birthlens reproduce all"))
     for result in results.values():
         assert result.claim.sentence in html
     assert "✓ pass" in html and "✗ fail" in html and "ZeroDivisionError" in html and "nobody knows how" in html
@@ -198,21 +290,55 @@ def test_sweep_on_the_command_line(tmp_path):
     assert second.output.count('"reused"') == 2
 
 
-def test_a_killed_reproduction_is_continued(tmp_path):
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "birthlens", "reproduce", "diverse-outputs", "--out", str(out), "--processes", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    deadline = time.monotonic() + 60
-    while not list(out.glob("runs/*/resume.safetensors")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    (path,) = [file.parent for file in out.glob("runs/*/run.json")]
-    from birthlens.claims.catalogue import claims_named
-    from birthlens.claims.tiers import TIERS
-    from birthlens.sweep import Grid, prepare, run_path
+SLOW = ("training.steps=1500", "checkpoints.every=100", "evaluation.every=100")
+HARNESS = f"""
+from birthlens.claims import behaviours, catalogue, tiers
+from birthlens.claims.claim import Claim, Expectation
+from birthlens.cli import main
+end = Expectation("accuracy at the end", "accuracy at the end", 0)
+quick = Claim("quick", "quick", (end,), lambda evidence: {{"accuracy at the end": 1.0}})
+catalogue.CLAIMS = (quick, Claim("slow", "slow", (end,), behaviours.speed, {{"run": ()}}))
+tiers.TIERS["laptop"] = tiers.Tier("laptop", {(*TINY, *SLOW)!r}, 1)
+main()
+"""
 
-    configs = Grid(TIERS["laptop"].config, claims_named(["diverse-outputs"])[0].cases, (0,)).configs()
-    (config,) = [config for config in configs.values() if run_path(config, out / "runs") == path]
-    assert prepare(config, path).state == "continued"
+
+def begun(out):
+    """Start a reproduction as a process of its own, and wait until its first claim is judged and its run has begun."""
+    command = [sys.executable, "-c", HARNESS, "reproduce", "--out", str(out), "--processes", "1"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True
+    )
+    deadline = time.monotonic() + 120
+    card = out / "scorecard.csv"
+    while time.monotonic() < deadline and process.poll() is None:
+        judged_one = card.exists() and "asked for" not in card.read_text().split("slow")[0]
+        if judged_one and len(list(out.glob("runs/*/resume.safetensors"))) == 1:
+            break
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()
+    return process, command
+
+
+def test_a_killed_reproduction_is_continued_by_the_same_command(tmp_path):
+    process, command = begun(tmp_path / "out")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    verdicts = pd.read_csv(tmp_path / "out" / "scorecard.csv").set_index("claim")["verdict"]
+    assert verdicts["quick"] != "not yet run" and verdicts["slow"] == "not yet run"
+    assert "not yet run" in (tmp_path / "out" / "scorecard.html").read_text()
+    again = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("continued") == 1 and "trained" not in again.stderr, again.stderr
+    command[command.index("--out") + 1] = str(tmp_path / "whole")
+    subprocess.run(command, capture_output=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    cards = [pd.read_csv(tmp_path / name / "scorecard.csv") for name in ("out", "whole")]
+    pd.testing.assert_frame_equal(*(card.drop(columns=["seconds", "cpu_seconds"]) for card in cards), check_exact=True)
+
+
+def test_an_interrupted_reproduction_says_how_it_is_continued(tmp_path):
+    process, _ = begun(tmp_path / "out")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130 and "give the same command again to continue" in said
+    assert "--resume" not in said and "Traceback" not in said

@@ -9,6 +9,10 @@ A statistic gives one number a seed for each expectation. Their mean has the int
     inconclusive    the interval holds the bound, a seed is missing or not a number, or there are fewer than two seeds
 
 A claim passes where all its expectations do, and fails where one does.
+
+What never happened within a run has no step: a statistic gives NaN for a number that needs it, and the claim stays open.
+Only where a difference in time has a certain sign (the one happened, the other not until later than that) is its bound
+given instead, and marked: a statistic that returns `quantity + BOUND` says that `quantity` is the bound nearest to zero.
 """
 
 from __future__ import annotations
@@ -23,8 +27,10 @@ import numpy as np
 from birthlens.errors import BirthlensError
 from birthlens.runs import Run
 
-Verdict = Literal["pass", "fail", "inconclusive", "not checked"]
+Verdict = Literal["pass", "fail", "inconclusive", "not checked", "not yet run"]
 LEVEL = 0.95
+BOUND = " is a bound"
+"""What is added to the name of a quantity to mark it as a bound; its value is then 1."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,9 @@ class Expectation:
 class Claim:
     """One claim. `cases` maps names to overrides of the tier's base config; a statistic without runs has none.
 
-    `settings` go to the statistic, `tiers` replaces some of them at a tier. `seeds` says how many where not as many as the
-    tier has are wanted. `unchecked` is the reason why a claim is listed and not checked; `only` names the one tier
-    that can check it.
+    `settings` go to the statistic, `tiers` replaces some of them at a tier, `overrides` are added to every case at a tier.
+    `seeds` says how many where not as many as the tier has are wanted. `unchecked` is the reason why a claim is listed and
+    not checked; `only` names the one tier that can check it.
     """
 
     id: str
@@ -95,6 +101,7 @@ class Claim:
     cases: Mapping[str, Sequence[str]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     tiers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    overrides: Mapping[str, Sequence[str]] = field(default_factory=dict)
     seeds: Mapping[str, int] = field(default_factory=dict)
     only: str | None = None
     unchecked: str = ""
@@ -114,6 +121,10 @@ class Claim:
     def settings_at(self, tier: str) -> dict[str, Any]:
         """Return the settings that the statistic gets at a tier."""
         return {**self.settings, **self.tiers.get(tier, {})}
+
+    def cases_at(self, tier: str) -> dict[str, tuple[str, ...]]:
+        """Return the overrides of every case at a tier."""
+        return {case: (*words, *self.overrides.get(tier, ())) for case, words in self.cases.items()}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

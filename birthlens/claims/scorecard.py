@@ -2,6 +2,8 @@
 
 scorecard.csv    the table
 scorecard.json   the table with what made it: versions, tier, command, every measured number of every seed
+
+Numbers are kept as they are; who shows them rounds. Claims that are still to be checked are listed as "not yet run".
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from birthlens.claims.claim import Claim, Verdict, interval, joint
+from birthlens.claims.claim import BOUND, Claim, Verdict, interval, joint
 from birthlens.disk import write_atomically
 from birthlens.run_files import versions
 
@@ -26,18 +28,22 @@ COLUMNS = ["claim", "verdict", "quantity", "says", "wanted", "holds", "value", "
 
 @dataclass(frozen=True)
 class Measured:
-    """What a statistic found for one seed, or why it found nothing, and what that cost."""
+    """What a statistic found for one seed, or why it found nothing, what that cost, and why it was measured again."""
 
     seed: int
     values: Mapping[str, float] = field(default_factory=dict)
     problem: str = ""
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    again: str = ""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A claim at a tier with its measurements; the cost is that of all its runs (shared ones too) and statistics."""
+    """A claim at a tier with its measurements; the cost is that of all its runs (shared ones too) and statistics.
+
+    `made_of` is the digest of what the numbers depend on; `pending` says why there are none yet.
+    """
 
     claim: Claim
     tier: str
@@ -45,6 +51,8 @@ class Result:
     runs: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    made_of: str = ""
+    pending: str = ""
 
     @property
     def problems(self) -> list[str]:
@@ -52,16 +60,25 @@ class Result:
         return [f"seed {one.seed}: {one.problem}" for one in self.measured if one.problem]
 
     @property
+    def again(self) -> str:
+        """Say why seeds were measured again; empty where none was."""
+        return next((one.again for one in self.measured if one.again), "")
+
+    @property
     def verdict(self) -> Verdict:
         """Judge the claim."""
         if self.claim.reason(self.tier):
             return "not checked"
+        if self.pending:
+            return "not yet run"
         return joint([row["holds"] for row in self.rows()])
 
     def rows(self) -> list[dict[str, Any]]:
         """Judge each expectation: its columns of the table."""
-        out = []
-        for expectation in self.claim.expectations if not self.claim.reason(self.tier) else ():
+        out: list[dict[str, Any]] = []
+        if self.pending or self.claim.reason(self.tier):
+            return out
+        for expectation in self.claim.expectations:
             values = [float(one.values.get(expectation.quantity, math.nan)) for one in self.measured]
             known = [value for value in values if math.isfinite(value)]
             mean, low, high = interval(known)
@@ -72,8 +89,29 @@ class Result:
         return out
 
     def note(self) -> str:
-        """Say why nothing was checked, or what went wrong."""
-        return self.claim.reason(self.tier) or "; ".join(self.problems)
+        """Say why nothing was checked, what went wrong, and which numbers are missing or bounds, with the seeds."""
+        said = self.claim.reason(self.tier) or self.pending
+        return said or "; ".join([*self.problems, *self._limits()])
+
+    def _limits(self) -> list[str]:
+        out = []
+        for name in dict.fromkeys(expectation.quantity for expectation in self.claim.expectations):
+            whole = [one for one in self.measured if not one.problem]
+            missing = [one.seed for one in whole if not math.isfinite(one.values.get(name, math.nan))]
+            bounds = [one.seed for one in whole if one.values.get(name + BOUND)]
+            for seeds, what in ((missing, "has no number"), (bounds, "is a bound (a step never came)")):
+                if seeds:
+                    out.append(f"{name} {what} in seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}")
+        return out
+
+
+@dataclass(frozen=True)
+class Scorecard:
+    """All results, in the order of the claims, with the command that asked for them and what everything has cost."""
+
+    results: Sequence[Result]
+    command: str
+    totals: Mapping[str, float] = field(default_factory=dict)
 
 
 def scorecard_table(results: Sequence[Result]) -> pd.DataFrame:
@@ -93,12 +131,12 @@ def scorecard_table(results: Sequence[Result]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def report(results: Sequence[Result], command: str, totals: Mapping[str, float]) -> dict[str, Any]:
+def report(card: Scorecard) -> dict[str, Any]:
     """Return everything as plain data: what made it, and each claim with all numbers of all seeds."""
     return {
         "versions": versions(),
-        "command": command,
-        "totals": dict(totals),
+        "command": card.command,
+        "totals": dict(card.totals),
         "claims": [
             {
                 "id": result.claim.id,
@@ -106,32 +144,55 @@ def report(results: Sequence[Result], command: str, totals: Mapping[str, float])
                 "verdict": result.verdict,
                 "note": result.note(),
                 "tier": result.tier,
-                "cases": {case: list(words) for case, words in result.claim.cases.items()},
+                "cases": {case: list(words) for case, words in result.claim.cases_at(result.tier).items()},
                 "settings": result.claim.settings_at(result.tier),
                 "expectations": [plain(row) for row in result.rows()],
-                "measured": [{"seed": one.seed, "values": plain(one.values)} for one in result.measured],
+                "measured": [
+                    {"seed": one.seed, "values": plain(one.values), "problem": one.problem,
+                     "seconds": one.seconds, "cpu_seconds": one.cpu_seconds}
+                    for one in result.measured
+                ],
                 "runs": result.runs,
-                "seconds": round(result.seconds, 1),
-                "cpu_seconds": round(result.cpu_seconds, 1),
+                "seconds": result.seconds,
+                "cpu_seconds": result.cpu_seconds,
+                "made_of": result.made_of,
             }
-            for result in results
+            for result in card.results
         ],
-    }
+    }  # fmt: skip
 
 
-def write_scorecard(results: Sequence[Result], folder: Path, command: str, totals: Mapping[str, float]) -> None:
+def write_scorecard(card: Scorecard, folder: Path) -> None:
     """Write scorecard.csv and scorecard.json, whole or not at all."""
-    table = scorecard_table(results)
-    numbers = ["value", "low", "high"]
-    table[numbers] = table[numbers].astype(float).round(4)
-    write_atomically(folder / "scorecard.csv", table.to_csv(index=False).encode())
-    text = json.dumps(report(results, command, totals), indent=1, ensure_ascii=False) + "\n"
+    write_atomically(folder / "scorecard.csv", scorecard_table(card.results).to_csv(index=False).encode())
+    text = json.dumps(report(card), indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / "scorecard.json", text.encode())
 
 
+def read_results(folder: Path, claims: Sequence[Claim]) -> list[Result]:
+    """Read what an earlier scorecard says of some claims; nothing where there is none, or it is damaged."""
+    known, found = {claim.id: claim for claim in claims}, []
+    try:
+        for one in json.loads((folder / "scorecard.json").read_text(encoding="utf-8"))["claims"]:
+            measured = [
+                Measured(m["seed"], numbers(m["values"]), m["problem"], m["seconds"], m["cpu_seconds"])
+                for m in one["measured"]
+            ]
+            if one["id"] in known and one["verdict"] not in ("not checked", "not yet run"):
+                cost = (one["runs"], one["seconds"], one["cpu_seconds"])
+                found.append(Result(known[one["id"]], one["tier"], measured, *cost, one["made_of"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return found
+
+
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Make numbers fit for JSON: rounded, and null where they are none."""
+    """Make numbers fit for JSON: null where they are none."""
     return {
-        name: (round(value, 6) if math.isfinite(value) else None) if isinstance(value, float) else value
-        for name, value in values.items()
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
     }
+
+
+def numbers(values: Mapping[str, float | None]) -> dict[str, float]:
+    """Undo `plain` of numbers."""
+    return {name: math.nan if value is None else float(value) for name, value in values.items()}

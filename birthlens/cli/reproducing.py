@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,6 @@ from birthlens.cli.tables import format_option, show, show_rows
 from birthlens.errors import BirthlensError
 
 if TYPE_CHECKING:
-    from birthlens.claims.scorecard import Result
     from birthlens.sweep import Outcome
 
 
@@ -36,9 +37,10 @@ def reproduce(
 ) -> None:
     """Check CLAIMs of the paper, all by default: train what is missing, measure, judge.
 
-    Writes scorecard.csv, scorecard.json and scorecard.html into --out. An interrupted reproduction is continued by the same
-    command; nothing is used again that does not match its config and version. A claim that fails is a result (exit status
-    0); a run or a statistic that could not be had is a failure (exit status 1).
+    Writes scorecard.csv, scorecard.json and scorecard.html into --out, and keeps there what the same code found of other
+    claims. An interrupted reproduction is continued by the same command; what does not match its config, text and code is
+    not used again. A claim that fails is a result (exit status 0); a run or a statistic that could not be had is a failure
+    (exit status 1).
     """
     from birthlens.claims.catalogue import claims_named
     from birthlens.claims.tiers import tier_named
@@ -47,19 +49,25 @@ def reproduce(
     if listing:
         show_rows(["claim", "sentence"], [[claim.id, claim.sentence] for claim in chosen])
         return
-    from birthlens.claims.reproduction import command_of, reproduce
-    from birthlens.claims.scorecard import Result, scorecard_table
+    from birthlens.claims.reproduction import reproduce
+    from birthlens.claims.scorecard import Result, Scorecard, scorecard_table
     from birthlens.scorecard_page import write_scorecard_page
 
-    results: list[Result] = []
-    for number, event in enumerate(reproduce(chosen, scale, out, processes, seeds), start=1):
-        if isinstance(event, Result):
-            results.append(event)
-            click.echo(f"{event.verdict:12} {event.claim.id}", err=True)
-        else:
-            _say(event, number)
+    page, results = Path(out) / "scorecard.html", list[Result]()
+
+    def draw(card: Scorecard) -> None:
+        write_scorecard_page(card, page)
+
+    with _continued_by_repeating(f"; what was judged so far is in {page}"):
+        for number, event in enumerate(reproduce(chosen, scale, out, processes, seeds, draw), start=1):
+            if isinstance(event, Result):
+                results.append(event)
+                anew = sum(bool(one.again) for one in event.measured)
+                why = f" ({anew} of {len(event.measured)} seeds {event.again})" if anew else ""
+                click.echo(f"{event.verdict:12} {event.claim.id}{why}", err=True)
+            else:
+                _say(event, number)
     results.sort(key=lambda result: [claim.id for claim in chosen].index(result.claim.id))
-    page = write_scorecard_page(results, Path(out) / "scorecard.html", command_of(chosen, scale, seeds))
     table = scorecard_table(results)
     short = ["verdict", "claim", "quantity", "wanted", "holds", "value", "low", "high", "seeds", "cpu_seconds"]
     show(table if style != "table" else table[short].fillna(""), style)
@@ -90,9 +98,10 @@ def sweep(grid: str, out: str, seeds: int | None, processes: int | None, style: 
 
     configs = Grid.load(grid, seeds).configs()
     found = {}
-    for number, outcome in enumerate(train(list(configs.values()), out, processes), start=1):
-        found[outcome.path] = outcome
-        _say(outcome, number)
+    with _continued_by_repeating():
+        for number, outcome in enumerate(train(list(configs.values()), out, processes), start=1):
+            found[outcome.path] = outcome
+            _say(outcome, number)
     rows = []
     for (case, seed), config in configs.items():
         outcome = found[run_path(config, out)]
@@ -100,6 +109,16 @@ def sweep(grid: str, out: str, seeds: int | None, processes: int | None, style: 
     show(pd.DataFrame(rows, columns=["case", "seed", "run", "state", "seconds", "cpu_seconds"]), style)
     if failed := [outcome.message for outcome in found.values() if outcome.state == "failed"]:
         raise BirthlensError(f"{len(failed)} of {len(found)} runs failed; the first: {failed[0]}")
+
+
+@contextmanager
+def _continued_by_repeating(more: str = "") -> Iterator[None]:
+    """End an interrupted command with what to do next."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"birthlens: interrupted; give the same command again to continue{more}.", err=True)
+        sys.exit(130)
 
 
 def _say(outcome: Outcome, number: int) -> None:
