@@ -23,7 +23,7 @@ from birthlens.claims.tiers import TIERS
 from birthlens.config import RunConfig, read_tree
 from birthlens.provenance import code_digest
 from birthlens.report.reproduce import overrides
-from birthlens.run_files import versions
+from birthlens.run_files import commit, versions
 from birthlens.sweep import Grid, workers
 
 HERE = Path(__file__).parent
@@ -94,4 +94,4 @@ def made_by(arguments: argparse.Namespace, table: pd.DataFrame, grid: Grid | Non
         made["grid"] = {"base": overrides(RunConfig(), grid.base), "cases": cases}
     made["seeds"] = sorted(map(int, set(table["seed"]))) if "seed" in table else []
     made["code"] = code_digest("__main__")
-    return {**made, "versions": versions(), "date": datetime.now(UTC).date().isoformat()}
+    return {**made, "versions": versions(), "commit": commit(), "date": datetime.now(UTC).date().isoformat()}

@@ -74,7 +74,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Say what made a result: versions of Python, the packages that compute, the machine, and the commit of a checkout."""
+    """Say what made a result: versions of Python, the packages that compute, and the machine."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
@@ -83,12 +83,15 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "absent"
-    return found | ({"commit": commit} if (commit := _commit(Path(__file__).parents[1])) else {})
+    return found
 
 
 @cache
-def _commit(root: Path) -> str | None:
-    """Return the commit of the checkout at `root`, with "-dirty" where files differ from it; None where it is none."""
+def commit(root: Path = Path(__file__).parents[1]) -> str | None:
+    """Return the commit of the checkout at `root`, with "-dirty" where files differ from it; None where it is none.
+
+    It tells people where to look. Whether a result may be used again is for `provenance` to say: it reads the code.
+    """
     import subprocess
 
     if not (root / ".git").exists():

@@ -16,7 +16,7 @@ from birthlens.corpus import BigramStatistics
 from birthlens.disk import is_temporary, write_atomically
 from birthlens.errors import BirthlensError
 from birthlens.provenance import TRAINING, code_digest
-from birthlens.run_files import FORMAT, checkpoint_file, listed_steps, read_metrics, read_notes, versions
+from birthlens.run_files import FORMAT, checkpoint_file, commit, listed_steps, read_metrics, read_notes, versions
 from birthlens.weights import Weights, load_tensors, save_tensors
 
 Array = np.ndarray
@@ -73,6 +73,7 @@ class RunWriter:
             "vocab": list(statistics.vocab),
             "engine": dict(engine),
             "versions": versions(),
+            "commit": commit(),
         }
         # The header comes last: a directory with a header is a whole run.
         write_atomically(path / "run.json", json.dumps(header, indent=1, ensure_ascii=False).encode())

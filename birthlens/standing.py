@@ -20,7 +20,7 @@ from birthlens.corpus import statistics_of
 from birthlens.disk import write_atomically
 from birthlens.errors import BirthlensError
 from birthlens.provenance import TRAINING, code_digest, corpus_digest
-from birthlens.run_files import read_metadata, read_metrics, versions
+from birthlens.run_files import read_metrics, read_notes, versions
 from birthlens.runs import Run
 from birthlens.training.schedule import Schedule
 from birthlens.weights import load_tensors
@@ -93,7 +93,7 @@ def _damage(run: Run) -> str:
     if not run.finished:
         file = run.path / "resume.safetensors"
         load_tensors(file)
-        last = int(json.loads(read_metadata(file)["notes"])["step"])
+        last = read_notes(file)["step"]
     expected = [step for step in range(last + 1) if schedule.planned(step)]
     if lost := sorted({*expected, last} - set(steps)):
         return f"it is damaged: step {lost[0]} is not kept"

@@ -18,7 +18,7 @@ from birthlens.config import RunConfig
 from birthlens.errors import BirthlensError
 from birthlens.model import build, parameters
 from birthlens.presets import preset
-from birthlens.run_files import _commit
+from birthlens.run_files import commit
 from birthlens.run_writer import RunWriter
 from birthlens.runs import load_run
 from birthlens.training.engines import choose
@@ -298,15 +298,15 @@ def test_the_fused_engine_gives_the_same_bits_on_any_number_of_threads(threads):
 
 def test_a_run_names_the_commit_that_made_it(tmp_path):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
-    assert _commit(tmp_path / "no checkout") is None
+    assert commit(tmp_path / "no checkout") is None
     (tmp_path / "code.py").write_text("1")
     for command in (["init", "-q"], ["add", "code.py"], ["commit", "-q", "-m", "x"], ["tag", "-m", "v", "v1"]):
         subprocess.run([*git, *command], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    assert _commit(tmp_path) == head
+    assert commit(tmp_path) == head
     (tmp_path / "code.py").write_text("2")
-    _commit.cache_clear()
-    assert _commit(tmp_path) == f"{head}-dirty"
+    commit.cache_clear()
+    assert commit(tmp_path) == f"{head}-dirty"
 
 
 def test_resuming_a_finished_run_trains_nothing(tmp_path):

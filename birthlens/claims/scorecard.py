@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from birthlens.claims.claim import BOUND, Claim, Verdict, interval, joint
 from birthlens.disk import write_atomically
-from birthlens.run_files import versions
+from birthlens.run_files import commit, versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,6 +135,7 @@ def report(card: Scorecard) -> dict[str, Any]:
     """Return everything as plain data: what made it, and each claim with all numbers of all seeds."""
     return {
         "versions": versions(),
+        "commit": commit(),
         "command": card.command,
         "totals": dict(card.totals),
         "claims": [
