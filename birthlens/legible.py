@@ -1,9 +1,10 @@
-"""Tokens as people can read them: spaces and line ends made visible, invisible characters by their code points."""
+"""Tokens and names as people can read them: spaces and line ends visible, invisible characters by their code points."""
 
 from __future__ import annotations
 
 import unicodedata
 
+_WORDS = {"bag": "bag of tokens", "bayes": "Bayes-optimal"}
 _VISIBLE = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍", "": "∅"}
 
 
@@ -17,6 +18,28 @@ def legible(token: str) -> str:
     if token in _VISIBLE:
         return _VISIBLE[token]
     return "".join(_character(character) for character in token)
+
+
+def label(name: str) -> str:
+    """Spell a name of the code as words, the same wherever readers meet it.
+
+    Example:
+        >>> label("in_context_loss"), label("prev_token_memory"), label("bag")
+        ('in-context loss', 'previous-token memory', 'bag of tokens')
+    """
+    if name in _WORDS:
+        return _WORDS[name]
+    return name.replace("in_context", "in-context").replace("prev_token", "previous-token").replace("_", " ")
+
+
+def counted(n: int, noun: str) -> str:
+    """Spell a count with its noun.
+
+    Example:
+        >>> counted(1, "layer"), counted(2, "layer")
+        ('1 layer', '2 layers')
+    """
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def _character(character: str) -> str:

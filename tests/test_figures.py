@@ -67,8 +67,40 @@ def test_training_curves_show_the_metrics_and_the_references():
     levels = {line.get_ydata()[0] for line in figure.axes[0].get_lines() if line.get_label() != "model"}
     chosen = references[(references["role"] == "in_context") & (references["metric"] == "loss")]
     assert levels == set(chosen["value"])
-    assert {"model", "uniform", "bigram", "bayes", "step"} <= set(texts(figure))
+    assert {"model", "uniform", "bigram", "Bayes-optimal", "step"} <= set(texts(figure))
     assert overlaps(figure) == []
+
+
+def test_the_birth_is_loss_accuracy_and_the_three_memories_in_one_row():
+    source = run()
+    figure = gallery.draw(source, "birth", source.steps)
+    assert [ax.get_title("left") for ax in figure.axes] == [
+        "In-context loss",
+        "In-context accuracy",
+        "Recall of the three memories",
+    ]
+    rows = source.metrics().query("split == 'held_out' and metric == 'in_context_accuracy'").sort_values("step")
+    accuracy = drawn_lines(figure.axes[1])
+    assert accuracy["model"] == (list(rows["step"]), list(rows["value"]))
+    assert accuracy["uniform: 0.0156"][1] == [1 / 64, 1 / 64]
+    recalls = memories_over(source, bases=("raw",)).query("metric == 'recall'")
+    wanted = recalls.query("memory == 'trigger_memory' and candidates == 'triggers'")
+    assert drawn_lines(figure.axes[2])["trigger memory (n = 3 triggers)"] == (
+        list(wanted["step"]),
+        list(wanted["value"]),
+    )
+    rows = [(step, "held_out", f"in_context_{name}", value)
+            for name, values in (("accuracy", (0, 0.95, 1)), ("loss", (4, float("nan"), 1)))
+            for step, value in zip((0, 5, 9), values, strict=True)]  # fmt: skip
+    metrics = pd.DataFrame(rows, columns=["step", "split", "metric", "value"])
+    references = pd.DataFrame(
+        [("bayes", "in_context", "accuracy", 1.0)], columns=["predictor", "role", "metric", "value"]
+    )
+    line = drawn_lines(figures.birth_panels(metrics, references).axes[1])["accuracy > 0.9: step 5"]
+    assert line[0] == [5, 5]
+    assert len(gallery.draw(run("full"), "birth", [0, 12]).axes) == 2
+    with pytest.raises(BirthlensError, match="no in-context accuracy"):
+        gallery.draw(run("no_triggers"), "birth", [0, 12])
 
 
 def test_references_agree_with_counting():
@@ -87,7 +119,7 @@ def test_references_agree_with_counting():
 def test_recall_curves_have_a_panel_a_memory_and_dotted_chance():
     table = memories_over(run(), bases=("raw",))
     figure = figures.recall_curves(table)
-    assert [ax.get_title("left") for ax in figure.axes] == ["output memory", "trigger memory", "prev token memory"]
+    assert [ax.get_title("left") for ax in figure.axes] == ["output memory", "trigger memory", "previous-token memory"]
     rows = table[
         (table["memory"] == "trigger_memory") & (table["metric"] == "recall") & (table["candidates"] == "triggers")
     ]
@@ -243,7 +275,7 @@ def test_plot_draws_runs_and_saved_tables(tmp_path):
     ("arguments", "message"),
     [
         (["--kind", "recall", "--out", "a.gif"], "must end in .png, .svg, .pdf"),
-        (["--kind", "sweep", "--out", "a.png"], "of a run there are behaviour"),
+        (["--kind", "sweep", "--out", "a.png"], "of a run there are birth, behaviour"),
         (["--kind", "recall", "--out", "nowhere/a.png"], "does not exist; make it first"),
         (["--kind", "recall", "--out", "a.png", "--option", "x=1"], "options are for tables"),
         (["--kind", "recall", "--out", "a.png", "--steps", "7"], "step = 7 is not kept"),

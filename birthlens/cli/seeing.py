@@ -9,7 +9,8 @@ import click
 
 from birthlens.cli.probing import steps_option
 
-RUN_KINDS = ("behaviour", "recall", "memories", "ledger", "ablation", "edges", "patching", "transplant", "attention")
+RUN_KINDS = ("birth", "behaviour", "recall", "memories", "ledger", "ablation", "edges", "patching", "transplant",
+             "attention")  # fmt: skip
 TABLE_KINDS = ("curves", "recall", "timeline", "ledger", "patching", "transplant", "sweep", "heatmap")
 
 

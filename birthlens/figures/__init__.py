@@ -9,6 +9,7 @@ Functions return a matplotlib Figure and touch no global state; `save` writes it
 """
 
 from birthlens.figures.areas import ledger_areas as ledger_areas
+from birthlens.figures.curves import birth_panels as birth_panels
 from birthlens.figures.curves import recall_curves as recall_curves
 from birthlens.figures.curves import timeline as timeline
 from birthlens.figures.curves import training_curves as training_curves

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from birthlens.figures.style import COLOURS, columns_needed, label, panels, styled
+from birthlens.figures.style import COLOURS, columns_needed, label, legend_under, panels, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,9 +41,7 @@ def ledger_areas(table: pd.DataFrame) -> Figure:
         ax.locator_params(axis="x", nbins=5, integer=True)
         handles, texts = ax.get_legend_handles_labels()
         # Reversed, so that the legend reads from the top of the stack down.
-        ax.legend(
-            handles[::-1], texts[::-1], loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=4.2, handlelength=1.2
-        )
+        legend_under(ax, handles=handles[::-1], labels=texts[::-1])
     axes[0][0].set_ylabel("share of squared norm")
     return figure
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from birthlens.errors import BirthlensError
-from birthlens.figures.style import COLOURS, DASHES, GREY, columns_needed, label, legend_below, panels, styled
+from birthlens.figures.style import (
+    COLOURS,
+    DASHES,
+    GREY,
+    columns_needed,
+    label,
+    legend_below,
+    legend_under,
+    panels,
+    styled,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,24 +54,70 @@ def training_curves(
             ax = axes[row][column]
             series = table[table["metric"] == f"{role}_{metric}"].sort_values("step")
             ax.plot(series["step"], series["value"], color=COLOURS[0], label="model", zorder=3)
-            top = float(series["value"].max())
-            for number, name in enumerate(names):
-                assert references is not None
-                chosen = (references["predictor"] == name) & (references["role"] == role)
-                for value in references[chosen & (references["metric"] == metric)]["value"]:
-                    ax.axhline(value, color=COLOURS[1 + number % 6], ls=DASHES[1 + number % 5], lw=1.1, zorder=2)
-                    top = max(top, value)
+            top = _top(series["value"], _floors(ax, references, names, role, metric))
             ax.set_title(f"{label(role)} {metric}")
-            ax.set_ylim(bottom=0, top=1.02 if metric == "accuracy" else top * 1.06)
+            ax.set_ylim(bottom=0, top=1.02 if metric == "accuracy" else top)
             ax.set_ylabel("nats" if metric == "loss" else "share right")
             _steps(ax, last=row == 1)
     handles = [Line2D([], [], color=COLOURS[0], label="model")]
     handles += [
-        Line2D([], [], color=COLOURS[1 + i % 6], ls=DASHES[1 + i % 5], lw=1.1, label=name)
+        Line2D([], [], color=COLOURS[1 + i % 6], ls=DASHES[1 + i % 5], lw=1.1, label=label(name))
         for i, name in enumerate(names)
     ]
     legend_below(figure, handles, 4 if len(shown) > 1 else 3)
     return figure
+
+
+@styled
+def birth_panels(
+    metrics: pd.DataFrame, references: pd.DataFrame, recalls: pd.DataFrame | None = None, reached: float = 0.9
+) -> Figure:
+    """Draw the birth in one row: in-context loss, in-context accuracy, and, where given, the recall of the three memories.
+
+    `metrics` and `references` are those of `training_curves`, `recalls` is that of `recall_curves`. The trigger memory is
+    read among the triggers where it has several, the others among all candidates. A grey line marks the first measured step
+    with an accuracy above `reached`.
+    """
+    columns_needed(metrics, "step", "split", "metric", "value")
+    table = metrics[metrics["split"] == "held_out"].sort_values("step")
+    if not (table["metric"] == "in_context_accuracy").any():
+        raise BirthlensError("the run has no in-context accuracy, so there is no birth to draw.")
+    figure, axes = panels(1, 2 if recalls is None else 3, 3.0, 3.0)
+    names = [name for name in ("uniform", "bag", "bayes") if (references["predictor"] == name).any()]
+    above = table[(table["metric"] == "in_context_accuracy") & (table["value"] > reached)]["step"]
+    for ax, metric in zip(axes[0], ("loss", "accuracy"), strict=False):
+        series = table[table["metric"] == f"in_context_{metric}"]
+        ax.plot(series["step"], series["value"], color=COLOURS[0], label="model", zorder=3)
+        top = _top(series["value"], _floors(ax, references, names, "in_context", metric))
+        ax.set_ylim(bottom=-0.02 * top, top=1.04 if metric == "accuracy" else top)
+        ax.set_title(f"In-context {metric}")
+        ax.set_ylabel("nats" if metric == "loss" else "share right")
+    if recalls is not None:
+        _recalls_in_one(axes[0][2], recalls)
+    for ax in axes[0]:
+        if len(above):
+            said = f"accuracy > {reached:g}: step {above.iloc[0]}"
+            ax.axvline(float(above.iloc[0]), color=GREY, lw=0.8, zorder=1, label=said)
+        _steps(ax, last=True)
+        legend_under(ax)
+    return figure
+
+
+def _recalls_in_one(ax: Axes, recalls: pd.DataFrame) -> None:
+    table = recalls[(recalls["metric"] == "recall") & (recalls["basis"] == "raw")]
+    for number, (name, wanted) in enumerate(
+        (("output_memory", "all"), ("trigger_memory", "triggers"), ("prev_token_memory", "all"))
+    ):
+        of = table[table["memory"] == name]
+        rows = of[of["candidates"] == (wanted if (of["candidates"] == wanted).any() else "all")].sort_values("step")
+        colour, count = COLOURS[number], f"{rows['n'].iloc[0]}{' triggers' if wanted == 'triggers' else ''}"
+        ax.plot(
+            rows["step"], rows["value"], color=colour, ls=DASHES[number], label=f"{label(name)} (n = {count})", zorder=3
+        )
+        ax.plot(rows["step"], rows["chance"], color=colour, ls=":", lw=1.0, zorder=2)
+    ax.set_title("Recall of the three memories")
+    ax.set_ylim(-0.02, 1.04)
+    ax.set_ylabel("recall (dotted: chance)")
 
 
 @styled
@@ -95,7 +151,7 @@ def recall_curves(
         if metric.endswith("recall"):
             ax.set_ylim(-0.02, 1.04)
         _steps(ax, last=True)
-        ax.legend(loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=4.2, handlelength=2.4)
+        legend_under(ax)
     axes[0][0].set_ylabel(f"{label(metric)} (dotted: chance)")
     return figure
 
@@ -144,6 +200,24 @@ def timeline(
     _steps(ax, last=True)
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), handlelength=2.4)
     return figure
+
+
+def _floors(ax: Axes, references: pd.DataFrame | None, names: Sequence[str], role: str, metric: str) -> list[float]:
+    """Draw what reference predictors reach as lines, the same look for a name in every panel; return the values."""
+    found: list[float] = []
+    for number, name in enumerate(names):
+        assert references is not None
+        chosen = (references["predictor"] == name) & (references["role"] == role) & (references["metric"] == metric)
+        for value in references[chosen]["value"]:
+            colour, dash = COLOURS[1 + number % 6], DASHES[1 + number % 5]
+            ax.axhline(value, color=colour, ls=dash, lw=1.1, zorder=2, label=f"{label(name)}: {value:.3g}")
+            found.append(float(value))
+    return found
+
+
+def _top(*values: Iterable[float]) -> float:
+    """Return where an axis should end: a little above the largest finite value."""
+    return 1.06 * max((value for part in values for value in part if np.isfinite(value)), default=1.0)
 
 
 def _steps(ax: Axes, last: bool) -> None:

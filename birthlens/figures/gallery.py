@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from birthlens import figures
 from birthlens.errors import BirthlensError
-from birthlens.legible import legible
+from birthlens.legible import counted, legible
 from birthlens.notebook import thinned
 from birthlens.runs import Run
 
@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 
     from birthlens.analysis.memories import AssociativeMemory
     from birthlens.weights import Weights
+
+
+def birth(run: Run, steps: Sequence[int]) -> Figure:
+    """In-context loss and accuracy with the reference predictors, and the recall of the three memories, in one row."""
+    from birthlens.analysis.references import reference_table
+    from birthlens.analysis.trajectory import evaluation_batch, memories_over
+
+    metrics, references = run.metrics(), reference_table(run.task, evaluation_batch(run, 32))
+    recalls = memories_over(run, steps, bases=("raw",)) if is_paper_model(run) else None
+    return figures.birth_panels(metrics[metrics["step"] <= max(steps)], references, recalls)
 
 
 def behaviour(run: Run, steps: Sequence[int]) -> Figure:
@@ -99,6 +109,7 @@ def attention(run: Run, steps: Sequence[int]) -> Figure:
 
 
 KINDS: dict[str, Callable[[Run, Sequence[int]], Figure]] = {
+    "birth": birth,
     "behaviour": behaviour,
     "recall": recall,
     "memories": memories,
@@ -213,7 +224,8 @@ def is_paper_model(run: Run) -> bool:
 
 def _paper_model(run: Run, kind: str) -> None:
     if not is_paper_model(run):
+        layers = counted(run.config.model.n_layers, "layer")
         raise BirthlensError(
             f"kind = {kind!r}: the three memories belong to the two-layer simplified model; this run is a "
-            f"{run.config.model.family} model of {run.config.model.n_layers} layers. Use behaviour, ablation or attention."
+            f"{run.config.model.family} model of {layers}. Use birth, behaviour, ablation or attention."
         )

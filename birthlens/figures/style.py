@@ -11,9 +11,11 @@ from typing import Any, ParamSpec
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from birthlens.disk import write_atomically
 from birthlens.errors import BirthlensError
+from birthlens.legible import label as label
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 """Okabe and Ito's palette, its yellow darkened for white paper."""
@@ -86,6 +88,19 @@ def legend_below(figure: Figure, handles: Iterable[object], columns: int = 4) ->
     figure.legend(handles=listed, loc="outside lower center", ncols=min(columns, max(1, len(listed))))
 
 
+def legend_under(ax: Axes, **options: Any) -> None:
+    """Put a legend under the panel, below its axis label and flush with its left edge."""
+    down = ScaledTranslation(0, -0.47, ax.figure.dpi_scale_trans)
+    ax.legend(
+        loc="upper left",
+        bbox_to_anchor=(0, 0),
+        bbox_transform=ax.transAxes + down,
+        borderaxespad=0.0,
+        handlelength=2.4,
+        **options,
+    )
+
+
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure; the ending of the name (.png, .svg, .pdf) chooses the format. Same figure, same bytes.
 
@@ -120,13 +135,3 @@ def columns_needed(table: object, *names: str) -> None:
         )
     if not len(table):  # type: ignore[arg-type]
         raise BirthlensError("the table has no rows, so there is nothing to draw.")
-
-
-def label(name: str) -> str:
-    """Spell a name of the code as words.
-
-    Example:
-        >>> label("in_context_loss"), label("output_memory")
-        ('in-context loss', 'output memory')
-    """
-    return name.replace("in_context", "in-context").replace("_", " ")
