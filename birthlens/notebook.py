@@ -1,4 +1,5 @@
-"""Attention patterns in notebooks and in files: circuitsvis's heat maps with legible, marked tokens and a slider over steps.
+"""Attention patterns in notebooks and in files: circuitsvis's heat map with legible, marked tokens, small
+pictures of all heads, and a slider over steps.
 
 Nothing is fetched when a picture is shown. In Jupyter it stands in a frame of its own, so that it neither meets the page's
 scripts nor those of the picture before it.
@@ -32,13 +33,19 @@ class AttentionPicture:
 
     def html(self, number: int = 0) -> str:
         """Return the picture as HTML to stand on a page that has `scripts()` at its end; `number` tells twins apart."""
-        data = script_json(self.frames.payload())
+        data = script_json({**self.frames.payload(), "alt": self.alt})
         name = f"bl-{sha256(data.encode()).hexdigest()[:10]}-{number}"
         frames, last = self.frames, len(self.frames.steps) - 1
         slider = f"""
 <label class="bl-slide">step <output class="bl-step">{frames.steps[-1]}</output>
 <input class="bl-steps" type="range" min="0" max="{last}" step="1" value="{last}" aria-label="checkpoint"></label>"""
         options = "".join(f"<option>{escape(head)}</option>" for head in frames.heads)
+        n = len(frames.tokens)
+        thumbs = "".join(
+            f'<button type="button" class="bl-thumb"><canvas width="{n}" height="{n}" aria-hidden="true"></canvas>'
+            f"<span>{escape(head)}</span></button>"
+            for head in frames.heads
+        )
         return f"""<figure class="bl-attention" id="{name}" aria-label="{escape(self.title)}">
 <figcaption>{escape(self.title)}</figcaption>
 <div class="bl-controls">{slider if last else ""}
@@ -47,21 +54,19 @@ class AttentionPicture:
 <div class="bl-strip" role="group" aria-label="tokens; arrow keys move the query">{_strip(frames)}</div>
 <p class="bl-reading" role="status"></p>
 {_legend(frames)}
-<div class="bl-heads" id="{name}-heads" role="img" aria-label="{escape(self.alt)}"></div>
+<div class="bl-thumbs" role="group" aria-label="heads; arrow keys choose">{thumbs}</div>
+<p class="bl-scale"><span class="bl-shown"></span>, rows look at columns: <span class="bl-ends">0 <span class="bl-ramp"></span> 1</span></p>
+<div class="bl-heads" id="{name}-heads"></div>
 <script type="application/json">{data}</script>
 <script>document.addEventListener("DOMContentLoaded", () => birthlens.attention("{name}"));</script>
 </figure>"""
 
     @property
     def alt(self) -> str:
-        """The picture in words."""
-        frames = self.frames
-        steps = (
-            f"step {frames.steps[0]}" if len(frames.steps) == 1 else f"steps {frames.steps[0]} to {frames.steps[-1]}"
-        )
+        """What the heat map shows, in words; the page puts its head and step before them."""
         return (
-            f"Heat maps of attention from each of {len(frames.tokens)} tokens (rows) to the tokens before it (columns), "
-            f"heads {', '.join(frames.heads)}, {steps}. The line above names what the chosen token looks at."
+            f"Rows are {len(self.frames.tokens)} tokens, columns the tokens that each looks at. The line above the map says "
+            "what the chosen token looks at."
         )
 
     def save(self, path: str | Path) -> Path:

@@ -115,12 +115,53 @@ def test_the_tokens_are_walked_by_keyboard(browser, tmp_path):
         assert page.locator(".bl-reading").inner_text().startswith("L0H0")
 
 
+def test_the_chosen_head_is_the_one_in_the_map(browser, tmp_path):
+    picture = birthlens.show_attention(run("full"), step=[0, 12])
+    heads = picture.frames.heads
+    with Visit(browser, picture.save(tmp_path / "attention.html")) as visit:
+        page = visit.page
+        first = drawn(page, ".bl-heads canvas")
+        assert page.locator("select.bl-head").input_value() == heads[-1]
+        assert page.locator(".bl-shown").inner_text() == f"{heads[-1]} at step 12"
+        page.locator("select.bl-head").focus()
+        page.keyboard.press("ArrowUp")  # by keyboard alone
+        page.wait_for_function("(old) => document.querySelector('.bl-heads canvas').toDataURL() !== old", arg=first)
+        assert page.locator(".bl-shown").inner_text() == f"{heads[-2]} at step 12"
+        assert page.locator(".bl-reading").inner_text().startswith(heads[-2])
+        assert heads[-2] in page.locator(".bl-heads canvas").get_attribute("aria-label")
+        now = "() => document.querySelector('.bl-heads canvas').toDataURL()"
+        second = page.evaluate(now)
+        page.locator(".bl-thumb[aria-pressed=true]").focus()
+        page.keyboard.press("ArrowRight")
+        assert page.locator("select.bl-head").input_value() == heads[-1]
+        assert page.evaluate("document.activeElement.innerText").strip() == heads[-1]
+        page.wait_for_function("(old) => document.querySelector('.bl-heads canvas').toDataURL() !== old", arg=second)
+        assert page.evaluate(now) == first
+        page.locator(".bl-thumb").first.click()
+        assert page.locator(".bl-shown").inner_text() == f"{heads[0]} at step 12"
+
+
+def test_everything_that_can_be_clicked_is_reached_by_keyboard(browser, tmp_path):
+    with Visit(browser, birthlens.show_attention(run()).save(tmp_path / "attention.html")) as visit:
+        page = visit.page
+        drawn(page, ".bl-heads canvas")
+        reached = []
+        for _ in range(6):
+            page.keyboard.press("Tab")
+            reached.append(page.evaluate("document.activeElement.className.split(' ')[0]"))
+        assert reached[:4] == ["bl-steps", "bl-head", "bl-token", "bl-thumb"]
+        assert (
+            page.evaluate("document.querySelectorAll('[role=img] :is(button, input, select, [onclick])').length") == 0
+        )
+        assert page.evaluate("[...document.querySelectorAll('[role=img]')].every((e) => e.ariaLabel.length > 20)")
+
+
 def test_two_pictures_on_a_page_both_draw(browser, tmp_path):
     pictures = [birthlens.show_attention(run(), step=[0, 12], row=row) for row in (0, 1)]
     with Visit(browser, save_pictures(pictures, tmp_path / "two.html")) as visit:
         assert visit.page.locator("figure.bl-attention").count() == 2
         names = [visit.page.locator("figure.bl-attention").nth(i).get_attribute("id") for i in (0, 1)]
-        first, second = (drawn(visit.page, f"#{name} canvas") for name in names)
+        first, second = (drawn(visit.page, f"#{name}-heads canvas") for name in names)
         assert first != second
 
 
@@ -209,9 +250,9 @@ def test_the_report_fits_the_screen_and_can_be_read(browser, report, scheme, wid
 def test_the_report_speaks_to_those_who_do_not_see_it(browser, report):
     with Visit(browser, report) as visit:
         page = visit.page
+        drawn(page, ".bl-heads canvas")
         assert page.evaluate(
-            "[...document.querySelectorAll('[role=img]:not(.bl-heads *)')]"
-            ".every((e) => e.getAttribute('aria-label').length > 20)"
+            "[...document.querySelectorAll('[role=img]')].every((e) => e.getAttribute('aria-label').length > 20)"
         )
         assert page.evaluate(
             "[...document.querySelectorAll('input, select')].every((e) => e.ariaLabel || e.labels.length)"
