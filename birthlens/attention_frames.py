@@ -110,6 +110,7 @@ def run_frames(
     Raises:
         BirthlensError: for a row, head or token that does not exist.
     """
+    _check_length(length)
     ids, roles = _sequence(run, tokens, row)
     ids, roles = ids[:length], roles[:length]
     patterns, chosen = [], _checked(heads, run.config.model.n_layers, run.config.model.n_heads)
@@ -131,7 +132,10 @@ def model_frames(
     """Run one sequence of ids through any TransformerLens model; labels default to its tokenizer's, else the ids."""
     from birthlens.analysis.hooks import captured
 
+    _check_length(length)
     ids = torch.as_tensor(tokens).reshape(-1)[:length]
+    if not len(ids):
+        raise BirthlensError("tokens = []: give at least one id.")
     chosen = _checked(heads, model.cfg.n_layers, model.cfg.n_heads)
     points = {head.layer: Point("pattern", head.layer) for head in chosen}
     found = captured(model, ids[None], points.values())
@@ -185,6 +189,11 @@ def _roles(seen: Sequence[int], absorbed: Sequence[bool]) -> tuple[tuple[str, ..
         named["output"] = t > 0 and seen[t - 1] > 0
         found.append(tuple(role for role in ROLES if named[role]))
     return tuple(found)
+
+
+def _check_length(length: int) -> None:
+    if length < 1:
+        raise BirthlensError(f"length = {length}: show at least 1 position.")
 
 
 def _checked(heads: Sequence[Head] | None, n_layers: int, n_heads: int) -> list[Head]:

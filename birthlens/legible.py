@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 _WORDS = {"bag": "bag of tokens", "bayes": "Bayes-optimal"}
+_PLACES = {"embed": "tokens", "pos_embed": "positions", "W_E": "tokens", "W_pos": "positions", "W_U": "unembedding",
+           "->": "→", ">": " through ", "x": "×", "q": "queries", "k": "keys", "v": "values"}  # fmt: skip
+_PLACE = re.compile(
+    r"L(\d+)H(\d+)(?:\.(q|k|v|QK|OV))?|L(\d+)\.mlp|pos_embed|embed|W_E|W_pos|W_U|\s*->\s*|>|(?<= )x(?= )"
+)
 _VISIBLE = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍", "": "∅"}
 
 
@@ -30,6 +36,26 @@ def label(name: str) -> str:
     if name in _WORDS:
         return _WORDS[name]
     return name.replace("in_context", "in-context").replace("prev_token", "previous-token").replace("_", " ")
+
+
+def in_words(address: str) -> str:
+    """Spell an edge, a circuit or a cell of a ledger for readers who do not know the code's addresses.
+
+    Example:
+        >>> in_words("L0H0->L1H0.k"), in_words("W_E>L0H0.OV x W_U")
+        ('layer 0 head 0 → keys of layer 1 head 0', 'tokens through OV of layer 0 head 0 × unembedding')
+    """
+
+    def spell(match: re.Match[str]) -> str:
+        layer, head, part, forward = match.groups()
+        if forward is not None:
+            return f"feed-forward of layer {forward}"
+        if layer is not None:
+            return f"{_PLACES.get(part, part)} of layer {layer} head {head}" if part else f"layer {layer} head {head}"
+        word = _PLACES[match[0].strip()]
+        return f" {word} " if word == "→" else word
+
+    return _PLACE.sub(spell, address)
 
 
 def counted(n: int, noun: str) -> str:

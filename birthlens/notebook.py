@@ -55,7 +55,8 @@ class AttentionPicture:
 <p class="bl-reading" role="status"></p>
 {_legend(frames)}
 <div class="bl-thumbs" role="group" aria-label="heads; arrow keys choose">{thumbs}</div>
-<p class="bl-scale"><span class="bl-shown"></span>, rows look at columns: <span class="bl-ends">0 <span class="bl-ramp"></span> 1</span></p>
+<p class="bl-scale"><span class="bl-shown"></span>, rows look at columns:
+<span class="bl-ends">0 <span class="bl-ramp"></span> 1</span></p>
 <div class="bl-heads" id="{name}-heads"></div>
 <script type="application/json">{data}</script>
 <script>document.addEventListener("DOMContentLoaded", () => birthlens.attention("{name}"));</script>

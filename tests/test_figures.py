@@ -13,7 +13,7 @@ from seeing_runs import run
 from birthlens import figures
 from birthlens.analysis.references import reference_table
 from birthlens.analysis.trajectory import evaluation_batch, memories_over
-from birthlens.attention_frames import run_frames
+from birthlens.attention_frames import AttentionFrames, run_frames
 from birthlens.cli import seeing
 from birthlens.errors import BirthlensError
 from birthlens.figures import gallery
@@ -40,14 +40,24 @@ def overlaps(figure):
     return [(a.get_text(), b.get_text()) for i, (a, x) in enumerate(boxes) for b, y in boxes[:i] if x.overlaps(y)]
 
 
+def cut_off(figure):
+    """Visible texts that reach over the edge of the figure."""
+    FigureCanvasAgg(figure).draw()
+    shown = [t for t in figure.findobj(mpl.text.Text) if t.get_text().strip() and t.get_visible()]
+    boxes = [(t.get_text(), t.get_window_extent()) for t in shown if t not in outside(figure)]
+    width, height = figure.bbox.size
+    return [text for text, b in boxes if min(b.x0, b.y0) < -1 or b.x1 > width + 1 or b.y1 > height + 1]
+
+
 def outside(figure):
     """Labels of ticks beyond the ends of their axis, which exist but are not drawn."""
     axes = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]
     ends = [(axis, sorted(axis.get_view_interval())) for axis in axes]
     return {
-        tick.label1
+        label
         for axis, (low, high) in ends
         for tick in axis.get_major_ticks()
+        for label in (tick.label1, tick.label2)
         if not low <= tick.get_loc() <= high
     }
 
@@ -150,6 +160,34 @@ def test_a_ledger_stacks_to_one_and_keeps_the_small_cells_together():
     assert top == pytest.approx(1.0)
 
 
+def test_a_ledger_of_one_step_is_a_bar_and_of_zeros_is_refused():
+    columns = ["step", "matrix", "family", "kind", "share"]
+    rows = [(7, "M", "previous", "association", 0.6), (7, "M", "residual", "residual", 0.4)]
+    figure = figures.ledger_areas(pd.DataFrame(rows, columns=columns))
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["7"]
+    tops = [c.get_paths()[0].vertices[:, 1].max() for c in figure.axes[0].collections]
+    assert tops == pytest.approx([0.6, 1.0])
+    assert len(gallery.draw(run(), "ledger", [12]).axes[0].collections) > 1
+    with pytest.raises(BirthlensError, match="every matrix is still zero"):
+        figures.ledger_areas(pd.DataFrame([(0, "M", "residual", "residual", float("nan"))], columns=columns))
+
+
+def test_lines_of_a_timeline_differ_without_colour_and_the_axis_names_the_role():
+    rows = [(step, f"head {n}", "in_context", "accuracy", n) for n in range(6) for step in (0, 10)]
+    figure = figures.timeline(pd.DataFrame(rows, columns=["step", "case", "role", "metric", "value"]))
+    assert len({str(line._dash_pattern) for line in figure.axes[0].get_lines()}) == 6
+    assert figure.axes[0].get_ylabel() == "in-context accuracy"
+
+
+def test_edges_that_all_change_nothing_are_said_to(monkeypatch):
+    from birthlens import evidence
+
+    rows = [(step, "e", "in_context", "accuracy", 0.0, 0.0, 0.0, 0.0) for step in (0, 3)]
+    columns = ["step", "ablated", "role", "metric", "value", "change", "change_low", "change_high"]
+    monkeypatch.setattr(evidence, "edge_ablations_table", lambda *_, **__: pd.DataFrame(rows, columns=columns))
+    assert "no edge matters" in gallery.draw(run(), "edges", [0, 3]).axes[0].get_title("left")
+
+
 def test_a_timeline_colours_what_moves_and_greys_the_rest():
     rows = [(step, f"head {n}", "accuracy", -n * step / 100, -n * step / 100 - 0.01, -n * step / 100 + 0.01)
             for n in range(5) for step in (0, 10, 20)]  # fmt: skip
@@ -216,8 +254,41 @@ def test_attention_maps_hide_the_future():
 def test_every_kind_draws_a_run_without_overlapping_labels(kind):
     figure = gallery.draw(run(), kind, run().steps)
     assert figure.axes
-    if kind not in ("attention", "memories"):  # as many ticks as fit; looked at by eye
-        assert overlaps(figure) == []
+    assert overlaps(figure) == [] and cut_off(figure) == []
+
+
+@pytest.mark.parametrize("width", [1, 3, 40])
+def test_labels_of_any_length_and_number_neither_meet_nor_take_the_room_of_the_map(width):
+    for count in (3, 12, 24, 60):
+        names = [f"{'W' * width}{n}" for n in range(count)]
+        table = pd.DataFrame(np.eye(count), index=names, columns=names)
+        positions = pd.DataFrame(np.eye(count), index=map(str, range(count)), columns=map(str, range(count)))
+        figure = figures.memory_heatmaps({"tokens": table, "positions": positions})
+        assert overlaps(figure) == [] and cut_off(figure) == []
+        box = figure.axes[0].get_window_extent()
+        assert box.width > 0.8 * figure.dpi and box.height > 1.2 * figure.dpi
+        shown = [label.get_text() for label in figure.axes[1].get_xticklabels()]
+        assert shown[0] == "0" and len(shown) >= min(count, 6)
+        assert {int(b) - int(a) for a, b in pairwise(shown)} <= {int(shown[1])}
+    frames = AttentionFrames(
+        (0,), ("L0H0",), (f"token {'W' * width}",) * 24, ((),) * 24, np.tril(np.ones((1, 1, 24, 24)))
+    )
+    figure = figures.attention_maps(frames)
+    assert overlaps(figure) == [] and cut_off(figure) == []
+    assert figure.axes[0].get_window_extent().width > figure.dpi
+
+
+def test_attention_of_many_heads_is_no_strip_and_says_what_its_marks_mean():
+    figure = gallery.draw(run("full"), "attention", [0, 12])
+    assert {"▷ trigger, first time", "◆ output of a trigger"} <= set(texts(figure))
+    frames = AttentionFrames((0, 5), tuple(f"L{i // 4}H{i % 4}" for i in range(8)), ("a", "b"), ((), ()),
+                             np.tril(np.ones((2, 8, 2, 2))))  # fmt: skip
+    figure = figures.attention_maps(frames)
+    assert overlaps(figure) == [] and cut_off(figure) == []
+    width, height = figure.get_size_inches()
+    assert 0.5 < width / height < 2
+    titles = [ax.get_title("left") for ax in figure.axes[:16]]
+    assert titles == [f"{head}, step {step}" for step in (0, 5) for head in frames.heads]
 
 
 @pytest.mark.parametrize("kind", ["behaviour", "ablation", "edges", "attention"])
@@ -298,6 +369,53 @@ def test_a_table_says_which_options_and_columns_it_lacks(tmp_path):
         gallery.draw_table(table, "transplant")
     with pytest.raises(BirthlensError, match="cannot be read"):
         gallery.read_table(tmp_path / "missing.csv")
+
+
+def test_options_are_read_as_what_they_are():
+    rows = [(step, f"head {n}", n) for n in range(3) for step in (0, 10)]
+    table = pd.DataFrame(rows, columns=["step", "case", "value"])
+    figure = gallery.draw_table(table, "timeline", most="2", reference="0.5")
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["head 1", "head 2"]
+    cells = pd.DataFrame([(1, 1, 0.2)], columns=["x", "y", "value"])
+    figure = gallery.draw_table(cells, "heatmap", x="x", y="y", limits="-1,1", numbers="no")
+    assert figure.axes[0].images[0].get_clim() == (-1, 1) and not figure.axes[0].texts
+    for kind, options, message in (
+        ("timeline", {"most": "x"}, "option most = 'x': it must be a whole number"),
+        ("heatmap", {"x": "step", "y": "case", "limits": "1"}, "it must be two numbers"),
+        ("heatmap", {"x": "step", "y": "case", "numbers": "2"}, "it must be yes or no"),
+        ("curves", {"references": "x"}, "kind curves has roles, split"),
+    ):
+        with pytest.raises(BirthlensError, match=message):
+            gallery.draw_table(table, kind, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "options"),
+    [
+        ("timeline", ["step", "case", "value"], {}),
+        ("heatmap", ["x", "y", "value"], {"x": "x", "y": "y"}),
+        ("sweep", ["x", "y", "value"], {"x": "x", "y": "y"}),
+        ("curves", ["step", "split", "metric", "value"], {}),
+        ("ledger", ["step", "matrix", "family", "kind", "share"], {}),
+        ("transplant", ["matrix", "from_step", "to_step", "metric", "value"], {}),
+        ("recall", ["step", "memory", "basis", "metric", "candidates", "chance", "n", "value"], {}),
+    ],
+)
+def test_text_where_numbers_belong_is_named(kind, columns, options):
+    table = pd.DataFrame([(1,) * (len(columns) - 1) + ("foo",)], columns=columns)
+    with pytest.raises(BirthlensError, match=f"column '{columns[-1]}' holds 'foo'; to be drawn it must hold numbers"):
+        gallery.draw_table(table, kind, **options)
+
+
+def test_a_figure_that_thins_its_steps_says_so(tmp_path):
+    source, out = run(), str(tmp_path / "a.png")
+    done = CliRunner().invoke(
+        seeing.plot, [str(source.path), "--kind", "attention", "--out", out], catch_exceptions=False
+    )
+    assert "attention draws 4 of the 5 steps: 0, 3, 9, 12; choose others with --steps." in done.stderr
+    assert done.stdout.strip() == out
+    done = CliRunner().invoke(seeing.plot, [str(source.path), "--kind", "recall", "--out", out], catch_exceptions=False)
+    assert done.stderr == ""
 
 
 def test_the_command_knows_the_kinds():

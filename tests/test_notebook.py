@@ -164,6 +164,8 @@ def test_thinned_steps_keep_both_ends(steps, most):
         ({"tokens": "~~"}, "text holds"),
         ({"tokens": [999]}, "are no ids"),
         ({"tokens": [0] * 99}, "the run's context holds 1 to 24"),
+        ({"length": 0}, "length = 0: show at least 1 position"),
+        ({"length": -5}, "length = -5"),
         ({"labels": ["a"]}, "labels are for models"),
     ],
 )
@@ -178,6 +180,10 @@ def test_models_need_ids_and_have_no_steps():
     model = run().model(0)
     with pytest.raises(BirthlensError, match="give the ids"):
         birthlens.show_attention(model)
+    with pytest.raises(BirthlensError, match="give at least one id"):
+        birthlens.show_attention(model, tokens=[])
+    with pytest.raises(BirthlensError, match="length = 0"):
+        birthlens.show_attention(model, tokens=[1, 2], length=0)
     with pytest.raises(BirthlensError, match="a model has no checkpoints"):
         birthlens.show_attention(model, step=3, tokens=[1, 2])
     with pytest.raises(BirthlensError, match="labels = 1 strings; give one for each of 2"):

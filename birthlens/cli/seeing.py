@@ -30,7 +30,7 @@ TABLE_KINDS = ("curves", "recall", "timeline", "ledger", "patching", "transplant
 def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...]) -> None:
     """Draw a figure of a RUN, or of a table that birthlens wrote (.csv, .parquet, .json)."""
     from birthlens.errors import BirthlensError
-    from birthlens.figures.gallery import draw, draw_table, read_table
+    from birthlens.figures.gallery import draw, draw_table, drawn_steps, read_table
     from birthlens.figures.style import check_name, save
 
     check_name(out)
@@ -45,7 +45,13 @@ def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...])
         if options:
             raise BirthlensError(f"option = {options[0]!r}: options are for tables; a run's figures have none.")
         run = load_run(source)
-        figure = draw(run, kind, run.select(steps))
+        chosen = run.select(steps)
+        figure, kept = draw(run, kind, chosen), drawn_steps(run, kind, chosen)
+        if len(kept) < len(chosen):
+            drawn = ", ".join(map(str, kept))
+            click.echo(
+                f"{kind} draws {len(kept)} of the {len(chosen)} steps: {drawn}; choose others with --steps.", err=True
+            )
     click.echo(str(save(figure, out)))
 
 
@@ -68,9 +74,9 @@ def report(runs: tuple[str, ...], out: str, quick: bool) -> None:
 )
 @click.option("--steps", help="all, last, every:N, or a list 0,100,-1; by default up to twenty.")
 @click.option("--text", help="A text of your own instead of a held-out sequence of the task.")
-@click.option("--row", default=0, show_default=True, help="Which held-out sequence.")
+@click.option("--row", default=0, show_default=True, type=click.IntRange(min=0), help="Which held-out sequence.")
 @click.option("--heads", help="Heads such as L0H0,L1H0; by default all.")
-@click.option("--length", default=64, show_default=True, help="How many positions.")
+@click.option("--length", default=64, show_default=True, type=click.IntRange(min=1), help="How many positions.")
 def attention(
     run: str, out: str, steps: str | None, text: str | None, row: int, heads: str | None, length: int
 ) -> None:

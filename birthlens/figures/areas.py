@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from birthlens.errors import BirthlensError
 from birthlens.figures.style import COLOURS, columns_needed, label, legend_under, panels, styled
+from birthlens.legible import counted, in_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,10 +24,15 @@ def ledger_areas(table: pd.DataFrame) -> Figure:
 
     The table is `analysis.ledger_tables.ledger_table`: columns step, matrix, family, kind ("association", "cell",
     "residual"), share. Named associations lie at the bottom in full colour; the largest cells follow, the small ones as one;
-    the residual is grey. Steps where the matrix is still zero are left out.
+    the residual is grey. Steps where the matrix is still zero are left out; a single step is drawn as a bar.
+
+    Raises:
+        BirthlensError: where all matrices are zero at all steps.
     """
-    columns_needed(table, "step", "matrix", "family", "kind", "share")
-    matrices = list(dict.fromkeys(table["matrix"]))
+    columns_needed(table, "matrix", "family", "kind", numeric=("step", "share"))
+    matrices = list(dict.fromkeys(table.dropna(subset=["share"])["matrix"]))
+    if not matrices:
+        raise BirthlensError("the table has no share: at these steps every matrix is still zero.")
     figure, axes = panels(1, len(matrices), 3.0, 3.9)
     for ax, matrix in zip(axes[0], matrices, strict=True):
         rows = table[table["matrix"] == matrix]
@@ -33,15 +41,20 @@ def ledger_areas(table: pd.DataFrame) -> Figure:
         )
         kinds = dict(zip(rows["family"], rows["kind"], strict=True))
         bands, names, colours = _bands(wide, kinds)
-        ax.stackplot(wide.index, bands, labels=names, colors=colours, linewidth=0.4, edgecolor="white")
+        steps = list(wide.index)
+        if len(steps) == 1:
+            ax.set_xticks(steps)
+            bands, steps = [np.repeat(band, 2) for band in bands], [steps[0] - 0.5, steps[0] + 0.5]
+        else:
+            ax.locator_params(axis="x", nbins=5, integer=True)
+        ax.stackplot(steps, bands, labels=names, colors=colours, linewidth=0.4, edgecolor="white")
         ax.set_title(label(str(matrix)))
         ax.set_ylim(0, 1)
         ax.margins(x=0)
         ax.set_xlabel("step")
-        ax.locator_params(axis="x", nbins=5, integer=True)
         handles, texts = ax.get_legend_handles_labels()
         # Reversed, so that the legend reads from the top of the stack down.
-        legend_under(ax, handles=handles[::-1], labels=texts[::-1])
+        legend_under(ax, handles=handles[::-1], labels=[fill(in_words(text), 30) for text in texts[::-1]])
     axes[0][0].set_ylabel("share of squared norm")
     return figure
 
@@ -61,7 +74,7 @@ def _bands(wide: pd.DataFrame, kinds: dict[str, str]) -> tuple[list[np.ndarray],
     colours += list(tints[: len(large)])
     if small:
         bands.append(wide[small].to_numpy().sum(1))
-        names.append(f"{len(small)} smaller cells")
+        names.append(counted(len(small), "smaller cell"))
         colours.append("#D9D9D9")
     for family in rest:
         bands.append(wide[family].to_numpy())

@@ -41,7 +41,7 @@ def training_curves(
     `metrics` has columns step, split, metric (as "in_context_loss"), value: `run.metrics()`. `references` has columns
     predictor, role, metric ("loss", "accuracy"), value: `analysis.references.reference_table`.
     """
-    columns_needed(metrics, "step", "split", "metric", "value")
+    columns_needed(metrics, "split", "metric", numeric=("step", "value"))
     table = metrics[metrics["split"] == split]
     shown = [role for role in roles if (table["metric"] == f"{role}_loss").any()]
     if not shown:
@@ -78,7 +78,7 @@ def birth_panels(
     read among the triggers where it has several, the others among all candidates. A grey line marks the first measured step
     with an accuracy above `reached`.
     """
-    columns_needed(metrics, "step", "split", "metric", "value")
+    columns_needed(metrics, "split", "metric", numeric=("step", "value"))
     table = metrics[metrics["split"] == "held_out"].sort_values("step")
     if not (table["metric"] == "in_context_accuracy").any():
         raise BirthlensError("the run has no in-context accuracy, so there is no birth to draw.")
@@ -132,7 +132,7 @@ def recall_curves(
 
     The table is `analysis.recall.memory_table`: columns step, memory, basis, metric, candidates, value, chance, n.
     """
-    columns_needed(table, "step", "memory", "basis", "metric", "candidates", "value", "chance", "n")
+    columns_needed(table, "memory", "basis", "metric", "candidates", numeric=("step", "value", "chance", "n"))
     table = table[(table["metric"] == metric) & (table["basis"] == basis)]
     shown = [name for name in memories if (table["memory"] == name).any()]
     if not shown:
@@ -172,7 +172,7 @@ def timeline(
     are drawn as a band. At most `most` lines are coloured, those that move furthest from zero; the others stay grey.
     `reference` draws a horizontal line.
     """
-    columns_needed(table, "step", series, value)
+    columns_needed(table, series, numeric=("step", value))
     chosen = metric or (str(table["metric"].iloc[0]) if "metric" in table else value)
     if "metric" in table:
         table = table[table["metric"] == chosen]
@@ -188,13 +188,15 @@ def timeline(
             ax.plot(rows["step"], rows[value], color="#BBBBBB", lw=0.8, zorder=1)
             continue
         number = leading.index(name)
-        colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+        colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
         ax.plot(rows["step"], rows[value], color=colour, ls=dash, label=str(name), zorder=3)
         if low in rows and high in rows:
             ax.fill_between(rows["step"], rows[low], rows[high], color=colour, alpha=0.1, lw=0, zorder=2)
     if reference is not None:
         ax.axhline(reference, color=GREY, lw=1, ls=":")
-    ax.set_ylabel(label(chosen) if value == "value" else f"{label(value)} of {label(chosen)}")
+    roles = set(table["role"]) if "role" in table else set()
+    said = label("_".join([*map(str, roles), chosen] if len(roles) == 1 else [chosen]))
+    ax.set_ylabel(said if value == "value" else f"{label(value)} of {said}")
     if title:
         ax.set_title(title)
     _steps(ax, last=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,8 @@ from matplotlib.figure import Figure
 
 from birthlens import figures
 from birthlens.errors import BirthlensError
-from birthlens.legible import counted, legible
+from birthlens.figures.heatmaps import HEADS_DOWN
+from birthlens.legible import counted, in_words, legible
 from birthlens.notebook import thinned
 from birthlens.runs import Run
 
@@ -62,14 +64,16 @@ def ledger(run: Run, steps: Sequence[int]) -> Figure:
 
     _paper_model(run, "ledger")
     triggers = None if run.trigger_ids is None else run.trigger_ids.tolist()
-    return figures.ledger_areas(paper_ledger_table(run.checkpoints(thinned(steps, 12)), triggers))
+    # What was there at the start is taken off, so the first step is read too.
+    read = sorted({run.steps[0], *steps})
+    return figures.ledger_areas(paper_ledger_table(run.checkpoints(read), triggers))
 
 
 def ablation(run: Run, steps: Sequence[int]) -> Figure:
     """In-context accuracy lost when a head is replaced by its mean."""
     from birthlens.evidence import changes, head_ablations_table
 
-    table = changes(head_ablations_table(run, thinned(steps, 12)))
+    table = changes(head_ablations_table(run, steps))
     return figures.timeline(table, "ablated", value="change", title="One head replaced by its mean", reference=0.0)
 
 
@@ -77,10 +81,10 @@ def edges(run: Run, steps: Sequence[int]) -> Figure:
     """In-context accuracy lost when an edge between components is replaced by its mean."""
     from birthlens.evidence import changes, edge_ablations_table
 
-    table = changes(edge_ablations_table(run, thinned(steps, 6), n=16))
-    return figures.timeline(
-        table, "ablated", value="change", title="One edge replaced by its mean", most=6, reference=0.0
-    )
+    table = changes(edge_ablations_table(run, steps, n=16))
+    table["ablated"] = table["ablated"].map(in_words)
+    title = "One edge replaced by its mean" + ("" if table["change"].any() else ": no edge matters")
+    return figures.timeline(table, "ablated", value="change", title=title, most=6, reference=0.0)
 
 
 def patching(run: Run, steps: Sequence[int]) -> Figure:
@@ -97,7 +101,7 @@ def transplant(run: Run, steps: Sequence[int]) -> Figure:
     from birthlens.analysis.trajectory import evaluation_batch
     from birthlens.analysis.transplant import transplant_table
 
-    chosen = list(run.checkpoints(thinned(steps, 6)))
+    chosen = list(run.checkpoints(steps))
     return figures.transplant_map(transplant_table(chosen, evaluation_batch(run, 32)), "in_context_accuracy")
 
 
@@ -105,7 +109,7 @@ def attention(run: Run, steps: Sequence[int]) -> Figure:
     """Attention of every head on one held-out sequence, at up to four steps."""
     from birthlens.attention_frames import run_frames
 
-    return figures.attention_maps(run_frames(run, thinned(steps, 4), length=40))
+    return figures.attention_maps(run_frames(run, steps, length=40))
 
 
 KINDS: dict[str, Callable[[Run, Sequence[int]], Figure]] = {
@@ -121,6 +125,9 @@ KINDS: dict[str, Callable[[Run, Sequence[int]], Figure]] = {
     "attention": attention,
 }
 """What can be drawn of a run."""
+
+MOST_STEPS = {"memories": 1, "ledger": 12, "ablation": 12, "edges": 6, "patching": 1, "transplant": 6, "attention": 4}
+"""How many steps a kind draws at most, evenly spread; the one of the last step where it is one."""
 
 TABLE_KINDS: dict[str, Callable[..., Figure]] = {
     "curves": figures.training_curves,
@@ -145,7 +152,15 @@ def draw(run: Run, kind: str, steps: Sequence[int]) -> Figure:
         raise BirthlensError(
             f"kind = {kind!r}: of a run there are {', '.join(KINDS)}; of a table {', '.join(TABLE_KINDS)}."
         )
-    return KINDS[kind](run, steps)
+    return KINDS[kind](run, drawn_steps(run, kind, steps))
+
+
+def drawn_steps(run: Run, kind: str, steps: Sequence[int]) -> list[int]:
+    """Return which of the steps a kind of figure draws: all, or as many as it has room and time for."""
+    most = MOST_STEPS.get(kind, len(steps))
+    if kind == "attention" and run.config.model.n_layers * run.config.model.n_heads > HEADS_DOWN:
+        most = 2
+    return list(steps[-1:]) if most == 1 else thinned(steps, most)
 
 
 def draw_table(table: pd.DataFrame, kind: str, **options: str) -> Figure:
@@ -158,16 +173,42 @@ def draw_table(table: pd.DataFrame, kind: str, **options: str) -> Figure:
         raise BirthlensError(
             f"kind = {kind!r}: of a table there are {', '.join(TABLE_KINDS)}; of a run {', '.join(KINDS)}."
         )
-    from inspect import Parameter, signature
-
-    parameters = signature(TABLE_KINDS[kind]).parameters
-    if unknown := [name for name in options if name not in parameters]:
-        valid = ", ".join(list(parameters)[1:])
+    parameters = dict(list(signature(TABLE_KINDS[kind]).parameters.items())[1:])
+    readers = {name: _READERS[_annotation(p)] for name, p in parameters.items() if _annotation(p) in _READERS}
+    if unknown := [name for name in options if name not in readers]:
+        valid = ", ".join(readers)
         raise BirthlensError(f"option {unknown[0]} = {options[unknown[0]]!r}: kind {kind} has {valid}.")
-    needed = [name for name, p in list(parameters.items())[1:] if p.default is Parameter.empty and name not in options]
+    needed = [name for name, p in parameters.items() if p.default is Parameter.empty and name not in options]
     if needed:
         raise BirthlensError(f"kind = {kind!r}: say which column is {' and which is '.join(needed)}.")
-    return TABLE_KINDS[kind](table, **options)
+    return TABLE_KINDS[kind](table, **{name: _read(name, text, *readers[name]) for name, text in options.items()})
+
+
+def _two_numbers(text: str) -> tuple[float, float]:
+    low, high = text.split(",")
+    return float(low), float(high)
+
+
+_READERS: dict[str, tuple[str, Callable[[str], object]]] = {
+    "str": ("text", str),
+    "int": ("a whole number", int),
+    "float": ("a number", float),
+    "bool": ("yes or no", lambda text: {"yes": True, "no": False}[text]),
+    "Sequence[str]": ("names with commas between", lambda text: text.split(",")),
+    "tuple[float, float]": ("two numbers with a comma between", _two_numbers),
+}
+"""How an option that was given as text is read, by its annotation."""
+
+
+def _annotation(parameter: Parameter) -> str:
+    return str(parameter.annotation).removesuffix(" | None")
+
+
+def _read(name: str, text: str, wanted: str, reader: Callable[[str], object]) -> object:
+    try:
+        return reader(text)
+    except (ValueError, KeyError):
+        raise BirthlensError(f"option {name} = {text!r}: it must be {wanted}.") from None
 
 
 def read_table(path: str | Path) -> pd.DataFrame:

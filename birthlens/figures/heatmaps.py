@@ -4,23 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.textpath import text_to_path
 
-from birthlens.attention_frames import AttentionFrames
+from birthlens.attention_frames import ROLES, AttentionFrames
 from birthlens.errors import BirthlensError
-from birthlens.figures.style import DIVERGING, SEQUENTIAL, columns_needed, label, panels, styled
+from birthlens.figures.style import DIVERGING, SEQUENTIAL, Drawing, columns_needed, label, legend_below, panels, styled
 from birthlens.legible import legible
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_TICKS = 40
+LONGEST_NAME, LONGEST_TOKEN = 24, 10
+"""Characters of a label that are shown: of a row or column of any table, and of a token."""
+
+LARGEST, SMALLER, SMALLEST, LINE = 8.0, 6.5, 5.5, 1.3
+"""Font sizes of labels in points (the largest, the least before level labels are turned, the least of all), and lines."""
+
+HEADS_DOWN = 4
+"""Attention maps of at most so many heads have a row for each; those of more have a block of rows for each step."""
 
 
 @styled
@@ -70,7 +82,7 @@ def transplant_map(table: pd.DataFrame, metric: str | None = None) -> Figure:
 
     Columns: matrix, from_step, to_step, metric, value. The diagonal is the model untouched.
     """
-    columns_needed(table, "matrix", "from_step", "to_step", "metric", "value")
+    columns_needed(table, "matrix", "from_step", "to_step", "metric", numeric=("value",))
     chosen = metric or str(table["metric"].iloc[0])
     table = table[table["metric"] == chosen]
     columns_needed(table, "matrix")
@@ -95,7 +107,7 @@ def sweep_heatmap(
     table: pd.DataFrame, x: str, y: str, value: str = "value", metric: str | None = None, title: str | None = None
 ) -> Figure:
     """Draw a sweep's outcome over two settings; several rows on one cell (seeds) are averaged."""
-    columns_needed(table, x, y, value)
+    columns_needed(table, x, y, numeric=(value,))
     if metric is not None:
         table = table[table["metric"] == metric]
         columns_needed(table, x)
@@ -117,7 +129,7 @@ def memory_heatmaps(tables: Mapping[str, pd.DataFrame], columns: int = 3) -> Fig
     for ax, (title, wide) in zip(flat, tables.items(), strict=False):
         shifted = wide - float(np.nanmedian(wide.to_numpy()))
         bound = float(np.nanmax(np.abs(shifted.to_numpy()))) or 1.0
-        image = _cells(ax, shifted, (-bound, bound), 0.0, False)
+        image = _cells(ax, shifted, (-bound, bound), 0.0, False, LONGEST_TOKEN)
         ax.set_title(title)
         ax.set(xlabel=wide.columns.name or "output", ylabel=wide.index.name or "input")
         figure.colorbar(image, ax=ax, shrink=0.8, label="score less median")
@@ -128,26 +140,37 @@ def memory_heatmaps(tables: Mapping[str, pd.DataFrame], columns: int = 3) -> Fig
 
 @styled
 def attention_maps(frames: AttentionFrames, steps: Sequence[int] | None = None) -> Figure:
-    """Draw attention patterns, heads down and steps across; rows of a panel are queries, columns keys."""
+    """Draw attention patterns; rows of a panel are queries, columns keys, and a legend says what the marks mean.
+
+    Up to four heads go down with their steps across; more heads stand side by side, step by step.
+    """
     chosen = list(frames.steps if steps is None else steps)
     if missing := [step for step in chosen if step not in frames.steps]:
         raise BirthlensError(f"steps = {missing} are not among the frames' steps {list(frames.steps)}.")
-    figure, axes = panels(len(frames.heads), len(chosen), 2.35, 2.3)
-    tokens, image = [printable(token) for token in frames.marked], None
-    for row, head in enumerate(frames.heads):
-        for column, step in enumerate(chosen):
-            ax = axes[row][column]
-            pattern = frames.patterns[frames.steps.index(step), row]
-            future = (
-                np.triu(np.ones_like(pattern, dtype=bool), 1) if frames.causal else np.zeros_like(pattern, dtype=bool)
-            )
-            image = ax.imshow(np.where(future, np.nan, pattern), vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
-            ax.set_title(f"{head}, step {step}")
-            _plain(ax)
-            _ticks(ax, tokens if row == len(frames.heads) - 1 else [], tokens if column == 0 else [], most=32)
-    assert image is not None
+    if len(frames.heads) <= HEADS_DOWN:
+        columns, shown = len(chosen), list(product(frames.heads, chosen))
+    else:
+        columns = next((n for n in (4, 3) if len(frames.heads) % n == 0), 4)
+        shown = [(head, step) for step in chosen for head in frames.heads]
+    figure, axes = panels(-(-len(shown) // columns), columns, 2.35, 2.3, "compressed")
+    tokens, image = [shortened(printable(token), LONGEST_TOKEN) for token in frames.marked], None
     flat = [ax for line in axes for ax in line]
-    figure.colorbar(image, ax=flat, label="attention", shrink=min(0.8, 0.9 / len(frames.heads) ** 0.5), aspect=30)
+    for place, (ax, (head, step)) in enumerate(zip(flat, shown, strict=False)):
+        pattern = frames.patterns[frames.steps.index(step), frames.heads.index(head)]
+        future = np.triu(np.ones_like(pattern, dtype=bool), 1) & frames.causal
+        image = ax.imshow(np.where(future, np.nan, pattern), vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+        ax.set_title(f"{head}, step {step}")
+        _plain(ax)
+        lowest, leftmost = place + columns >= len(shown), place % columns == 0
+        _ticks(ax, tokens if lowest else [], tokens if leftmost else [])
+    for ax in flat[len(shown) :]:
+        ax.set_axis_off()
+    assert image is not None
+    figure.colorbar(image, ax=flat, label="attention", shrink=min(0.8, 0.9 / len(axes) ** 0.5), aspect=30)
+    present = {role for roles in frames.roles for role in roles}
+    if present:
+        said = [Line2D([], [], lw=0, label=f"{mark} {text}") for role, (mark, text) in ROLES.items() if role in present]
+        legend_below(figure, said, 2 if columns < 4 else 4, handlelength=0, handletextpad=0)
     return figure
 
 
@@ -159,13 +182,11 @@ def printable(text: str) -> str:
 
 @cache
 def _glyphs() -> frozenset[int]:
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
     return frozenset(get_font(findfont(FontProperties(family="DejaVu Sans"))).get_charmap())
 
 
 def _wide(table: pd.DataFrame, x: str, y: str, value: str) -> pd.DataFrame:
-    columns_needed(table, x, y, value)
+    columns_needed(table, x, y, numeric=(value,))
     if table.duplicated([x, y]).any():
         raise BirthlensError(f"several rows share one {x} and {y}; pick one metric (and step) first.")
     wide = table.pivot(index=y, columns=x, values=value)
@@ -176,7 +197,12 @@ def _wide(table: pd.DataFrame, x: str, y: str, value: str) -> pd.DataFrame:
 
 
 def _cells(
-    ax: Axes, wide: pd.DataFrame, limits: tuple[float, float] | None, centre: float | None, numbers: bool | None
+    ax: Axes,
+    wide: pd.DataFrame,
+    limits: tuple[float, float] | None,
+    centre: float | None,
+    numbers: bool | None,
+    longest: int = LONGEST_NAME,
 ) -> AxesImage:
     values: Float[np.ndarray, "row column"] = wide.to_numpy(dtype=float)
     finite = values[np.isfinite(values)]
@@ -187,7 +213,7 @@ def _cells(
     colours = SEQUENTIAL if centre is None else DIVERGING
     image = ax.imshow(values, vmin=low, vmax=high, cmap=colours, aspect="auto", interpolation="nearest")
     _plain(ax)
-    _ticks(ax, [_name(c) for c in wide.columns], [_name(r) for r in wide.index])
+    _ticks(ax, *([shortened(_name(name), longest) for name in names] for names in (wide.columns, wide.index)))
     if numbers or (numbers is None and values.size <= 80):
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
@@ -205,18 +231,60 @@ def _plain(ax: Axes) -> None:
     ax.tick_params(length=0)
 
 
-def _ticks(ax: Axes, columns: Sequence[str], rows: Sequence[str], most: int = MOST_TICKS) -> None:
-    """Label as many columns and rows as can be read, columns upright where they would run together."""
-    width = ax.bbox.width / ax.figure.dpi
+def shortened(text: str, longest: int) -> str:
+    """Cut a label that would take the room of the map.
+
+    Example:
+        >>> shortened("abc", 3), shortened("abcd", 3)
+        ('abc', 'ab…')
+    """
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _ticks(ax: Axes, columns: Sequence[str], rows: Sequence[str]) -> None:
+    """Label columns and rows, as many as can be read once the panel has its size."""
     for axis, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
-        every = -(-len(names) // most) if names else 1
-        kept = range(0, len(names), every)
-        axis.set_ticks(list(kept), [names[i] for i in kept])
-        size = 8.0 if len(kept) <= 16 else 6.5 if len(kept) <= 26 else 5.0
-        longest = max((len(names[i]) for i in kept), default=0)
-        needed = (longest + 1) * len(kept) * 0.6 * size / 72  # inches; a character is about 0.6 of the size wide
-        turned = axis is ax.xaxis and longest > 1 and needed > width
-        axis.set_tick_params(labelsize=size, labelrotation=90 if turned else 0)
+        # Until then the widest name holds the room.
+        axis.set_ticks([0] if names else [], [max(names, key=len)] if names else [])
+    figure = ax.figure
+    assert isinstance(figure, Drawing)
+    figure.fits.append(lambda: _fit(ax.xaxis, columns, ax.bbox.width / figure.dpi, across=True))
+    figure.fits.append(lambda: _fit(ax.yaxis, rows, ax.bbox.height / figure.dpi, across=False))
+
+
+def _fit(axis: Axis, names: Sequence[str], inches: float, across: bool) -> None:
+    """Label one axis: columns level where they fit, else upright; smaller, then fewer, where they would run together.
+
+    Consecutive numbers (positions) stay level and large, since those left out can be counted.
+    """
+    if not names:
+        return
+    pitch, size, every, upright = 72 * inches / len(names), LARGEST, 1, False  # pitch in points
+    widest = max(_width(name) for name in names) + 0.6
+    counting = (
+        [*names] == [str(n) for n in range(int(names[0]), int(names[0]) + len(names))]
+        if names[0].isdecimal()
+        else False
+    )
+    if counting:
+        needed = size * (widest if across else LINE) / pitch
+        every = next((n for n in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64) if n >= needed), int(needed) + 1)
+    elif across and widest * SMALLER <= pitch:
+        size = min(LARGEST, pitch / widest)
+    else:
+        upright = across and widest > 1.6
+        size = max(SMALLEST, min(LARGEST, pitch / LINE))
+        every = max(1, int(np.ceil(size * LINE / pitch - 1e-6)))
+    kept = range(0, len(names), every)
+    axis.set_ticks(list(kept), [names[i] for i in kept])
+    axis.set_tick_params(labelsize=size, labelrotation=90 if upright else 0)
+
+
+@cache
+def _width(text: str) -> float:
+    """Return the width of a text in units of its font size."""
+    font = FontProperties(family="DejaVu Sans", size=100)
+    return float(text_to_path.get_text_width_height_descent(text.replace(r"\$", "$"), font, False)[0]) / 100
 
 
 def _name(value: object) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -16,6 +16,9 @@ from matplotlib.transforms import ScaledTranslation
 from birthlens.disk import write_atomically
 from birthlens.errors import BirthlensError
 from birthlens.legible import label as label
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 """Okabe and Ito's palette, its yellow darkened for white paper."""
@@ -55,7 +58,18 @@ P = ParamSpec("P")
 
 
 class Drawing(Figure):
-    """A figure that notebooks show without pyplot."""
+    """A figure that notebooks show without pyplot; `fits` are called once its panels have their sizes."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.fits: list[Callable[[], None]] = []
+
+    def fit(self) -> None:
+        """Lay the panels out, then let what waits for their sizes be placed."""
+        if self.fits:
+            self.draw_without_rendering()
+        while self.fits:
+            self.fits.pop(0)()
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         buffer = io.BytesIO()
@@ -71,21 +85,26 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with mpl.rc_context(STYLE):
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            if isinstance(figure, Drawing):
+                figure.fit()
+            return figure
 
     return drawn
 
 
-def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[list[Axes]]]:
-    """Return a figure with a grid of axes, each `width` x `height` inches."""
-    figure = Drawing(figsize=(columns * width, rows * height), layout="constrained")
+def panels(
+    rows: int, columns: int, width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained"
+) -> tuple[Figure, list[list[Axes]]]:
+    """Return a figure with a grid of axes, each `width` x `height` inches; "compressed" is for square maps."""
+    figure = Drawing(figsize=(columns * width, rows * height), layout=layout)
     return figure, [list(row) for row in figure.subplots(rows, columns, squeeze=False)]
 
 
-def legend_below(figure: Figure, handles: Iterable[object], columns: int = 4) -> None:
+def legend_below(figure: Figure, handles: Iterable[object], columns: int = 4, **options: Any) -> None:
     """Put one legend under all panels, where it covers nothing."""
     listed = list(handles)
-    figure.legend(handles=listed, loc="outside lower center", ncols=min(columns, max(1, len(listed))))
+    figure.legend(handles=listed, loc="outside lower center", ncols=min(columns, max(1, len(listed))), **options)
 
 
 def legend_under(ax: Axes, **options: Any) -> None:
@@ -126,12 +145,15 @@ def check_name(path: str | Path) -> Path:
     return path
 
 
-def columns_needed(table: object, *names: str) -> None:
-    """Raise BirthlensError, listing what is there, where a table lacks a column or has no row."""
-    present = list(getattr(table, "columns", []))
-    if missing := [name for name in names if name not in present]:
+def columns_needed(table: pd.DataFrame, *names: str, numeric: Sequence[str] = ()) -> None:
+    """Raise BirthlensError, listing what is there, where a table lacks a column, has no row, or text for numbers."""
+    present = list(table.columns)
+    if missing := [name for name in (*names, *numeric) if name not in present]:
         raise BirthlensError(
             f"the table lacks the columns {', '.join(missing)}; it has {', '.join(map(str, present))}."
         )
-    if not len(table):  # type: ignore[arg-type]
+    if not len(table):
         raise BirthlensError("the table has no rows, so there is nothing to draw.")
+    for name in numeric:
+        if table[name].dtype.kind not in "iufb":
+            raise BirthlensError(f"column {name!r} holds {table[name].iloc[0]!r}; to be drawn it must hold numbers.")
