@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from birthlens.claims.behaviours import speed
 from birthlens.claims.claim import interval
+from birthlens.claims.timing import slope
 from birthlens.figures.style import COLOURS, panels, save, styled
 
 CLAIMED = {"batch": ("tokens to half accuracy", 0.5), "context": ("steps to half accuracy", 2.0)}
@@ -21,11 +22,14 @@ MEASURED = ("steps to half accuracy", "tokens to half accuracy")
 
 
 def exponents(table: pd.DataFrame, over: str) -> pd.DataFrame:
-    """Fit log(quantity) on log(size) for each seed: columns quantity, exponent, low, high (over seeds)."""
+    """Fit log(quantity) on log(size) for each seed: columns quantity, exponent, low, high (over seeds).
+
+    NaN where a run never got to half accuracy.
+    """
     rows = []
     for quantity in MEASURED:
         wide = _wide(table, over, quantity)
-        slopes = [float(np.polyfit(np.log(wide.index), np.log(wide[seed]), 1)[0]) for seed in wide]
+        slopes = [slope(np.log(wide.index.to_numpy()), np.log(wide[seed].to_numpy())) for seed in wide]
         rows.append((quantity, *interval(slopes)))
     return pd.DataFrame(rows, columns=["quantity", "exponent", "low", "high"])
 
@@ -44,7 +48,7 @@ def picture(table: pd.DataFrame) -> Figure:
     for ax, (over, (quantity, power)) in zip(axes[0], CLAIMED.items(), strict=True):
         wide = _wide(table, over, quantity)
         ax.plot(wide.index, wide, "o", color=COLOURS[0], markersize=3)
-        sizes, middle = wide.index.to_numpy(), np.log(wide.to_numpy()).mean()
+        sizes, middle = wide.index.to_numpy(), np.nanmean(np.log(wide.to_numpy()))
         ax.plot(sizes, np.exp(middle + power * (np.log(sizes) - np.log(sizes).mean())), "--", color="#6E6E6E")
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")

@@ -23,6 +23,8 @@ from birthlens.errors import BirthlensError
 from birthlens.sampling import Categorical, chain, uniforms
 
 Array = np.ndarray
+HELD_OUT = 2**40
+"""Index of the held-out batch of training; no training run gets there, so that equal seeds share no batch."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,20 +8,19 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from claim_runs import run
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from birthlens import forward
-from birthlens.analysis.behaviour import losses, summary
 from birthlens.analysis.trajectory import memories_over
-from birthlens.claims import behaviours, orders
+from birthlens.claims import behaviours, copying, orders
 from birthlens.claims.catalogue import CLAIMS, claims_named
 from birthlens.claims.claim import Claim, Evidence, Expectation, interval, joint
 from birthlens.claims.grids import grid_table, over_seeds_table
 from birthlens.claims.tiers import TIERS, tier_named
+from birthlens.claims.timing import first_crossing
 from birthlens.config import RunConfig
 from birthlens.errors import BirthlensError
 from birthlens.sweep import Grid
@@ -96,12 +95,17 @@ def test_names_are_checked():
 def test_the_catalogue_is_sound():
     assert len({claim.id for claim in CLAIMS}) == len(CLAIMS)
     for claim, tier in product(CLAIMS, TIERS.values()):
-        configs = Grid(tier.config, claim.cases, (0,)).configs()
+        configs = Grid(tier.config, claim.cases_at(tier.name), (0,)).configs()
         assert len(configs) == len(claim.cases)
         pickle.loads(pickle.dumps(claim))  # workers get claims by pickle
         speeds = claim.id.startswith(("order", "random", "rare", "global", "tokens", "steps"))
         if speeds and not claim.reason(tier.name):
             assert claim.seeds.get(tier.name, tier.seeds) >= 5, "claims about order and speed need five seeds"
+    early = claims_named(["early-positions-only"])[0]
+    sizes = {name: Grid(tier.config, early.cases_at(name), (0,)).configs()["run", 0] for name, tier in TIERS.items()}
+    assert {name: (one.task.context, one.training.batch_size) for name, one in sizes.items()} == {
+        "laptop": (256, 64), "paper": (256, 512),
+    }  # fmt: skip
     assert CLAIMS[0].reason("laptop") == "" and "--tier paper" in claims_named(["reference-run"])[0].reason("laptop")
 
 
@@ -113,7 +117,7 @@ def test_every_statistic_gives_what_its_claim_expects(claim):
     """On models far too small to show anything: the numbers are there, and finite where a number can be had."""
     settings = {key: SMALL.get(key, value) for key, value in claim.settings.items()}
     settings |= {"step": 20} if "step" in settings else {}
-    runs = {case: run(*map(small, kept(words))) for case, words in claim.cases.items()}
+    runs = {case: run(*map(small, kept(words))) for case, words in claim.cases_at("laptop").items()}
     values = claim.statistic(Evidence(runs, 0, settings))
     for expectation in claim.expectations:
         assert isinstance(values[expectation.quantity], float)
@@ -141,10 +145,11 @@ def small(word):
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=12), st.floats(0.01, 0.99))
 def test_first_crossing_is_the_first(values, level):
     steps = np.arange(len(values)) * 10.0
-    found = behaviours.first_crossing(steps, np.array(values), level)
+    found = first_crossing(steps, np.array(values), level)
     fine = np.unique([*np.linspace(0, steps[-1], 4001), *steps])
     above = np.flatnonzero(np.interp(fine, steps, values) >= level)
-    assert found == pytest.approx(fine[above[0]] if len(above) else steps[-1], abs=steps[-1] / 4000 + 1e-6)
+    expected = fine[above[0]] if len(above) else math.nan
+    assert found == pytest.approx(expected, abs=steps[-1] / 4000 + 1e-6, nan_ok=True)
 
 
 def test_exponents_are_those_of_a_power_law():
@@ -157,12 +162,6 @@ def test_exponents_are_those_of_a_power_law():
 
     found = behaviours.exponent(Evidence({str(n): made(n) for n in (16, 32, 64)}, 0, {"over": "training.batch_size"}))
     assert found["steps_exponent"] == pytest.approx(-0.5) and found["tokens_exponent"] == pytest.approx(0.5)
-
-
-def test_a_memory_that_is_never_born_counts_as_born_at_the_last_step():
-    lazy = run("training.steps=2", "checkpoints.every=1", "optimiser.learning_rate=0")
-    assert orders.onsets(lazy)["prev_token"] == orders.half_heights(lazy)["prev_token"] == 2.0
-    assert orders.birth_order(Evidence({"run": lazy}, 0))["prev_token_after_trigger"] <= 2.0
 
 
 def test_half_heights_are_those_of_the_recall_table():
@@ -187,24 +186,9 @@ def test_early_positions_reads_the_paper_s_recall():
     )
 
 
-def test_removing_a_head_is_a_model_without_it():
-    one = run("model.feed_forward=linear", "training.loss=all")
-    found = behaviours.heads_removed(Evidence({"run": one}, 0, {"method": "zero"}))
-    batch = one.task.batch(128, one.config.seeds.evaluation, 1)
-    for name, matrix in (("prev_token", "L0.W_O"), ("induction", "L1.W_O")):
-        weights = one.weights(-1)
-        weights = weights.replaced({matrix: np.zeros_like(weights[matrix])})
-        with torch.no_grad():
-            logits = forward.logits(forward.tensors_of(weights), weights.config, batch.tokens)
-        expected = summary(losses(logits, batch.targets), logits.argmax(-1), batch)[behaviours.IN_CONTEXT, "accuracy"][
-            0
-        ]
-        assert found[f"accuracy_without_{name}"] == pytest.approx(expected, abs=1e-9)
-
-
 def test_early_copies_are_found_by_looking():
     batch = run().task.batch(6, 0)
-    found = behaviours._seen_before(batch, 10)
+    found = copying.seen_before(batch, 10)
     for row, tokens in enumerate(batch.tokens.tolist()):
         for t, token in enumerate(tokens):
             assert bool(found[row, t]) == (token in tokens[:9])
@@ -212,7 +196,7 @@ def test_early_copies_are_found_by_looking():
 
 def test_attention_to_the_position_before_is_read_off_the_pattern():
     one = run()
-    found = behaviours.early_copies(Evidence({"run": one}, 0, {"sequences": 8}))
+    found = copying.early_copies(Evidence({"run": one}, 0, {"sequences": 8}))
     batch = one.task.batch(8, one.config.seeds.evaluation, 1)
     seen = forward.activations(forward.tensors_of(one.weights(-1)), one.config.model, batch.tokens)
     pattern = seen.patterns[0][:, 0].detach().numpy()

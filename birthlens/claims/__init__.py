@@ -2,8 +2,8 @@
 
     claim                          what a claim is, and when it passes, fails or stays open
     catalogue, tiers               the claims, and the scales they are checked at
-    orders, behaviours, theory     their statistics: small functions from runs to named numbers
-    reproduction, scorecard        train what is missing, measure, judge
+    orders, behaviours, copying, theory    their statistics: small functions from runs to named numbers; timing
+    reproduction, book, scorecard  train what is missing, measure, judge, keep; identity
     grids                          a statistic over a grid of runs, for experiments
 
 A new claim is one entry of the catalogue; `birthlens reproduce` does the rest.

@@ -1,15 +1,15 @@
-"""Statistics of what models do: how fast, how well, with which heads, and where those look."""
+"""Statistics of what models do: how fast, how well, and with which heads.
+
+Steps that a run never reached are NaN, and differences of them as in `timing.lag`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
-from birthlens import forward
 from birthlens.analysis.ablation import ablation_table
 from birthlens.analysis.attention import attention_table
 from birthlens.analysis.behaviour import summary
@@ -18,10 +18,11 @@ from birthlens.analysis.references import reference_table
 from birthlens.analysis.trajectory import evaluation_batch, memories_over
 from birthlens.analysis.transplant import by_forward
 from birthlens.claims.claim import Evidence
+from birthlens.claims.timing import first_crossing, lag, slope
 from birthlens.config import TaskConfig
 from birthlens.errors import BirthlensError
 from birthlens.runs import Run
-from birthlens.task import BigramTask, TokenBatch
+from birthlens.task import HELD_OUT, BigramTask
 
 Array = np.ndarray
 IN_CONTEXT = "in_context_unabsorbed"
@@ -41,23 +42,6 @@ def held_out(run: Run, metric: str) -> tuple[Float[Array, "step"], Float[Array, 
     return rows["step"].to_numpy(dtype=float), rows["value"].to_numpy(dtype=float)
 
 
-def first_crossing(steps: Float[Array, "step"], values: Float[Array, "step"], level: float) -> float:
-    """Return when the values first get over a level, by linear interpolation; the last step where they never do.
-
-    Example:
-        >>> first_crossing(np.array([0.0, 10.0, 20.0]), np.array([0.0, 0.2, 0.6]), 0.4)
-        15.0
-    """
-    above = np.flatnonzero(values >= level)
-    if not len(above):
-        return float(steps[-1])
-    i = int(above[0])
-    if i == 0:
-        return float(steps[0])
-    share = (level - values[i - 1]) / (values[i] - values[i - 1])
-    return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))
-
-
 def reached(evidence: Evidence) -> dict[str, float]:
     """Return the held-out in-context accuracy at a step."""
     steps, values = held_out(evidence.runs["run"], "in_context_accuracy")
@@ -65,14 +49,14 @@ def reached(evidence: Evidence) -> dict[str, float]:
 
 
 def emergence(run: Run, level: float = 0.5) -> float:
-    """Return the step at which the held-out in-context accuracy gets over a level."""
+    """Return the step at which the held-out in-context accuracy gets over a level; NaN where it never does."""
     return first_crossing(*held_out(run, f"{IN_CONTEXT}_accuracy"), level)
 
 
 def global_first(evidence: Evidence) -> dict[str, float]:
     """Say when the global and the in-context loss have gone half-way from log N to their floors.
 
-    `in_context_after_global` is the difference in steps; `kl_half` is when KL(bigram || W_F) has halved.
+    `in_context_after_global` is the difference in steps (`timing.lag`); `kl_half` is when KL(bigram || W_F) has halved.
     """
     run = evidence.runs["run"]
     floors = floors_table(run.task, evaluation_batch(run)).set_index("role")["floor"]
@@ -83,8 +67,9 @@ def global_first(evidence: Evidence) -> dict[str, float]:
     kl = memories_over(run, bases=("raw",))
     kl = kl[kl["metric"] == "kl"].sort_values("step")
     half = first_crossing(kl["step"].to_numpy(float), -kl["value"].to_numpy(), -float(kl["chance"].iloc[0]) / 2)
+    last = float(run.config.training.steps)
     return {
-        "in_context_after_global": halves["in_context"] - halves["global"],
+        **lag("in_context_after_global", halves["global"], halves["in_context"], (last, last)),
         "global": halves["global"],
         "in_context": halves["in_context"],
         "kl_half": half,
@@ -93,9 +78,12 @@ def global_first(evidence: Evidence) -> dict[str, float]:
 
 
 def against_the_bag(evidence: Evidence) -> dict[str, float]:
-    """Compare the best accuracy of one layer, and the last of two, with the predictor that is blind to order."""
+    """Compare the best accuracy of one layer, and the last of two, with the predictor that is blind to order.
+
+    The predictor is asked on the very batch that both runs were measured on.
+    """
     one, two = evidence.runs["one layer"], evidence.runs["two layers"]
-    batch = two.task.batch(two.config.evaluation.batch_size, two.config.seeds.evaluation + evidence.seed)
+    batch = two.task.batch(two.config.evaluation.batch_size, two.config.seeds.evaluation, HELD_OUT)
     table = reference_table(two.task, batch, ["bag"]).set_index(["role", "metric"])["value"]
     ceiling = float(table["in_context", "accuracy"])
     best = float(held_out(one, "in_context_accuracy")[1].max())
@@ -104,13 +92,17 @@ def against_the_bag(evidence: Evidence) -> dict[str, float]:
 
 
 def out_of_distribution(evidence: Evidence) -> dict[str, float]:
-    """Test runs that were trained on uniform and on bigram outputs on both kinds of output."""
+    """Test runs that were trained on uniform and on bigram outputs on both kinds of output.
+
+    `gain` is what training on uniform outputs gains on them; `gap` compares both runs on the kind that each never saw.
+    """
     found = {}
     for trained, run in evidence.runs.items():
         for tested in ("uniform", "bigram"):
             task = BigramTask(run.config.task.changed(outputs=tested), run.statistics)
             found[f"{trained}_on_{tested}"] = tested_on(run, task, evidence.seed)
     found["gain"] = found["uniform_on_uniform"] - found["bigram_on_uniform"]
+    found["gap"] = found["uniform_on_bigram"] - found["bigram_on_uniform"]
     return found
 
 
@@ -131,12 +123,16 @@ def tested_on(run: Run, task: BigramTask, seed: int, sequences: int = 256) -> fl
 
 
 def slower(evidence: Evidence) -> dict[str, float]:
-    """Compare when two runs get over half accuracy: in steps, and in in-context targets seen until then."""
+    """Compare when two runs get over half accuracy: in steps, and in in-context targets seen until then.
+
+    `steps_later` is a `timing.lag`; the ratios are NaN where either run never got there.
+    """
     fast, slow = evidence.runs["fast"], evidence.runs["slow"]
     steps = {"fast": emergence(fast), "slow": emergence(slow)}
     targets = {name: steps[name] * targets_per_step(run) for name, run in (("fast", fast), ("slow", slow))}
+    ends = (float(fast.config.training.steps), float(slow.config.training.steps))
     return {
-        "steps_later": steps["slow"] - steps["fast"],
+        **lag("steps_later", steps["fast"], steps["slow"], ends),
         "steps_ratio": steps["slow"] / steps["fast"],
         "targets_ratio": targets["slow"] / targets["fast"],
         **{f"steps_{name}": value for name, value in steps.items()},
@@ -144,7 +140,10 @@ def slower(evidence: Evidence) -> dict[str, float]:
 
 
 def speed(evidence: Evidence) -> dict[str, float]:
-    """Return how soon one run gets over half accuracy, in steps, tokens and in-context targets, and how far it gets."""
+    """Return how soon one run gets over half accuracy, in steps, tokens and in-context targets, and how far it gets.
+
+    Where it never does, the former are NaN.
+    """
     run = evidence.runs["run"]
     steps = emergence(run)
     return {
@@ -162,7 +161,7 @@ def targets_per_step(run: Run, sequences: int = 256) -> float:
 
 
 def heads_removed(evidence: Evidence) -> dict[str, float]:
-    """Ablate each head at the end: what the in-context accuracy and the global loss lose."""
+    """Ablate each head at the end: what the in-context accuracy, and the global loss and accuracy, lose."""
     run, method = evidence.runs["run"], evidence.settings["method"]
     tasks = run.config.seeds.evaluation + evidence.seed
     batch, reference = (run.task.batch(128, tasks, index) for index in (1, 2))
@@ -176,43 +175,8 @@ def heads_removed(evidence: Evidence) -> dict[str, float]:
         found[f"accuracy_without_{name}"] = float(value[head, IN_CONTEXT, "accuracy"])
         found[f"share_lost_without_{name}"] = 1 - found[f"accuracy_without_{name}"] / found["accuracy"]
         found[f"global_loss_without_{name}"] = float(value[head, "global", "loss"] - value["none", "global", "loss"])
-    return found
-
-
-def early_copies(evidence: Evidence) -> dict[str, float]:
-    """Ask how far the previous-token head reaches, and where the induction head finds its copies, at the end.
-
-    `attention_early`, `attention_late`: attention of layer 0 from t to t - 1, in the first and last quarter of positions.
-    `used_early`: share of right in-context predictions whose most attended position lies in the first quarter.
-    `accuracy_with`, `accuracy_without`: accuracy at in-context targets in the last half of the context, whose trigger has or
-    has not been seen with its output in the first quarter.
-    """
-    run = evidence.runs["run"]
-    batch = run.task.batch(evidence.settings.get("sequences", 64), run.config.seeds.evaluation + evidence.seed, 1)
-    tensors, quarter = forward.tensors_of(run.weights(-1)), run.config.task.context // 4
-    to_previous, used, has, right = [], [], [], []
-    with torch.inference_mode():
-        for part in batch.chunks(16):
-            seen = forward.activations(tensors, run.config.model, part.tokens)
-            to_previous.append(seen.patterns[0][:, 0].diagonal(-1, dim1=1, dim2=2).double().mean(0))
-            used.append(seen.patterns[1][:, 0].argmax(-1) < quarter)
-            right.append(seen.logits.argmax(-1) == part.targets)
-            has.append(_seen_before(part, quarter))
-    early, correct, early_copy = torch.cat(used), torch.cat(right), torch.cat(has)
-    profile = torch.stack(to_previous).mean(0)
-    asked = batch.in_context & ~batch.absorbed
-    late = asked & (torch.arange(asked.shape[1]) >= 2 * quarter)
-    found = {
-        "attention_early": float(profile[: quarter - 1].mean()),
-        "attention_late": float(profile[-quarter:].mean()),
-        "used_early": _share(early, asked & correct),
-        "accuracy": _share(correct, asked),
-        "accuracy_with": _share(correct, late & early_copy),
-        "accuracy_without": _share(correct, late & ~early_copy),
-        "share_with": _share(early_copy, late),
-    }
-    found["attention_drop"] = found["attention_early"] - found["attention_late"]
-    found["accuracy_gain"] = found["accuracy_with"] - found["accuracy_without"]
+        lost = value["none", "global", "accuracy"] - value[head, "global", "accuracy"]
+        found[f"global_accuracy_lost_without_{name}"] = float(lost)
     return found
 
 
@@ -232,24 +196,13 @@ def roles(evidence: Evidence) -> dict[str, float]:
 
 
 def exponent(evidence: Evidence) -> dict[str, float]:
-    """Fit log(steps to half accuracy) on log(batch size) or log(context) over the cases: the slope, and that of tokens."""
+    """Fit log(steps to half accuracy) on log(batch size) or log(context) over the cases: the slope, and that of tokens.
+
+    NaN where one of the runs never got there.
+    """
     section, key = str(evidence.settings["over"]).split(".")
     runs = list(evidence.runs.values())
     sizes = np.log([float(getattr(getattr(run.config, section), key)) for run in runs])
     steps = np.array([emergence(run) for run in runs])
     tokens = steps * [run.config.training.batch_size * run.config.task.context for run in runs]
-    return {"steps_exponent": _slope(sizes, np.log(steps)), "tokens_exponent": _slope(sizes, np.log(tokens))}
-
-
-def _slope(x: Sequence[float] | Array, y: Array) -> float:
-    return float(np.polyfit(np.asarray(x), y, 1)[0])
-
-
-def _seen_before(batch: TokenBatch, end: int) -> torch.Tensor:
-    """Say of each position whether its token stands, followed by its successor, in the first `end` positions."""
-    early = batch.tokens[:, : end - 1]
-    return (early[:, None] == batch.tokens[:, :, None]).any(-1)
-
-
-def _share(what: torch.Tensor, among: torch.Tensor) -> float:
-    return float(what[among].double().mean()) if bool(among.any()) else float("nan")
+    return {"steps_exponent": slope(sizes, np.log(steps)), "tokens_exponent": slope(sizes, np.log(tokens))}

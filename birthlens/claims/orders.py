@@ -1,6 +1,6 @@
 """Statistics of the memories over training: which is born first, what freezing one does to the others, early positions.
 
-A memory that is not born by the last kept step counts as born there: differences are then lower bounds.
+A memory that is not born by the last kept step has no step of birth (NaN), and differences are as in `timing.lag`.
 """
 
 from __future__ import annotations
@@ -14,28 +14,34 @@ from birthlens.analysis.birth_order import onset, onset_table, standardised_tabl
 from birthlens.analysis.circuits import prev_token_memory
 from birthlens.analysis.trajectory import memories_over
 from birthlens.claims.claim import Evidence
+from birthlens.claims.timing import lag
 from birthlens.runs import Run
 
 Array = np.ndarray
 MEMORIES = ("output", "trigger", "prev_token")
+WIDTH = 4.0
+"""Standard deviations of the shifted pairings that a score must exceed their mean by."""
 
 
 def onsets(run: Run) -> dict[str, float]:
     """Return the step at which each memory's standardised score leaves the band of shifted pairings for good.
 
     All three are read among as many candidates as there are tokens (positions); with fixed triggers the trigger memory has
-    the triggers as queries.
+    the triggers as queries. NaN where a memory is never born.
     """
     triggers = None if run.trigger_ids is None else run.trigger_ids.tolist()
-    found = onset_table(standardised_table(run.checkpoints(), triggers))
+    found = onset_table(standardised_table(run.checkpoints(), triggers), WIDTH)
     named = found.set_index(["memory", "candidates"])["onset"]
     trigger = "all" if triggers is None or len(triggers) < 2 else "triggers among all"
     chosen = {name: float(named[f"{name}_memory", "all"]) for name in ("output", "prev_token")}
-    return _bounded({**chosen, "trigger": float(named["trigger_memory", trigger])}, run)
+    return {**chosen, "trigger": float(named["trigger_memory", trigger])}
 
 
 def half_heights(run: Run) -> dict[str, float]:
-    """Return the step from which each memory's raw recall, as the paper reads it, stays above half of its last value."""
+    """Return the step from which each memory's raw recall, as the paper reads it, stays above half of its last value.
+
+    NaN where it is zero at the end.
+    """
     recall = memories_over(run, bases=("raw",))
     recall = recall[recall["metric"] == "recall"]
     found = {}
@@ -46,24 +52,28 @@ def half_heights(run: Run) -> dict[str, float]:
         ]
         values = rows.sort_values("step")["value"].to_numpy()
         found[name] = onset(run.steps, values >= max(values[-1] / 2, 1e-9))
-    return _bounded(found, run)
+    return found
 
 
 def birth_order(evidence: Evidence) -> dict[str, float]:
     """Return how many steps later each memory is born, by standardised score, and the onsets themselves."""
-    return _lags(onsets(evidence.runs["run"]))
+    run = evidence.runs["run"]
+    return _lags(onsets(run), run)
 
 
 def crossing_order(evidence: Evidence) -> dict[str, float]:
     """The same by half-height crossings of raw recall."""
-    return _lags(half_heights(evidence.runs["run"]))
+    run = evidence.runs["run"]
+    return _lags(half_heights(run), run)
 
 
 def frozen_first(evidence: Evidence) -> dict[str, float]:
-    """Compare runs with one memory frozen until a step F with the run where all move, at F.
+    """Compare a run with one memory frozen until a step F with the run where all move, at F.
 
-    `recall_lost_*` and `accuracy_lost`: what the other memories (standardised scores, as a share of those of the run where
-    all move) and the in-context accuracy lack at F. `lag_*`: steps from the thaw to the birth of the other memories.
+    `accuracy_frozen`, `accuracy_free`, `accuracy_lost`: held-out in-context accuracy of both at F, and what freezing costs.
+    `kept_*`: the standardised score of each other memory at F, as a share of its score in the free run; NaN where it is not
+    born there by then, since a share of nothing says nothing. `delay_*`: steps by which its birth is later than in the free
+    run (`timing.lag`).
     """
     until, matrix = evidence.settings["until"], evidence.settings["memory"]
     frozen, free = evidence.runs["frozen"], evidence.runs["free"]
@@ -71,20 +81,24 @@ def frozen_first(evidence: Evidence) -> dict[str, float]:
     found["accuracy_lost"] = found["accuracy_free"] - found["accuracy_frozen"]
     late, usual = scores_at(frozen, until), scores_at(free, until)
     births, normal = onsets(frozen), onsets(free)
+    ends = float(free.steps[-1]), float(frozen.steps[-1])
     for name in MEMORIES:
         if name != matrix:
-            found[f"kept_{name}"] = late[name] / usual[name]
-            found[f"delay_{name}"] = births[name] - normal[name]
+            score, band = usual[name]
+            found[f"kept_{name}"] = late[name][0] / score if score > band else float("nan")
+            found |= lag(f"delay_{name}", normal[name], births[name], ends)
     return found
 
 
-def scores_at(run: Run, step: int) -> dict[str, float]:
-    """Return the standardised score of each memory at a step, with the candidates of `onsets`."""
+def scores_at(run: Run, step: int) -> dict[str, tuple[float, float]]:
+    """Return the standardised score of each memory at a step, and the band it must leave to be born; as in `onsets`."""
     triggers = None if run.trigger_ids is None else run.trigger_ids.tolist()
-    table = standardised_table([(step, run.weights(step))], triggers).set_index(["memory", "candidates"])["value"]
+    table = standardised_table([(step, run.weights(step))], triggers).set_index(["memory", "candidates"])
+    table["band"] = table["null_mean"] + WIDTH * table["null_std"]
     trigger = "all" if triggers is None or len(triggers) < 2 else "triggers among all"
     sets = {"output": "all", "trigger": trigger, "prev_token": "all"}
-    return {name: float(table[f"{name}_memory", candidates]) for name, candidates in sets.items()}
+    at = {name: (f"{name}_memory", candidates) for name, candidates in sets.items()}
+    return {name: (float(table["value"][key]), float(table["band"][key])) for name, key in at.items()}
 
 
 def accuracy_at(run: Run, step: int, metric: str = "in_context_accuracy") -> float:
@@ -121,13 +135,10 @@ def _recalled(weights: Mapping[str, Array]) -> Float[Array, "pos"]:
     return np.asarray(scores[1:, :-1].argmax(1) == np.arange(scores.shape[0] - 1))
 
 
-def _bounded(found: Mapping[str, float], run: Run) -> dict[str, float]:
-    return {name: float(np.nan_to_num(value, nan=run.steps[-1])) for name, value in found.items()}
-
-
-def _lags(found: Mapping[str, float]) -> dict[str, float]:
+def _lags(found: Mapping[str, float], run: Run) -> dict[str, float]:
+    ends = (float(run.steps[-1]),) * 2
     return {
-        "trigger_after_output": found["trigger"] - found["output"],
-        "prev_token_after_trigger": found["prev_token"] - found["trigger"],
+        **lag("trigger_after_output", found["output"], found["trigger"], ends),
+        **lag("prev_token_after_trigger", found["trigger"], found["prev_token"], ends),
         **{name: found[name] for name in MEMORIES},
     }

@@ -22,14 +22,13 @@ from birthlens.config import RunConfig
 from birthlens.corpus import BigramStatistics, statistics_of
 from birthlens.errors import BirthlensError
 from birthlens.initialisation import initial_weights
-from birthlens.task import BigramTask
+from birthlens.task import HELD_OUT, BigramTask
 from birthlens.training.engines import Engine, choose, engine
 from birthlens.training.schedule import Schedule
 from birthlens.weights import Weights
 
 Array = np.ndarray
 _log = logging.getLogger("birthlens")
-_HELD_OUT = 2**40  # index of the held-out batch; no training run gets there, so equal seeds share no batch
 
 
 class DivergedError(BirthlensError):
@@ -89,7 +88,7 @@ class Trainer:
         if state is not None:
             self.step = self.last_kept = int(notes["step"])
             _restore(self.optimiser, self.engine, tensors)
-        self.held_out = self.task.batch(config.evaluation.batch_size, config.seeds.evaluation, _HELD_OUT)
+        self.held_out = self.task.batch(config.evaluation.batch_size, config.seeds.evaluation, HELD_OUT)
 
     def weights(self) -> Weights:
         """Return a copy of all weights."""
