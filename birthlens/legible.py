@@ -58,6 +58,16 @@ def in_words(address: str) -> str:
     return _PLACE.sub(spell, address)
 
 
+def shortened(text: str, longest: int) -> str:
+    """Cut a label that would take the room of what it labels.
+
+    Example:
+        >>> shortened("abc", 3), shortened("abcd", 3)
+        ('abc', 'ab…')
+    """
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
 def counted(n: int, noun: str) -> str:
     """Spell a count with its noun.
 

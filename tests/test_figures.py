@@ -291,11 +291,11 @@ def test_attention_of_many_heads_is_no_strip_and_says_what_its_marks_mean():
     assert titles == [f"{head}, step {step}" for step in (0, 5) for head in frames.heads]
 
 
-@pytest.mark.parametrize("kind", ["behaviour", "ablation", "edges", "attention"])
+@pytest.mark.parametrize("kind", ["birth", "behaviour", "recall", "ablation", "edges", "attention"])
 def test_models_of_other_shapes_draw_too(kind):
     for name in ("full", "one_layer", "rotary"):
         source = run(name)
-        if kind == "edges" and name == "one_layer":
+        if kind == "recall" and name != "rotary":
             continue
         assert gallery.draw(source, kind, source.steps[-2:]).axes
 

@@ -6,6 +6,8 @@ import re
 import shlex
 from html.parser import HTMLParser
 
+import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -13,15 +15,18 @@ from hypothesis import strategies as st
 from seeing_runs import KINDS, TINY, run, unfinished
 
 from birthlens.analysis.trajectory import memories_over
+from birthlens.attention_frames import AttentionFrames
 from birthlens.cli import seeing
 from birthlens.config import RunConfig
 from birthlens.errors import BirthlensError
+from birthlens.legible import legible
 from birthlens.presets import PRESETS, preset
-from birthlens.report import report_page, write_report
-from birthlens.report.charts import Chart, Series, _ticks
+from birthlens.report import leads, report_page, write_report
+from birthlens.report.charts import Chart, Level, Series, _ticks, number
+from birthlens.report.numbers import Facts
 from birthlens.report.reproduce import command
 from birthlens.runs import Run
-from birthlens.web import circuitsvis_bundle
+from birthlens.web import circuitsvis_bundle, escape
 
 VOID = {"meta", "link", "input", "br", "line", "path"}
 
@@ -66,7 +71,7 @@ def test_runs_of_every_shape_have_a_report(kind):
     html, parsed = page_of(run(kind), causal=kind in ("paper", "one_layer", "full", "no_triggers"))
     assert len(html.encode()) < 10_000_000
     assert parsed.addresses == ["data:,", "#main"]  # nothing to fetch
-    for section in ("numbers", "birth", "memories", "causes", "attention", "made"):
+    for section in ("trained", "numbers", "birth", "memories", "causes", "attention", "made"):
         assert section in parsed.ids
     assert "Traceback" not in html and ">nan<" not in html.lower()
 
@@ -78,13 +83,16 @@ def test_the_key_numbers_are_the_runs_own():
     accuracy = metrics[(metrics["metric"] == "in_context_accuracy") & (metrics["split"] == "held_out")]["value"].iloc[
         -1
     ]
-    row = re.search(r'<th scope="row">in-context accuracy</th>(.*?)</tr>', html)[1]
+    row = re.search(r'<th scope="row">in-context accuracy<small>.*?</th>(.*?)</tr>', html)[1]
     cells = re.findall(r"<td>(.*?)</td>", row)
     assert cells[:2] == [f"{accuracy:.3f}", f"{1 / len(source.statistics):.3f}"]
     table = memories_over(source, source.steps[-1:], bases=("raw",)).query("metric == 'recall'")
-    for memory, said in (("output_memory", "output memory"), ("prev_token_memory", "previous token memory")):
+    for memory, said in (
+        ("output_memory", "output memory, 64 tokens"),
+        ("prev_token_memory", "previous-token memory, 23 positions"),
+    ):
         value = table[(table["memory"] == memory) & (table["candidates"] == "all")]["value"].iloc[0]
-        row = re.search(rf'<th scope="row">recall, {said}, all</th>(.*?)</tr>', html)[1]
+        row = re.search(rf'<th scope="row">recall of the {said}</th>(.*?)</tr>', html)[1]
         assert re.findall(r"<td>(.*?)</td>", row)[0] == f"{value:.3f}"
 
 
@@ -95,12 +103,115 @@ def test_curves_in_the_page_are_the_measured_ones():
     data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', figure)[1])
     rows = source.metrics().query("metric == 'in_context_accuracy'")
     assert data["series"][0]["steps"] == list(rows["step"])
-    assert data["series"][0]["values"] == pytest.approx(list(rows["value"]), abs=1e-5)
+    assert data["series"][0]["shown"] == [number(value) for value in rows["value"]]
+
+
+def test_a_number_is_spelled_the_same_wherever_it_stands():
+    html = Chart("t", [Series("model", [0, 9], [0.5, 0.9994957])]).html()
+    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', html)[1])
+    assert data["series"][0]["shown"] == ["0.500", "0.999"]
+    assert '<output data-series="0">0.999</output>' in html and "0.999 at step 9" in html
+
+
+def test_a_level_has_the_colour_of_its_line_and_keys_are_pieces_of_the_lines():
+    series = [Series("a", [0, 9], [0.0, 1.0]), Series("b", [0, 9], [0.0, 1.0], colour=3)]
+    html = Chart("t", series, [Level("chance, b", 0.2, 3), Level("floor", 0.5)]).html()
+    picture, legend = html.split('<ul class="legend">')
+    for kind in ("series c0", "series c3", "level c3", "level l1"):
+        assert f'class="{kind}"' in picture and f'<line class="{kind}"' in legend
+
+
+def test_a_run_keeps_its_colour_in_every_chart_of_a_comparison():
+    html, _ = page_of(run("full"), run("other"), run("random"))
+    charts = re.findall(r'<figure class="chart">.*?</figure>', html, re.S)
+    for name, colour in (("full", 0), ("other", 1), ("random", 2)):
+        keys = [re.search(rf'<line class="series c(\d)"[^>]*/></svg>{name} <output', chart) for chart in charts]
+        assert {int(key[1]) for key in keys if key} == {colour}
+    levels = {
+        level
+        for chart in charts
+        for level in re.findall(r'<line class="level (\w+)" [^>]*/></svg>chance, other', chart)
+    }
+    assert levels <= {"c1"}
+
+
+def test_the_trigger_memory_of_fixed_triggers_is_read_among_them():
+    fixed, _ = page_of(run())
+    assert "recall of the trigger memory, 3 triggers" in fixed and "recall of the trigger memory, 64" not in fixed
+    drawn, _ = page_of(run("random"))
+    assert "recall of the trigger memory, 64 tokens" in drawn
+
+
+def edge_rows(changes):
+    columns = ["step", "ablated", "role", "metric", "value", "change", "change_low", "change_high"]
+    rows = [
+        (9, f"embed->L{i}H0.q", "in_context", "accuracy", 0.0, c, c - 0.01, c + 0.01) for i, c in enumerate(changes)
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@pytest.mark.parametrize(("others", "said"), [(0, ""), (1, "The other one changes it"), (3, "The 3 others change it")])
+def test_the_edges_listed_are_those_that_change_most_either_way(monkeypatch, others, said):
+    from birthlens.report import story
+
+    changes = [0.5, *[-0.1] * 13, *[0.02] * others]
+    monkeypatch.setattr(story, "edge_ablations_table", lambda *_, **__: edge_rows(changes[::-1]))
+    table, sentence = story._edges(run())
+    assert table.index("+0.500") < table.index("-0.100") and "+0.020" not in table
+    assert ("at most as much" in table) == (said != "") and said in table
+    assert f"layer {13 + others} head 0 (+0.500)" in sentence
+    assert "from head to head" not in table and "->" not in table
+
+
+def test_only_edges_between_heads_are_said_to_be_tested_with_several_heads():
+    html, _ = page_of(run("full"), causal=True)
+    assert "Only edges from head to head are tested." in html
+    assert "No edge matters: of the 2 edges tested" in leads.edges(edge_rows([0.0, 0.005]))
+
+
+def test_the_leads_are_the_runs_own():
+    facts = Facts(run())
+    accuracy = run().metrics().query("metric == 'in_context_accuracy' and split == 'held_out'").sort_values("step")
+    assert f"is {accuracy['value'].iloc[-1]:.3f} at step 12" in leads.birth(facts)
+    assert "2 layers with 1 head each (width 32)" in leads.trained(run()) and "3 triggers (" in leads.trained(run())
+    assert "drawn for each sequence" in leads.trained(run("random"))
+    assert "no token is a trigger" in leads.trained(run("no_triggers"))
+    table = memories_over(run(), bases=("raw",)).query(
+        "metric == 'recall' and memory == 'output_memory' and candidates == 'all'"
+    )
+    passed = table[table["value"] > (1 + table["chance"]) / 2].sort_values("step")["step"]
+    said = f"the output memory (64 tokens) at step {passed.iloc[0]}" if len(passed) else "Not so far:"
+    assert said in leads.memories(facts)
+
+
+def test_the_lead_on_attention_names_who_looks_back_and_who_copies():
+    back, copy = np.zeros((2, 1, 6, 6)), np.zeros((2, 1, 6, 6))
+    for t in range(6):
+        back[:, 0, t, max(0, t - 1)] = 1
+        copy[:, 0, t, 1 if t == 4 else 0] = 1
+    roles = (("trigger",), ("output",), (), (), ("in_context",), ())
+    frames = AttentionFrames((0, 7), ("L0H0", "L1H0"), tuple("axbcad"), roles, np.concatenate([back, copy], 1))
+    assert leads.attention(frames) == (
+        "On this sequence, at step 7, L0H0 looks most at the token before (1.00 of its attention on average); where a "
+        "trigger returns, L1H0 looks most at what followed it earlier (1.00)."
+    )
+
+
+def test_memory_tables_have_labels_a_scale_and_their_step():
+    html, _ = page_of(run())
+    table = re.search(r'<figure class="table">.*?</figure>', html, re.S)[0]
+    assert '<figcaption>output memory at step <span class="at">12</span></figcaption>' in table
+    rows = re.findall(r'<span style="top:([\d.]+)%">(.*?)</span>', table)
+    labels = [legible(token) for token in run().statistics.vocab]
+    assert [label for _, label in rows] == [escape(label) for label in labels[:: 64 // len(rows)]]
+    assert float(rows[1][0]) == pytest.approx(100 * (64 // len(rows) + 0.5) / 64, abs=0.01)
+    bound = json.loads(re.search(r'<script type="application/json">(.*?)</script>', table)[1])["bound"]
+    assert f'<p class="scale">{-bound:.3g} <span class="ramp"></span> {bound:.3g}</p>' in table
 
 
 def test_an_unfinished_run_says_so():
     html, _ = page_of(unfinished())
-    assert "unfinished: step 6 of 12" in html and "--resume" in html
+    assert "Unfinished: step 6 of 12" in html and "--resume" in html
 
 
 def test_what_cannot_be_shown_gives_its_reason(monkeypatch):
@@ -176,7 +287,7 @@ def test_the_command_of_a_real_run_makes_its_config():
 )
 def test_charts_draw_any_series_inside_their_frame(points):
     points = sorted(points)
-    html = Chart("<t>", [Series("s", [s for s, _ in points], [v for _, v in points])], [("level", 1.0)]).html()
+    html = Chart("<t>", [Series("s", [s for s, _ in points], [v for _, v in points])], [Level("level", 1.0)]).html()
     assert "&lt;t&gt;" in html and "nan" not in html.lower().replace("<svg", "")
     path = re.search(r'<path class="series c0" d="(.*?)"', html)[1]
     numbers = [tuple(map(float, pair.split())) for pair in re.findall(r"[ML]([-\d.]+ [-\d.]+)", path)]

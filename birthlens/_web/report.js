@@ -32,7 +32,7 @@ window.birthlens = window.birthlens || {};
       cursor.removeAttribute("hidden");
       figure.querySelectorAll("output").forEach((output) => {
         const series = data.series[output.dataset.series];
-        output.textContent = series.steps.length ? spelled(series.values[nearest(series.steps, step)]) : "";
+        output.textContent = series.steps.length ? series.shown[nearest(series.steps, step)] : "";
       });
     });
     const point = (event) => {
@@ -52,7 +52,7 @@ window.birthlens = window.birthlens || {};
   };
   document.querySelectorAll("figure.table").forEach((figure) => {
     const data = JSON.parse(figure.querySelector("script").textContent);
-    const canvas = figure.querySelector("canvas"), note = figure.querySelector(".note"), title = note.textContent;
+    const canvas = figure.querySelector("canvas"), at = figure.querySelector(".at"), note = figure.querySelector(".note"), title = note.textContent;
     const values = Uint8Array.from(atob(data.values), (c) => c.charCodeAt(0));
     const n = data.rows.length, m = data.columns.length, context = canvas.getContext("2d");
     let frame = 0, row = -1, column = -1;
@@ -66,7 +66,7 @@ window.birthlens = window.birthlens || {};
       const image = context.createImageData(m, n);
       for (let i = 0; i < n * m; i += 1) image.data.set([...colour(values[frame * n * m + i]), 255], i * 4);
       context.putImageData(image, 0, 0);
-      figure.dataset.step = data.steps[frame];
+      figure.dataset.step = at.textContent = data.steps[frame];
       read();
     };
     listeners.push(draw);

@@ -110,6 +110,8 @@ def _recalls_in_one(ax: Axes, recalls: pd.DataFrame) -> None:
     ):
         of = table[table["memory"] == name]
         rows = of[of["candidates"] == (wanted if (of["candidates"] == wanted).any() else "all")].sort_values("step")
+        if rows.empty:  # a model without positions has no previous-token memory
+            continue
         colour, count = COLOURS[number], f"{rows['n'].iloc[0]}{' triggers' if wanted == 'triggers' else ''}"
         ax.plot(
             rows["step"], rows["value"], color=colour, ls=DASHES[number], label=f"{label(name)} (n = {count})", zorder=3

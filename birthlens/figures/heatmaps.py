@@ -20,7 +20,7 @@ from matplotlib.textpath import text_to_path
 from birthlens.attention_frames import ROLES, AttentionFrames
 from birthlens.errors import BirthlensError
 from birthlens.figures.style import DIVERGING, SEQUENTIAL, Drawing, columns_needed, label, legend_below, panels, styled
-from birthlens.legible import legible
+from birthlens.legible import legible, shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -229,16 +229,6 @@ def _plain(ax: Axes) -> None:
     for spine in ax.spines.values():
         spine.set_visible(False)
     ax.tick_params(length=0)
-
-
-def shortened(text: str, longest: int) -> str:
-    """Cut a label that would take the room of the map.
-
-    Example:
-        >>> shortened("abc", 3), shortened("abcd", 3)
-        ('abc', 'ab…')
-    """
-    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _ticks(ax: Axes, columns: Sequence[str], rows: Sequence[str]) -> None:

@@ -10,16 +10,29 @@ from birthlens.web import escape, script_json
 
 WIDTH, HEIGHT = 460, 270
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 12, 40
-COLOURS = 8
+COLOURS, LEVELS = 8, 5
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: a value at each step; values that are not finite leave a gap."""
+    """One line: a value at each step; values that are not finite leave a gap.
+
+    `colour` is its place in the palette, by default that among the chart's lines.
+    """
 
     name: str
     steps: Sequence[int]
     values: Sequence[float]
+    colour: int | None = None
+
+
+@dataclass(frozen=True)
+class Level:
+    """One horizontal line, such as chance or a floor; `of` is the palette's colour of the line that it belongs to."""
+
+    name: str
+    value: float
+    of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -28,14 +41,14 @@ class Chart:
 
     title: str
     series: Sequence[Series]
-    levels: Sequence[tuple[str, float]] = ()
+    levels: Sequence[Level] = ()
     top: float | None = None
     note: str = ""
     _range: tuple[float, float] = field(init=False, repr=False, default=(0.0, 1.0))
 
     def __post_init__(self) -> None:
         values = [v for line in self.series for v in line.values if math.isfinite(v)]
-        values += [level for _, level in self.levels if math.isfinite(level)]
+        values += [level.value for level in self.levels if math.isfinite(level.value)]
         low = min([0.0, *values])
         high = self.top if self.top is not None else max([low + 1e-9, *values])
         step = _nice((high - low) / 4)
@@ -47,14 +60,12 @@ class Chart:
         steps = [step for line in self.series for step in line.steps]
         first, last = (min(steps), max(steps)) if steps else (0, 1)
         parts = [self._axes(first, last)]
-        for number, (_, level) in enumerate(self.levels):
-            if math.isfinite(level) and level <= self._range[1]:
-                y = self._y(level)
-                parts.append(
-                    f'<line class="level l{number % 5}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                )
-        for number, line in enumerate(self.series):
-            parts.append(f'<path class="series c{number % COLOURS}" d="{self._path(line, first, last)}"/>')
+        for name, level in zip(self._level_classes, self.levels, strict=True):
+            if math.isfinite(level.value) and level.value <= self._range[1]:
+                y = self._y(level.value)
+                parts.append(f'<line class="{name}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        for name, line in zip(self._series_classes, self.series, strict=True):
+            parts.append(f'<path class="{name}" d="{self._path(line, first, last)}"/>')
         parts.append(f'<line class="cursor" x1="0" x2="0" y1="{TOP}" y2="{HEIGHT - BOTTOM}" hidden/>')
         data = {
             "first": first,
@@ -62,8 +73,7 @@ class Chart:
             "left": LEFT,
             "right": WIDTH - RIGHT,
             "series": [
-                {"steps": list(line.steps), "values": [round(v, 5) if math.isfinite(v) else None for v in line.values]}
-                for line in self.series
+                {"steps": list(line.steps), "shown": [number(value) for value in line.values]} for line in self.series
             ],
         }
         note = f'<p class="note">{escape(self.note)}</p>' if self.note else ""
@@ -83,19 +93,31 @@ class Chart:
             if finite:
                 (s0, v0), (s1, v1) = finite[0], finite[-1]
                 said.append(f"{line.name} goes from {number(v0)} at step {s0} to {number(v1)} at step {s1}")
-        said += [f"{name} lies at {number(level)}" for name, level in self.levels if math.isfinite(level)]
+        said += [f"{level.name} lies at {number(level.value)}" for level in self.levels if math.isfinite(level.value)]
         return f"{self.title}: " + "; ".join(said) + "."
+
+    @property
+    def _series_classes(self) -> list[str]:
+        places = [i if line.colour is None else line.colour for i, line in enumerate(self.series)]
+        return [f"series c{place % COLOURS}" for place in places]
+
+    @property
+    def _level_classes(self) -> list[str]:
+        return [
+            f"level l{i % LEVELS}" if level.of is None else f"level c{level.of % COLOURS}"
+            for i, level in enumerate(self.levels)
+        ]
 
     def _legend(self) -> str:
         items = [
-            f'<li><span class="key c{i % COLOURS}"></span>{escape(line.name)} <output data-series="{i}">'
+            f'<li>{_key(kind)}{escape(line.name)} <output data-series="{i}">'
             f"{number(line.values[-1]) if line.values else ''}</output></li>"
-            for i, line in enumerate(self.series)
+            for i, (kind, line) in enumerate(zip(self._series_classes, self.series, strict=True))
         ]
         items += [
-            f'<li><span class="key level l{i % 5}"></span>{escape(name)} <span class="at">{number(level)}</span></li>'
-            for i, (name, level) in enumerate(self.levels)
-            if math.isfinite(level)
+            f'<li>{_key(kind)}{escape(level.name)} <span class="at">{number(level.value)}</span></li>'
+            for kind, level in zip(self._level_classes, self.levels, strict=True)
+            if math.isfinite(level.value)
         ]
         return f'<ul class="legend">{"".join(items)}</ul>'
 
@@ -130,6 +152,12 @@ class Chart:
             f'<text class="tick" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">step</text>'
         )
         return "".join(out)
+
+
+def _key(classes: str) -> str:
+    """Draw a legend's key as a piece of the very line."""
+    line = f'<line class="{classes}" x1="0" x2="28" y1="4" y2="4"/>'
+    return f'<svg class="key" viewBox="0 0 28 8" aria-hidden="true">{line}</svg>'
 
 
 def number(value: float) -> str:

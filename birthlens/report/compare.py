@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from birthlens.errors import BirthlensError
 from birthlens.figures.gallery import is_paper_model
-from birthlens.report.charts import Chart, Series
+from birthlens.report.charts import Chart, Level, Series
+from birthlens.report.leads import glossary
 from birthlens.report.numbers import Facts, key_numbers
 from birthlens.report.page import document, progress, section, shown, skipped, spelled, table
 from birthlens.report.reproduce import command, settings
@@ -66,9 +67,8 @@ def _numbers(names: Sequence[str], facts: Sequence[Facts]) -> str:
         chance = sorted({shown(column[name].chance) for column in columns if name in column})
         rows.append((name, *cells, " / ".join(chance)))
     rows.insert(0, ("state", *(progress(one.run).split(";")[0] for one in facts), ""))
-    return table(
-        ("", *names, "chance"), rows, "Each run at its last kept step, on its own held-out sequences.", "numbers"
-    )
+    caption = "Each run at its last kept step, on its own held-out sequences; recalls are read from the weights alone."
+    return table(("", *names, "chance"), rows, caption, "numbers") + glossary()
 
 
 def _settings(names: Sequence[str], runs: Sequence[Run]) -> str:
@@ -86,7 +86,7 @@ def _settings(names: Sequence[str], runs: Sequence[Run]) -> str:
 def _birth(names: Sequence[str], facts: Sequence[Facts]) -> str:
     charts = []
     for metric, title, top in MEASURED:
-        series = [Series(name, *one.series(metric)) for name, one in zip(names, facts, strict=True)]
+        series = [Series(name, *one.series(metric), i) for i, (name, one) in enumerate(zip(names, facts, strict=True))]
         series = [line for line in series if line.values]
         if series:
             charts.append(Chart(title, series, top=top).html())
@@ -96,20 +96,23 @@ def _birth(names: Sequence[str], facts: Sequence[Facts]) -> str:
 
 
 def _memories(names: Sequence[str], facts: Sequence[Facts]) -> str:
-    known = [(name, one) for name, one in zip(names, facts, strict=True) if is_paper_model(one.run)]
+    # A run keeps its colour in every chart, whichever runs are on it.
+    known = [(i, n, one) for i, (n, one) in enumerate(zip(names, facts, strict=True)) if is_paper_model(one.run)]
     if not known:
         return skipped("the three memories have known places in the two-layer simplified model only.")
     charts = []
     for memory, candidates, title in RECALLED:
-        lines, levels = [], set()
-        for name, one in known:
-            steps, values, chance = one.recall_series(memory, candidates)
-            if values:
-                lines.append(Series(name, steps, values))
-                levels.add(("chance", chance))
+        lines, levels = [], []
+        for colour, name, one in known:
+            if candidates in one.readings(memory):
+                steps, values, chance = one.recall_series(memory, candidates)
+                lines.append(Series(name, steps, values, colour))
+                levels.append(Level(f"chance, {name}", chance, colour))
+        if len({level.value for level in levels}) == 1:
+            levels = [Level("chance", levels[0].value)]
         if lines:
-            charts.append(Chart(title, lines, sorted(levels), 1.0).html())
-    left = [name for name in names if name not in dict(known)]
+            charts.append(Chart(title, lines, levels, 1.0).html())
+    left = [name for name in names if name not in {name for _, name, _ in known}]
     more = skipped(f"{', '.join(left)}: no two-layer simplified model.") if left else ""
     return f'<div class="grid">{"".join(charts)}</div>{more}'
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from birthlens.errors import BirthlensError
 from birthlens.figures.gallery import memory_frames
+from birthlens.legible import shortened
 from birthlens.web import escape, script_json
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from birthlens.runs import Run
 
 MOST_ENTRIES = 96
+MOST_LABELS, LONGEST_LABEL = 16, 6
 
 
 def memory_tables(run: Run, steps: Sequence[int]) -> str:
@@ -40,11 +42,12 @@ def _table(name: str, tables: Sequence[pd.DataFrame], steps: Sequence[int]) -> s
         raise BirthlensError(f"the {name} holds scores that are not finite; the run has diverged.")
     bound = float(np.abs(shifted).max()) or 1.0
     first = tables[0]
+    rows, columns = [str(label) for label in first.index], [str(label) for label in first.columns]
     data = {
         "steps": list(steps),
         "bound": round(bound, 4),
-        "rows": [str(label) for label in first.index],
-        "columns": [str(label) for label in first.columns],
+        "rows": rows,
+        "columns": columns,
         "rowsName": str(first.index.name),
         "columnsName": str(first.columns.name),
         "values": base64.b64encode((np.rint(shifted / bound * 127) + 127).astype(np.uint8).tobytes()).decode("ascii"),
@@ -57,8 +60,25 @@ def _table(name: str, tables: Sequence[pd.DataFrame], steps: Sequence[int]) -> s
         f"right entry, {'one below' if 'previous' in name else 'on'} the diagonal, is the largest in {hits:.0%} of the rows."
     )
     return f"""<figure class="table">
-<figcaption>{escape(name)}</figcaption>
+<figcaption>{escape(name)} at step <span class="at">{steps[-1]}</span></figcaption>
+<div class="map">{_ticks(rows, "rows", "top")}
 <canvas width="{m}" height="{n}" tabindex="0" role="img" aria-label="{escape(alt)}"></canvas>
+{_ticks(columns, "columns", "left")}</div>
+<p class="scale">{-bound:.3g} <span class="ramp"></span> {bound:.3g}</p>
 <p class="note" role="status">{escape(str(first.index.name))} down, {escape(str(first.columns.name))} across</p>
 <script type="application/json">{script_json(data)}</script>
 </figure>"""
+
+
+def _ticks(labels: Sequence[str], kind: str, side: str) -> str:
+    """Label a side of a map in its own place in percent: as many as fit beside one another, long ones cut."""
+    cut = [shortened(label, LONGEST_LABEL) for label in labels]
+    longest = max(map(len, cut))
+    upright = kind == "columns" and longest > 2
+    every = -(-len(labels) // (MOST_LABELS // 2 if kind == "columns" and longest == 2 else MOST_LABELS))
+    spans = "".join(
+        f'<span style="{side}:{100 * (i + 0.5) / len(labels):.2f}%">{escape(cut[i])}</span>'
+        for i in range(0, len(labels), every)
+    )
+    room = f"height:{longest if upright else 1.2}em" if kind == "columns" else f"width:{longest}ch"
+    return f'<div class="ticks {kind}{" upright" if upright else ""}" style="{room}" aria-hidden="true">{spans}</div>'

@@ -10,6 +10,7 @@ import numpy as np
 
 from birthlens.analysis.references import reference_table
 from birthlens.analysis.trajectory import evaluation_batch, memories_over
+from birthlens.legible import counted, label
 from birthlens.runs import Run
 
 if TYPE_CHECKING:
@@ -23,12 +24,16 @@ REACHED = 0.9
 
 @dataclass(frozen=True)
 class KeyNumber:
-    """One number: its value, what chance gives, the best that is possible (NaN where that has no meaning)."""
+    """One number: its value, what chance gives, and the optimum (NaN where that has no meaning).
+
+    The optimum of a loss or an accuracy is the Bayes-optimal predictor's, which on average none beats over all positions
+    together, though at one kind of position alone another may; that of a recall is 1.
+    """
 
     name: str
     value: float
     chance: float = float("nan")
-    best: float = float("nan")
+    optimum: float = float("nan")
     about: str = ""
 
 
@@ -91,10 +96,22 @@ class Facts:
         chance = float(rows["chance"].iloc[0]) if len(rows) else float("nan")
         return [int(step) for step in rows["step"]], [float(v) for v in rows["value"]], chance
 
-    def candidate_sets(self, memory: str) -> list[str]:
-        """List the candidate sets that a memory was read with."""
+    def readings(self, memory: str) -> list[str]:
+        """List the candidate sets that say something about a memory of this run.
+
+        The trigger memory of fixed triggers is read among them: the other tokens were never asked for, so that all triggers
+        right is K / N among all tokens.
+        """
         rows = self.recalls[(self.recalls["memory"] == memory) & (self.recalls["metric"] == "recall")]
-        return list(dict.fromkeys(rows["candidates"]))
+        found = [name for name in dict.fromkeys(rows["candidates"]) if "among" not in name]
+        return [name for name in found if not (memory == "trigger_memory" and name == "all" and "triggers" in found)]
+
+    def queries(self, memory: str, candidates: str) -> str:
+        """Say how many of what a reading asks for: "64 tokens", "5 triggers"."""
+        rows = self.recalls[(self.recalls["memory"] == memory) & (self.recalls["candidates"] == candidates)]
+        noun = "trigger" if candidates == "triggers" else "position" if memory == "prev_token_memory" else "token"
+        first = "first " if candidates.startswith("first") else ""
+        return first + counted(int(rows["n"].iloc[0]), noun)
 
 
 def key_numbers(facts: Facts, memories: bool) -> list[KeyNumber]:
@@ -117,10 +134,8 @@ def key_numbers(facts: Facts, memories: bool) -> list[KeyNumber]:
     out.append(KeyNumber(f"first step with in-context accuracy above {REACHED}", reached))
     if memories:
         for memory in ("output_memory", "trigger_memory", "prev_token_memory"):
-            for candidates in facts.candidate_sets(memory):
-                if "among" in candidates:
-                    continue
+            for candidates in facts.readings(memory):
                 _, found, chance = facts.recall_series(memory, candidates)
-                name = f"recall, {memory.replace('prev_', 'previous ').replace('_', ' ')}, {candidates}"
+                name = f"recall of the {label(memory)}, {facts.queries(memory, candidates)}"
                 out.append(KeyNumber(name, found[-1], chance, 1.0))
     return [number for number in out if np.isfinite(number.value) or "first step" in number.name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from birthlens.errors import BirthlensError
@@ -30,16 +30,32 @@ def skipped(reason: str) -> str:
     return f'<p class="skipped">Not shown: {escape(reason)}</p>'
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str, classes: str = "") -> str:
-    """Return an HTML table of text; the first cell of each row is its heading."""
+def table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    caption: str,
+    classes: str = "",
+    notes: Mapping[str, str] | None = None,
+) -> str:
+    """Return an HTML table of text; the first cell of each row is its heading, with its note, if any, in small below."""
+
+    def heading(name: str) -> str:
+        note = (notes or {}).get(name)
+        return escape(name) + (f"<small>{escape(note)}</small>" if note else "")
+
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
+        f'<tr><th scope="row">{heading(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
         for row in rows
     )
+    return framed(f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", escape(caption), classes)
+
+
+def framed(rows: str, caption: str, classes: str) -> str:
+    """Put the rows of a table (HTML) under a caption (HTML), in a frame that scrolls where the screen is narrow."""
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table class="{classes}">'
-        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table class="{classes}">'
+        f"<caption>{caption}</caption>{rows}</table></div>"
     )
 
 

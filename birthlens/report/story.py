@@ -11,13 +11,16 @@ from birthlens.attention_frames import run_frames
 from birthlens.errors import BirthlensError
 from birthlens.evidence import changes, edge_ablations_table, head_ablations_table
 from birthlens.figures.gallery import is_paper_model
-from birthlens.report.charts import Chart, Series
+from birthlens.legible import in_words, label
+from birthlens.report import leads
+from birthlens.report.charts import Chart, Level, Series
 from birthlens.report.memories import memory_tables
 from birthlens.report.numbers import REFERENCES, Facts, key_numbers
 from birthlens.report.page import (
     config_rows,
     corpus_facts,
     document,
+    framed,
     machine_facts,
     progress,
     section,
@@ -37,38 +40,36 @@ def story(run: Run, causal: bool = True) -> str:
     """Return the page of one run."""
     facts = Facts(run)
     sections = [
+        section("trained", "What was trained", lambda: f"<p>{escape(leads.trained(run))}</p>{leads.glossary()}"),
         section("numbers", "Key numbers", lambda: _numbers(facts)),
         section("birth", "The birth", lambda: _birth(facts)),
         section("memories", "The memories", lambda: _memories(facts)),
         section("causes", "The causal evidence", (lambda: _causes(run)) if causal else skipped("left out on request.")),
         section("attention", "Where the heads look", lambda: _attention(run)),
-        section("made", "What was trained", lambda: _made(run)),
+        section("made", "To make it again", lambda: _made(run)),
     ]
     return document(run.path.resolve().name, _subtitle(facts), facts.steps, sections, notebook.scripts())
 
 
 def _subtitle(facts: Facts) -> str:
-    config, accuracy = facts.run.config, facts.last("in_context_accuracy")
-    kind = "simplified" if config.model.family == "simplified" else "full"
-    layers = "one layer" if config.model.n_layers == 1 else f"{config.model.n_layers} layers"
-    said = f"A {kind} transformer of {layers} (d = {config.model.d_model}) on the in-context bigram task; "
-    said += progress(facts.run) + "."
+    accuracy, said = facts.last("in_context_accuracy"), f"{progress(facts.run)}."
     if math.isfinite(accuracy):
         bag = facts.reference("bag", "in_context", "accuracy")
         said += f" In-context accuracy {accuracy:.3f}"
         said += f"; a bag of tokens (approximate) reaches {bag:.3f}." if math.isfinite(bag) else "."
-    return said
+    return said[0].upper() + said[1:]
 
 
 def _numbers(facts: Facts) -> str:
-    rows = [
-        (number.name, shown(number.value), shown(number.chance), shown(number.best), number.about)
-        for number in key_numbers(facts, is_paper_model(facts.run))
-    ]
-    header = ("", f"at step {facts.steps[-1]}", "chance", "best possible", "")
-    return table(
-        header, rows, "Measured on held-out sequences; recalls are read from the weights alone.", "numbers story"
+    numbers = key_numbers(facts, is_paper_model(facts.run))
+    rows = [(n.name, shown(n.value), shown(n.chance), shown(n.optimum)) for n in numbers]
+    caption = (
+        "Measured on held-out sequences; recalls are read from the weights alone. Optimum: for loss and accuracy the "
+        "Bayes-optimal predictor, which on average none beats over all positions together, though at one kind of position "
+        "alone another may; for recall all right."
     )
+    header = ("", f"at step {facts.steps[-1]}", "chance", "optimum")
+    return table(header, rows, caption, "numbers story", {n.name: n.about for n in numbers})
 
 
 def _birth(facts: Facts) -> str:
@@ -77,13 +78,13 @@ def _birth(facts: Facts) -> str:
         for metric in ("loss", "accuracy"):
             steps, values = facts.series(f"{role}_{metric}")
             if values:
-                levels = [(name, facts.reference(name, role, metric)) for name in REFERENCES]
+                levels = [Level(label(name), facts.reference(name, role, metric)) for name in REFERENCES]
                 series = [Series("model", steps, values)]
                 top = 1.0 if metric == "accuracy" else None
                 charts.append(Chart(f"{said} {metric}{' (nats)' if metric == 'loss' else ''}", series, levels, top))
     if not charts:
         raise BirthlensError("the run has no measurement yet.")
-    return f'<div class="grid">{"".join(chart.html() for chart in charts)}</div>'
+    return f'<p>{escape(leads.birth(facts))}</p><div class="grid">{"".join(chart.html() for chart in charts)}</div>'
 
 
 def _memories(facts: Facts) -> str:
@@ -96,17 +97,17 @@ def _memories(facts: Facts) -> str:
         ("prev_token_memory", "Previous-token memory: one place back"),
     ):
         series, levels = [], []
-        for candidates in facts.candidate_sets(memory):
-            if "among" not in candidates:
-                steps, values, chance = facts.recall_series(memory, candidates)
-                series.append(Series(candidates, steps, values))
-                levels.append((f"chance, {candidates}", chance))
+        for colour, candidates in enumerate(facts.readings(memory)):
+            steps, values, chance = facts.recall_series(memory, candidates)
+            asked = facts.queries(memory, candidates)
+            series.append(Series(asked, steps, values, colour))
+            levels.append(Level(f"chance, {asked}", chance, colour))
         if series:
             charts.append(Chart(f"{said} (recall)", series, levels, 1.0))
     shown_steps = notebook.thinned(facts.steps, FRAMES)
-    lead = "Scores of every pair at the step of the cursor, less their median; red is high, blue is low, at one scale."
+    lead = "The score of every pair, less their median; each table keeps its scale over all steps."
     return (
-        f'<div class="grid">{"".join(chart.html() for chart in charts)}</div>'
+        f'<p>{escape(leads.memories(facts))}</p><div class="grid">{"".join(chart.html() for chart in charts)}</div>'
         f'<h3>As tables</h3><p>{lead}</p><div class="grid tables">{memory_tables(facts.run, shown_steps)}</div>'
     )
 
@@ -125,10 +126,11 @@ def _circuits(facts: Facts) -> str:
     series = []
     for name in names:
         rows = read[read["memory"] == name].drop_duplicates("step").sort_values("step")
-        series.append(Series(name, [int(s) for s in rows["step"]], [float(v) for v in rows["value"]]))
+        series.append(Series(in_words(name), [int(s) for s in rows["step"]], [float(v) for v in rows["value"]]))
     chance = float(last["chance"].median())
     note = "Every head was read in every basis that its layer's input holds; these recall best at the end."
-    return f'<div class="grid">{Chart("Recall of the best circuits", series, [("chance", chance)], 1.0, note).html()}</div>'
+    chart = Chart("Recall of the best circuits", series, [Level("chance", chance)], 1.0, note)
+    return f'<div class="grid">{chart.html()}</div>'
 
 
 def _causes(run: Run) -> str:
@@ -141,41 +143,42 @@ def _causes(run: Run) -> str:
     ]
     note = "Each head's output is replaced by its average over other sequences, at one step at a time."
     chart = Chart("Change of in-context accuracy without a head", series, note=note).html()
-    return f'<div class="grid">{chart}{_edges(run)}</div>'
+    edges, said = _edges(run)
+    return f'<p>{escape(f"{leads.heads(heads)} {said}")}</p><div class="grid">{chart}{edges}</div>'
 
 
-def _edges(run: Run) -> str:
+def _edges(run: Run) -> tuple[str, str]:
+    """Return the table of the edges that matter most, and what it says in a sentence."""
     if run.config.model.n_layers == 1:
-        return skipped("a model of one layer has no edge between heads.")
-    edges = changes(edge_ablations_table(run, run.steps[-1:], n=16)).sort_values("change", kind="stable")
-    left = max(0, len(edges) - MOST_EDGES)
-    more = f" The {left} others change less." if left else ""
-    caption = (
-        f"Change of in-context accuracy at step {run.steps[-1]} where one edge is replaced by its average, with 95 % "
-        f"intervals.{more}"
-    )
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("edge", "", "change", "interval"))
+        return skipped("a model of one layer has no edge between heads."), ""
+    edges = changes(edge_ablations_table(run, run.steps[-1:], n=16))
+    edges = edges.reindex(edges["change"].abs().sort_values(ascending=False, kind="stable").index)
+    caption = f"Change of in-context accuracy at step {run.steps[-1]} where one edge is replaced by its average."
+    if run.config.model.n_heads > 1:
+        caption += " Only edges from head to head are tested."
+    if left := len(edges) - MOST_EDGES:
+        others = "The other one changes" if left == 1 else f"The {left} others change"
+        caption += f" {others} it by at most as much." if left > 0 else ""
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("edge", "", "change, 95 % interval"))
     body = "".join(_edge(row) for row in edges.head(MOST_EDGES).to_dict("records"))
-    return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="edges"><table class="edges">'
-        f"<caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    return framed(f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", caption, "edges"), leads.edges(edges)
 
 
 def _edge(row: dict[Hashable, Any]) -> str:
     change, low, high = (float(row[name]) for name in ("change", "change_low", "change_high"))
-    name = escape(str(row["ablated"]).replace("->", " → "))
     return (
-        f'<tr><th scope="row"><code>{name}</code></th>'
+        f'<tr><th scope="row">{escape(in_words(str(row["ablated"])))}</th>'
         f'<td><span class="bar" style="width:{min(1.0, abs(change)):.1%}"></span></td>'
-        f"<td>{change:+.3f}</td><td>{low:+.3f} to {high:+.3f}</td></tr>"
+        f"<td>{leads.signed(change)}<small>{leads.signed(low)} to {leads.signed(high)}</small></td></tr>"
     )
 
 
 def _attention(run: Run) -> str:
     steps = notebook.thinned(run.steps, FRAMES)
-    picture = notebook.AttentionPicture(run_frames(run, steps), "One held-out sequence")
-    return f"<p>Click a token, or move with the arrow keys, to see where it looks.</p>{picture.html()}"
+    frames = run_frames(run, steps)
+    picture = notebook.AttentionPicture(frames, "One held-out sequence")
+    how = "Click a token, or move with the arrow keys, to see where it looks."
+    return f"<p>{escape(leads.attention(frames))} {how}</p>{picture.html()}"
 
 
 def _made(run: Run) -> str:
@@ -184,7 +187,7 @@ def _made(run: Run) -> str:
     settings = table(("setting", "value"), config_rows(run), "Every setting", "facts")
     line = escape(command(run.config, str(run.path)))
     return (
-        f'<p>To make this run again:</p><pre tabindex="0"><code>{line}</code></pre>{facts}'
+        f'<pre tabindex="0"><code>{line}</code></pre>{facts}'
         f"<details><summary>Every setting</summary>{settings}</details>"
         f"<details><summary>Engine and versions</summary>{machine}</details>"
     )
