@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from birthlens.errors import BirthlensError
+from birthlens.legible import counted, label
 from birthlens.run_files import checkpoint_file
 from birthlens.runs import Run
 
@@ -63,10 +64,14 @@ def duration(seconds: float) -> str:
 
 @dataclass
 class Watch:
-    """Draw a run, again and again; recalls of steps seen before are remembered."""
+    """Draw a run, again and again; recalls of steps seen before are remembered.
+
+    `width` is that of a sparkline; where the terminal is `height` lines high, what does not fit is left out and said to be.
+    """
 
     run: Run
     width: int = 40
+    height: int | None = None
     _recalls: dict[int, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
 
     @property
@@ -86,7 +91,7 @@ class Watch:
         config, engine = self.run.config, self.run.header["engine"]["name"]
         head = Text.assemble(
             (str(self.run.path), "bold"),
-            f"  {config.model.family}, d = {config.model.d_model}, {config.model.n_layers} layers, "
+            f"  {config.model.family}, d = {config.model.d_model}, {counted(config.model.n_layers, 'layer')}, "
             f"T = {config.task.context}, K = {config.task.n_triggers} {config.task.triggers}, {engine} engine",
         )
         try:
@@ -98,9 +103,13 @@ class Watch:
         table.add_column(no_wrap=True, style="cyan")
         table.add_column(no_wrap=True, justify="right")
         table.add_column(no_wrap=True, style="dim")
-        for row in self.rows(steps):
+        rows = self.rows(steps)
+        # The two lines above may each break once, and the cursor needs a line.
+        room = len(rows) if self.height is None else max(1, self.height - 5)
+        for row in rows[:room]:
             table.add_row(*row)
-        return Group(head, Text(self.progress(steps, now)), table)
+        left = [Text(f"{len(rows) - room} more in a higher terminal", style="dim")] if len(rows) > room else []
+        return Group(head, Text(self.progress(steps, now)), table, *left)
 
     def rows(self, steps: Sequence[int]) -> list[tuple[str, str, str, str]]:
         """Return a line for each measurement: name, sparkline, last value, range or chance."""
@@ -108,7 +117,7 @@ class Watch:
         train = metrics[(metrics["split"] == "train") & (metrics["metric"] == "loss")].sort_values("step")
         held_out = metrics[metrics["split"] == "held_out"].sort_values("step")
         series = [("training loss", train)]
-        series += [(name.replace("_", " "), held_out[held_out["metric"] == name]) for name in MEASURED]
+        series += [(label(name), held_out[held_out["metric"] == name]) for name in MEASURED]
         for name, rows in series:
             if len(rows):
                 values = [float(value) for value in rows["value"]]
@@ -145,7 +154,7 @@ class Watch:
         if missing := [step for step in kept if step not in self._recalls]:
             table = memories_over(self.run, missing, bases=("raw",))
             table = table[(table["metric"] == "recall") & table["candidates"].isin(["all", "triggers"])]
-            names = table["memory"].str.replace("_memory", "").str.replace("_", " ") + " recall, " + table["candidates"]
+            names = table["memory"].map(label).str.removesuffix(" memory") + " recall, " + table["candidates"]
             for step, rows in table.assign(name=names).groupby("step"):
                 self._recalls[int(str(step))] = dict(
                     zip(rows["name"], zip(rows["value"], rows["chance"], strict=True), strict=True)

@@ -115,9 +115,11 @@ def test_a_number_is_spelled_the_same_wherever_it_stands():
 
 def test_a_level_has_the_colour_of_its_line_and_keys_are_pieces_of_the_lines():
     series = [Series("a", [0, 9], [0.0, 1.0]), Series("b", [0, 9], [0.0, 1.0], colour=3)]
-    html = Chart("t", series, [Level("chance, b", 0.2, 3), Level("floor", 0.5)]).html()
+    html = Chart(
+        "t", series, [Level("chance, b", 0.2, 3), Level("floor", 0.5), Level("chance", 0.1, neutral=True)]
+    ).html()
     picture, legend = html.split('<ul class="legend">')
-    for kind in ("series c0", "series c3", "level c3", "level l1"):
+    for kind in ("series c0", "series c3", "level c3", "level l1", "level n"):
         assert f'class="{kind}"' in picture and f'<line class="{kind}"' in legend
 
 
@@ -197,10 +199,32 @@ def test_the_lead_on_attention_names_who_looks_back_and_who_copies():
     )
 
 
+def test_the_lead_on_heads_orders_them_by_what_their_loss_costs():
+    rows = pd.DataFrame({"step": [0, 9, 9], "ablated": ["L0H0", "L0H0", "L1H0"], "change": [0.5, -0.2, -0.9]})
+    assert leads.heads(rows) == (
+        "Taking one head out at step 9 changes in-context accuracy by -0.900 without layer 1 head 0, "
+        "-0.200 without layer 0 head 0."
+    )
+    assert leads.heads(rows.assign(change=0.0)).startswith("No head matters at step 9")
+
+
+def test_a_comparison_says_when_each_run_learned():
+    class Learned:
+        def __init__(self, *values):
+            self.values = values
+
+        def series(self, _):
+            return [0, 5, 9], list(self.values)
+
+    said = leads.exceeded(["a", "b", "c"], [Learned(0, 0.95, 1), Learned(0, 0, 0.91), Learned(0, 0, 0)])
+    assert said == "0.9: a at step 5, b at step 9; not yet: c."
+    assert "In-context accuracy first exceeds 0.9" in page_of(run(), run("other"))[0]
+
+
 def test_memory_tables_have_labels_a_scale_and_their_step():
     html, _ = page_of(run())
     table = re.search(r'<figure class="table">.*?</figure>', html, re.S)[0]
-    assert '<figcaption>output memory at step <span class="at">12</span></figcaption>' in table
+    assert '<figcaption>output memory <small>at step <span class="at">12</span></small></figcaption>' in table
     rows = re.findall(r'<span style="top:([\d.]+)%">(.*?)</span>', table)
     labels = [legible(token) for token in run().statistics.vocab]
     assert [label for _, label in rows] == [escape(label) for label in labels[:: 64 // len(rows)]]

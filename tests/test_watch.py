@@ -30,10 +30,20 @@ def test_a_frame_shows_the_last_measurements():
     metrics = source.metrics()
     accuracy = metrics[metrics["metric"] == "in_context_accuracy"]["value"].iloc[-1]
     assert "step 12 of 12, 5 checkpoints: finished" in text
-    assert f"{accuracy:.3f}" in next(line for line in text.splitlines() if line.startswith("in context accuracy"))
+    assert f"{accuracy:.3f}" in next(line for line in text.splitlines() if line.startswith("in-context accuracy"))
     table = memories_over(source, [12], bases=("raw",)).query("metric == 'recall' and memory == 'output_memory'")
     value = table[table["candidates"] == "all"]["value"].iloc[0]
     assert f"{value:.3f}" in next(line for line in text.splitlines() if line.startswith("output recall, all"))
+
+
+def test_a_low_terminal_shows_what_fits_and_says_what_does_not():
+    whole = words(Watch(run())).splitlines()
+    low = words(Watch(run(), height=12)).splitlines()
+    assert len(low) <= 11
+    assert [line.split() for line in low[:-1]] == [line.split() for line in whole[: len(low) - 1]]
+    assert low[-1].strip() == f"{len(whole) - len(low) + 1} more in a higher terminal"
+    assert "1 layer," in words(Watch(run("one_layer")))
+    assert any(line.startswith("previous-token recall") for line in whole)
 
 
 def test_a_running_run_says_its_pace_and_a_silent_one_that_it_is_silent(tmp_path):

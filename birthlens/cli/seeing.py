@@ -101,11 +101,14 @@ def watch(run: str, once: bool, every: float) -> None:
     from birthlens.watch import Watch
 
     console = Console()
-    watched = Watch(load_run(run), width=max(10, min(60, console.width - 54)))
-    if once or not console.is_terminal:
+    live = console.is_terminal and not once
+    width, height = max(10, min(60, console.width - 54)), console.height if live else None
+    watched = Watch(load_run(run), width, height)
+    if not live:
         console.print(watched.frame())
         return
-    with Live(watched.frame(), console=console, auto_refresh=False) as live:
+    with Live(watched.frame(), console=console, auto_refresh=False) as screen:
         while not watched.over:
             time.sleep(every)
-            live.update(watched.frame(), refresh=True)
+            watched.height = console.height
+            screen.update(watched.frame(), refresh=True)

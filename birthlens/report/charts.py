@@ -28,11 +28,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Level:
-    """One horizontal line, such as chance or a floor; `of` is the palette's colour of the line that it belongs to."""
+    """One horizontal line, such as chance or a floor.
+
+    `of` is the palette's colour of the line that it belongs to; a `neutral` one belongs to all and has no colour.
+    """
 
     name: str
     value: float
     of: int | None = None
+    neutral: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,11 @@ class Chart:
     @property
     def _level_classes(self) -> list[str]:
         return [
-            f"level l{i % LEVELS}" if level.of is None else f"level c{level.of % COLOURS}"
+            "level n"
+            if level.neutral
+            else f"level l{i % LEVELS}"
+            if level.of is None
+            else f"level c{level.of % COLOURS}"
             for i, level in enumerate(self.levels)
         ]
 

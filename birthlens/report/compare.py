@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from birthlens.errors import BirthlensError
 from birthlens.figures.gallery import is_paper_model
+from birthlens.report import leads
 from birthlens.report.charts import Chart, Level, Series
-from birthlens.report.leads import glossary
 from birthlens.report.numbers import Facts, key_numbers
 from birthlens.report.page import document, progress, section, shown, skipped, spelled, table
 from birthlens.report.reproduce import command, settings
@@ -68,7 +68,7 @@ def _numbers(names: Sequence[str], facts: Sequence[Facts]) -> str:
         rows.append((name, *cells, " / ".join(chance)))
     rows.insert(0, ("state", *(progress(one.run).split(";")[0] for one in facts), ""))
     caption = "Each run at its last kept step, on its own held-out sequences; recalls are read from the weights alone."
-    return table(("", *names, "chance"), rows, caption, "numbers") + glossary()
+    return table(("", *names, "chance"), rows, caption, "numbers") + leads.glossary()
 
 
 def _settings(names: Sequence[str], runs: Sequence[Run]) -> str:
@@ -92,7 +92,8 @@ def _birth(names: Sequence[str], facts: Sequence[Facts]) -> str:
             charts.append(Chart(title, series, top=top).html())
     if not charts:
         raise BirthlensError("the runs have no measurement yet.")
-    return f'<div class="grid">{"".join(charts)}</div>'
+    lead = "In-context accuracy first exceeds " + leads.exceeded(names, facts)
+    return f'<p>{escape(lead)}</p><div class="grid">{"".join(charts)}</div>'
 
 
 def _memories(names: Sequence[str], facts: Sequence[Facts]) -> str:
@@ -109,7 +110,7 @@ def _memories(names: Sequence[str], facts: Sequence[Facts]) -> str:
                 lines.append(Series(name, steps, values, colour))
                 levels.append(Level(f"chance, {name}", chance, colour))
         if len({level.value for level in levels}) == 1:
-            levels = [Level("chance", levels[0].value)]
+            levels = [Level("chance", levels[0].value, neutral=True)]
         if lines:
             charts.append(Chart(title, lines, levels, 1.0).html())
     left = [name for name in names if name not in {name for _, name, _ in known}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,8 @@ SOURCES = {
     "markov": "a synthetic Markov chain",
 }
 MOST_NAMED = 3
+UNSEEN = 0.0005
+"""A smaller change is none at three decimals."""
 
 GLOSSARY = (
     ("trigger, output", "A trigger is a token whose usual successor is overridden in a sequence: the output, drawn anew for "
@@ -96,6 +99,20 @@ def birth(facts: Facts) -> str:
     return " ".join(said)
 
 
+def exceeded(names: Sequence[str], facts: Sequence[Facts]) -> str:
+    """Say at which step each of several runs first exceeds the accuracy that counts as learned."""
+    at: list[str] = []
+    never: list[str] = []
+    for name, one in zip(names, facts, strict=True):
+        steps, values = one.series("in_context_accuracy")
+        above = [step for step, value in zip(steps, values, strict=True) if value > REACHED]
+        if above:
+            at.append(f"{name} at step {above[0]}")
+        else:
+            never.append(name)
+    return f"{REACHED}: " + "; ".join([", ".join(at)] * bool(at) + [f"not yet: {', '.join(never)}"] * bool(never)) + "."
+
+
 def memories(facts: Facts) -> str:
     """Say what the three memories do together, and in which order they pass the middle between chance and all right."""
     passed: list[tuple[int, str]] = []
@@ -128,11 +145,14 @@ def heads(table: pd.DataFrame) -> str:
     """Say what removing a head costs at the last step; the table is that of `evidence.changes`."""
     last = table[table["step"] == table["step"].max()]
     last = last.reindex(last["change"].abs().sort_values(ascending=False, kind="stable").index)
+    step = int(last["step"].iloc[0])
+    if last["change"].abs().max() < UNSEEN:
+        return f"No head matters at step {step}: taking out any one leaves in-context accuracy as it is."
     named = [
         f"{signed(float(row['change']))} without {in_words(str(row['ablated']))}"
         for row in last.head(MOST_NAMED).to_dict("records")
     ]
-    return f"Taking one head out at step {int(last['step'].iloc[0])} changes in-context accuracy by {', '.join(named)}."
+    return f"Taking one head out at step {step} changes in-context accuracy by {', '.join(named)}."
 
 
 def edges(table: pd.DataFrame) -> str:

@@ -60,7 +60,7 @@ def _table(name: str, tables: Sequence[pd.DataFrame], steps: Sequence[int]) -> s
         f"right entry, {'one below' if 'previous' in name else 'on'} the diagonal, is the largest in {hits:.0%} of the rows."
     )
     return f"""<figure class="table">
-<figcaption>{escape(name)} at step <span class="at">{steps[-1]}</span></figcaption>
+<figcaption>{escape(name)} <small>at step <span class="at">{steps[-1]}</span></small></figcaption>
 <div class="map">{_ticks(rows, "rows", "top")}
 <canvas width="{m}" height="{n}" tabindex="0" role="img" aria-label="{escape(alt)}"></canvas>
 {_ticks(columns, "columns", "left")}</div>

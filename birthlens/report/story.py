@@ -129,7 +129,7 @@ def _circuits(facts: Facts) -> str:
         series.append(Series(in_words(name), [int(s) for s in rows["step"]], [float(v) for v in rows["value"]]))
     chance = float(last["chance"].median())
     note = "Every head was read in every basis that its layer's input holds; these recall best at the end."
-    chart = Chart("Recall of the best circuits", series, [Level("chance", chance)], 1.0, note)
+    chart = Chart("Recall of the best circuits", series, [Level("chance", chance, neutral=True)], 1.0, note)
     return f'<div class="grid">{chart.html()}</div>'
 
 
