@@ -45,21 +45,20 @@ def profile(run: Run, seed: int) -> pd.DataFrame:
 
 @styled
 def picture(table: pd.DataFrame) -> Figure:
-    """Draw every seed's attention, its chance level, and the accuracy over eighths of the context."""
+    """Draw attention (dots: one position, line: eighths of the context), its chance level, and the accuracy."""
     cases = list(dict.fromkeys(table["case"]))
     figure, axes = panels(1, len(cases), 2.9, 2.4)
     for ax, case in zip(axes[0], cases, strict=True):
         rows = table[table["case"] == case]
-        wide = rows.pivot(index="position", columns="seed", values="attention")
-        ax.plot(wide.index, wide, color=COLOURS[0], linewidth=0.5, alpha=0.4)
-        ax.plot(wide.index, wide.mean(axis=1), color=COLOURS[0], label="attention to t - 1")
-        ax.plot(wide.index, 1 / (wide.index + 1), color="#6E6E6E", linewidth=0.9, linestyle=":", label="chance")
-        eighths = by_eighths(rows)
+        at, eighths = rows.groupby("position")[["attention", "chance"]].mean(), by_eighths(rows)
+        ax.plot(at.index, at["attention"], ".", color=COLOURS[0], markersize=2, alpha=0.5)
+        ax.plot(eighths["position"], eighths["attention"], color=COLOURS[0], label="attention to t - 1")
+        ax.plot(at.index, at["chance"], color="#6E6E6E", linewidth=0.9, linestyle=":", label="chance")
         ax.plot(eighths["position"], eighths["accuracy"], "--", color=COLOURS[1], label="in-context accuracy")
         ax.set_ylim(0, 1.03)
         ax.set_xlabel("position t")
         ax.set_title(case)
-    axes[0][-1].legend(loc="best")
+    axes[0][-1].legend(loc="center right")
     return figure
 
 
