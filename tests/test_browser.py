@@ -220,6 +220,7 @@ def test_the_reports_cursor_moves_curves_tables_and_patterns(browser, report):
         assert page.locator("figure.chart output").first.inner_text() != value
         assert float(page.locator("figure.chart .cursor").first.get_attribute("x1")) < float(x)
         assert page.evaluate("document.querySelector('figure.table canvas').toDataURL()") != late
+        assert page.locator("figure.table .at").all_inner_texts() == ["0", "0", "0"]
         assert page.locator(".bl-step").inner_text() == "0"
         page.wait_for_function("(old) => document.querySelector('.bl-heads canvas').toDataURL() !== old", arg=pattern)
         move(page, ".bl-steps", 2)  # and the other way round
@@ -235,6 +236,8 @@ def test_the_report_fits_the_screen_and_can_be_read(browser, report, scheme, wid
         page = visit.page
         drawn(page, ".bl-heads canvas")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        scrolled = "[...document.querySelectorAll('.scroll')].filter((e) => e.scrollWidth > e.clientWidth + 1).length"
+        assert page.evaluate(scrolled) == 0  # every table is whole, on a phone too
         ink, paper = page.evaluate(
             "(({color, backgroundColor}) => [color, backgroundColor])(getComputedStyle(document.body))"
         )

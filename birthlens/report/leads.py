@@ -64,14 +64,14 @@ def trained(run: Run) -> str:
     model, task = config.model, config.task
     heads = f"{counted(model.n_layers, 'layer')} with {counted(model.n_heads, 'head')} each"
     said = (
-        f"A {model.family} transformer of {heads} (width {model.d_model}) learned to predict the next token in sequences of "
-        f"{task.context} tokens, which follow {SOURCES[config.corpus.source]} ({len(statistics)} tokens)"
+        f"A {model.family} transformer of {heads} (width {model.d_model}) was trained to predict the next token in "
+        f"sequences of {task.context} tokens, which follow {SOURCES[config.corpus.source]} ({len(statistics)} tokens)"
     )
     if task.n_triggers == 0:
         return f"{said}; no token is a trigger, so nothing can be copied from the context."
     ids = run.trigger_ids
     which = "drawn for each sequence" if ids is None else " ".join(legible(statistics.vocab[i]) for i in ids)
-    scored = "It was trained on these in-context targets alone." if config.training.loss == "in_context" else ""
+    scored = "Only these in-context targets were trained on." if config.training.loss == "in_context" else ""
     return (
         f"{said} except after {counted(task.n_triggers, 'trigger')} ({which}): whatever followed a trigger first in a "
         "sequence follows it again. From a trigger's second time on its successor can thus be known, but only by looking "
@@ -130,9 +130,9 @@ def memories(facts: Facts) -> str:
             never.append(name)
     order = ", ".join(name for _, name in sorted(passed))
     said = (
-        "Three memories copy what followed a trigger. The previous-token memory notes at each place which token stands "
-        "before it; the trigger memory lets a returning trigger look for the place so noted; the output memory predicts the "
-        "token that stands there."
+        "Three memories together can copy what followed a trigger. The previous-token memory notes at each place which "
+        "token stands before it; the trigger memory lets a returning trigger look for the place so noted; the output memory "
+        "predicts the token that stands there."
     )
     if passed:
         said += f" Their recall passes the middle between chance and all right in this order: {order}."
