@@ -9,10 +9,10 @@ from birthlens.errors import BirthlensError
 
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
-        "task": {"context": 64},
+        "task": {"context": 48},
         "model": {"d_model": 256},
         "optimiser": {"kind": "adamw", "learning_rate": 1e-3, "weight_decay": 0.0},
-        "training": {"steps": 500, "batch_size": 64},
+        "training": {"steps": 400, "batch_size": 96},
         "checkpoints": {"every": 10},
         "evaluation": {"batch_size": 128, "every": 10},
     },

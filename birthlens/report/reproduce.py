@@ -29,7 +29,7 @@ def overrides(base: RunConfig, wanted: RunConfig) -> list[str]:
 
     Example:
         >>> overrides(RunConfig(), preset("demo", ["training.steps=9"]))[0]
-        'task.context=64'
+        'task.context=48'
     """
     return [f"{name}={_yaml(new)}" for name, (_, new) in differences(base, wanted).items()]
 
