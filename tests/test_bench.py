@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from birthlens.analysis.interventions import at_heads
 from birthlens.analysis.metrics import Scoring
+from birthlens.analysis.recall import memory_table
 from birthlens.analysis.runner import evaluate
 from birthlens.bench import baselines, cases, pages, whole_runs
 from birthlens.bench.scaling import in_a_process, useful_operations
@@ -23,6 +24,7 @@ from birthlens.corpus import statistics_of
 from birthlens.errors import BirthlensError
 from birthlens.model import build
 from birthlens.presets import preset
+from birthlens.runs import load_run
 from birthlens.training.loop import Trainer
 
 CONFIG = RunConfig.parse(
@@ -308,3 +310,18 @@ def test_one_setting_of_the_scaling_table():
                "training.batch_size=4", "corpus.vocabulary=8", "training.engine=handwritten"]  # fmt: skip
     row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert row["ms"] > 0 and 0 < row["share_of_peak"] < 1 and row["peak_memory_mb"] > 50
+
+
+def test_the_plain_loop_reads_what_the_probes_read(tmp_path):
+    cases.synthetic_run(CONFIG, tmp_path / "run", 2)
+    run = load_run(tmp_path / "run")
+    table = memory_table(run.checkpoints())
+    table = table[table["candidates"] == "all"].set_index(["step", "memory", "basis", "metric"])["value"]
+    expected = [
+        tuple(table[step, memory, basis, metric] for metric in ("recall", "soft_recall", "margin"))
+        for step in run.steps
+        for memory in ("output_memory", "trigger_memory", "prev_token_memory")
+        for basis in ("raw", "dual")
+    ]
+    found = np.array(baselines.hooked_probes(run.path))
+    np.testing.assert_allclose(found, np.array(expected), rtol=1e-3)

@@ -30,7 +30,7 @@ from birthlens.weights import Weights
 if TYPE_CHECKING:
     from birthlens.model import HookedTransformer
 
-CHUNK = 8
+CHUNK = 16
 """Sequences at a time: their activations stay in the processor's cache."""
 
 KEPT_BYTES = 2**28

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -111,6 +112,40 @@ def hooked_ablations(model: HookedTransformer, batch: TokenBatch, reference: Tok
             for method, value in (("zero", torch.zeros_like(z)), ("mean", mean), ("resample", z.flip(0))):
                 edited = model.run_with_hooks(batch.tokens, fwd_hooks=[(name, lambda _, hook, value=value: value)])
                 found[f"L{layer}H0 {method}"] = accuracy(edited)
+    return found
+
+
+def hooked_probes(path: str | Path) -> list[tuple[float, float, float]]:
+    """Read the three memories of every checkpoint of a run through a HookedTransformer.
+
+    Returns recall, soft recall and mean margin of each memory, through the codebooks (raw) and their pseudo-inverses (dual).
+    """
+    from birthlens.model import build
+    from birthlens.runs import load_run
+
+    run, found = load_run(path), []
+    for step in run.steps:
+        model = build(run.weights(step))
+        with torch.no_grad():
+            w_1 = model.W_E @ model.OV[0, 0].AB
+            memories = (
+                (model.W_E, model.OV[1, 0].AB, model.W_U.T, 0),
+                (model.W_E, model.QK[1, 0].AB / model.cfg.attn_scale, w_1, 0),
+                (model.W_pos, model.QK[0, 0].AB / model.cfg.attn_scale, model.W_pos, -1),
+            )
+            for inputs, matrix, outputs, offset in memories:
+                dual = torch.linalg.pinv(inputs).T, torch.linalg.pinv(outputs).T
+                for left, right in ((inputs, outputs), dual):
+                    scores = left @ matrix @ right.T
+                    right_answers = scores.diagonal(offset)
+                    scores = scores[-offset:]
+                    wrong = scores.clone()
+                    ids = torch.arange(len(scores))
+                    wrong[ids, ids] = -math.inf
+                    recall = (scores.argmax(-1) == ids).float().mean()
+                    soft = scores.softmax(-1)[ids, ids].mean()
+                    margin = (right_answers - wrong.max(-1).values).mean()
+                    found.append((float(recall), float(soft), float(margin)))
     return found
 
 

@@ -22,7 +22,6 @@ from birthlens.bench.timing import Timing, interleaved
 from birthlens.config import RunConfig
 from birthlens.corpus import statistics_of
 from birthlens.initialisation import initial_weights
-from birthlens.runs import load_run
 from birthlens.task import BigramTask
 from birthlens.training.loop import Trainer
 from birthlens.weights import Weights
@@ -80,32 +79,23 @@ def _sampling(config: RunConfig, triggers: str, rounds: int) -> list[Row]:
 
 
 def weight_probes(config: RunConfig, n_checkpoints: int, rounds: int) -> list[Row]:
-    """All memories over a run's checkpoints: a new process of birthlens against loading each into a HookedTransformer.
+    """All memories over a run's checkpoints, a new process each: birthlens against loading each into a HookedTransformer.
 
-    The loop reads each memory once, in the plainest way; the process writes every probe of every memory.
+    The loop reads recall, soft recall and margin of each memory in both bases, the process writes these and more.
     """
-    from birthlens.model import build
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
         synthetic_run(config, path, n_checkpoints)
-        run, few = load_run(path), min(20, n_checkpoints)
-        command = [sys.executable, "-m", "birthlens", "probe", str(path), "--out", str(path.parent / "probe.csv")]
-
-        def hooked_loop() -> None:
-            for step in run.steps[:few]:
-                model = build(run.weights(step))
-                remapped = model.W_E @ model.OV[0, 0].AB
-                (model.W_E @ model.OV[1, 0].AB @ model.W_U).argmax(-1)
-                (model.W_E @ model.QK[1, 0].AB @ remapped.T).argmax(-1)
-                (model.W_pos @ model.QK[0, 0].AB @ model.W_pos.T).argmax(-1)
-
-        variants: dict[str, Callable[[], object]] = {
-            "hooked loop": hooked_loop,
-            "probe process": lambda: subprocess.run(command, check=True, capture_output=True),
+        loop = f"from birthlens.bench.baselines import hooked_probes; hooked_probes({str(path)!r})"
+        commands = {
+            "hooked loop": [sys.executable, "-W", "ignore", "-c", loop],
+            "probe process": [sys.executable, "-m", "birthlens", "probe", str(path), "--out", f"{folder}/probe.csv"],
+        }
+        variants = {
+            name: partial(subprocess.run, command, check=True, capture_output=True)
+            for name, command in commands.items()
         }
         timings = interleaved(variants, rounds)
-        timings["hooked loop"] = timings["hooked loop"].of_share(few / n_checkpoints)
         return rows_of("weight probes", f"{n_checkpoints} checkpoints", timings, "hooked loop")
 
 

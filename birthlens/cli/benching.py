@@ -115,6 +115,9 @@ def _machine() -> dict[str, object]:
     import os
     import platform
 
+    import scipy.linalg.cython_blas  # noqa: F401  scipy's BLAS is what the compiled step multiplies with
+    from threadpoolctl import threadpool_info
+
     from birthlens.bench.scaling import matmul_peak
 
     model = platform.processor() or "unknown"
@@ -125,4 +128,10 @@ def _machine() -> dict[str, object]:
         ]
         model = names[0] if names else model
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": model, "cores": cores, "sgemm_gflops": round(matmul_peak() / 1e9)}
+    kernels = {library["architecture"] for library in threadpool_info() if library.get("internal_api") == "openblas"}
+    return {
+        "processor": model,
+        "cores": cores,
+        "sgemm_gflops": round(matmul_peak() / 1e9),
+        "openblas": "/".join(sorted(kernels)) or "none",
+    }
