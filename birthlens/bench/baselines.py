@@ -138,7 +138,7 @@ def hooked_probes(path: str | Path) -> list[tuple[float, float, float]]:
                 for left, right in ((inputs, outputs), dual):
                     scores = left @ matrix @ right.T
                     right_answers = scores.diagonal(offset)
-                    scores = scores[-offset:]
+                    scores = scores[-offset:, : scores.shape[1] + offset]  # the last position is nobody's predecessor
                     wrong = scores.clone()
                     ids = torch.arange(len(scores))
                     wrong[ids, ids] = -math.inf
