@@ -7,12 +7,13 @@ the way, and four cuts at the last step. A run that is not there yet is trained 
     python analyses/which_edge_is_born_when.py --run runs/paper_clean                              # 15 minutes of one core
     python analyses/which_edge_is_born_when.py --run runs/demo --sequences 64 --every 4    # half a minute
 
-What it shows. Paper run on clean data: the edge L0H0->L1H0.k is born at step 120, the step at which the accuracy passes half of
-its last value, together with the two others of its path (embed->L0H0.v before it, L1H0->logits after it), and no other edge ever
-carries half of the difference. Replacing L1H0 by its mean matters from step 30 on and leaves an accuracy of 0.02 at the end,
-replacing L0H0 from step 40 on and leaves 0.17; L0H0's effect on L1H0's keys alone is enough (0.949 of 0.949), and an exact
-previous-token pattern in L0H0 loses nothing (0.982). Plain attribution is off by 0.6 to 0.8 of the gap from the birth on, with 8
-integration steps by 0.02. The demo run tells the same story (born at step 120 among every fortieth step).
+What it shows. Paper run on clean data: the edge L0H0->L1H0.k is born at step 120, the step at which the accuracy passes
+half of its last value, together with the two others of its path (embed->L0H0.v before it, L1H0->logits after it), and no
+other edge ever carries half of the difference. Replacing L1H0 by its mean matters from step 30 on and leaves an accuracy
+of 0.02 at the end, replacing L0H0 from step 40 on and leaves 0.17; L0H0's effect on L1H0's keys alone is enough (0.949 of
+0.949), and an exact previous-token pattern in L0H0 loses nothing (0.982). Plain attribution is off by 0.6 to 0.8 of the
+gap from the birth on, with 8 integration steps by 0.02. The demo run tells the same story (born at step 120 among every
+fortieth step).
 """
 
 from __future__ import annotations
