@@ -17,7 +17,7 @@ def births(evidence: Evidence) -> dict[str, float]:
     return {
         "accuracy at the thaw": accuracy_at(run, thaw),
         "accuracy at the end": accuracy_at(run, run.steps[-1]),
-        **{f"score of {name} at the thaw": value for name, value in scores_at(run, thaw).items()},
+        **{f"score of {name} at the thaw": score for name, (score, _) in scores_at(run, thaw).items()},
         **{f"onset of {name}": value for name, value in onsets(run).items()},
     }
 
