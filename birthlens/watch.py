@@ -36,13 +36,13 @@ def sparkline(values: Sequence[float], width: int = 40, low: float | None = None
     if not finite:
         return " " * len(shown)
     floor = min(finite) if low is None else low
-    span = (max(finite) if high is None else high) - floor
+    half = (max(finite) if high is None else high) / 2 - floor / 2  # a whole span may exceed the largest float
     out = []
     for value in shown:
         if not math.isfinite(value):
             out.append(" ")
             continue
-        share = (value - floor) / span if span > 0 else 0.0
+        share = (value / 2 - floor / 2) / half if half > 0 else 0.0
         out.append(BARS[max(0, min(len(BARS) - 1, round(share * (len(BARS) - 1))))])
     return "".join(out)
 

@@ -36,9 +36,9 @@ def random_batch(d_vocab, shape, share, seed=0):
     return tokens, targets, generator.random(shape) < share
 
 
-def by_autograd(weights, trained, tokens, targets, mask):
-    """Return loss, gradients, and the losses and logits at the mask, by the HookedTransformer in float64."""
-    model = build(weights, trained, dtype=torch.float64)
+def by_autograd(weights, trained, tokens, targets, mask, dtype=torch.float64):
+    """Return loss, gradients, and the losses and logits at the mask, by the HookedTransformer, in float64."""
+    model = build(weights, trained, dtype=dtype)
     logits = model(torch.tensor(tokens))[torch.tensor(mask)]
     losses = torch.nn.functional.cross_entropy(logits, torch.tensor(targets[mask]), reduction="none")
     if trained:
@@ -47,8 +47,13 @@ def by_autograd(weights, trained, tokens, targets, mask):
     return losses.mean().item(), {name: moving[name].grad.numpy() for name in trained}, losses.detach(), logits.detach()
 
 
-def check_against_autograd(step_class, weights, trained, tokens, targets, mask, floor=0.0):
-    """The relative error of a gradient is norm(found - exact) / norm(exact), for each matrix: at most 1e-5."""
+def check_against_autograd(step_class, weights, trained, tokens, targets, mask):
+    """The relative error of a gradient is norm(found - exact) / norm(exact), for each matrix: at most 1e-5.
+
+    Of a gradient that nearly vanishes (few targets, saturated attention) float32 keeps what its rounding of the scores
+    leaves: there the HookedTransformer's own float32 says how near to the exact one it can be (and, where terms of
+    order one cancel to nothing, a few roundings of such terms).
+    """
     step = step_class(weights, weights.score_scale, trained)
     result = step.loss_and_gradients(tokens, targets, mask)
     loss, gradients, losses, logits = by_autograd(weights, trained, tokens, targets, mask)
@@ -57,7 +62,11 @@ def check_against_autograd(step_class, weights, trained, tokens, targets, mask, 
     for name, exact in gradients.items():
         found = result.gradients[name]
         assert found.dtype == np.float32 and found.shape == weights[name].shape
-        assert np.linalg.norm(found - exact) <= 1e-5 * np.linalg.norm(exact) + floor, name
+        error, bound = np.linalg.norm(found - exact), 1e-5 * np.linalg.norm(exact)
+        if error > bound:
+            single = by_autograd(weights, trained, tokens, targets, mask, torch.float32)[1][name]
+            bound = 4 * np.linalg.norm(single - exact) + 8 * np.finfo(np.float32).eps
+        assert error <= bound, name
 
     outcome = step.evaluate(tokens, targets, mask, logits=True)
     for each in (outcome, result.outcome):
@@ -91,10 +100,7 @@ def test_gradients_and_outcomes_equal_autograd_for_any_shape_mask_and_subset(ste
     if shape[0] > 1 and draw(st.booleans(), "a sequence without target"):
         mask[(np.flatnonzero(mask.any(axis=1))[0] + 1) % shape[0]] = False
     weights = model_weights(d_model, d_vocab, n_ctx, feed_forward, seed, **kinds)
-    # A gradient of a few targets or dimensions may nearly cancel: of such a one float32 keeps what its rounding of the
-    # scores leaves, TransformerLens's own float32 too (off by 1e-3 in one of 300 random cases).
-    floor = 0.0 if mask.sum() >= 16 and d_model >= 8 else 1e-6 * max(1, weights.score_scale * math.sqrt(d_model))
-    check_against_autograd(step_class, weights, trained, tokens, targets, mask, floor)
+    check_against_autograd(step_class, weights, trained, tokens, targets, mask)
 
 
 @STEPS

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 from seeing_runs import run, unfinished
@@ -79,6 +79,8 @@ def test_the_command_prints_one_frame_where_nobody_looks():
     assert done.exit_code == 0 and "finished" in done.output and "\x1b" not in done.output
 
 
+@example([1.7976931348623157e308, -9.9e291], 2)
+@example([5e-324, 0.0, -5e-324], 3)
 @given(st.lists(st.floats() | st.integers(-5, 5), max_size=200), st.integers(1, 60))
 def test_sparklines_are_as_long_as_asked_and_rank_as_the_values(values, width):
     drawn = sparkline(values, width)
