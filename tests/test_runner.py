@@ -12,7 +12,7 @@ from birthlens.analysis.interventions import EdgeIntervention, Intervention, fro
 from birthlens.analysis.layout import Architecture, Rows
 from birthlens.analysis.metrics import Scoring
 from birthlens.analysis.runner import evaluate
-from birthlens.analysis.trace import Trace
+from birthlens.analysis.trace import Trace, causal_attention
 from birthlens.architecture import ModelConfig
 from birthlens.errors import BirthlensError
 from birthlens.initialisation import initial_weights
@@ -282,3 +282,13 @@ def test_bootstrap_intervals_cover_the_value_and_change_is_paired():
     # Had the two models been drawn apart, their difference would have another width.
     apart = 2 * 1.96 * np.hypot(per_sequence[0].std(), per_sequence[2].std()) / np.sqrt(60)
     assert abs(widths[1] / apart - 1) > 0.2
+
+
+@pytest.mark.parametrize("d_head", [8, 64, 80])
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
+def test_causal_attention_equals_torchs_own(d_head, length):
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 2, 3, length, d_head, generator=generator)
+    v = torch.randn(2, 3, length, 5, generator=generator)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3)
+    torch.testing.assert_close(causal_attention(q, k, v, 0.3), expected)

@@ -26,6 +26,10 @@ FROM_QUERIES = ("resid_read", "q", "mean_input", "pattern", "z", "attn_out", "ml
 """Sites that exist at the read positions only, in the last layer."""
 
 
+WIDE, BLOCK = 64, 64
+"""From this width of a head on, causal attention goes by blocks of so many queries (measured against torch's own)."""
+
+
 class Trace:
     """The activations of one pass, each computed when it is first asked for.
 
@@ -179,10 +183,10 @@ class Trace:
     def _attended(self, layer: int, values: Float[Tensor, "batch head pos d"]) -> Float[Tensor, "batch head row d"]:
         """Average values by the layer's attention, without forming the pattern."""
         q, k = self._queries_and_keys(layer)
-        rows = self.rows if self._restricted(Point("pattern", layer)) else None
-        mask = None if rows is None else rows.bias[:, None]
+        if self.rows is None or not self._restricted(Point("pattern", layer)):
+            return causal_attention(q, k, values, self.model.scale)
         attend = functional.scaled_dot_product_attention
-        return attend(q, k, values, attn_mask=mask, is_causal=rows is None, scale=self.model.scale)
+        return attend(q, k, values, attn_mask=self.rows.bias[:, None], scale=self.model.scale)
 
     def _input_edited(self) -> bool:
         return any(point in self._edits for point in INPUTS)
@@ -205,8 +209,7 @@ class Trace:
         queries = self.value(Point("q", layer))[:, :, 0] @ self.model.keys_folded[layer]
         rows = self.rows if self._restricted(Point("mean_input", layer)) else None
         if rows is None:
-            attend = functional.scaled_dot_product_attention
-            return attend(queries[:, None], x[:, None], x[:, None], is_causal=True, scale=scale)[:, 0]
+            return causal_attention(queries[:, None], x[:, None], x[:, None], scale)[:, 0]
         means = []
         for part, seen in rows.blocks:
             keys, bias = x[:, :seen], rows.bias[:, part, :seen]
@@ -225,6 +228,29 @@ class Trace:
         if f"{name}.b_in" not in tensors:
             return hidden.relu() @ tensors[f"{name}.W_out"]
         return (hidden + tensors[f"{name}.b_in"]).relu() @ tensors[f"{name}.W_out"] + tensors[f"{name}.b_out"]
+
+
+def causal_attention(
+    q: Float[Tensor, "batch head pos d_head"],
+    k: Float[Tensor, "batch head pos d_head"],
+    v: Float[Tensor, "batch head pos d"],
+    scale: float,
+) -> Float[Tensor, "batch head pos d"]:
+    """Return softmax(scale q k^T) v over each query's past, as torch's attention does, the wide heads faster.
+
+    A block of queries meets the keys up to its last one only, in one batched product; narrow heads gain nothing by that.
+    """
+    if q.shape[-1] < WIDE:
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    queries, keys, values = (tensor.flatten(0, 1) for tensor in (q, k, v))
+    n = queries.shape[1]
+    future = torch.full((n, n), float("-inf")).triu(1)
+    out = values.new_empty(*queries.shape[:2], values.shape[-1])
+    for start in range(0, n, BLOCK):
+        rows, seen = slice(start, start + BLOCK), min(start + BLOCK, n)
+        scores = torch.baddbmm(future[rows, :seen], queries[:, rows], keys[:, :seen].transpose(1, 2), alpha=scale)
+        out[:, rows] = scores.softmax(-1) @ values[:, :seen]
+    return out.unflatten(0, q.shape[:2])
 
 
 def _turned(
