@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from birthlens.config import RunConfig, read_tree
 from birthlens.errors import BirthlensError
+from birthlens.machine import cores
 from birthlens.presets import preset
 from birthlens.runs import Run
 from birthlens.standing import cost, standing, write_cost
@@ -190,11 +191,6 @@ def _alone(path: Path) -> Iterator[None]:
     with open(path.with_name(f".{path.name}.lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations, pairwise, product
 
 import numpy as np
@@ -66,8 +67,7 @@ def positions(weights: Weights) -> Codebook:
         raise BirthlensError(
             "This model has no W_pos (rotary positions live in the scores), so it has no position codebook."
         )
-    count = len(weights["W_pos"])
-    return Codebook("W_pos", weights["W_pos"], tuple(str(t) for t in range(1, count + 1)))
+    return Codebook("W_pos", weights["W_pos"], _numbers(1, len(weights["W_pos"])))
 
 
 def qk_circuit(weights: Weights, head: Head) -> Circuit:
@@ -196,4 +196,9 @@ def _maps(weights: Weights, head: Head, *names: str) -> list[Array]:
 
 
 def _labels(vectors: Array, labels: Sequence[str] | None) -> tuple[str, ...]:
-    return tuple(map(str, range(len(vectors)))) if labels is None else tuple(labels)
+    return _numbers(0, len(vectors)) if labels is None else tuple(labels)
+
+
+@lru_cache
+def _numbers(first: int, count: int) -> tuple[str, ...]:
+    return tuple(map(str, range(first, first + count)))

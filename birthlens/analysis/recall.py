@@ -15,9 +15,11 @@ K queries of the output memory untrained. Sets are therefore named, and `matched
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +40,7 @@ from birthlens.analysis.layer_norms import folded
 from birthlens.analysis.memories import Array, AssociativeMemory, Basis, stacked
 from birthlens.analysis.readings import METRICS, Association, chance_level, frobenius_share, readings
 from birthlens.errors import BirthlensError
+from birthlens.machine import cores
 from birthlens.sites import Head
 from birthlens.weights import Weights
 
@@ -46,10 +49,11 @@ if TYPE_CHECKING:
 
 COLUMNS = ["step", "memory", "layer", "head", "basis", "metric", "candidates", "value", "chance", "n"]
 BASES: tuple[Basis, ...] = ("raw", "dual")
-_CHUNK = 25  # checkpoints that are read at once: enough to drown Python's overhead, few enough to stay small
+_CHUNK = 50  # checkpoints that are read at once: enough to drown Python's overhead, few enough to stay small
 
 Checkpoints = Iterable[tuple[int, Weights]]
 Row = tuple[int, str, int, str, str, str, str, float, float, int]
+Part = Callable[[], Iterator[Row]]
 
 
 @dataclass(frozen=True)
@@ -123,11 +127,13 @@ def memory_table(
     wanted = ways or (len(triggers) if triggers is not None and len(triggers) > 1 else 5)
     rows: list[Row] = []
     moving = Moving([prev_token_head])
-    with threadpool_limits(1):  # products this small lose to the waiting of BLAS threads, tenfold on a busy machine
+    # Products this small lose to the waiting of BLAS threads, tenfold on a busy machine: each of ours reads its own tables.
+    with threadpool_limits(1), ThreadPoolExecutor(cores()) as pool:
         for steps, weights in chunks(checkpoints):
             moving.watch(weights)
-            for probe in paper_probes(weights, triggers, outputs, prev_token_head, induction_head):
-                rows += _rows(steps, probe, bases, wanted)
+            probes = paper_probes(weights, triggers, outputs, prev_token_head, induction_head)
+            parts = [part for probe in probes for part in _parts(steps, probe, bases, wanted)]
+            rows += chain.from_iterable(pool.map(_called, parts))
             if bigram is not None and f"L{weights[0].n_layers - 1}.W_F" in weights[0]:
                 rows += _kl_rows(steps, weights, bigram, triggers or ())
     table = _table(rows)
@@ -160,7 +166,8 @@ def circuit_table(
             for found in all_memories(single, heads, longest_path=longest_path):
                 scale = single.score_scale if found.kind == "QK" else 1.0
                 pairs = () if found.association is None else (found.association,)
-                rows += _rows([step], Probe(found.memory.name, found.head, found.memory, pairs, scale), bases, ways)
+                probe = Probe(found.memory.name, found.head, found.memory, pairs, scale)
+                rows += chain.from_iterable(map(_called, _parts([step], probe, bases, ways)))
                 rows += _spread_rows(step, found.memory, found.head, scale)
     table = _table(rows)
     table.attrs |= {"moving_codebooks": moving.names, "folded": fold}
@@ -200,26 +207,60 @@ class Moving:
         return sorted(self._found)
 
 
-def _rows(steps: Sequence[int], probe: Probe, bases: Sequence[Basis], ways: int) -> Iterator[Row]:
-    memory, layer = probe.memory, probe.memory.circuit.layer
+def _parts(steps: Sequence[int], probe: Probe, bases: Sequence[Basis], ways: int) -> list[Part]:
+    """List the parts of a memory's rows, in their order; each can be read by itself."""
+    parts: list[Part] = []
     for association in probe.associations:
-        drawn, count = min(ways, int(association.choices.min())), len(association.queries)
-        for basis in bases:
-            values = readings(memory, association, basis, probe.scale, drawn)
-            for metric in METRICS:
-                chance = chance_level(metric, association, drawn)
-                for step, value in _each(steps, values[metric]):
-                    yield step, probe.name, layer, probe.head, basis, metric, association.name, value, chance, count
-        width = memory.circuit.width
-        for step, value in _each(steps, frobenius_share(memory, association)):
-            chance = 1 / (width[0] * width[1])
-            yield step, probe.name, layer, probe.head, "raw", "frobenius_share", association.name, value, chance, count
+        parts += [partial(_readings_rows, steps, probe, association, basis, ways) for basis in bases]
+        parts.append(partial(_share_rows, steps, probe, association))
     if probe.associations and probe.associations[0].name == "all":
-        # A Gaussian d x d' matrix has a participation ratio of d d' / (d + d'), by its first two Marchenko-Pastur moments.
-        d_in, d_out = memory.circuit.width
-        chance = d_in * d_out / (d_in + d_out) if memory.circuit.left.shape[-1] >= min(d_in, d_out) else float("nan")
-        for step, value in _each(steps, memory.circuit.effective_rank()):
-            yield step, probe.name, layer, probe.head, "raw", "effective_rank", "all", value, chance, d_in * d_out
+        parts.append(partial(_rank_rows, steps, probe))
+    return parts
+
+
+def _called(part: Part) -> list[Row]:
+    return list(part())
+
+
+def _readings_rows(
+    steps: Sequence[int], probe: Probe, association: Association, basis: Basis, ways: int
+) -> Iterator[Row]:
+    layer, drawn, count = (
+        probe.memory.circuit.layer,
+        min(ways, int(association.choices.min())),
+        len(association.queries),
+    )
+    values = readings(probe.memory, association, basis, probe.scale, drawn)
+    for metric in METRICS:
+        chance = chance_level(metric, association, drawn)
+        for step, value in _each(steps, values[metric]):
+            yield step, probe.name, layer, probe.head, basis, metric, association.name, value, chance, count
+
+
+def _share_rows(steps: Sequence[int], probe: Probe, association: Association) -> Iterator[Row]:
+    circuit, count = probe.memory.circuit, len(association.queries)
+    chance = 1 / (circuit.width[0] * circuit.width[1])
+    for step, value in _each(steps, frobenius_share(probe.memory, association)):
+        yield (
+            step,
+            probe.name,
+            circuit.layer,
+            probe.head,
+            "raw",
+            "frobenius_share",
+            association.name,
+            value,
+            chance,
+            count,
+        )
+
+
+def _rank_rows(steps: Sequence[int], probe: Probe) -> Iterator[Row]:
+    # A Gaussian d x d' matrix has a participation ratio of d d' / (d + d'), by its first two Marchenko-Pastur moments.
+    circuit, (d_in, d_out) = probe.memory.circuit, probe.memory.circuit.width
+    chance = d_in * d_out / (d_in + d_out) if circuit.left.shape[-1] >= min(d_in, d_out) else float("nan")
+    for step, value in _each(steps, circuit.effective_rank()):
+        yield step, probe.name, circuit.layer, probe.head, "raw", "effective_rank", "all", value, chance, d_in * d_out
 
 
 def _spread_rows(step: int, memory: AssociativeMemory, head: str, scale: float) -> Iterator[Row]:

@@ -250,7 +250,7 @@ def causal_attention(
         rows, seen = slice(start, start + BLOCK), min(start + BLOCK, n)
         scores = torch.baddbmm(future[rows, :seen], queries[:, rows], keys[:, :seen].transpose(1, 2), alpha=scale)
         out[:, rows] = scores.softmax(-1) @ values[:, :seen]
-    return out.unflatten(0, q.shape[:2])
+    return out.view(*q.shape[:3], -1)
 
 
 def _turned(

@@ -23,8 +23,9 @@ from birthlens.claims.scorecard import Measured, Result, numbers, plain
 from birthlens.claims.tiers import Tier
 from birthlens.config import RunConfig
 from birthlens.disk import write_atomically
+from birthlens.machine import cores
 from birthlens.runs import Run
-from birthlens.sweep import Outcome, cores, prepare, run_path, told_when_killed, workers
+from birthlens.sweep import Outcome, prepare, run_path, told_when_killed, workers
 
 
 @dataclass

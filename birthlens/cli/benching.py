@@ -112,13 +112,13 @@ def _cases(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
 
 
 def _machine() -> dict[str, object]:
-    import os
     import platform
 
     import scipy.linalg.cython_blas  # noqa: F401  scipy's BLAS is what the compiled step multiplies with
     from threadpoolctl import threadpool_info
 
     from birthlens.bench.scaling import matmul_peak
+    from birthlens.machine import cores
 
     model = platform.processor() or "unknown"
     cpuinfo = Path("/proc/cpuinfo")
@@ -127,11 +127,10 @@ def _machine() -> dict[str, object]:
             line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
         ]
         model = names[0] if names else model
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     kernels = {library["architecture"] for library in threadpool_info() if library.get("internal_api") == "openblas"}
     return {
         "processor": model,
-        "cores": cores,
+        "cores": cores(),
         "sgemm_gflops": round(matmul_peak() / 1e9),
         "openblas": "/".join(sorted(kernels)) or "none",
     }
