@@ -7,14 +7,15 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
 
 from birthlens.analysis.interventions import at_heads
 from birthlens.analysis.metrics import Scoring
-from birthlens.analysis.recall import memory_table
 from birthlens.analysis.runner import evaluate
+from birthlens.analysis.trajectory import memories_over
 from birthlens.bench import baselines, cases, pages, whole_runs
 from birthlens.bench.scaling import in_a_process, useful_operations
 from birthlens.bench.timing import Timing, interleaved
@@ -313,15 +314,11 @@ def test_one_setting_of_the_scaling_table():
 
 
 def test_the_plain_loop_reads_what_the_probes_read(tmp_path):
-    cases.synthetic_run(CONFIG, tmp_path / "run", 2)
+    config = CONFIG.changed(task={**CONFIG.task.model_dump(), "context": 80})
+    cases.synthetic_run(config, tmp_path / "run", 2)
     run = load_run(tmp_path / "run")
-    table = memory_table(run.checkpoints())
-    table = table[table["candidates"] == "all"].set_index(["step", "memory", "basis", "metric"])["value"]
-    expected = [
-        tuple(table[step, memory, basis, metric] for metric in ("recall", "soft_recall", "margin"))
-        for step in run.steps
-        for memory in ("output_memory", "trigger_memory", "prev_token_memory")
-        for basis in ("raw", "dual")
-    ]
-    found = np.array(baselines.hooked_probes(run.path))
-    np.testing.assert_allclose(found, np.array(expected), rtol=1e-3)
+    table = memories_over(run).set_index(["step", "memory", "basis", "metric", "candidates"])["value"]
+    found = pd.Series(baselines.hooked_probes(run.path))
+    assert set(found.index) == set(table.index)
+    pd.testing.assert_series_equal(found[table.index], table, rtol=2e-3, atol=1e-5, check_names=False)
+    assert not np.array_equal(run.checkpoint(0)["L1.W_O"], run.checkpoint(1)["L1.W_O"])

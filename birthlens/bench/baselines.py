@@ -7,7 +7,7 @@ What is shared with birthlens: the data, the initial weights, and `model.build`,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,38 +115,92 @@ def hooked_ablations(model: HookedTransformer, batch: TokenBatch, reference: Tok
     return found
 
 
-def hooked_probes(path: str | Path) -> list[tuple[float, float, float]]:
-    """Read the three memories of every checkpoint of a run through a HookedTransformer.
+Candidates = Mapping[str, tuple[Sequence[int], Sequence[int]]]
+"""Sets of queries and candidates, by name."""
 
-    Returns recall, soft recall and mean margin of each memory, through the codebooks (raw) and their pseudo-inverses (dual).
+
+def hooked_probes(path: str | Path) -> dict[tuple[int, str, str, str, str], float]:
+    """Read the three memories of every checkpoint of a run through a HookedTransformer, one checkpoint after another.
+
+    Returns what `birthlens probe` writes, by step, memory, basis, metric and candidates.
     """
     from birthlens.model import build
     from birthlens.runs import load_run
 
-    run, found = load_run(path), []
+    run = load_run(path)
+    found: dict[tuple[int, str, str, str, str], float] = {}
+    triggers = [] if run.trigger_ids is None else run.trigger_ids.tolist()
     for step in run.steps:
         model = build(run.weights(step))
         with torch.no_grad():
-            w_1 = model.W_E @ model.OV[0, 0].AB
-            memories = (
-                (model.W_E, model.OV[1, 0].AB, model.W_U.T, 0),
-                (model.W_E, model.QK[1, 0].AB / model.cfg.attn_scale, w_1, 0),
-                (model.W_pos, model.QK[0, 0].AB / model.cfg.attn_scale, model.W_pos, -1),
-            )
-            for inputs, matrix, outputs, offset in memories:
-                dual = torch.linalg.pinv(inputs).T, torch.linalg.pinv(outputs).T
-                for left, right in ((inputs, outputs), dual):
-                    scores = left @ matrix @ right.T
-                    right_answers = scores.diagonal(offset)
-                    scores = scores[-offset:, : scores.shape[1] + offset]  # the last position is nobody's predecessor
-                    wrong = scores.clone()
-                    ids = torch.arange(len(scores))
-                    wrong[ids, ids] = -math.inf
-                    recall = (scores.argmax(-1) == ids).float().mean()
-                    soft = scores.softmax(-1)[ids, ids].mean()
-                    margin = (right_answers - wrong.max(-1).values).mean()
-                    found.append((float(recall), float(soft), float(margin)))
+            found |= {(step, *key): value for key, value in _memories_of(model, triggers).items()}
     return found
+
+
+def _memories_of(model: HookedTransformer, triggers: list[int]) -> dict[tuple[str, str, str, str], float]:
+    tokens, previous, few = range(model.cfg.d_vocab), range(model.cfg.n_ctx - 1), range(63)
+    by_token: Candidates = {"all": (tokens, tokens)}
+    if len(triggers) > 1:
+        by_token = {**by_token, "triggers": (triggers, triggers), "triggers among all": (triggers, tokens)}
+    ways, w_1, place = len(triggers) if len(triggers) > 1 else 5, model.W_E @ model.OV[0, 0].AB, model.W_pos
+    match, attend = (model.QK[layer, 0].AB / model.cfg.attn_scale for layer in (1, 0))
+    memories: list[tuple[str, Tensor, Tensor, Tensor, Candidates]] = [
+        ("output_memory", model.W_E, model.OV[1, 0].AB, model.W_U.T, by_token),
+        ("trigger_memory", model.W_E, match, w_1, by_token),
+        ("prev_token_memory", place[1:], attend, place[:-1], {"all": (previous, previous)}),
+    ]
+    if len(place) > 64:
+        memories.append(("prev_token_memory", place[1:64], attend, place[:63], {"first 64": (few, few)}))
+    found: dict[tuple[str, str, str, str], float] = {}
+    for name, inputs, matrix, outputs, sets in memories:
+        # The dual vectors of positions are taken among all of them, the first and the last too.
+        whole = place[: len(inputs) + 1] if name == "prev_token_memory" else None
+        for basis in ("raw", "dual"):
+            left, right = inputs, outputs
+            if basis == "dual":
+                left, right = (torch.linalg.pinv(x if whole is None else whole).T for x in (inputs, outputs))
+                left, right = (left, right) if whole is None else (left[1:], right[:-1])
+            scores = left @ matrix @ right.T
+            for candidates, (rows, columns) in sets.items():
+                table = scores[list(rows)][:, list(columns)]
+                answers = torch.tensor([list(columns).index(row) for row in rows])
+                for metric, value in _read(table, answers, ways).items():
+                    found[name, basis, metric, candidates] = value
+        for candidates, (rows, _) in sets.items():
+            ideal = inputs[list(rows)].T @ outputs[list(rows)]
+            overlap = (matrix * ideal).sum() / matrix.norm() / ideal.norm()
+            found[name, "raw", "frobenius_share", candidates] = float(overlap**2)
+        if "all" in sets:
+            energies = torch.linalg.svdvals(matrix) ** 2
+            found[name, "raw", "effective_rank", "all"] = float(energies.sum() ** 2 / (energies**2).sum())
+    return found
+
+
+def _read(scores: Tensor, answers: Tensor, ways: int) -> dict[str, float]:
+    """Read one table whose row i should be won by column answers[i]."""
+    n, rows = scores.shape[1], torch.arange(len(scores))
+    ways = min(ways, n)
+    right = scores[rows, answers]
+    is_wrong = torch.ones_like(scores, dtype=torch.bool)
+    is_wrong[rows, answers] = False
+    wrong = scores[is_wrong].view(len(scores), n - 1)
+    rank = 1 + (wrong > right[:, None]).sum(1) + (wrong == right[:, None]).sum(1) / 2
+    recall, lead = (rank == 1).float().mean(), right - wrong.mean(1)
+    spread = wrong.std(1, correction=0)
+    beaten = torch.ones_like(rank)
+    for drawn in range(1, ways):
+        beaten = beaten * (n - rank - drawn + 1).clamp(min=0) / (n - drawn)
+    values = {
+        "recall": recall,
+        "corrected_recall": (recall - 1 / n) / (1 - 1 / n),
+        "matched_recall": ((rank == 1).float() if ways == n else beaten).mean(),
+        "soft_recall": scores.softmax(1)[rows, answers].mean(),
+        "rank": rank.mean(),
+        "margin": (right - wrong.max(1).values).mean(),
+        "standardised": (lead / spread).mean(),
+        "signal_to_interference": lead.mean() / (spread**2).mean().sqrt(),
+    }
+    return {metric: float(value) for metric, value in values.items()}
 
 
 def plain_sampler(task: BigramTask, n: int, generator: np.random.Generator) -> list[list[int]]:

@@ -81,7 +81,7 @@ def _sampling(config: RunConfig, triggers: str, rounds: int) -> list[Row]:
 def weight_probes(config: RunConfig, n_checkpoints: int, rounds: int) -> list[Row]:
     """All memories over a run's checkpoints, a new process each: birthlens against loading each into a HookedTransformer.
 
-    The loop reads recall, soft recall and margin of each memory in both bases, the process writes these and more.
+    Both read the same table; the process also writes it.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
@@ -182,7 +182,7 @@ def _task_and_weights(config: RunConfig) -> tuple[BigramTask, Weights]:
 
 
 def synthetic_run(config: RunConfig, path: Path, n_checkpoints: int) -> None:
-    """Write a run with as many checkpoints as asked for; its weights are those of step 0."""
+    """Write a run with as many checkpoints as asked for, each with trained weights of its own: the first ones and noise."""
     from birthlens.run_writer import RunWriter
 
     config = config.changed(
@@ -192,9 +192,10 @@ def synthetic_run(config: RunConfig, path: Path, n_checkpoints: int) -> None:
     _, weights = _task_and_weights(config)
     engine = {"name": "none", "reason": "a benchmark", "threads": 1}
     writer = RunWriter.create(path, config, statistics, weights, engine)
-    trained = {name: weights[name] for name in config.trained}
+    generator = np.random.default_rng(1)
     for step in range(n_checkpoints):
-        writer.keep(step, trained, [], {}, {})
+        moved = {name: weights[name] + 0.01 * generator.standard_normal(weights[name].shape) for name in config.trained}
+        writer.keep(step, {name: array.astype(np.float32) for name, array in moved.items()}, [], {}, {})
 
 
 def rows_of(case: str, setting: str, timings: Mapping[str, Timing], baseline: str) -> list[Row]:
