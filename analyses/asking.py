@@ -11,7 +11,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,12 +29,14 @@ from birthlens.sweep import Grid, workers
 HERE = Path(__file__).parent
 
 
-def options(script: str, doc: str | None, tiers: bool = True) -> argparse.Namespace:
-    """Parse the options that all experiments have; `tiers` says whether this one has tiers."""
+def options(script: str, doc: str | None, tiers: bool = True, **numbers: int) -> argparse.Namespace:
+    """Parse the options that all experiments have; `tiers` says whether this one has tiers, `numbers` what more it has."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if tiers:
         parser.add_argument("--tier", choices=sorted(TIERS), default="laptop")
     parser.add_argument("--seeds", type=int, help="how many, instead of the experiment's")
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{default} by default")
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce/runs"))
     parser.add_argument("--processes", type=int, help="how many at once; by default one a core")
     parser.add_argument("--out", type=Path, default=HERE / "results" / f"{Path(script).stem}.csv")
@@ -69,29 +71,36 @@ def joined(
         return pd.concat([future.result() for future in futures], ignore_index=True)
 
 
-def tell(arguments: argparse.Namespace, table: pd.DataFrame) -> None:
-    """Write a table (`keep`) and print its means over seeds with 95 % intervals."""
-    keep(arguments, table)
-    summary = over_seeds_table(table)
-    summary["shown"] = [f"{row.value:.3g} [{row.low:.3g}, {row.high:.3g}]" for row in summary.itertuples()]
-    wide = summary.pivot(index="quantity", columns="case", values="shown")
-    print(wide.loc[summary["quantity"].unique(), summary["case"].unique()].to_string())
+def tell(arguments: argparse.Namespace, table: pd.DataFrame, **parts: pd.DataFrame) -> None:
+    """Write tables (`keep`) and print their means over seeds with 95 % intervals."""
+    keep(arguments, table, **parts)
+    for each in (table, *parts.values()):
+        summary = over_seeds_table(each)
+        summary["shown"] = [f"{row.value:.3g} [{row.low:.3g}, {row.high:.3g}]" for row in summary.itertuples()]
+        wide = summary.pivot(index="quantity", columns="case", values="shown")
+        print(wide.loc[summary["quantity"].unique(), summary["case"].unique()].to_string())
 
 
-def keep(arguments: argparse.Namespace, table: pd.DataFrame, grid: Grid | None = None) -> None:
-    """Write a table as CSV (rounded, to be read), and beside it as JSON what made it."""
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    table.round(4).to_csv(arguments.out, index=False)
-    made = made_by(arguments, table, grid or arguments.grid)
-    arguments.out.with_suffix(".json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+def keep(
+    arguments: argparse.Namespace, table: pd.DataFrame | None, grid: Grid | None = None, **parts: pd.DataFrame
+) -> None:
+    """Write a table as CSV (rounded, to be read), its parts as NAME_part.csv, and beside them as JSON what made them."""
+    out, grid = arguments.out, grid or arguments.grid
+    out.parent.mkdir(parents=True, exist_ok=True)
+    named = {out.with_stem(f"{out.stem}_{part}"): found for part, found in parts.items()}
+    for path, found in (named if table is None else {out: table, **named}).items():
+        found.round(4).to_csv(path, index=False)
+    drawn = [] if grid is None else list(grid.seeds)
+    seeds = drawn if table is None or "seed" not in table else sorted(map(int, set(table["seed"])))
+    out.with_suffix(".json").write_text(json.dumps(made_by(arguments, seeds, grid), indent=1) + "\n", encoding="utf-8")
 
 
-def made_by(arguments: argparse.Namespace, table: pd.DataFrame, grid: Grid | None) -> dict[str, object]:
+def made_by(arguments: argparse.Namespace, seeds: Sequence[int], grid: Grid | None) -> dict[str, object]:
     """Return what made a table: the command, the grid as overrides of the default config, seeds, code, versions, date."""
     made: dict[str, object] = {"command": shlex.join(["python", f"analyses/{arguments.script}", *sys.argv[1:]])}
     if grid is not None:
         cases = {case: list(words) for case, words in grid.cases.items()}
         made["grid"] = {"base": overrides(RunConfig(), grid.base), "cases": cases}
-    made["seeds"] = sorted(map(int, set(table["seed"]))) if "seed" in table else []
+    made["seeds"] = list(seeds)
     made["code"] = code_digest("__main__")
     return {**made, "versions": versions(), "commit": commit(), "date": datetime.now(UTC).date().isoformat()}

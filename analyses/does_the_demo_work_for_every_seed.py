@@ -2,22 +2,19 @@
 
 Trains the demo preset over seeds (initialisation and data) and writes what it ends with, beside what it promises.
 
-    python analyses/does_the_demo_work_for_every_seed.py --seeds 5
+    python analyses/does_the_demo_work_for_every_seed.py        # a minute of one core
 """
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import pandas as pd
+from asking import keep, options
 
 from birthlens import preset
 from birthlens.analysis.trajectory import memories_over
 from birthlens.runs import Run
 from birthlens.sweep import Grid, runs_of
 
-HERE = Path(__file__).parent
 PROMISED = {
     "in_context_accuracy": 0.95,
     "output_memory": 0.9,
@@ -41,23 +38,18 @@ def final_values(run: Run) -> dict[str, tuple[float, int]]:
 
 def main() -> None:
     """Train all seeds, write a row for each seed and promise, and print the lowest of each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--runs", type=Path, default=Path("runs/demo_seeds"))
-    parser.add_argument("--processes", type=int, help="how many at once; by default one a core")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "does_the_demo_work_for_every_seed.csv")
-    arguments = parser.parse_args()
-    runs = runs_of(Grid(preset("demo"), {"demo": ()}, range(arguments.seeds)), arguments.runs, arguments.processes)
+    arguments = options(__file__, __doc__, tiers=False)
+    grid = Grid(preset("demo"), {"demo": ()}, range(arguments.seeds or 5))
+    runs = runs_of(grid, arguments.runs, arguments.processes)
     rows = [
         (seed, metric, value, PROMISED[metric], value > PROMISED[metric], n)
         for (_, seed), run in runs.items()
         for metric, (value, n) in final_values(run).items()
     ]
     table = pd.DataFrame(rows, columns=["seed", "metric", "value", "promised", "kept", "n"])
-    arguments.out.parent.mkdir(exist_ok=True)
-    table.round(4).to_csv(arguments.out, index=False)
+    keep(arguments, table, grid)
     print(table.pivot_table(index="seed", columns="metric", values="value").round(3).to_string())
-    print(f"\n{table['kept'].sum()} of {len(table)} promises kept over {arguments.seeds} seeds")
+    print(f"\n{table['kept'].sum()} of {len(table)} promises kept over {len(grid.seeds)} seeds")
 
 
 if __name__ == "__main__":

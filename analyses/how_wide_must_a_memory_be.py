@@ -1,6 +1,6 @@
 """How wide must a memory be? Accuracy of the closed-form induction head against d_model, and the recall of its matrices.
 
-Builds the three memories as outer products of raw Gaussian, dual, or orthogonal vectors (Tiny Shakespeare, K = 5 fixed
+Builds the three memories as outer products of raw Gaussian, dual, or orthogonal vectors (the embedded corpus, K = 5 fixed
 triggers) at two context lengths, and runs them on fresh sequences. Nothing is trained.
 
     python analyses/how_wide_must_a_memory_be.py        # half a minute of one core
@@ -14,10 +14,8 @@ positions no longer fit beside each other. Dual vectors do as well where the cod
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import pandas as pd
+from asking import keep, options
 from matplotlib.figure import Figure
 
 from birthlens import BigramTask
@@ -27,7 +25,6 @@ from birthlens.config import CorpusConfig, TaskConfig
 from birthlens.corpus import statistics_of
 from birthlens.figures.style import COLOURS, DASHES, legend_below, panels, save, styled
 
-HERE = Path(__file__).parent
 WIDTHS = [32, 64, 128, 256, 512, 1024]
 METRICS = ["in_context_accuracy", "in_context_unabsorbed_accuracy", "in_context_loss", "output_memory_recall",
            "trigger_memory_recall", "prev_token_memory_recall"]  # fmt: skip
@@ -69,14 +66,9 @@ def picture(table: pd.DataFrame) -> Figure:
 
 def main() -> None:
     """Tabulate, draw and print the means over seeds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--sequences", type=int, default=32)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "how_wide_must_a_memory_be.csv")
-    arguments = parser.parse_args()
-    table = pd.concat([one_context(context, arguments.seeds, arguments.sequences) for context in (64, 256)])
-    arguments.out.parent.mkdir(exist_ok=True)
-    table.round(4).to_csv(arguments.out, index=False)
+    arguments = options(__file__, __doc__, tiers=False, sequences=32)
+    table = pd.concat([one_context(context, arguments.seeds or 5, arguments.sequences) for context in (64, 256)])
+    keep(arguments, table)
     save(picture(table), arguments.out.with_suffix(".svg"))
     wide = table.pivot_table(index=["context", "vectors", "d_model"], columns="metric", values="value", sort=False)
     print(wide[METRICS].round(3).to_string())

@@ -20,10 +20,8 @@ basis and candidate set).
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import pandas as pd
+from asking import keep, options
 
 from birthlens import preset
 from birthlens.analysis.birth_order import birth_order_table, order_sensitivity_table
@@ -31,7 +29,6 @@ from birthlens.analysis.orders import chosen_sets, crossings_table, onsets_table
 from birthlens.runs import Run
 from birthlens.sweep import Grid, runs_of
 
-HERE = Path(__file__).parent
 WIDTHS = [2.0, 4.0, 8.0]
 BASES = ("raw", "dual")
 SETS = {"matched": None, "as the authors": {"trigger_memory": ("triggers", "all"), "output_memory": ("all",)}}
@@ -62,22 +59,14 @@ def orders(runs: list[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def main() -> None:
     """Train what is missing, write both tables and print them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=240)
-    parser.add_argument("--seeds", type=int, default=12)
-    parser.add_argument("--processes", type=int, help="how many at once; by default one a core")
-    parser.add_argument("--runs", type=Path, default=Path("runs/reproduce/runs"))
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "in_which_order_are_the_memories_born.csv")
-    arguments = parser.parse_args()
-    runs = runs_of(grid(arguments.context, arguments.steps, arguments.seeds), arguments.runs, arguments.processes)
+    arguments = options(__file__, __doc__, tiers=False, context=256, steps=240)
+    trained = grid(arguments.context, arguments.steps, arguments.seeds or 12)
+    runs = runs_of(trained, arguments.runs, arguments.processes)
     pairs = {case: orders([run for (kind, _), run in runs.items() if kind == case]) for case in CASES}
     order, sensitivity = (
         pd.concat([pairs[case][i].assign(triggers=case) for case in CASES], ignore_index=True).round(4) for i in (0, 1)
     )
-    arguments.out.parent.mkdir(exist_ok=True)
-    order.to_csv(arguments.out, index=False)
-    sensitivity.to_csv(arguments.out.with_name(f"{arguments.out.stem}_sensitivity.csv"), index=False)
+    keep(arguments, order, trained, sensitivity=sensitivity)
     for (triggers, basis, sets, width), rows in order.groupby(["triggers", "basis", "sets", "width"], sort=False):
         shown = rows[["kind", "what", "value", "low", "high", "n"]].to_string(index=False)
         print(f"\n{triggers} triggers, {basis}, {sets}, width {width}\n{shown}")

@@ -93,11 +93,9 @@ def main() -> None:
     steps, widths, tokens, seeds = SCALES[arguments.tier]
     drawn = range(arguments.seeds or seeds)
     table = pd.concat([descent(width, steps, seed) for width in widths for seed in drawn], ignore_index=True)
-    tell(arguments, read(table))
     held = stored(tokens, drawn)
     save(picture(table, held, widths), arguments.out.with_suffix(".svg"))
-    arguments.out = arguments.out.with_stem(f"{arguments.out.stem}_at_once")
-    tell(arguments, held)
+    tell(arguments, read(table), at_once=held)
 
 
 if __name__ == "__main__":

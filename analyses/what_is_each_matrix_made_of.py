@@ -19,33 +19,22 @@ once the two other memories are there, from step 80 to 120 on.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
+from asking import keep, options
 
-from birthlens import figures, load_run, preset, train_to_disk
+from birthlens import figures, preset
 from birthlens.analysis.ledger_tables import paper_ledger_table
 from birthlens.analysis.trajectory import evaluation_batch
 from birthlens.analysis.transplant import Evaluate, replacement_table, subset_table, transplant_table
 from birthlens.runs import Run
+from birthlens.sweep import Grid, runs_of
 from birthlens.training.engines import choose, engine
 
-HERE = Path(__file__).parent
 OVERRIDES = ["training.batch_size=128", "checkpoints.every=20", "evaluation.every=20", "evaluation.batch_size=256"]
 STEPS = [0, 40, 60, 80, 100, 120, 160, 220, 300]
 SOURCES = ["initial", "ideal", "ideal_dual", "ledger", "without_ledger", *(f"rank:{2**i}" for i in range(7))]
 METRICS = ["in_context_accuracy", "in_context_loss", "in_context_unabsorbed_accuracy", "global_loss", "all_loss"]
-
-
-def paper_run(folder: Path, seed: int) -> Run:
-    """Open the run, or train it."""
-    path = folder / f"batch128_seed{seed}"
-    if not path.exists():
-        for _ in train_to_disk(preset("paper", [*OVERRIDES, f"seeds.init={seed}", f"seeds.data={seed}"]), path):
-            pass
-    return load_run(path)
 
 
 def evaluation(run: Run) -> Evaluate:
@@ -78,21 +67,16 @@ def tables(run: Run, sequences: int) -> dict[str, pd.DataFrame]:
 
 def main() -> None:
     """Write the tables and figures, and print the story."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sequences", type=int, default=64)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--out", type=Path, default=HERE / "results")
-    arguments = parser.parse_args()
-    found = tables(paper_run(arguments.runs, arguments.seed), arguments.sequences)
-    arguments.out.mkdir(exist_ok=True)
-    stem = "what_is_each_matrix_made_of"
-    for name, table in found.items():
-        table.to_csv(arguments.out / f"{stem}_{name}.csv", index=False)
-    figures.save(figures.ledger_areas(found["ledger"]), arguments.out / f"{stem}_ledger.svg")
+    arguments = options(__file__, __doc__, tiers=False, seed=0, sequences=64)
+    grid = Grid(preset("paper", OVERRIDES), {"run": ()}, (arguments.seed,))
+    (run,) = runs_of(grid, arguments.runs, arguments.processes).values()
+    found = tables(run, arguments.sequences)
+    keep(arguments, None, grid, **found)
+    pictures = {"ledger": figures.ledger_areas(found["ledger"])}
     for metric in ("in_context_accuracy", "global_loss"):
-        picture = figures.transplant_map(found["transplant"], metric)
-        figures.save(picture, arguments.out / f"{stem}_transplant_{metric}.svg")
+        pictures[f"transplant_{metric}"] = figures.transplant_map(found["transplant"], metric)
+    for name, picture in pictures.items():
+        figures.save(picture, arguments.out.with_name(f"{arguments.out.stem}_{name}.svg"))
 
     end = found["ledger"][found["ledger"]["step"] == found["ledger"]["step"].max()]
     print("What each change is made of at the end (share; alone; mean of wrong pairings; chance by rank):")

@@ -23,12 +23,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from asking import keep
 
 from birthlens import Head, load_run, preset, train_to_disk
 from birthlens.analysis.ablation import ablate_heads, ablation_table, cases_table
 from birthlens.analysis.corruptions import triggers_swapped
 from birthlens.analysis.paths import births_table, cut_edges, edge_table, other_edges, steps_with_gap
 from birthlens.runs import Run
+from birthlens.sweep import Grid
 
 HERE = Path(__file__).parent
 PRESETS = {
@@ -115,8 +117,9 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=256, help="for the ablations and the exact patches")
     parser.add_argument("--every", type=int, default=2, help="of the checkpoints, for the edges")
     parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.set_defaults(script=Path(__file__).name, grid=None)
     arguments = parser.parse_args()
-    arguments.out.mkdir(exist_ok=True)
+    folder = arguments.out
     for path in arguments.run or [Path("runs/demo"), Path("runs/paper_clean")]:
         if not path.exists() and path.name not in PRESETS:
             parser.error(f"{path} is no run, and only {' and '.join(PRESETS)} can be trained here")
@@ -140,8 +143,8 @@ def main() -> None:
         cuts = cuts_at_the_end(run, arguments.sequences)
         say(f"cuts at step {run.steps[-1]}", cuts[["case", "role", "metric", "value", "change"]])
         tables = {"ablations": ablations, "edges": edges, "births": births, "attribution": estimates, "cuts": cuts}
-        for name, table in tables.items():
-            table.round(4).to_csv(arguments.out / f"{path.name}_{name}.csv", index=False)
+        arguments.out = folder / f"{path.name}.csv"
+        keep(arguments, None, Grid(run.config, {path.name: ()}, (run.config.seeds.init,)), **tables)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,21 @@ def test_a_table_has_beside_it_what_made_it(tmp_path, monkeypatch, asking):
     assert made["versions"] == versions() and len(made["code"]) == 16 and len(made["date"]) == 10
 
 
+def test_parts_of_a_table_stand_beside_it(tmp_path, monkeypatch, asking):
+    monkeypatch.setattr(sys, "argv", ["how_long.py", "--out", str(tmp_path / "how_long.csv"), "--steps", "7"])
+    arguments = asking.options("/somewhere/how_long.py", "How long?", tiers=False, steps=5, width=3)
+    assert (arguments.steps, arguments.width) == (7, 3)
+    part = pd.DataFrame({"value": [0.123456]})
+    asking.keep(arguments, None, Grid(RunConfig(), {"run": ()}, (4,)), first=part, second=2 * part)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "how_long.json",
+        "how_long_first.csv",
+        "how_long_second.csv",
+    ]
+    assert list(pd.read_csv(tmp_path / "how_long_second.csv")["value"]) == [0.2469]
+    assert json.loads((tmp_path / "how_long.json").read_text())["seeds"] == [4]
+
+
 def test_a_grid_of_a_tier_is_recorded(monkeypatch, asking):
     monkeypatch.setattr(sys, "argv", ["x"])
     script = str(ANALYSES / "what_do_the_heads_attend_to.py")
