@@ -95,7 +95,7 @@ def weight_probes(config: RunConfig, n_checkpoints: int, rounds: int) -> list[Ro
             name: partial(subprocess.run, command, check=True, capture_output=True)
             for name, command in commands.items()
         }
-        timings = interleaved(variants, rounds)
+        timings = interleaved(variants, rounds, warm_up=0)  # new processes: nothing of one warms the next
         return rows_of("weight probes", f"{n_checkpoints} checkpoints", timings, "hooked loop")
 
 

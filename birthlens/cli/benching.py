@@ -29,10 +29,10 @@ SLOW = ("step512", "memory", "accuracy", "suite")
 def bench(quick: bool, only: tuple[str, ...], out: str | None, files: tuple[str, ...], pages: tuple[str, ...]) -> None:
     """Measure birthlens against plain PyTorch, plain TransformerLens and plain Python on this machine.
 
-    Variants take turns (A B A B ...); read the ratios, not the milliseconds. 'spread' is half the distance between the
-    quartiles as a share of the median; 'measured' is the share of the work that was timed where a slow baseline is scaled
-    up. The scaling table runs only when asked for (--only scaling). README.md and docs/performance.md have their tables by
-    --from bench.json --into README.md.
+    Each case has a process of its own, in which variants take turns (A B A B ...); read the ratios, not the milliseconds.
+    'spread' is half the distance between the quartiles as a share of the median; 'measured' is the share of the work that
+    was timed where a slow baseline is scaled up. The scaling table runs only when asked for (--only scaling). README.md and
+    docs/performance.md have their tables by --from bench.json --into README.md.
     """
     from birthlens.bench import pages as writing
     from birthlens.disk import write_atomically
@@ -55,17 +55,34 @@ def bench(quick: bool, only: tuple[str, ...], out: str | None, files: tuple[str,
 
 
 def _measured(quick: bool, only: tuple[str, ...]) -> dict[str, Any]:
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
     from birthlens.run_files import versions
 
     facts = {**versions(), **_machine()}
     click.echo("  ".join(f"{name} {value}" for name, value in facts.items()), err=True)
     rows: list[dict[str, Any]] = []
-    for name, run in _cases(quick).items():
-        if name in only or (not only and name != "scaling" and not (quick and name in SLOW)):
-            found = run()
+    chosen = [
+        case for case in CASES if case in only or (not only and case != "scaling" and not (quick and case in SLOW))
+    ]
+    # A process of its own for each case: what an earlier one leaves behind in the allocator changes plain torch twofold.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["birthlens.model", "birthlens.bench.cases"])
+    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
+        for case in chosen:
+            try:
+                found = pool.submit(_run, case, quick).result()
+            except BrokenProcessPool:
+                raise BirthlensError(f"case {case!r} was killed, perhaps for want of memory; try the others.") from None
             rows += found
             _show(found)
     return {"machine": facts, "quick": quick, "rows": rows}
+
+
+def _run(case: str, quick: bool) -> list[dict[str, Any]]:
+    return _cases(quick)[case]()
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
@@ -98,7 +115,7 @@ def _cases(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
         "step64": lambda: cases.training_step(paper64, few),
         "step512": lambda: cases.training_step(paper, 5),
         "full": lambda: cases.full_model_step(preset("paper-full", [small]), few),
-        "probes": lambda: cases.weight_probes(paper, 200, 2 if quick else 5),
+        "probes": lambda: cases.weight_probes(paper, 200, 1 if quick else 5),
         "checkpoint": lambda: cases.checkpointing(RunConfig.parse({}, [small]), 3 if quick else 20),
         "interventions": lambda: cases.interventions(paper, 256, 2 if quick else 5),
         "memory": lambda: whole_runs.memory(["corpus.source=embedded", "training.batch_size=512"], "batch 512", 3),
