@@ -142,8 +142,10 @@ class BigramTask:
         sequence, occurrence = chain(start, length, self._rows, overrides, uniform, compiled)
         absorbed = np.zeros((n, config.context), dtype=bool)
         doomed = cycling(triggers, outputs)
-        for row in np.flatnonzero(doomed.any(axis=1)):
-            absorbed[row, listed:] = np.isin(sequence[row, listed:-1], triggers[row, doomed[row]])
+        if len(rows := np.flatnonzero(doomed.any(axis=1))):
+            traps = np.zeros((len(rows), len(self.statistics)), dtype=bool)
+            np.put_along_axis(traps, triggers[rows], doomed[rows], axis=1)
+            absorbed[rows, listed:] = np.take_along_axis(traps, sequence[rows, listed:-1], axis=1)
         return TokenBatch(
             tokens=torch.from_numpy(sequence[:, :-1]),
             targets=torch.from_numpy(sequence[:, 1:]),
