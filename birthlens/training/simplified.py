@@ -110,7 +110,7 @@ def _run_chunk(chunk: _Chunk, folded: _Folded, needs: Needs, gradients: _Gradien
     for start, stop in _blocks(length, _LAYER_0_QUERIES):
         scores = torch.baddbmm(rows[:, start:stop, :stop], rows[:, start:stop, n_pos:], one_hot[:, :stop].mT)
         patterns.append(_attention(scores, torch.arange(start, stop)))
-        resid[:, start:stop].baddbmm_(patterns[-1], value[:, :stop])
+        resid[:, start:stop] += patterns[-1] @ value[:, :stop]
 
     d_resid = torch.zeros_like(resid)
     found = [
@@ -165,7 +165,7 @@ def _run_layer_1(
     if needs.bilinear:
         _add_product(gradients.bilinear, query, d_keyed)
     if needs.scores:
-        d_past.baddbmm_(pattern.mT, d_context).baddbmm_(d_scores.mT, keyed)
+        d_past.add_(pattern.mT @ d_context).add_(d_scores.mT @ keyed)
         d_resid.scatter_add_(1, at, d_keyed @ folded.bilinear.T + d_logits @ folded.direct.T)
     return found
 
