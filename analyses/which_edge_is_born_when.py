@@ -4,7 +4,7 @@ For each run: when ablating a head starts to matter, when each edge becomes caus
 sequences whose triggers are swapped) beside the step at which the accuracy comes, how far attribution patching is off along
 the way, and four cuts at the last step. A run that is not there yet is trained first (demo, paper_clean):
 
-    python analyses/which_edge_is_born_when.py --run runs/paper_clean                              # 15 minutes of one core
+    python analyses/which_edge_is_born_when.py --run runs/paper_clean                              # 6 minutes of one core
     python analyses/which_edge_is_born_when.py --run runs/demo --sequences 64 --every 4    # half a minute
 
 What it shows. Paper run on clean data: the edge L0H0->L1H0.k is born at step 120, the step at which the accuracy passes
