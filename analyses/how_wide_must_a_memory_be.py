@@ -6,8 +6,8 @@ triggers) at two context lengths, and runs them on fresh sequences. Nothing is t
     python analyses/how_wide_must_a_memory_be.py        # half a minute of one core
 
 What it shows (means of 5 draws): recall 1 is not accuracy. At d = 128 every raw memory recalls all that it stores, and the
-model is right at 0.75 (T = 64) and 0.72 (T = 256) of the in-context targets: interference. Raw vectors need d = 512 for 0.996
-and more. Orthogonal ones have 1.000 and 0.999 at d = 256, and 0.93 and 0.95 at d = 128, where tokens, remapped tokens and
+model is right at 0.75 (T = 64) and 0.72 (T = 256) of the in-context targets: interference. Raw vectors need d = 512 for
+0.996. Orthogonal ones have 1.000 and 0.999 at d = 256, and 0.93 and 0.95 at d = 128, where tokens, remapped tokens and
 positions no longer fit beside each other. Dual vectors do as well where the codebooks of a layer are linearly independent
 (0.999 at d = 256, T = 64), and worse than raw ones where they are far from it (0.36 at d = 128, T = 256).
 """
