@@ -177,7 +177,7 @@ def _sequence(
         raise BirthlensError(f"tokens = {len(ids)} of them; the run's context holds 1 to {context}.")
     if wrong := [i for i in ids if not 0 <= i < len(vocab)]:
         raise BirthlensError(f"tokens = {wrong[:5]} are no ids; the vocabulary has 0 to {len(vocab) - 1}.")
-    triggers = set() if run.trigger_ids is None else set(run.trigger_ids.tolist())
+    triggers = set(run.triggers or ())
     seen = [ids[: t + 1].count(i) if i in triggers else 0 for t, i in enumerate(ids)]
     return torch.tensor(ids), _roles(seen, [False] * len(ids))
 

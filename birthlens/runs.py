@@ -67,6 +67,11 @@ class Run:
         """Ids of the fixed triggers, or None where each sequence draws its own."""
         return self._tables.get("triggers")
 
+    @property
+    def triggers(self) -> list[int] | None:
+        """The same as a list of numbers."""
+        return None if self.trigger_ids is None else self.trigger_ids.tolist()
+
     @cached_property
     def task(self) -> BigramTask:
         """The task, ready to sample batches."""

@@ -42,7 +42,7 @@ def scores_table(runs: Sequence[Run], basis: Basis = "raw") -> pd.DataFrame:
     """
     tables = []
     for seed, run in zip(_seeds(runs), runs, strict=True):
-        table = standardised_table(run.checkpoints(), _triggers(run), basis=basis)
+        table = standardised_table(run.checkpoints(), run.triggers, basis=basis)
         table.insert(0, "run", str(run.path))
         table.insert(0, "seed", seed)
         tables.append(table)
@@ -84,7 +84,7 @@ def crossings_table(
     """Find when other probes cross their thresholds for good (default `CROSSINGS`): `birth_order.crossing_table` by seed."""
     tables = []
     for seed, run in zip(_seeds(runs), runs, strict=True):
-        read = memory_table(run.checkpoints(), _triggers(run), bases=bases)
+        read = memory_table(run.checkpoints(), run.triggers, bases=bases)
         read.insert(0, "seed", seed)
         for metric, thresholds in (crossings or CROSSINGS).items():
             tables.append(crossing_table(read, [metric], thresholds))
@@ -136,7 +136,3 @@ def _difference(one: Run, other: Run) -> str | None:
     if one.steps[-1] != other.steps[-1]:
         return f"the last kept step ({other.steps[-1]} against {one.steps[-1]})"
     return None
-
-
-def _triggers(run: Run) -> list[int] | None:
-    return None if run.trigger_ids is None else run.trigger_ids.tolist()

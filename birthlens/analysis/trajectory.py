@@ -52,11 +52,9 @@ def memories_over(
     model = run.config.model
     if fold or model.family != "simplified" or model.n_layers != 2:
         return circuit_table(run.checkpoints(steps), bases=bases, fold=fold)  # type: ignore[arg-type]
-    triggers = run.trigger_ids
-    known = None if triggers is None else triggers.tolist()
     return memory_table(
         run.checkpoints(steps),
-        triggers=known,
+        triggers=run.triggers,
         bigram=run.statistics.bigram,
         outputs=_possible_outputs(run),
         bases=bases,  # type: ignore[arg-type]

@@ -29,12 +29,9 @@ def onsets(run: Run) -> dict[str, float]:
     All three are read among as many candidates as there are tokens (positions); with fixed triggers the trigger memory has
     the triggers as queries. NaN where a memory is never born.
     """
-    triggers = None if run.trigger_ids is None else run.trigger_ids.tolist()
-    found = onset_table(standardised_table(run.checkpoints(), triggers), WIDTH)
+    found = onset_table(standardised_table(run.checkpoints(), run.triggers), WIDTH)
     named = found.set_index(["memory", "candidates"])["onset"]
-    trigger = "all" if triggers is None or len(triggers) < 2 else "triggers among all"
-    chosen = {name: float(named[f"{name}_memory", "all"]) for name in ("output", "prev_token")}
-    return {**chosen, "trigger": float(named["trigger_memory", trigger])}
+    return {name: float(named[key]) for name, key in _read(run).items()}
 
 
 def half_heights(run: Run) -> dict[str, float]:
@@ -92,13 +89,9 @@ def frozen_first(evidence: Evidence) -> dict[str, float]:
 
 def scores_at(run: Run, step: int) -> dict[str, tuple[float, float]]:
     """Return the standardised score of each memory at a step, and the band it must leave to be born; as in `onsets`."""
-    triggers = None if run.trigger_ids is None else run.trigger_ids.tolist()
-    table = standardised_table([(step, run.weights(step))], triggers).set_index(["memory", "candidates"])
+    table = standardised_table([(step, run.weights(step))], run.triggers).set_index(["memory", "candidates"])
     table["band"] = table["null_mean"] + WIDTH * table["null_std"]
-    trigger = "all" if triggers is None or len(triggers) < 2 else "triggers among all"
-    sets = {"output": "all", "trigger": trigger, "prev_token": "all"}
-    at = {name: (f"{name}_memory", candidates) for name, candidates in sets.items()}
-    return {name: (float(table["value"][key]), float(table["band"][key])) for name, key in at.items()}
+    return {name: (float(table["value"][key]), float(table["band"][key])) for name, key in _read(run).items()}
 
 
 def accuracy_at(run: Run, step: int, metric: str = "in_context_accuracy") -> float:
@@ -128,6 +121,13 @@ def early_positions(evidence: Evidence) -> dict[str, float]:
         "late": float(late),
         "early_minus_late": float(early - late),
     }
+
+
+def _read(run: Run) -> dict[str, tuple[str, str]]:
+    """Return the memory and the candidates that `onsets` reads under each name."""
+    trigger = "triggers among all" if run.triggers and len(run.triggers) > 1 else "all"
+    sets = {"output": "all", "trigger": trigger, "prev_token": "all"}
+    return {name: (f"{name}_memory", candidates) for name, candidates in sets.items()}
 
 
 def _recalled(weights: Mapping[str, Array]) -> Float[Array, "pos"]:

@@ -76,7 +76,7 @@ def memory(run: str, matrix: str, step: int, top: int, basis: str, fold: bool, o
     (kept,) = loaded.select(str(step))
     labels = [legible(token) for token in loaded.statistics.vocab]
     weights = folded(loaded.weights(kept)) if fold else loaded.weights(kept)
-    found, association = memory_named(weights, matrix, labels, _triggers(loaded))
+    found, association = memory_named(weights, matrix, labels, loaded.triggers)
     table = top_associations_table(found, top, association, basis)  # type: ignore[arg-type]
     deliver(table, out, style, title=f"{found.name}, step {kept}, {basis}{', folded' if fold else ''}")
 
@@ -138,7 +138,7 @@ def transplant(
             [source.strip() for source in sources.split(",")],
             names,
             initial=loaded.weights(loaded.steps[0]),
-            triggers=_triggers(loaded),
+            triggers=loaded.triggers,
             bigram=_bigram(loaded),
             evaluate=evaluate,
         )
@@ -214,7 +214,7 @@ def _ledger(run: Run, steps: list[int], cells: bool, whole: bool) -> pd.DataFram
     read = sorted({run.steps[0], *steps})
     generator = np.random.default_rng(0)
     table = paper_ledger_table(
-        run.checkpoints(read), _triggers(run), not whole, generator=generator, cells=cells, bigram=_bigram(run)
+        run.checkpoints(read), run.triggers, not whole, generator=generator, cells=cells, bigram=_bigram(run)
     )
     return table[table["step"].isin(steps)].reset_index(drop=True)
 
@@ -244,10 +244,6 @@ def _evaluator(run: Run) -> Evaluate:
 
     name, _ = choose(run.config, len(run.statistics))
     return lambda weights, batch: engine(name, run.config, weights).evaluate(batch)
-
-
-def _triggers(run: Run) -> list[int] | None:
-    return None if run.trigger_ids is None else run.trigger_ids.tolist()
 
 
 def _bigram(run: Run) -> Float[np.ndarray, "d_vocab d_vocab"] | None:

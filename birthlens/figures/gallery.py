@@ -63,10 +63,9 @@ def ledger(run: Run, steps: Sequence[int]) -> Figure:
     from birthlens.analysis.ledger_tables import paper_ledger_table
 
     _paper_model(run, "ledger")
-    triggers = None if run.trigger_ids is None else run.trigger_ids.tolist()
     # What was there at the start is taken off, so the first step is read too.
     read = sorted({run.steps[0], *steps})
-    return figures.ledger_areas(paper_ledger_table(run.checkpoints(read), triggers))
+    return figures.ledger_areas(paper_ledger_table(run.checkpoints(read), run.triggers))
 
 
 def ablation(run: Run, steps: Sequence[int]) -> Figure:
