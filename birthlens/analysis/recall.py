@@ -15,10 +15,9 @@ K queries of the output memory untrained. Sets are therefore named, and `matched
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
@@ -53,7 +52,6 @@ _CHUNK = 50  # checkpoints that are read at once: enough to drown Python's overh
 
 Checkpoints = Iterable[tuple[int, Weights]]
 Row = tuple[int, str, int, str, str, str, str, float, float, int]
-Part = Callable[[], Iterator[Row]]
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def memory_table(
             moving.watch(weights)
             probes = paper_probes(weights, triggers, outputs, prev_token_head, induction_head)
             parts = [part for probe in probes for part in _parts(steps, probe, bases, wanted)]
-            rows += chain.from_iterable(pool.map(_called, parts))
+            rows += chain.from_iterable(pool.map(list, parts))
             if bigram is not None and f"L{weights[0].n_layers - 1}.W_F" in weights[0]:
                 rows += _kl_rows(steps, weights, bigram, triggers or ())
     table = _table(rows)
@@ -167,7 +165,7 @@ def circuit_table(
                 scale = single.score_scale if found.kind == "QK" else 1.0
                 pairs = () if found.association is None else (found.association,)
                 probe = Probe(found.memory.name, found.head, found.memory, pairs, scale)
-                rows += chain.from_iterable(map(_called, _parts([step], probe, bases, ways)))
+                rows += chain.from_iterable(_parts([step], probe, bases, ways))
                 rows += _spread_rows(step, found.memory, found.head, scale)
     table = _table(rows)
     table.attrs |= {"moving_codebooks": moving.names, "folded": fold}
@@ -207,52 +205,34 @@ class Moving:
         return sorted(self._found)
 
 
-def _parts(steps: Sequence[int], probe: Probe, bases: Sequence[Basis], ways: int) -> list[Part]:
-    """List the parts of a memory's rows, in their order; each can be read by itself."""
-    parts: list[Part] = []
+def _parts(steps: Sequence[int], probe: Probe, bases: Sequence[Basis], ways: int) -> list[Iterator[Row]]:
+    """List the parts of a memory's rows, in their order; each is read when it is first asked, in whatever thread."""
+    parts: list[Iterator[Row]] = []
     for association in probe.associations:
-        parts += [partial(_readings_rows, steps, probe, association, basis, ways) for basis in bases]
-        parts.append(partial(_share_rows, steps, probe, association))
+        parts += [_readings_rows(steps, probe, association, basis, ways) for basis in bases]
+        parts.append(_share_rows(steps, probe, association))
     if probe.associations and probe.associations[0].name == "all":
-        parts.append(partial(_rank_rows, steps, probe))
+        parts.append(_rank_rows(steps, probe))
     return parts
-
-
-def _called(part: Part) -> list[Row]:
-    return list(part())
 
 
 def _readings_rows(
     steps: Sequence[int], probe: Probe, association: Association, basis: Basis, ways: int
 ) -> Iterator[Row]:
-    layer, drawn, count = (
-        probe.memory.circuit.layer,
-        min(ways, int(association.choices.min())),
-        len(association.queries),
-    )
+    layer, name, count = probe.memory.circuit.layer, association.name, len(association.queries)
+    drawn = min(ways, int(association.choices.min()))
     values = readings(probe.memory, association, basis, probe.scale, drawn)
     for metric in METRICS:
         chance = chance_level(metric, association, drawn)
         for step, value in _each(steps, values[metric]):
-            yield step, probe.name, layer, probe.head, basis, metric, association.name, value, chance, count
+            yield step, probe.name, layer, probe.head, basis, metric, name, value, chance, count
 
 
 def _share_rows(steps: Sequence[int], probe: Probe, association: Association) -> Iterator[Row]:
-    circuit, count = probe.memory.circuit, len(association.queries)
+    circuit, name, count = probe.memory.circuit, association.name, len(association.queries)
     chance = 1 / (circuit.width[0] * circuit.width[1])
     for step, value in _each(steps, frobenius_share(probe.memory, association)):
-        yield (
-            step,
-            probe.name,
-            circuit.layer,
-            probe.head,
-            "raw",
-            "frobenius_share",
-            association.name,
-            value,
-            chance,
-            count,
-        )
+        yield step, probe.name, circuit.layer, probe.head, "raw", "frobenius_share", name, value, chance, count
 
 
 def _rank_rows(steps: Sequence[int], probe: Probe) -> Iterator[Row]:

@@ -129,7 +129,7 @@ def hooked_probes(path: str | Path) -> dict[tuple[int, str, str, str, str], floa
 
     run = load_run(path)
     found: dict[tuple[int, str, str, str, str], float] = {}
-    triggers = [] if run.trigger_ids is None else run.trigger_ids.tolist()
+    triggers = run.triggers or []
     for step in run.steps:
         model = build(run.weights(step))
         with torch.no_grad():
@@ -138,41 +138,38 @@ def hooked_probes(path: str | Path) -> dict[tuple[int, str, str, str, str], floa
 
 
 def _memories_of(model: HookedTransformer, triggers: list[int]) -> dict[tuple[str, str, str, str], float]:
-    tokens, previous, few = range(model.cfg.d_vocab), range(model.cfg.n_ctx - 1), range(63)
+    tokens, place = range(model.cfg.d_vocab), model.W_pos
     by_token: Candidates = {"all": (tokens, tokens)}
     if len(triggers) > 1:
         by_token = {**by_token, "triggers": (triggers, triggers), "triggers among all": (triggers, tokens)}
-    ways, w_1, place = len(triggers) if len(triggers) > 1 else 5, model.W_E @ model.OV[0, 0].AB, model.W_pos
+    ways, w_1 = len(triggers) if len(triggers) > 1 else 5, model.W_E @ model.OV[0, 0].AB
     match, attend = (model.QK[layer, 0].AB / model.cfg.attn_scale for layer in (1, 0))
-    memories: list[tuple[str, Tensor, Tensor, Tensor, Candidates]] = [
-        ("output_memory", model.W_E, model.OV[1, 0].AB, model.W_U.T, by_token),
-        ("trigger_memory", model.W_E, match, w_1, by_token),
-        ("prev_token_memory", place[1:], attend, place[:-1], {"all": (previous, previous)}),
+    # The last number is how far before its query the right entry of each stands.
+    memories: list[tuple[str, Tensor, Tensor, Tensor, Candidates, int]] = [
+        ("output_memory", model.W_E, model.OV[1, 0].AB, model.W_U.T, by_token, 0),
+        ("trigger_memory", model.W_E, match, w_1, by_token, 0),
     ]
-    if len(place) > 64:
-        memories.append(("prev_token_memory", place[1:64], attend, place[:63], {"first 64": (few, few)}))
+    for count, name in ((len(place), "all"), (64, "first 64")):
+        if name == "all" or count < len(place):
+            first = place[:count]
+            shifted = {name: (range(1, count), range(count - 1))}
+            memories.append(("prev_token_memory", first, attend, first, shifted, 1))
     found: dict[tuple[str, str, str, str], float] = {}
-    for name, inputs, matrix, outputs, sets in memories:
-        # The dual vectors of positions are taken among all of them, the first and the last too.
-        whole = place[: len(inputs) + 1] if name == "prev_token_memory" else None
-        for basis in ("raw", "dual"):
-            left, right = inputs, outputs
-            if basis == "dual":
-                left, right = (torch.linalg.pinv(x if whole is None else whole).T for x in (inputs, outputs))
-                left, right = (left, right) if whole is None else (left[1:], right[:-1])
+    for memory, inputs, matrix, outputs, sets, back in memories:
+        dual = torch.linalg.pinv(inputs).T, torch.linalg.pinv(outputs).T
+        for basis, (left, right) in {"raw": (inputs, outputs), "dual": dual}.items():
             scores = left @ matrix @ right.T
-            for candidates, (rows, columns) in sets.items():
-                table = scores[list(rows)][:, list(columns)]
-                answers = torch.tensor([list(columns).index(row) for row in rows])
-                for metric, value in _read(table, answers, ways).items():
-                    found[name, basis, metric, candidates] = value
-        for candidates, (rows, _) in sets.items():
-            ideal = inputs[list(rows)].T @ outputs[list(rows)]
+            for name, (rows, columns) in sets.items():
+                answers = torch.tensor([list(columns).index(row - back) for row in rows])
+                for metric, value in _read(scores[list(rows)][:, list(columns)], answers, ways).items():
+                    found[memory, basis, metric, name] = value
+        for name, (rows, _) in sets.items():
+            ideal = inputs[list(rows)].T @ outputs[[row - back for row in rows]]
             overlap = (matrix * ideal).sum() / matrix.norm() / ideal.norm()
-            found[name, "raw", "frobenius_share", candidates] = float(overlap**2)
+            found[memory, "raw", "frobenius_share", name] = float(overlap**2)
         if "all" in sets:
             energies = torch.linalg.svdvals(matrix) ** 2
-            found[name, "raw", "effective_rank", "all"] = float(energies.sum() ** 2 / (energies**2).sum())
+            found[memory, "raw", "effective_rank", "all"] = float(energies.sum() ** 2 / (energies**2).sum())
     return found
 
 

@@ -91,11 +91,7 @@ def weight_probes(config: RunConfig, n_checkpoints: int, rounds: int) -> list[Ro
             "hooked loop": [sys.executable, "-W", "ignore", "-c", loop],
             "probe process": [sys.executable, "-m", "birthlens", "probe", str(path), "--out", f"{folder}/probe.csv"],
         }
-        variants = {
-            name: partial(subprocess.run, command, check=True, capture_output=True)
-            for name, command in commands.items()
-        }
-        timings = interleaved(variants, rounds, warm_up=0)  # new processes: nothing of one warms the next
+        timings = interleaved(_processes(commands), rounds, warm_up=0)  # new processes: nothing of one warms the next
         return rows_of("weight probes", f"{n_checkpoints} checkpoints", timings, "hooked loop")
 
 
@@ -133,11 +129,7 @@ def start_up(config: RunConfig, rounds: int) -> list[Row]:
             "birthlens --help": [sys.executable, "-m", "birthlens", "--help"],
             "birthlens steps": [sys.executable, "-m", "birthlens", "steps", str(path)],
         }
-        variants = {
-            name: partial(subprocess.run, command, check=True, capture_output=True)
-            for name, command in commands.items()
-        }
-        return rows_of("start-up", "new process", interleaved(variants, rounds), "python alone")
+        return rows_of("start-up", "new process", interleaved(_processes(commands), rounds), "python alone")
 
 
 def checkpointing(config: RunConfig, rounds: int) -> list[Row]:
@@ -159,6 +151,11 @@ def checkpointing(config: RunConfig, rounds: int) -> list[Row]:
         timings[name] = Timing(name, tuple(second / every for second in timings["save"].seconds))
         setting = f"batch {config.training.batch_size}"
         return share_rows("checkpoint", setting, timings, trainer.engine_name)
+
+
+def _processes(commands: Mapping[str, list[str]]) -> dict[str, Callable[[], object]]:
+    run = partial(subprocess.run, check=True, capture_output=True)
+    return {name: partial(run, command) for name, command in commands.items()}
 
 
 def engine_step(config: RunConfig, name: str) -> Callable[[], object]:
