@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
@@ -28,15 +30,16 @@ def early_copies(evidence: Evidence) -> dict[str, float]:
     run = evidence.runs["run"]
     batch = run.task.batch(evidence.settings.get("sequences", 64), run.config.seeds.evaluation + evidence.seed, 1)
     tensors, quarter = forward.tensors_of(run.weights(-1)), run.config.task.context // 4
-    used, chance, right = [], [], []
+    used, chance, right, back = [], [], [], []
     with torch.inference_mode():
         for part in batch.chunks(16):
             seen = forward.activations(tensors, run.config.model, part.tokens)
             used.append(seen.patterns[1][:, 0].argmax(-1) < quarter)
             chance.append(_early_share(part, quarter))
             right.append(seen.logits.argmax(-1) == part.targets)
+            back.append(_to_previous(seen))
     early, by_chance, correct = torch.cat(used).double(), torch.cat(chance), torch.cat(right)
-    profile = attention_to_previous(run, batch)
+    profile = _profile(back)
     asked = batch.in_context & ~batch.absorbed
     late = asked & (torch.arange(asked.shape[1]) >= 2 * quarter)
     early_copy = seen_before(batch, quarter)
@@ -58,18 +61,24 @@ def early_copies(evidence: Evidence) -> dict[str, float]:
 
 def attention_to_previous(run: Run, batch: TokenBatch) -> Float[Array, "pos"]:
     """Return the mean attention of head 0 of layer 0 from each position t to t - 1, at the end; NaN at t = 0."""
-    tensors, seen = forward.tensors_of(run.weights(-1)), []
+    tensors = forward.tensors_of(run.weights(-1))
     with torch.inference_mode():
-        for part in batch.chunks(16):
-            pattern = forward.activations(tensors, run.config.model, part.tokens).patterns[0][:, 0]
-            seen.append(pattern.diagonal(-1, dim1=1, dim2=2).double())
-    return np.concatenate([[np.nan], torch.cat(seen).mean(0).numpy()])
+        parts = batch.chunks(16)
+        return _profile([_to_previous(forward.activations(tensors, run.config.model, part.tokens)) for part in parts])
 
 
 def seen_before(batch: TokenBatch, end: int) -> Bool[torch.Tensor, "batch pos"]:
     """Say of each position whether its token stands, followed by its successor, in the first `end` positions."""
     early = batch.tokens[:, : end - 1]
     return (early[:, None] == batch.tokens[:, :, None]).any(-1)
+
+
+def _to_previous(seen: forward.Activations) -> Float[torch.Tensor, "batch pos"]:
+    return seen.patterns[0][:, 0].diagonal(-1, dim1=1, dim2=2).double()
+
+
+def _profile(back: Sequence[Float[torch.Tensor, "batch pos"]]) -> Float[Array, "pos"]:
+    return np.concatenate([[np.nan], torch.cat(list(back)).mean(0).numpy()])
 
 
 def _early_share(batch: TokenBatch, end: int) -> Float[torch.Tensor, "batch pos"]:
