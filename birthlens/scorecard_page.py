@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from birthlens.claims.book import command_of
 from birthlens.claims.scorecard import Result, Scorecard
 from birthlens.claims.tiers import TIERS
 from birthlens.report.charts import number
-from birthlens.report.page import document, section, table
+from birthlens.report.page import document, framed, section, table
 from birthlens.run_files import versions
 from birthlens.web import escape, write_page
 
@@ -61,9 +62,8 @@ def _overview(results: Sequence[Result]) -> str:
             f'{escape(result.claim.sentence)}<span class="subtitle">{effects}</span></th>'
             f'<td class="verdict">{cost}</td></tr>'
         )
-    return _table(
-        ("verdict", "claim, and means over seeds [95 % interval]", "CPU time"), body, "All claims", "overview"
-    )
+    columns = ("verdict", "claim, and means over seeds [95 % interval]", "CPU time")
+    return framed(columns, body, "All claims", "overview", captioned=False)
 
 
 def _one(result: Result) -> str:
@@ -77,7 +77,7 @@ def _one(result: Result) -> str:
     cost = f"{len(result.measured)} seeds, {result.runs} runs, {result.cpu_seconds:.0f} s of CPU time, tier {tier}"
     parts = [
         f'<p><strong>{escape(SIGNS[result.verdict])}</strong> <span class="subtitle">{escape(claim.id)}; {cost}</span></p>',
-        _table(columns, body, claim.id, "stacked"),
+        framed(columns, body, claim.id, "stacked", captioned=False),
     ]
     if note := result.note():
         parts.append(f'<p class="skipped">{escape(note)}</p>')
@@ -90,18 +90,10 @@ def _one(result: Result) -> str:
     return "".join(parts)
 
 
-def _table(columns: Sequence[str], body: str, caption: str, classes: str) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table class="{classes}">'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
 def _command(result: Result) -> str:
     usual = result.claim.seeds.get(result.tier, TIERS[result.tier].seeds)
-    seeds = "" if len(result.measured) == usual else f" --seeds {len(result.measured)}"
-    return f"birthlens reproduce {result.claim.id} --tier {result.tier}{seeds}"
+    seeds = None if len(result.measured) == usual else len(result.measured)
+    return command_of([result.claim], TIERS[result.tier], seeds)
 
 
 def _words(words: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from birthlens.attention_frames import AttentionFrames
 from birthlens.legible import counted, in_words, label, legible
 from birthlens.report.charts import number
-from birthlens.report.numbers import REACHED, Facts
+from birthlens.report.numbers import REACHED, Facts, first_above
 from birthlens.runs import Run
 from birthlens.web import escape
 
@@ -85,8 +85,8 @@ def birth(facts: Facts) -> str:
     said = []
     if values:
         bag = facts.reference("bag", "in_context", "accuracy")
-        above = [step for step, value in zip(steps, values, strict=True) if value > REACHED]
-        when = f"first exceeds {REACHED} at step {above[0]}" if above else f"has not exceeded {REACHED}"
+        above = first_above(steps, values, REACHED)
+        when = f"has not exceeded {REACHED}" if above is None else f"first exceeds {REACHED} at step {above}"
         said.append(f"In-context accuracy {when} and is {number(values[-1])} at step {steps[-1]}.")
         if math.isfinite(bag):
             verb = "is more than" if values[-1] > bag else "is not more than"
@@ -104,12 +104,11 @@ def exceeded(names: Sequence[str], facts: Sequence[Facts]) -> str:
     at: list[str] = []
     never: list[str] = []
     for name, one in zip(names, facts, strict=True):
-        steps, values = one.series("in_context_accuracy")
-        above = [step for step, value in zip(steps, values, strict=True) if value > REACHED]
-        if above:
-            at.append(f"{name} at step {above[0]}")
-        else:
+        above = first_above(*one.series("in_context_accuracy"), REACHED)
+        if above is None:
             never.append(name)
+        else:
+            at.append(f"{name} at step {above}")
     return f"{REACHED}: " + "; ".join([", ".join(at)] * bool(at) + [f"not yet: {', '.join(never)}"] * bool(never)) + "."
 
 
@@ -122,12 +121,12 @@ def memories(facts: Facts) -> str:
         if not read:
             continue
         steps, values, chance = facts.recall_series(memory, read[0])
-        above = [step for step, value in zip(steps, values, strict=True) if value > (1 + chance) / 2]
+        above = first_above(steps, values, (1 + chance) / 2)
         name = f"the {label(memory)} ({facts.queries(memory, read[0])})"
-        if above:
-            passed.append((above[0], f"{name} at step {above[0]}"))
-        else:
+        if above is None:
             never.append(name)
+        else:
+            passed.append((above, f"{name} at step {above}"))
     order = ", ".join(name for _, name in sorted(passed))
     said = (
         "Three memories together can copy what followed a trigger. The previous-token memory notes at each place which "

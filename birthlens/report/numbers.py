@@ -114,6 +114,11 @@ class Facts:
         return first + counted(int(rows["n"].iloc[0]), noun)
 
 
+def first_above(steps: Sequence[int], values: Sequence[float], level: float) -> int | None:
+    """Return the first measured step with a value above a level, or None."""
+    return next((step for step, value in zip(steps, values, strict=True) if value > level), None)
+
+
 def key_numbers(facts: Facts, memories: bool) -> list[KeyNumber]:
     """Return the numbers that sum a run up; those of the three memories where `memories`."""
     out = []
@@ -129,9 +134,9 @@ def key_numbers(facts: Facts, memories: bool) -> list[KeyNumber]:
         trained = "trained on" if role == "in_context" or facts.run.config.training.loss == "all" else "not trained on"
         out.append(KeyNumber(said, facts.last(f"{role}_loss"), chance, best, trained))
     steps, values = facts.series("in_context_accuracy")
-    above = [step for step, value in zip(steps, values, strict=True) if value > REACHED]
-    reached = float(above[0]) if above else float("nan")
-    out.append(KeyNumber(f"first step with in-context accuracy above {REACHED}", reached))
+    reached = first_above(steps, values, REACHED)
+    step = float("nan") if reached is None else float(reached)
+    out.append(KeyNumber(f"first step with in-context accuracy above {REACHED}", step))
     if memories:
         for memory in ("output_memory", "trigger_memory", "prev_token_memory"):
             for candidates in facts.readings(memory):

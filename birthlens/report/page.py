@@ -43,19 +43,23 @@ def table(
         note = (notes or {}).get(name)
         return escape(name) + (f"<small>{escape(note)}</small>" if note else "")
 
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     body = "".join(
         f'<tr><th scope="row">{heading(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
         for row in rows
     )
-    return framed(f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", escape(caption), classes)
+    return framed(header, body, caption, classes)
 
 
-def framed(rows: str, caption: str, classes: str) -> str:
-    """Put the rows of a table (HTML) under a caption (HTML), in a frame that scrolls where the screen is narrow."""
+def framed(header: Sequence[str], rows: str, caption: str, classes: str, captioned: bool = True) -> str:
+    """Put the rows of a table (HTML) under a header (text), in a frame that scrolls where the screen is narrow.
+
+    The caption (text) names the frame, and stands over the table where `captioned`.
+    """
+    head, said = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header), escape(caption)
+    above = f"<caption>{said}</caption>" if captioned else ""
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table class="{classes}">'
-        f"<caption>{caption}</caption>{rows}</table></div>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{said}"><table class="{classes}">'
+        f"{above}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 

@@ -159,9 +159,8 @@ def _edges(run: Run) -> tuple[str, str]:
     if left := len(edges) - MOST_EDGES:
         others = "The other one changes" if left == 1 else f"The {left} others change"
         caption += f" {others} it by at most as much." if left > 0 else ""
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("edge", "", "change, 95 % interval"))
     body = "".join(_edge(row) for row in edges.head(MOST_EDGES).to_dict("records"))
-    return framed(f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", caption, "edges"), leads.edges(edges)
+    return framed(("edge", "", "change, 95 % interval"), body, caption, "edges"), leads.edges(edges)
 
 
 def _edge(row: dict[Hashable, Any]) -> str:
