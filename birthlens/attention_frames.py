@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from birthlens import forward
@@ -25,6 +24,7 @@ from birthlens.analysis.trajectory import evaluation_batch
 from birthlens.errors import BirthlensError
 from birthlens.legible import legible
 from birthlens.runs import Run
+from birthlens.shapes import Float, Int
 from birthlens.sites import Head, Point
 from birthlens.task import TokenBatch
 

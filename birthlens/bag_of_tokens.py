@@ -19,10 +19,10 @@ transformer also sees positions. So this is a natural rather than a proven ceili
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
 from scipy.special import gammaln, logsumexp, softmax
 
 from birthlens.prefix import shown_prefix, token_counts
+from birthlens.shapes import Float
 from birthlens.task import BigramTask, TokenBatch
 
 Array = np.ndarray

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Num
 
 from birthlens.config import CorpusConfig
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Float, Int, Num
 
 Array = np.ndarray
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from birthlens.architecture import ModelConfig
+from birthlens.shapes import Bool, Float, Int
 from birthlens.weights import Weights
 
 Tensors = Mapping[str, Tensor]

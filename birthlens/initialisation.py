@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Float
 
 from birthlens.architecture import ModelConfig, parameter_shapes
+from birthlens.shapes import Float
 from birthlens.weights import Weights
 
 Array = np.ndarray

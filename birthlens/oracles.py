@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from birthlens.bag_of_tokens import bag_of_tokens
 from birthlens.errors import BirthlensError
 from birthlens.prefix import known_triggers, shown_prefix, successor_counts, trigger_outputs
+from birthlens.shapes import Float, Int
 from birthlens.task import BigramTask, TokenBatch
 from birthlens.trigger_posterior import TriggerPosterior
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
+from birthlens.shapes import Bool, Float, Int
 from birthlens.task import BigramTask, TokenBatch
 
 Array = np.ndarray

@@ -10,7 +10,8 @@ from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+
+from birthlens.shapes import Float, Int
 
 Array = np.ndarray
 _BUCKETS = 256

@@ -14,13 +14,13 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from birthlens.config import TaskConfig
 from birthlens.corpus import BigramStatistics
 from birthlens.errors import BirthlensError
 from birthlens.sampling import Categorical, chain, uniforms
+from birthlens.shapes import Bool, Float, Int
 
 Array = np.ndarray
 HELD_OUT = 2**40

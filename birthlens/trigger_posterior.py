@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
+from birthlens.shapes import Bool, Float, Int
 from birthlens.task import BigramTask, TokenBatch
 
 Array = np.ndarray

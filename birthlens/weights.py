@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 
 from birthlens.architecture import ModelConfig, parameter_names
 from birthlens.disk import write_atomically
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Float
 from birthlens.sites import Head
 
 Array = np.ndarray

@@ -11,7 +11,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py"))
 # Which floor a room is on; a module may import from its own floor and from those below.
 FLOORS = {
     "errors": 0, "disk": 0, "section": 0, "architecture": 0, "config": 0, "presets": 0, "sites": 0, "legible": 0,
-    "provenance": 0, "machine": 0,
+    "provenance": 0, "machine": 0, "shapes": 0,
     "corpus": 1, "weights": 1, "initialisation": 1, "sampling": 1, "sampling_kernel": 1, "task": 1,
     "forward": 2, "model": 2, "prefix": 2, "oracles": 2, "bag_of_tokens": 2, "trigger_posterior": 2,
     "run_files": 3, "run_writer": 3, "runs": 3, "analysis": 3, "training": 4, "standing": 5, "sweep": 5, "claims": 5,

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
 
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Float
 from birthlens.weights import Weights
 
 Array = np.ndarray

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from birthlens.analysis.ablation import Models
 from birthlens.analysis.batches import check_tokens, position_masks
 from birthlens.analysis.hooks import captured_with_logits
 from birthlens.forward import activations, tensors_of
+from birthlens.shapes import Bool, Float, Int
 from birthlens.sites import Head, Point
 from birthlens.task import TokenBatch
 from birthlens.weights import Weights

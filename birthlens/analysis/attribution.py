@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from birthlens.analysis.anatomy import has_positions
@@ -29,6 +28,7 @@ from birthlens.analysis.layout import Edit, Rows
 from birthlens.analysis.metrics import Scoring
 from birthlens.analysis.runner import CHUNK
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Float
 from birthlens.sites import FINAL_NORM, NORM_SITES, Edge, HeadInput, Point
 from birthlens.task import TokenBatch
 

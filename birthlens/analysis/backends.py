@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from jaxtyping import Int
 from torch import Tensor
 
 from birthlens.analysis.anatomy import Sizes
@@ -19,6 +18,7 @@ from birthlens.analysis.interventions import AnyIntervention, Cases, EdgeInterve
 from birthlens.analysis.layout import Architecture, Edit, Edits, Rows
 from birthlens.analysis.sources import Sources, Unedited
 from birthlens.analysis.trace import FROM_QUERIES, Trace
+from birthlens.shapes import Int
 from birthlens.sites import INTERVENTION_SITES, Point
 from birthlens.weights import Weights
 

@@ -14,11 +14,11 @@ from dataclasses import fields
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor
 
 from birthlens.analysis.behaviour import role_masks
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Bool, Int
 from birthlens.task import TokenBatch
 
 POSITION_ROLES = ("first_occurrence", "first_successor", "in_context", "later_successor", "other")

@@ -15,10 +15,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from birthlens.shapes import Bool, Float, Int
 from birthlens.task import TokenBatch
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from itertools import combinations, pairwise, product
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float
 from threadpoolctl import threadpool_limits
 
 from birthlens.analysis.circuits import INDUCTION_HEAD, PREV_TOKEN_HEAD
@@ -24,6 +23,7 @@ from birthlens.analysis.memories import Array, AssociativeMemory, Basis
 from birthlens.analysis.readings import Association
 from birthlens.analysis.recall import Checkpoints, Moving, chunks, paper_probes
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Bool, Float
 from birthlens.sites import Head
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ from functools import lru_cache
 from itertools import combinations, pairwise, product
 
 import numpy as np
-from jaxtyping import Float
 
 from birthlens.analysis.memories import Array, AssociativeMemory, Circuit, Codebook
 from birthlens.analysis.readings import Association
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Float
 from birthlens.sites import Head
 from birthlens.weights import Weights
 

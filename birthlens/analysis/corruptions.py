@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor
 
 from birthlens.analysis.batches import position_masks
 from birthlens.analysis.metrics import Scoring
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Bool, Int
 from birthlens.task import TokenBatch
 
 

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from birthlens.analysis.batches import positions_mask
 from birthlens.analysis.interventions import EdgeIntervention
 from birthlens.analysis.layout import Edit, Edits, Rows
 from birthlens.analysis.sources import Sources
+from birthlens.shapes import Float
 from birthlens.sites import Head, HeadInput, Mlp, Point, Receiver, Sender
 
 if TYPE_CHECKING:

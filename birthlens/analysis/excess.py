@@ -12,12 +12,12 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from birthlens.analysis.behaviour import ROLES, losses, role_masks
 from birthlens.errors import BirthlensError
 from birthlens.oracles import PREDICTORS, cross_entropy, entropies, predict, roles_are_known, smoothed
+from birthlens.shapes import Bool, Float
 from birthlens.task import BigramTask, TokenBatch
 
 Array = np.ndarray

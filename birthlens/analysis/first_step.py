@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
 
 from birthlens.analysis.gradients import MATRICES, simplified_gradients, simplified_pass
 from birthlens.architecture import ModelConfig
@@ -25,6 +24,7 @@ from birthlens.errors import BirthlensError
 from birthlens.forward import tensors_of
 from birthlens.initialisation import initial_weights
 from birthlens.prefix import token_counts
+from birthlens.shapes import Bool, Float
 from birthlens.task import BigramTask, TokenBatch
 from birthlens.weights import Weights
 

@@ -21,12 +21,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from birthlens.analysis.behaviour import role_masks
 from birthlens.errors import BirthlensError
 from birthlens.forward import tensors_of
+from birthlens.shapes import Bool, Float, Int
 from birthlens.task import BigramTask
 from birthlens.weights import Weights
 

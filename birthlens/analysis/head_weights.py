@@ -20,11 +20,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
 
 from birthlens.analysis.ablation import Models, sizes_of
 from birthlens.analysis.anatomy import all_heads
 from birthlens.initialisation import random_orthogonal
+from birthlens.shapes import Float
 from birthlens.sites import Head
 from birthlens.weights import Weights
 

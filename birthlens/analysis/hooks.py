@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from birthlens.analysis.layout import Edits
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Float, Int
 from birthlens.sites import READING_SITES, Point
 
 if TYPE_CHECKING:

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
 
 from birthlens.analysis.circuits import log_bigram
 from birthlens.analysis.memories import dual_vectors
 from birthlens.architecture import ModelConfig
 from birthlens.errors import BirthlensError
 from birthlens.initialisation import initial_weights
+from birthlens.shapes import Float
 from birthlens.weights import Weights
 
 Array = np.ndarray

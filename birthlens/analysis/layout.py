@@ -9,11 +9,11 @@ from itertools import pairwise
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from birthlens.forward import tensors_of
+from birthlens.shapes import Bool, Float, Int
 from birthlens.sites import Point
 from birthlens.weights import Weights
 

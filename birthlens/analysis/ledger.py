@@ -31,11 +31,11 @@ from itertools import pairwise
 from math import factorial
 
 import numpy as np
-from jaxtyping import Float
 
 from birthlens.analysis.memories import Array, Codebook
 from birthlens.analysis.readings import Association
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Float
 
 RESIDUAL = "residual"
 _MOST_ASSOCIATIONS = 8  # 2^8 subsets of Gram systems

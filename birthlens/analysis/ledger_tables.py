@@ -7,7 +7,6 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 
 from birthlens.analysis.circuits import (
@@ -27,6 +26,7 @@ from birthlens.analysis.nulls import NULLS, Derangements, Nulls
 from birthlens.analysis.readings import Association
 from birthlens.analysis.recall import Moving
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Float
 from birthlens.sites import Head
 from birthlens.weights import Weights
 

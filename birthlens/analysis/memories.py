@@ -25,9 +25,9 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
 
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Float
 
 Array = np.ndarray
 Basis = Literal["raw", "dual"]

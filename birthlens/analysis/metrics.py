@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from birthlens.analysis.batches import position_masks
 from birthlens.analysis.layout import Rows
 from birthlens.corpus import BigramStatistics
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Bool, Float, Int
 from birthlens.task import TokenBatch
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from birthlens.analysis.ledger import RESIDUAL, Family, Ledger, shapley, subsets, unit_rows
 from birthlens.analysis.memories import Array
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Float, Int
 
 NULLS = ("rank", "rows", "columns")
 

@@ -20,10 +20,10 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
 
 from birthlens.analysis.gradients import clean_gradient
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Float, Int
 
 Array = np.ndarray
 Storage = Literal["uniform", "frequency", "root", "first_d"]

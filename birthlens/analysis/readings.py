@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from birthlens.analysis.memories import Array, AssociativeMemory, Basis
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Float, Int
 
 METRICS = (
     "recall",

@@ -22,7 +22,6 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 
 from birthlens.analysis.circuits import (
@@ -40,6 +39,7 @@ from birthlens.analysis.memories import Array, AssociativeMemory, Basis, stacked
 from birthlens.analysis.readings import METRICS, Association, chance_level, frobenius_share, readings
 from birthlens.errors import BirthlensError
 from birthlens.machine import cores
+from birthlens.shapes import Float
 from birthlens.sites import Head
 from birthlens.weights import Weights
 

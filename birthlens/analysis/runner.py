@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from birthlens.analysis.backends import Backend, HookedBackend, backend_of, has_shortcut
@@ -23,6 +22,7 @@ from birthlens.analysis.layout import Rows
 from birthlens.analysis.metrics import BASELINE, Outcomes, Scoring, merged
 from birthlens.analysis.sources import Averages, Kept, Need, Sources, Unedited, needs, points_to_average, resampled_rows
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Int
 from birthlens.sites import Point
 from birthlens.task import TokenBatch
 from birthlens.weights import Weights

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from birthlens.analysis.ablation import Models
@@ -30,6 +29,7 @@ from birthlens.analysis.attention import CHUNK, Shares, watch
 from birthlens.analysis.batches import repeated_tokens
 from birthlens.analysis.behaviour import losses
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Bool
 from birthlens.task import TokenBatch
 from birthlens.weights import Weights
 

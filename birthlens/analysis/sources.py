@@ -12,13 +12,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from birthlens.analysis.batches import positions_mask, token_roles
 from birthlens.analysis.interventions import MEANS, AnyIntervention, Intervention
 from birthlens.analysis.layout import Edit, Edits, Rows, Whole
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Bool, Float, Int
 from birthlens.sites import ATTENTION_SITES, Point
 from birthlens.task import TokenBatch
 

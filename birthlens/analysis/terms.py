@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from birthlens.analysis.memories import Array
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Float, Int
 from birthlens.sites import Head
 from birthlens.weights import Weights
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from birthlens.analysis.first_step import zeroed
@@ -28,6 +27,7 @@ from birthlens.corpus import BigramStatistics
 from birthlens.errors import BirthlensError
 from birthlens.forward import tensors_of
 from birthlens.initialisation import initial_weights
+from birthlens.shapes import Float
 from birthlens.task import BigramTask
 from birthlens.weights import Weights
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from birthlens.analysis.layout import INPUTS, Architecture, Edits, Rows, Whole
 from birthlens.forward import _rotated
+from birthlens.shapes import Float, Int
 from birthlens.sites import Point
 
 FROM_QUERIES = ("resid_read", "q", "mean_input", "pattern", "z", "attn_out", "mlp_out", "resid_post")

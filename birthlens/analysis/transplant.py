@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from birthlens import forward
@@ -38,6 +37,7 @@ from birthlens.analysis.layer_norms import fold_layer_norms
 from birthlens.analysis.ledger_tables import paper_ledgers
 from birthlens.analysis.roles import ROLES, parameters_named, trained_matrices
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Float, Int
 from birthlens.task import TokenBatch
 from birthlens.weights import Weights
 

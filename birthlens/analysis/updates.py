@@ -16,13 +16,13 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from birthlens.analysis.behaviour import role_masks
 from birthlens.analysis.first_step import counts_table
 from birthlens.analysis.gradients import MATRICES, Loss, check_simplified, simplified_gradients
 from birthlens.errors import BirthlensError
 from birthlens.forward import tensors_of
+from birthlens.shapes import Float
 from birthlens.task import BigramTask, TokenBatch
 from birthlens.weights import Weights
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Float
 
 from birthlens.analysis.ablation import ablation_table
 from birthlens.analysis.attention import attention_table
@@ -22,6 +21,7 @@ from birthlens.claims.timing import first_crossing, lag, slope
 from birthlens.config import TaskConfig
 from birthlens.errors import BirthlensError
 from birthlens.runs import Run
+from birthlens.shapes import Float
 from birthlens.task import HELD_OUT, BigramTask
 
 Array = np.ndarray

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
 
 from birthlens import forward
 from birthlens.claims.claim import Evidence
 from birthlens.runs import Run
+from birthlens.shapes import Bool, Float
 from birthlens.task import TokenBatch
 
 Array = np.ndarray

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Float
 
 from birthlens.analysis.birth_order import onset, onset_table, standardised_table
 from birthlens.analysis.circuits import prev_token_memory
@@ -16,6 +15,7 @@ from birthlens.analysis.trajectory import memories_over
 from birthlens.claims.claim import Evidence
 from birthlens.claims.timing import lag
 from birthlens.runs import Run
+from birthlens.shapes import Float
 
 Array = np.ndarray
 MEMORIES = ("output", "trigger", "prev_token")

@@ -7,9 +7,9 @@ is known only by its bound, which is of use only where it fixes the sign: the on
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
 
 from birthlens.claims.claim import BOUND
+from birthlens.shapes import Float
 
 Array = np.ndarray
 

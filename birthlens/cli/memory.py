@@ -13,10 +13,10 @@ from birthlens.errors import BirthlensError
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
-    from jaxtyping import Float
 
     from birthlens.analysis.transplant import Evaluate
     from birthlens.runs import Run
+    from birthlens.shapes import Float
 
 fold_option = click.option("--fold", is_flag=True, help="Fold layer norms into the matrices that read behind them.")
 METRICS = ("in_context_accuracy", "in_context_loss", "global_loss", "global_accuracy", "all_loss")

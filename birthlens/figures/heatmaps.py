@@ -8,7 +8,6 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -21,6 +20,7 @@ from birthlens.attention_frames import ROLES, AttentionFrames
 from birthlens.errors import BirthlensError
 from birthlens.figures.style import DIVERGING, SEQUENTIAL, Drawing, columns_needed, label, legend_below, panels, styled
 from birthlens.legible import legible, shortened
+from birthlens.shapes import Float
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from birthlens import forward
 from birthlens.config import RunConfig
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Bool, Float, Int
 from birthlens.task import TokenBatch
 from birthlens.training import folding
 from birthlens.weights import Weights

@@ -22,9 +22,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int
 
 from birthlens.errors import BirthlensError
+from birthlens.shapes import Bool, Float32, Int
 
 Array = np.ndarray
 

@@ -10,8 +10,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt32
 
+from birthlens.shapes import Float32, Int64, UInt32
 from birthlens.training.folding import Sums, Tables
 from birthlens.training.fused_kernels import KEYS, ROWS
 

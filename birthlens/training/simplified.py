@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from birthlens.shapes import Bool, Float, Int
 from birthlens.training.folding import Batch, FoldedStep, Needs, Outcome, Sums, Tables
 
 _SEQUENCES = 8
