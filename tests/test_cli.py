@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from birthlens.cli import group, main
+from birthlens.cli import HOMES, Commands, group, main
 from birthlens.errors import BirthlensError
 
 TINY = ["corpus.source=markov", "corpus.vocabulary=12", "task.context=24", "task.n_triggers=3", "model.d_model=16",
@@ -32,8 +32,9 @@ def birthlens(*arguments, code=0):
     return done
 
 
-@pytest.mark.parametrize("name", sorted(group.commands))
+@pytest.mark.parametrize("name", sorted(HOMES))
 def test_every_command_has_help_with_an_example(name):
+    assert Commands().get_command(None, name).name == name
     result = CliRunner().invoke(group, [name, "--help"])
     assert result.exit_code == 0
     assert f"Example: birthlens {name}" in result.output
@@ -218,5 +219,6 @@ def test_start_up_imports_little(run):
     for argv in (["--help"], ["train", "--help"], ["steps", run]):
         loaded = modules_after(RUN_MAIN, argv)
         assert not {"torch", "transformer_lens", "pandas", "numba", "rich"} & loaded, argv
-    assert not {"torch", "transformer_lens"} & modules_after(RUN_MAIN, ["probe", run, "--format", "csv"])
+    probed = modules_after(RUN_MAIN, ["probe", run, "--format", "csv"])
+    assert not {"torch", "transformer_lens", "jaxtyping", "birthlens.cli.causal"} & probed
     assert "transformer_lens" not in modules_after(RUN_MAIN, ["probe", run, "--what", "behaviour"])

@@ -1,28 +1,63 @@
 """The command line: it parses, calls and prints; everything else lives below.
 
-Only the standard library and click are imported at the top of these modules, so that help and completion are instant.
+Only the standard library and click are imported at the top of these modules, so that help and completion are instant, and
+a command imports no other's module.
 """
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
+from importlib import import_module
 
 import click
 
 from birthlens import __version__
-from birthlens.cli.basics import corpus, steps
-from birthlens.cli.benching import bench
-from birthlens.cli.causal import ablate, edges, patch, scores
-from birthlens.cli.demo import demo
-from birthlens.cli.memory import memories, memory, order, transplant
-from birthlens.cli.probing import probe
-from birthlens.cli.reproducing import reproduce, sweep
-from birthlens.cli.seeing import attention, plot, report, watch
-from birthlens.cli.training import train
 from birthlens.errors import BirthlensError
 
+HOMES = {
+    "corpus": "basics",
+    "train": "training",
+    "steps": "basics",
+    "probe": "probing",
+    "demo": "demo",
+    "bench": "benching",
+    "ablate": "causal",
+    "patch": "causal",
+    "edges": "causal",
+    "scores": "causal",
+    "plot": "seeing",
+    "report": "seeing",
+    "attention": "seeing",
+    "watch": "seeing",
+    "memories": "memory",
+    "memory": "memory",
+    "transplant": "memory",
+    "order": "memory",
+    "reproduce": "reproducing",
+    "sweep": "reproducing",
+}
+"""The module of every command, which has its name there."""
 
-@click.group(
+
+class Commands(click.Group):
+    """The commands of `HOMES`, each imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name every command."""
+        return sorted(HOMES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command, None where there is none of this name."""
+        if cmd_name not in HOMES:
+            return None
+        command: click.Command = getattr(import_module(f"birthlens.cli.{HOMES[cmd_name]}"), cmd_name)
+        return command
+
+
+@click.command(
+    cls=Commands,
     epilog="Start with: birthlens demo",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -31,33 +66,9 @@ def group() -> None:
     """Watch an induction head being born: train, probe, ablate, patch, read the memories, see it."""
 
 
-for command in (
-    corpus,
-    train,
-    steps,
-    probe,
-    demo,
-    bench,
-    ablate,
-    patch,
-    edges,
-    scores,
-    plot,
-    report,
-    attention,
-    watch,
-    memories,
-    memory,
-    transplant,
-    order,
-    reproduce,
-    sweep,
-):
-    group.add_command(command)
-
-
 def main() -> None:
     """Run the command line; what the caller can mend (input, files, memory) becomes one sentence and exit status 2."""
+    atexit.register(gc.freeze)  # or Python would search all that was ever imported for cycles, only to exit
     try:
         group(standalone_mode=False)
     except BirthlensError as error:
