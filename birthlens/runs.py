@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from birthlens.architecture import parameter_names, parameter_shapes
+from birthlens.architecture import parameter_shapes
 from birthlens.config import RunConfig
 from birthlens.corpus import BigramStatistics
 from birthlens.errors import BirthlensError
@@ -90,17 +90,24 @@ class Run:
         if not file.exists():
             raise BirthlensError(f"step = {step} is not kept in {self.path}; kept steps are {_listing(self.steps)}.")
         tensors = self._load(file)
-        if missing := [name for name in self.config.trained if name not in tensors]:
+        if missing := [name for name in self._trained if name not in tensors]:
             raise BirthlensError(f"{file} lacks {', '.join(missing)}; the run is damaged.")
         return tensors
 
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return parameter_shapes(self.config.model, len(self.header["vocab"]), self.config.task.context)
+
+    @cached_property
+    def _trained(self) -> tuple[str, ...]:
+        return self.config.trained
+
     def _load(self, file: Path) -> dict[str, Array]:
         tensors = load_tensors(file)
-        shapes = parameter_shapes(self.config.model, len(self.header["vocab"]), self.config.task.context)
         for name, tensor in tensors.items():
-            if name in shapes and tensor.shape != shapes[name]:
+            if name in self._shapes and tensor.shape != self._shapes[name]:
                 raise BirthlensError(
-                    f"{file} has {name} of shape {tensor.shape}, not {shapes[name]}; the run is damaged, train again."
+                    f"{file} has {name} of shape {tensor.shape}, not {self._shapes[name]}; the run is damaged, train again."
                 )
         return tensors
 
@@ -109,7 +116,7 @@ class Run:
         if step < 0:
             step = self.select(str(step))[0]
         tensors = self.constants | self.checkpoint(step)
-        missing = [name for name in parameter_names(self.config.model) if name not in tensors]
+        missing = [name for name in self._shapes if name not in tensors]
         if missing:
             raise BirthlensError(f"{checkpoint_file(self.path, step)} lacks {', '.join(missing)}; the run is damaged.")
         return Weights(self.config.model, tensors)
@@ -131,7 +138,7 @@ class Run:
             elif moving and name in moving[0]:
                 out[name] = np.stack([tensors[name] for tensors in moving])
             else:
-                valid = ", ".join(parameter_names(self.config.model))
+                valid = ", ".join(self._shapes)
                 raise BirthlensError(f"{name!r} is no parameter of this run; valid names are {valid}.")
         return out
 

@@ -1,4 +1,4 @@
-"""The named tensors of one checkpoint, as numpy arrays, in TransformerLens's orientation.
+"""The named tensors of one checkpoint, or of a stack of them, as numpy arrays, in TransformerLens's orientation.
 
 Vectors are rows and maps act from the right, `x @ W`. The circuits are transposes of the paper's matrices:
 
@@ -10,12 +10,12 @@ Nothing here imports torch, so weights are read in an instant.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from birthlens.architecture import ModelConfig, parameter_names
+from birthlens.architecture import ModelConfig, parameter_names, parameter_shapes
 from birthlens.disk import write_atomically
 from birthlens.errors import BirthlensError
 from birthlens.shapes import Float
@@ -26,6 +26,8 @@ Array = np.ndarray
 
 class Weights(Mapping[str, Array]):
     """All parameters of one model at one step, by the names of `architecture.parameter_shapes`.
+
+    Those of several checkpoints are kept together by `stacked`: what training moves then has a leading step axis.
 
     Raises:
         BirthlensError: where a name is missing or unknown for the config.
@@ -78,6 +80,12 @@ class Weights(Mapping[str, Array]):
         return self.config.d_model
 
     @property
+    def moving(self) -> set[str]:
+        """Names of the tensors that have a step axis, which `stacked` gives to what differs between checkpoints."""
+        shapes = parameter_shapes(self.config, d_vocab=1, n_ctx=1)
+        return {name for name, tensor in self.items() if tensor.ndim > len(shapes[name])}
+
+    @property
     def score_scale(self) -> float:
         """What attention scores are multiplied with: 1/sqrt(d_head), or 1 for unscaled models."""
         return float(self.config.d_head**-0.5) if self.config.scaled_scores else 1.0
@@ -87,15 +95,20 @@ class Weights(Mapping[str, Array]):
         """Every head, by layer and number."""
         return [Head(layer, head) for layer in range(self.n_layers) for head in range(self.n_heads)]
 
-    def qk(self, head: Head) -> Float[Array, "d_model d_model"]:
-        """Return the QK circuit W_Q W_K^T of a head: query side left, key side right, unscaled."""
-        self._check(head)
-        return np.asarray(self[f"L{head.layer}.W_Q"][head.head] @ self[f"L{head.layer}.W_K"][head.head].T)
+    def of_head(self, head: Head, matrix: str) -> Float[Array, "*step row column"]:
+        """Return one head's own matrix: "W_Q", "W_K", "W_V" or "W_O"."""
+        if head not in self.heads:
+            valid = ", ".join(map(str, self.heads))
+            raise BirthlensError(f"head = {head} does not exist in this model; valid heads are {valid}.")
+        return np.asarray(self[f"L{head.layer}.{matrix}"][..., head.head, :, :])
 
-    def ov(self, head: Head) -> Float[Array, "d_model d_model"]:
+    def qk(self, head: Head) -> Float[Array, "*step d_model d_model"]:
+        """Return the QK circuit W_Q W_K^T of a head: query side left, key side right, unscaled."""
+        return np.asarray(self.of_head(head, "W_Q") @ self.of_head(head, "W_K").swapaxes(-1, -2))
+
+    def ov(self, head: Head) -> Float[Array, "*step d_model d_model"]:
         """Return the OV circuit W_V W_O of a head: what is attended left, what is written right."""
-        self._check(head)
-        return np.asarray(self[f"L{head.layer}.W_V"][head.head] @ self[f"L{head.layer}.W_O"][head.head])
+        return np.asarray(self.of_head(head, "W_V") @ self.of_head(head, "W_O"))
 
     def replaced(self, tensors: Mapping[str, Array]) -> Weights:
         """Return the same weights with some tensors replaced; shapes must agree."""
@@ -104,10 +117,20 @@ class Weights(Mapping[str, Array]):
                 raise BirthlensError(f"{name} has shape {tensor.shape}; this model needs {self[name].shape}.")
         return Weights(self.config, {**self._tensors, **tensors})
 
-    def _check(self, head: Head) -> None:
-        if not (0 <= head.layer < self.n_layers and 0 <= head.head < self.n_heads):
-            valid = ", ".join(map(str, self.heads))
-            raise BirthlensError(f"head = {head} does not exist in this model; valid heads are {valid}.")
+
+def stacked(checkpoints: Sequence[Weights]) -> Weights:
+    """Return the weights of several checkpoints of one model as one, with a leading step axis where they differ.
+
+    What is the same in all of them is kept once, without that axis.
+    """
+    first, *others = checkpoints
+
+    def stack(name: str) -> Array:
+        start, rest = first[name], [weights[name] for weights in others]
+        same = all(tensor is start or np.array_equal(tensor, start) for tensor in rest)
+        return start if same else np.stack([start, *rest])
+
+    return Weights(first.config, {name: stack(name) for name in first})
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:

@@ -8,13 +8,13 @@ from jaxtyping import install_import_hook
 # Two cores: BLAS threads of several processes only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
-CHECKED = ["birthlens.task", "birthlens.corpus", "birthlens.sampling", "birthlens.weights", "birthlens.initialisation",
-           "birthlens.forward", "birthlens.model", "birthlens.oracles", "birthlens.training.engines",
-           "birthlens.analysis.memories", "birthlens.analysis.behaviour", "birthlens.analysis.readings",
-           "birthlens.analysis.strongest", "birthlens.analysis.circuits", "birthlens.analysis.layer_norms",
-           "birthlens.analysis.recall", "birthlens.analysis.ledger", "birthlens.analysis.nulls",
-           "birthlens.analysis.ledger_tables", "birthlens.analysis.birth_order", "birthlens.analysis.terms"]  # fmt: skip
-install_import_hook(CHECKED, "beartype.beartype")
+MODULES = """
+    task corpus sampling weights initialisation forward model oracles training.engines
+    analysis.memories analysis.duals analysis.behaviour analysis.readings analysis.strongest analysis.circuits
+    analysis.layer_norms analysis.recall analysis.series analysis.ledger analysis.nulls analysis.ledger_tables
+    analysis.birth_order analysis.terms
+"""
+install_import_hook([f"birthlens.{name}" for name in MODULES.split()], "beartype.beartype")
 
 # A landing is judged by the same examples each time; new ones are looked for where somebody can look at what they found.
 settings.register_profile("birthlens", deadline=None, print_blob=True, derandomize="CI" in os.environ)

@@ -28,7 +28,7 @@ from birthlens.architecture import ModelConfig
 from birthlens.errors import BirthlensError
 from birthlens.initialisation import initial_weights
 from birthlens.sites import Head
-from birthlens.weights import Weights
+from birthlens.weights import Weights, stacked
 
 VOCABULARY, CONTEXT = 20, 24
 
@@ -191,6 +191,29 @@ def test_wrong_bases_and_absent_heads_are_refused() -> None:
         positions(weights_of(positions="rotary"))
     with pytest.raises(BirthlensError, match="2 labels for 20 vectors"):
         tokens(weights, labels=["a", "b"])
+
+
+@pytest.mark.parametrize("moving", [["L0.W_K", "L1.W_O"], ["W_E", "W_pos", "L0.W_V", "L1.W_Q", "W_U"], []])
+def test_memories_of_stacked_checkpoints_are_the_stacked_memories(moving: list[str]) -> None:
+    start, generator = weights_of(feed_forward="linear"), np.random.default_rng(3)
+    singles = [
+        start.replaced({name: generator.standard_normal(start[name].shape, dtype=np.float32) for name in moving})
+        for _ in range(3)
+    ]
+    together = stacked(singles)
+    assert together.moving == set(moving) and start.moving == set()
+    for name in start:
+        kept = np.stack([single[name] for single in singles]) if name in moving else start[name]
+        np.testing.assert_array_equal(together[name], kept)
+    for read in (prev_token_memory, trigger_memory, output_memory, feed_forward_memory):
+        expected = np.stack([read(single).scores() for single in singles])
+        found = np.broadcast_to(read(together).scores(), expected.shape)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    for head in together.heads:
+        for circuit in (Weights.qk, Weights.ov):
+            expected = np.stack([circuit(single, head) for single in singles])
+            found = np.broadcast_to(circuit(together, head), expected.shape)
+            np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_the_weight_wing_starts_without_torch_and_pandas() -> None:

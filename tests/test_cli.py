@@ -220,5 +220,5 @@ def test_start_up_imports_little(run):
         loaded = modules_after(RUN_MAIN, argv)
         assert not {"torch", "transformer_lens", "pandas", "numba", "rich"} & loaded, argv
     probed = modules_after(RUN_MAIN, ["probe", run, "--format", "csv"])
-    assert not {"torch", "transformer_lens", "jaxtyping", "birthlens.cli.causal"} & probed
+    assert not {"torch", "transformer_lens", "pandas", "jaxtyping", "numpy.ma", "birthlens.cli.causal"} & probed
     assert "transformer_lens" not in modules_after(RUN_MAIN, ["probe", run, "--what", "behaviour"])

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from birthlens.analysis.memories import AssociativeMemory, Circuit, Codebook, dual_vectors, stacked
+from birthlens.analysis import memories
+from birthlens.analysis.duals import dual_vectors
+from birthlens.analysis.memories import AssociativeMemory, Circuit, Codebook
 from birthlens.analysis.readings import Association, readings
 from birthlens.errors import BirthlensError
 
@@ -110,13 +112,36 @@ def test_spectrum_against_singular_values() -> None:
     assert Circuit("I", np.eye(7)).effective_rank() == pytest.approx(7)
 
 
-def test_stacked_keeps_what_never_changes_once() -> None:
-    generator = np.random.default_rng(3)
-    words = book(generator.standard_normal((5, 4)))
-    memories = [AssociativeMemory(Circuit("W", generator.standard_normal((4, 4))), words, words) for _ in range(3)]
-    together = stacked(memories)
-    np.testing.assert_allclose(together.scores(), np.stack([memory.scores() for memory in memories]))
-    assert together.inputs.vectors.shape == (5, 4) and together.circuit.left.shape == (3, 4, 4)
+PARTS = st.tuples(*[st.booleans()] * 4).filter(any)
+
+
+@given(
+    PARTS, st.booleans(), st.integers(1, 6), st.sampled_from([1, 9, 40, 1000]), st.integers(1, 5), st.integers(0, 99)
+)
+def test_blocks_are_the_pieces_of_the_table(
+    moving: tuple[bool, ...], factored: bool, steps: int, entries: int, rows: int, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+
+    def draw(moves: bool, *shape: int) -> np.ndarray:
+        return generator.standard_normal((steps, *shape) if moves else shape)
+
+    words, others = (book(draw(moves, n, 3)) for moves, n in zip(moving, (5, 6), strict=False))
+    right = draw(moving[3], 2, 3) if factored else None
+    memory = AssociativeMemory(Circuit("W", draw(moving[2], 3, 2 if factored else 3), right), words, others)
+    queries, candidates = np.array([4, 0, 1, 3]), np.array([1, 2, 5])
+    for basis in ("raw", "dual"):
+        expected = memory.scores(basis)[..., queries[:, None], candidates]
+        found, visits = np.full(expected.shape, np.nan), np.zeros(expected.shape)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(memories, "BLOCK_ENTRIES", entries)
+            patch.setattr(memories, "BLOCK_ROWS", rows)
+            for where, block, scores in memory.blocks(queries, candidates, basis):
+                assert scores.size <= max(entries, min(rows, 4) * 3)
+                found[(*where, ..., block, slice(None))] = scores
+                visits[(*where, ..., block, slice(None))] += 1
+        assert found.shape == (*memory.steps, 4, 3) and (visits == 1).all()
+        np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from birthlens.analysis.readings import (
     chance_level,
     frobenius_share,
     matched_recall,
+    pair_readings,
     readings,
 )
 from birthlens.analysis.strongest import top_associations_table
@@ -76,9 +77,10 @@ ASSOCIATIONS = {
 
 
 @pytest.mark.parametrize("name", ASSOCIATIONS)
-@pytest.mark.parametrize("block", [7, 4_000_000])
-def test_every_metric_against_a_plain_loop(name: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memories, "BLOCK_ENTRIES", block)
+@pytest.mark.parametrize(("entries", "rows"), [(7, 2), (200, 64), (4_000_000, 64)])
+def test_every_metric_against_a_plain_loop(name: str, entries: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memories, "BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(memories, "BLOCK_ROWS", rows)
     association = ASSOCIATIONS[name]
     tables = np.random.default_rng(0).standard_normal((4, 9, 9))
     found = readings(memory_of(tables), association, scale=0.7, ways=3)
@@ -108,6 +110,13 @@ def test_a_zero_matrix_recalls_nothing_and_ranks_in_the_middle() -> None:
     found = readings(memory_of(np.zeros((5, 5))), Association.identity(5))
     assert (found["recall"], found["rank"], found["soft_recall"]) == (0, 3, pytest.approx(0.2))
     assert np.isnan(found["standardised"])
+
+
+def test_ties_are_ties_in_single_precision_too() -> None:
+    table = np.array([[7, 3, 7, 1], [0, 5, 2, 2], [9, 9, 9, 4], [0.5, 0.5, 0.5, 0.5]], dtype=np.float32)
+    found = pair_readings(memory_of(table / 3), Association.identity(4))  # no row's mean is a float32
+    assert found.rank.tolist() == [1.5, 1, 2, 2.5]
+    assert readings(memory_of(table / 3), Association.identity(4))["recall"] == 0.25
 
 
 @pytest.mark.parametrize("ways", [2, 3, 4, 6])
@@ -154,6 +163,7 @@ def test_frobenius_share_is_the_squared_cosine_with_the_ideal_memory() -> None:
 @pytest.mark.parametrize("name", ["identity", "few queries", "several right"])
 def test_strongest_associations_against_a_full_sort(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memories, "BLOCK_ENTRIES", 20)
+    monkeypatch.setattr(memories, "BLOCK_ROWS", 2)
     association, table = ASSOCIATIONS[name], np.random.default_rng(4).standard_normal((9, 9))
     found = top_associations_table(memory_of(table), 4, association)
     right = sorted((table[q, r], f"q{q}", f"k{r}") for q, r in association.pairs)[::-1][:4]

@@ -1,17 +1,18 @@
-"""The recall tables against single readings, and their speed."""
+"""The recall tables against single readings, and the ways to write them."""
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
+import pandas as pd
 import pytest
 
+from birthlens.analysis import recall
 from birthlens.analysis.circuits import feed_forward_kl, feed_forward_memory, output_memory, prev_token_memory
 from birthlens.analysis.layer_norms import fold_layer_norms
 from birthlens.analysis.memories import Circuit
 from birthlens.analysis.readings import METRICS, Association, readings
-from birthlens.analysis.recall import COLUMNS, circuit_table, memory_table
+from birthlens.analysis.recall import chunks, circuit_table, memory_series, memory_table
+from birthlens.analysis.series import COLUMNS, Series, SeriesTable
 from birthlens.architecture import ModelConfig
 from birthlens.errors import BirthlensError
 from birthlens.initialisation import initial_weights
@@ -146,8 +147,39 @@ def test_nothing_to_read_and_one_layer_models_are_refused() -> None:
         memory_table(run(1, n_layers=1))
 
 
-def test_two_hundred_checkpoints_are_read_in_seconds() -> None:
-    checkpoints = run(200, n_ctx=256, d_vocab=65, d_model=128)
-    start = time.process_time()
-    memory_table(checkpoints, triggers=range(5))
-    assert time.process_time() - start < 10  # about one second on an idle core, both bases
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints, bigram = run(7, feed_forward="linear"), np.full((20, 20), 0.05)
+    one_by_one = sum(tensor.nbytes for tensor in checkpoints[0][1].values())
+    tables = []
+    for size in (1, 3 * one_by_one, 100 * one_by_one):
+        monkeypatch.setattr(recall, "CHUNK_BYTES", size)
+        assert [len(steps) for steps, _ in chunks(checkpoints)] == {1: [1] * 7, 3 * one_by_one: [3, 3, 1]}.get(
+            size, [7]
+        )
+        tables.append(memory_table(iter(checkpoints), triggers=[2, 5, 9, 11], bigram=bigram))
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table, tables[0], rtol=1e-4)
+        assert table.attrs == tables[0].attrs
+
+
+def test_series_are_written_as_pandas_would() -> None:
+    nan, values = float("nan"), np.array([0.1, float("nan"), 1e-17])
+    found = SeriesTable(
+        [
+            Series([0, 10, 20], 'b "x"', 0, "L0H0", "raw", "recall", "a, b", values, 1 / 3, 5),
+            Series([0, 10, 20], "a", 1, "", "dual", "margin", "all", np.array([float("inf"), -2.0, 3.0]), nan, 4),
+            Series([30], "a", 1, "", "dual", "margin", "all", np.array([0.25]), nan, 4),
+        ],
+        {"folded": False},
+    )
+    table = found.to_pandas()
+    assert list(table.columns) == COLUMNS and len(table) == len(found) == 7 and table.attrs == {"folded": False}
+    assert list(zip(table["step"], table["memory"], strict=True)) == [
+        *((step, memory) for step in (0, 10, 20) for memory in ("a", 'b "x"')),
+        (30, "a"),
+    ]
+    assert found.to_csv() == table.to_csv(index=False)
+    read = memory_series(run(3), triggers=[2, 5, 9])
+    assert read.to_csv() == read.to_pandas().to_csv(index=False)
+    with pytest.raises(BirthlensError, match="no checkpoint"):
+        SeriesTable([])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from birthlens import shapes
-from birthlens.analysis.memories import dual_vectors
+from birthlens.analysis.duals import dual_vectors
 
 DTYPES = {
     "Bool": "bool",

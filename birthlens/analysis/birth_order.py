@@ -43,8 +43,8 @@ def shifted_scores(
         raise BirthlensError(
             f"association {association.name}: {count} candidates leave no null band; give four at least."
         )
-    total: Array | None = None
-    for rows, scores in memory.blocks(association.queries, association.candidates, basis):
+    total = np.zeros((*memory.steps, count))
+    for steps, rows, scores in memory.blocks(association.queries, association.candidates, basis):
         # Mean and variance of the others, for every entry at once, by taking it out of its row's sums.
         centred = scores.astype(np.float64)
         centred -= centred.mean(-1, keepdims=True)
@@ -53,9 +53,7 @@ def shifted_scores(
         with np.errstate(invalid="ignore", divide="ignore"):
             score = (centred - others) / np.sqrt(np.maximum(squares / (count - 1) - others**2, 0))
         shifted = (association.columns[rows, None] + np.arange(count)) % count
-        found = np.take_along_axis(score, np.broadcast_to(shifted, score.shape), axis=-1).sum(-2)
-        total = found if total is None else total + found
-    assert total is not None  # an association has one query at least
+        total[steps] += np.take_along_axis(score, np.broadcast_to(shifted, score.shape), axis=-1).sum(-2)
     return total / len(association.queries)
 
 

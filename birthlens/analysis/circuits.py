@@ -38,7 +38,7 @@ def tokens(weights: Weights, labels: Sequence[str] | None = None) -> Codebook:
 
 def unembedding(weights: Weights, labels: Sequence[str] | None = None) -> Codebook:
     """Return the columns of W_U, one readout direction a token."""
-    directions = weights["W_U"].T
+    directions = weights["W_U"].swapaxes(-1, -2)
     return Codebook("W_U", directions, _labels(directions, labels), space="readout")
 
 
@@ -67,18 +67,18 @@ def positions(weights: Weights) -> Codebook:
         raise BirthlensError(
             "This model has no W_pos (rotary positions live in the scores), so it has no position codebook."
         )
-    return Codebook("W_pos", weights["W_pos"], _numbers(1, len(weights["W_pos"])))
+    return Codebook("W_pos", weights["W_pos"], _numbers(1, weights["W_pos"].shape[-2]))
 
 
 def qk_circuit(weights: Weights, head: Head) -> Circuit:
     """Return W_Q W_K^T of a head, query side left, factored."""
-    left, right = _maps(weights, head, "W_Q", "W_K")
-    return Circuit(f"{head}.QK", left, right.T, layer=head.layer)
+    left, right = weights.of_head(head, "W_Q"), weights.of_head(head, "W_K").swapaxes(-1, -2)
+    return Circuit(f"{head}.QK", left, right, layer=head.layer)
 
 
 def ov_circuit(weights: Weights, head: Head) -> Circuit:
     """Return W_V W_O of a head, what is attended left, factored."""
-    left, right = _maps(weights, head, "W_V", "W_O")
+    left, right = weights.of_head(head, "W_V"), weights.of_head(head, "W_O")
     return Circuit(f"{head}.OV", left, right, writes="readout", layer=head.layer)
 
 
@@ -188,15 +188,8 @@ def _pairing(inputs: Codebook, outputs: Codebook, places: Sequence[Codebook]) ->
     return None if any(positional) else Association.identity(len(inputs))
 
 
-def _maps(weights: Weights, head: Head, *names: str) -> list[Array]:
-    if head not in weights.heads:
-        valid = ", ".join(map(str, weights.heads))
-        raise BirthlensError(f"head = {head} does not exist in this model; valid heads are {valid}.")
-    return [weights[f"L{head.layer}.{name}"][head.head] for name in names]
-
-
 def _labels(vectors: Array, labels: Sequence[str] | None) -> tuple[str, ...]:
-    return _numbers(0, len(vectors)) if labels is None else tuple(labels)
+    return _numbers(0, vectors.shape[-2]) if labels is None else tuple(labels)
 
 
 @lru_cache

@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from birthlens.analysis.circuits import log_bigram
-from birthlens.analysis.memories import dual_vectors
+from birthlens.analysis.duals import dual_vectors
 from birthlens.architecture import ModelConfig
 from birthlens.errors import BirthlensError
 from birthlens.initialisation import initial_weights

@@ -72,7 +72,7 @@ def width_table(
                     strengths,
                     "dual" if kind == "dual" else "raw",
                 )
-                for probe in paper_probes([weights], triggers):
+                for probe in paper_probes(weights, triggers):
                     # With fixed triggers only these are stored for the trigger memory; the others store all that they have.
                     association = probe.associations[-1 if probe.name == "trigger_memory" else 0]
                     if association.name != "first 64":

@@ -201,7 +201,8 @@ def paper_ledger_table(
         raise BirthlensError("There is no checkpoint to read; give at least one (step, weights).")
     first = read[0][1]
     moving = Moving([prev_token_head])
-    moving.watch([weights for _, weights in read])
+    for _, weights in read:
+        moving.watch(weights)
     if moving.names:
         raise BirthlensError(
             f"{', '.join(moving.names)} moves between checkpoints, so one ledger does not serve them all: "

@@ -26,6 +26,7 @@ from typing import Literal
 
 import numpy as np
 
+from birthlens.analysis.duals import dual_vectors
 from birthlens.errors import BirthlensError
 from birthlens.shapes import Float
 
@@ -33,8 +34,10 @@ Array = np.ndarray
 Basis = Literal["raw", "dual"]
 Space = Literal["residual", "readout"]
 
-BLOCK_ENTRIES = 4_000_000
-"""Entries of a score table that are held at once where it is read in blocks (16 MB in float32)."""
+BLOCK_ENTRIES = 1 << 19
+"""Entries of score tables that are read at once (2 MB in float32): more would leave the cache, fewer drown in Python."""
+BLOCK_ROWS = 64
+"""Rows that a block has at least, whatever its width: with fewer the matrix product waits for memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,13 +210,17 @@ class AssociativeMemory:
         """Circuit and codebooks, as 'L1H0.QK: W_E -> W_E>L0H0.OV'."""
         return f"{self.circuit.name}: {self.inputs.name} -> {self.outputs.name}"
 
-    def factors(self, basis: Basis = "raw") -> tuple[Float[Array, "... input rank"], Float[Array, "... output rank"]]:
-        """Return A and B with scores A @ B^T, of the circuit's rank and so much smaller than the table."""
+    def vectors(self, basis: Basis = "raw") -> tuple[Float[Array, "... input d_in"], Float[Array, "... output d_out"]]:
+        """Return what stands on either side of the matrix in this basis: the codebooks' vectors, or their duals."""
         if basis not in ("raw", "dual"):
             raise BirthlensError(f"basis = {basis!r} is unknown; valid bases are raw and dual.")
-        inputs, outputs = (
-            (self.inputs.vectors, self.outputs.vectors) if basis == "raw" else (self.inputs.dual, self.outputs.dual)
-        )
+        if basis == "raw":
+            return self.inputs.vectors, self.outputs.vectors
+        return self.inputs.dual, self.outputs.dual
+
+    def factors(self, basis: Basis = "raw") -> tuple[Float[Array, "... input rank"], Float[Array, "... output rank"]]:
+        """Return A and B with scores A @ B^T, of the circuit's rank and so much smaller than the table."""
+        inputs, outputs = self.vectors(basis)
         right = self.circuit.right
         return inputs @ self.circuit.left, outputs if right is None else outputs @ right.swapaxes(-1, -2)
 
@@ -222,72 +229,40 @@ class AssociativeMemory:
         rows, columns = self.factors(basis)
         return rows @ columns.swapaxes(-1, -2)
 
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Shape of the leading axes: () for one checkpoint, [step] for a stack."""
+        parts = (self.inputs.vectors, self.circuit.left, self.circuit.right, self.outputs.vectors)
+        return np.broadcast_shapes(*(part.shape[:-2] for part in parts if part is not None))
+
     def blocks(
         self, queries: Array, candidates: Array, basis: Basis = "raw"
-    ) -> Iterator[tuple[slice, Float[Array, "*step row candidate"]]]:
-        """Yield the table of `queries` x `candidates` in blocks of rows, each with its slice of `queries`.
+    ) -> Iterator[tuple[tuple[slice, ...], slice, Float[Array, "*step row candidate"]]]:
+        """Yield the table of `queries` x `candidates` in blocks: of several checkpoints, or of some rows of one.
 
-        A block may be written to and is gone at the next: one buffer serves them all.
+        Each comes with its steps (none where there is one checkpoint) and its slice of `queries`: it belongs at
+        `[*steps, ..., rows, :]`. A block may be written to and is gone at the next: one buffer serves them all.
         """
-        rows, columns = self.factors(basis)
-        rows, columns = rows[..., queries, :], np.ascontiguousarray(columns[..., candidates, :])
-        steps = np.broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
-        height = min(len(queries), max(1, BLOCK_ENTRIES // max(1, math.prod(steps) * len(candidates))))
-        buffer = np.empty((*steps, height, len(candidates)), dtype=np.result_type(rows, columns))
-        for start in range(0, len(queries), height):
-            block = slice(start, min(start + height, len(queries)))
-            scores = buffer[..., : block.stop - start, :]
-            yield block, np.matmul(rows[..., block, :], columns.swapaxes(-1, -2), out=scores)
+        (inputs, outputs), (left, right) = self.vectors(basis), (self.circuit.left, self.circuit.right)
+        inputs, outputs, width = inputs[..., queries, :] @ left, outputs[..., candidates, :], len(candidates)
+        height = min(len(queries), max(BLOCK_ROWS, BLOCK_ENTRIES // width))
+        depth = max(1, BLOCK_ENTRIES // (height * width * math.prod(self.steps[1:])))
+        stacks: list[tuple[slice, ...]] = [()]
+        if self.steps:
+            stacks = [(slice(first, first + depth),) for first in range(0, self.steps[0], depth)]
+        buffer = np.empty(0, dtype=np.result_type(inputs, outputs, left if right is None else right))
+        for steps in stacks:
+            rows, columns = self._at(inputs, steps), self._at(outputs, steps)
+            # Here and not for all steps at once, or the products would leave the cache before they are read.
+            columns = columns if right is None else columns @ self._at(right, steps).swapaxes(-1, -2)
+            axes = np.broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
+            for first in range(0, len(queries), height):
+                block = slice(first, min(first + height, len(queries)))
+                shape = (*axes, block.stop - first, width)
+                buffer = buffer if buffer.size >= math.prod(shape) else np.empty(math.prod(shape), buffer.dtype)
+                scores = buffer[: math.prod(shape)].reshape(shape)
+                yield steps, block, np.matmul(rows[..., block, :], columns.swapaxes(-1, -2), out=scores)
 
-
-def stacked(memories: Sequence[AssociativeMemory]) -> AssociativeMemory:
-    """Stack the same memory of several checkpoints along a leading axis; what never changes is kept once."""
-    first = memories[0]
-
-    def stack(arrays: Sequence[Array]) -> Array:
-        same = all(array is arrays[0] or np.array_equal(array, arrays[0]) for array in arrays[1:])
-        return arrays[0] if same else np.stack(arrays)
-
-    circuits = [memory.circuit for memory in memories]
-    rights = [circuit.right for circuit in circuits if circuit.right is not None]
-    return AssociativeMemory(
-        replace(
-            first.circuit,
-            left=stack([circuit.left for circuit in circuits]),
-            right=stack(rights) if rights else None,
-        ),
-        replace(first.inputs, vectors=stack([memory.inputs.vectors for memory in memories])),
-        replace(first.outputs, vectors=stack([memory.outputs.vectors for memory in memories])),
-    )
-
-
-def dual_vectors(vectors: Float[Array, "*step entry d"]) -> Float[Array, "*step entry d"]:
-    """Return the rows of (U^+)^T, by the eigenvalues of the smaller Gram matrix in float64.
-
-    Singular values below min(entry, d) machine epsilons of the largest count as zero.
-    """
-    entries, width = vectors.shape[-2:]
-    if entries <= width:
-        exact = vectors.astype(np.float64)
-        inverse = _gram_inverse(exact @ exact.swapaxes(-1, -2), vectors.dtype)
-        return (inverse @ exact).astype(vectors.dtype)
-    # Tall codebooks go in blocks: a vocabulary of 50,000 in float64 is not worth holding twice.
-    blocks = [slice(start, start + 4096) for start in range(0, entries, 4096)]
-    gram = np.zeros((*vectors.shape[:-2], width, width))
-    for block in blocks:
-        exact = vectors[..., block, :].astype(np.float64)
-        gram += exact.swapaxes(-1, -2) @ exact
-    inverse = _gram_inverse(gram, vectors.dtype)
-    dual = np.empty_like(vectors)
-    for block in blocks:
-        dual[..., block, :] = vectors[..., block, :].astype(np.float64) @ inverse
-    return dual
-
-
-def _gram_inverse(gram: Float[Array, "*step n n"], dtype: np.dtype[np.floating]) -> Float[Array, "*step n n"]:
-    values, basis = np.linalg.eigh(gram)
-    # Rounding of a Gram matrix in float64 hides singular values below 1e-7 of the largest, whatever the input's precision.
-    tolerance = max(gram.shape[-1] * float(np.finfo(dtype).eps), 1e-7)
-    kept = values > values[..., -1:] * tolerance**2
-    inverse = np.where(kept, 1 / np.where(kept, values, 1), 0)
-    return np.asarray((basis * inverse[..., None, :]) @ basis.swapaxes(-1, -2))
+    def _at(self, part: Array, steps: tuple[slice, ...]) -> Array:
+        """Return some steps of a part; one without a step axis of its own serves them all."""
+        return part[steps] if part.ndim == len(self.steps) + 2 and len(part) > 1 else part

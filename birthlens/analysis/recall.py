@@ -1,8 +1,6 @@
 """Tables of what the memories recall, over checkpoints: the paper's three (section 4), or every circuit of any model.
 
-Both tables are tidy, one number a row: step, memory, layer, head, basis ("raw", "dual"), metric (`readings.METRICS` and the
-ones below), candidates (the name of the candidate set), value, chance (what a random table reads, NaN where that has no
-meaning) and n (how many queries the mean is over, or entries of the matrix for metrics of the whole matrix).
+Both have the columns of `series`, one number a row, with the metrics of `readings.METRICS` and these:
 
     frobenius_share   share of ||W||^2 along the ideal memory           effective_rank   (sum s^2)^2 / sum s^4
     kl                KL(bigram || softmax) of the feed-forward; chance = its value for uniform predictions
@@ -17,9 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -35,23 +32,19 @@ from birthlens.analysis.circuits import (
     trigger_memory,
 )
 from birthlens.analysis.layer_norms import folded
-from birthlens.analysis.memories import Array, AssociativeMemory, Basis, stacked
+from birthlens.analysis.memories import Array, AssociativeMemory, Basis
 from birthlens.analysis.readings import METRICS, Association, chance_level, frobenius_share, readings
-from birthlens.errors import BirthlensError
+from birthlens.analysis.series import Series, SeriesTable, tabled
 from birthlens.machine import cores
 from birthlens.shapes import Float
 from birthlens.sites import Head
-from birthlens.weights import Weights
+from birthlens.weights import Weights, stacked
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-COLUMNS = ["step", "memory", "layer", "head", "basis", "metric", "candidates", "value", "chance", "n"]
 BASES: tuple[Basis, ...] = ("raw", "dual")
-_CHUNK = 50  # checkpoints that are read at once: enough to drown Python's overhead, few enough to stay small
+EARLY = 64  # positions of the candidate set "first 64": sequences see them all, and the paper's context is 256
+CHUNK_BYTES = 80_000_000  # of weights, read at once: enough to drown Python's overhead, few enough to stay small
 
 Checkpoints = Iterable[tuple[int, Weights]]
-Row = tuple[int, str, int, str, str, str, str, float, float, int]
 
 
 @dataclass(frozen=True)
@@ -64,43 +57,50 @@ class Probe:
     associations: tuple[Association, ...]
     scale: float
 
+    def series(
+        self, steps: Sequence[int], basis: Basis, metric: str, candidates: str, values: Array, chance: float, n: int
+    ) -> Series:
+        """Return a metric of this memory over steps; `values` may be one number where no step changes it."""
+        layer, every = self.memory.circuit.layer, np.broadcast_to(values, len(steps)).astype(np.float64)
+        return Series(steps, self.name, layer, self.head, basis, metric, candidates, every, chance, n)
+
 
 def paper_probes(
-    checkpoints: Sequence[Weights],
+    weights: Weights,
     triggers: Sequence[int] | None = None,
     outputs: Sequence[int] | None = None,
     prev_token_head: Head = PREV_TOKEN_HEAD,
     induction_head: Head = INDUCTION_HEAD,
 ) -> list[Probe]:
-    """Return the paper's three memories, stacked, with every candidate set that makes sense.
+    """Return the paper's three memories, of a checkpoint or of stacked ones, with every candidate set that makes sense.
 
     `triggers` are the fixed triggers (None where they are random), `outputs` the tokens that can be outputs where not all
     can. Sets: "all"; "triggers" (queries and candidates); "triggers among all" and "outputs among all" (queries only);
     "first 64" positions, a codebook of their own.
     """
-    first, vocabulary = checkpoints[0], len(checkpoints[0]["W_E"])
+    vocabulary, scale, probes = weights["W_E"].shape[-2], weights.score_scale, []
     everything = Association.identity(vocabulary)
     narrowed = []
     if triggers is not None and len(triggers) > 1:
         narrowed.append(Association.identity(vocabulary, triggers, triggers, "triggers"))
         narrowed.append(Association.identity(vocabulary, triggers, None, "triggers among all"))
     written = [] if outputs is None else [Association.identity(vocabulary, outputs, None, "outputs among all")]
-    scale, probes = first.score_scale, []
-    context = len(first["W_pos"]) if "W_pos" in first else 0
+    context = weights["W_pos"].shape[-2] if "W_pos" in weights else 0
     if context > 2:  # with two positions there is nothing to choose from
-        for count, name in ((context, "all"), (64, "first 64")):
-            if count <= context and not (name != "all" and count == context):
-                memory = stacked([prev_token_memory(w, prev_token_head, count) for w in checkpoints])
-                shift = Association.shift(count, name)
-                probes.append(Probe("prev_token_memory", str(prev_token_head), memory, (shift,), scale))
-    memory = stacked([trigger_memory(w, induction_head, prev_token_head) for w in checkpoints])
+        memory = prev_token_memory(weights, prev_token_head)
+        probes.append(Probe("prev_token_memory", str(prev_token_head), memory, (Association.shift(context),), scale))
+        if context > EARLY:
+            early = memory.inputs.subset(range(EARLY), f"W_pos[:{EARLY}]")
+            memory, shift = replace(memory, inputs=early, outputs=early), Association.shift(EARLY, f"first {EARLY}")
+            probes.append(Probe("prev_token_memory", str(prev_token_head), memory, (shift,), scale))
+    memory = trigger_memory(weights, induction_head, prev_token_head)
     probes.append(Probe("trigger_memory", str(induction_head), memory, (everything, *narrowed), scale))
-    memory = stacked([output_memory(w, induction_head) for w in checkpoints])
+    memory = output_memory(weights, induction_head)
     probes.append(Probe("output_memory", str(induction_head), memory, (everything, *narrowed, *written), 1.0))
     return probes
 
 
-def memory_table(
+def memory_series(
     checkpoints: Checkpoints,
     triggers: Sequence[int] | None = None,
     bigram: Float[Array, "d_vocab d_vocab"] | None = None,
@@ -109,7 +109,7 @@ def memory_table(
     induction_head: Head = INDUCTION_HEAD,
     bases: Sequence[Basis] = BASES,
     ways: int | None = None,
-) -> pd.DataFrame:
+) -> SeriesTable:
     """Read the paper's memories at every checkpoint, (step, weights) by (step, weights).
 
     Columns as in the module. `matched_recall` is among `ways` candidates, by default as many as there are triggers, else 5.
@@ -123,7 +123,8 @@ def memory_table(
         BirthlensError: where there is no checkpoint, or the model lacks one of the heads.
     """
     wanted = ways or (len(triggers) if triggers is not None and len(triggers) > 1 else 5)
-    rows: list[Row] = []
+    found: list[Series] = []
+    waiting: Iterable[list[Series]] = ()
     moving = Moving([prev_token_head])
     # Products this small lose to the waiting of BLAS threads, tenfold on a busy machine: each of ours reads its own tables.
     with threadpool_limits(1), ThreadPoolExecutor(cores()) as pool:
@@ -131,22 +132,26 @@ def memory_table(
             moving.watch(weights)
             probes = paper_probes(weights, triggers, outputs, prev_token_head, induction_head)
             parts = [part for probe in probes for part in _parts(steps, probe, bases, wanted)]
-            rows += chain.from_iterable(pool.map(list, parts))
-            if bigram is not None and f"L{weights[0].n_layers - 1}.W_F" in weights[0]:
-                rows += _kl_rows(steps, weights, bigram, triggers or ())
-    table = _table(rows)
-    table.attrs["moving_codebooks"] = moving.names
-    return table
+            if bigram is not None and f"L{weights.n_layers - 1}.W_F" in weights:
+                parts.append(_kl(steps, weights, bigram, triggers or ()))
+            started: Iterable[list[Series]] = pool.map(list, parts)
+            found += chain.from_iterable(waiting)  # of the chunk before, which was being read while this one was loaded
+            waiting = started
+        found += chain.from_iterable(waiting)
+    return SeriesTable(found, {"moving_codebooks": moving.names})
 
 
-def circuit_table(
+memory_table = tabled(memory_series)
+
+
+def circuit_series(
     checkpoints: Checkpoints,
     heads: Sequence[Head] | None = None,
     bases: Sequence[Basis] = BASES,
     longest_path: int = 2,
     ways: int = 5,
     fold: bool = False,
-) -> pd.DataFrame:
+) -> SeriesTable:
     """Read every head of any model in every basis (`circuits.all_memories`), with `fold` behind its layer norms.
 
     Columns as in the module; `memory` is the circuit with its codebooks. Bases without a pairing have `spread` alone.
@@ -155,28 +160,30 @@ def circuit_table(
     Raises:
         BirthlensError: where there is no checkpoint, or no layer norm to fold.
     """
-    rows: list[Row] = []
+    series: list[Series] = []
     moving = Moving(heads)
-    for steps, weights in chunks(checkpoints):
-        weights = [folded(single) for single in weights] if fold else weights
-        moving.watch(weights)
-        for step, single in zip(steps, weights, strict=True):
-            for found in all_memories(single, heads, longest_path=longest_path):
-                scale = single.score_scale if found.kind == "QK" else 1.0
-                pairs = () if found.association is None else (found.association,)
-                probe = Probe(found.memory.name, found.head, found.memory, pairs, scale)
-                rows += chain.from_iterable(_parts([step], probe, bases, ways))
-                rows += _spread_rows(step, found.memory, found.head, scale)
-    table = _table(rows)
-    table.attrs |= {"moving_codebooks": moving.names, "folded": fold}
-    return table
+    for step, weights in checkpoints:
+        read = folded(weights) if fold else weights
+        moving.watch(read)
+        for found in all_memories(read, heads, longest_path=longest_path):
+            scale = read.score_scale if found.kind == "QK" else 1.0
+            pairs = () if found.association is None else (found.association,)
+            probe = Probe(found.memory.name, found.head, found.memory, pairs, scale)
+            series += chain.from_iterable(_parts([step], probe, bases, ways))
+            series += _spread(step, probe)
+    return SeriesTable(series, {"moving_codebooks": moving.names, "folded": fold})
 
 
-def chunks(checkpoints: Checkpoints) -> Iterator[tuple[list[int], list[Weights]]]:
-    """Yield steps and weights a few checkpoints at a time, to be stacked."""
+circuit_table = tabled(circuit_series)
+
+
+def chunks(checkpoints: Checkpoints) -> Iterator[tuple[list[int], Weights]]:
+    """Yield steps and their weights a few checkpoints at a time, stacked."""
     iterator = iter(checkpoints)
-    while chunk := list(islice(iterator, _CHUNK)):
-        yield [step for step, _ in chunk], [weights for _, weights in chunk]
+    for step, first in iterator:
+        count = max(1, CHUNK_BYTES // sum(tensor.nbytes for tensor in first.values()))
+        chunk = [(step, first), *islice(iterator, count - 1)]
+        yield [step for step, _ in chunk], stacked([weights for _, weights in chunk])
 
 
 class Moving:
@@ -190,13 +197,13 @@ class Moving:
         self._first: Weights | None = None
         self._found: set[str] = set()
 
-    def watch(self, checkpoints: Sequence[Weights]) -> None:
-        """Compare some more checkpoints with the first one seen."""
-        first = self._first = checkpoints[0] if self._first is None else self._first
+    def watch(self, weights: Weights) -> None:
+        """Compare a checkpoint, or some stacked ones, with the first seen."""
+        first = self._first = weights if self._first is None else self._first
         layers = {head.layer for head in (first.heads if self.heads is None else self.heads)} - {first.n_layers - 1}
         behind = ["W_E", "W_pos", "W_U", *(f"L{layer}.{name}" for layer in layers for name in ("W_V", "W_O"))]
         for name in behind:
-            if name in first and not all(np.array_equal(first[name], weights[name]) for weights in checkpoints):
+            if name in first and (name in weights.moving or not np.array_equal(first[name], weights[name])):
                 self._found.add(name)
 
     @property
@@ -205,70 +212,50 @@ class Moving:
         return sorted(self._found)
 
 
-def _parts(steps: Sequence[int], probe: Probe, bases: Sequence[Basis], ways: int) -> list[Iterator[Row]]:
-    """List the parts of a memory's rows, in their order; each is read when it is first asked, in whatever thread."""
-    parts: list[Iterator[Row]] = []
+def _parts(steps: Sequence[int], probe: Probe, bases: Sequence[Basis], ways: int) -> list[Iterator[Series]]:
+    """List the parts of what is read of a memory, in their order; each is read when it is first asked, in any thread."""
+    parts: list[Iterator[Series]] = []
     for association in probe.associations:
-        parts += [_readings_rows(steps, probe, association, basis, ways) for basis in bases]
-        parts.append(_share_rows(steps, probe, association))
+        parts += [_readings(steps, probe, association, basis, ways) for basis in bases]
+        parts.append(_share(steps, probe, association))
     if probe.associations and probe.associations[0].name == "all":
-        parts.append(_rank_rows(steps, probe))
+        parts.append(_rank(steps, probe))
     return parts
 
 
-def _readings_rows(
+def _readings(
     steps: Sequence[int], probe: Probe, association: Association, basis: Basis, ways: int
-) -> Iterator[Row]:
-    layer, name, count = probe.memory.circuit.layer, association.name, len(association.queries)
+) -> Iterator[Series]:
     drawn = min(ways, int(association.choices.min()))
     values = readings(probe.memory, association, basis, probe.scale, drawn)
     for metric in METRICS:
         chance = chance_level(metric, association, drawn)
-        for step, value in _each(steps, values[metric]):
-            yield step, probe.name, layer, probe.head, basis, metric, name, value, chance, count
+        yield probe.series(steps, basis, metric, association.name, values[metric], chance, len(association.queries))
 
 
-def _share_rows(steps: Sequence[int], probe: Probe, association: Association) -> Iterator[Row]:
-    circuit, name, count = probe.memory.circuit, association.name, len(association.queries)
-    chance = 1 / (circuit.width[0] * circuit.width[1])
-    for step, value in _each(steps, frobenius_share(probe.memory, association)):
-        yield step, probe.name, circuit.layer, probe.head, "raw", "frobenius_share", name, value, chance, count
+def _share(steps: Sequence[int], probe: Probe, association: Association) -> Iterator[Series]:
+    width, values = probe.memory.circuit.width, frobenius_share(probe.memory, association)
+    chance, count = 1 / (width[0] * width[1]), len(association.queries)
+    yield probe.series(steps, "raw", "frobenius_share", association.name, values, chance, count)
 
 
-def _rank_rows(steps: Sequence[int], probe: Probe) -> Iterator[Row]:
+def _rank(steps: Sequence[int], probe: Probe) -> Iterator[Series]:
     # A Gaussian d x d' matrix has a participation ratio of d d' / (d + d'), by its first two Marchenko-Pastur moments.
     circuit, (d_in, d_out) = probe.memory.circuit, probe.memory.circuit.width
     chance = d_in * d_out / (d_in + d_out) if circuit.left.shape[-1] >= min(d_in, d_out) else float("nan")
-    for step, value in _each(steps, circuit.effective_rank()):
-        yield step, probe.name, circuit.layer, probe.head, "raw", "effective_rank", "all", value, chance, d_in * d_out
+    yield probe.series(steps, "raw", "effective_rank", "all", circuit.effective_rank(), chance, d_in * d_out)
 
 
-def _spread_rows(step: int, memory: AssociativeMemory, head: str, scale: float) -> Iterator[Row]:
+def _spread(step: int, probe: Probe) -> Iterator[Series]:
+    memory = probe.memory
     queries, candidates = np.arange(len(memory.inputs)), np.arange(len(memory.outputs))
-    variance = np.concatenate([scores.var(-1) for _, scores in memory.blocks(queries, candidates)])
-    value = scale * float(np.sqrt(variance.mean()))
-    yield step, memory.name, memory.circuit.layer, head, "raw", "spread", "all", value, float("nan"), len(queries)
+    variance = np.concatenate([scores.var(-1) for _, _, scores in memory.blocks(queries, candidates)])
+    value = np.asarray(probe.scale * np.sqrt(variance.mean()))
+    yield probe.series([step], "raw", "spread", "all", value, float("nan"), len(queries))
 
 
-def _kl_rows(
-    steps: Sequence[int], checkpoints: Sequence[Weights], bigram: Array, leave_out: Sequence[int]
-) -> Iterator[Row]:
-    memory = stacked([feed_forward_memory(weights) for weights in checkpoints])
-    scores = memory.scores()
-    uniform = float(feed_forward_kl(np.zeros(scores.shape[-2:]), bigram, leave_out))
-    name = "all but triggers" if len(leave_out) else "all"
-    for step, value in _each(steps, feed_forward_kl(scores, bigram, leave_out)):
-        count = len(bigram) - len(set(leave_out))
-        yield step, "feed_forward_memory", memory.circuit.layer, "", "raw", "kl", name, value, uniform, count
-
-
-def _each(steps: Sequence[int], values: Array) -> Iterator[tuple[int, float]]:
-    return zip(steps, np.broadcast_to(values, len(steps)).tolist(), strict=True)
-
-
-def _table(rows: Sequence[Row]) -> pd.DataFrame:
-    import pandas as pd
-
-    if not rows:
-        raise BirthlensError("There is no checkpoint to read; give at least one (step, weights).")
-    return pd.DataFrame(rows, columns=COLUMNS).sort_values(["step", "memory"], kind="stable", ignore_index=True)
+def _kl(steps: Sequence[int], weights: Weights, bigram: Array, leave_out: Sequence[int]) -> Iterator[Series]:
+    probe = Probe("feed_forward_memory", "", feed_forward_memory(weights), (), 1.0)
+    scores, name = probe.memory.scores(), "all but triggers" if len(leave_out) else "all"
+    values, uniform = (feed_forward_kl(table, bigram, leave_out) for table in (scores, np.zeros(scores.shape[-2:])))
+    yield probe.series(steps, "raw", "kl", name, values, float(uniform), len(bigram) - len(set(leave_out)))

@@ -45,7 +45,7 @@ def top_associations_table(
         found = {"right": _strongest((scores, association.queries, association.right), k), kind: _empty()}
         order = np.argsort(association.queries, kind="stable")
         masked = (np.searchsorted(queries, association.queries[order]), association.columns[order])
-    for block, scores in memory.blocks(queries, candidates, basis):
+    for _, block, scores in memory.blocks(queries, candidates, basis):
         first, last = np.searchsorted(masked[0], [block.start, block.stop])
         scores[masked[0][first:last] - block.start, masked[1][first:last]] = -np.inf
         best = found[kind]

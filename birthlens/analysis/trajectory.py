@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from birthlens.analysis.recall import memory_table
+from birthlens.analysis.recall import circuit_series, memory_series
+from birthlens.analysis.series import SeriesTable, tabled
 from birthlens.runs import Run
 
 if TYPE_CHECKING:
@@ -36,29 +37,30 @@ def over_checkpoints(
     return pd.concat(tables, ignore_index=True)
 
 
-def memories_over(
+def memory_series_over(
     run: Run, steps: Iterable[int] | None = None, bases: Sequence[str] = ("raw", "dual"), fold: bool = False
-) -> pd.DataFrame:
-    """Read the paper's memories (section 4 of the probes) at each step: the columns of `recall.memory_table`.
+) -> SeriesTable:
+    """Read the paper's memories (section 4 of the probes) at each step: the columns of `series`.
 
     Only weights are read; nothing here imports torch. A run of another shape than the paper's two-layer simplified model is
-    read head by head, in every basis (`recall.circuit_table`), with `fold` behind its layer norms.
+    read head by head, in every basis (`recall.circuit_series`), with `fold` behind its layer norms.
 
     Raises:
         BirthlensError: with `fold` where the model has no layer norms.
     """
-    from birthlens.analysis.recall import circuit_table
-
     model = run.config.model
     if fold or model.family != "simplified" or model.n_layers != 2:
-        return circuit_table(run.checkpoints(steps), bases=bases, fold=fold)  # type: ignore[arg-type]
-    return memory_table(
+        return circuit_series(run.checkpoints(steps), bases=bases, fold=fold)  # type: ignore[arg-type]
+    return memory_series(
         run.checkpoints(steps),
         triggers=run.triggers,
         bigram=run.statistics.bigram,
         outputs=_possible_outputs(run),
         bases=bases,  # type: ignore[arg-type]
     )
+
+
+memories_over = tabled(memory_series_over)
 
 
 def behaviour_over(run: Run, steps: Iterable[int] | None = None, batch: TokenBatch | None = None) -> pd.DataFrame:

@@ -37,11 +37,15 @@ def probe(run: str, steps: str, what: str, full: bool, out: str | None, style: s
     from birthlens.runs import load_run
 
     loaded = load_run(run)
-    table = probed(loaded, loaded.select(steps), what)
-    if out is None and style == "table" and not full and what == "memories":
-        overview(table)
+    kept = loaded.select(steps)
+    if what != "memories":
+        deliver(probed(loaded, kept, what), out, style)
+    elif out is None and style == "table" and not full:
+        overview(probed(loaded, kept, what))
     else:
-        deliver(table, out, style)
+        from birthlens.analysis.trajectory import memory_series_over
+
+        deliver(memory_series_over(loaded, kept), out, style)
 
 
 def overview(table: pd.DataFrame) -> None:

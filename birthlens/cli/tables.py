@@ -1,4 +1,7 @@
-"""Tables as people and programs want them: aligned on a terminal, CSV or JSON in a pipe, a file by its ending."""
+"""Tables as people and programs want them: aligned on a terminal, CSV or JSON in a pipe, a file by its ending.
+
+A `SeriesTable` is a pandas table that is not one yet: as CSV it never has to be.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from birthlens.errors import BirthlensError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from birthlens.analysis.series import SeriesTable
 
 FORMATS = ("table", "csv", "json")
 ENDINGS = (".csv", ".json", ".parquet")
@@ -31,15 +36,16 @@ def out_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
-def show(table: pd.DataFrame, style: str = "table", title: str | None = None) -> None:
+def show(table: pd.DataFrame | SeriesTable, style: str = "table", title: str | None = None) -> None:
     """Print a table."""
     if style == "csv":
-        click.echo(table.to_csv(index=False), nl=False)
+        click.echo(_csv(table), nl=False)
     elif style == "json":
-        click.echo(table.to_json(orient="records", indent=1, force_ascii=False))
+        click.echo(_frame(table).to_json(orient="records", indent=1, force_ascii=False))
     else:
-        rows = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
-        show_rows(list(map(str, table.columns)), rows, title)
+        frame = _frame(table)
+        rows = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
+        show_rows(list(map(str, frame.columns)), rows, title)
 
 
 def show_rows(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
@@ -54,7 +60,7 @@ def show_rows(header: Sequence[str], rows: Sequence[Sequence[str]], title: str |
         click.echo(click.style(line, underline=True) if number == 0 else line)
 
 
-def write(table: pd.DataFrame, out: str) -> None:
+def write(table: pd.DataFrame | SeriesTable, out: str) -> None:
     """Write a table to a file, atomically, in the format of its ending."""
     import io
 
@@ -63,22 +69,34 @@ def write(table: pd.DataFrame, out: str) -> None:
     path = Path(out)
     if path.suffix == ".parquet":
         buffer = io.BytesIO()
-        table.to_parquet(buffer, index=False)
+        _frame(table).to_parquet(buffer, index=False)
         data = buffer.getvalue()
     elif path.suffix == ".json":
-        data = (table.to_json(orient="records", indent=1, force_ascii=False) + "\n").encode()
+        data = (_frame(table).to_json(orient="records", indent=1, force_ascii=False) + "\n").encode()
     else:
-        data = table.to_csv(index=False).encode()
+        data = _csv(table).encode()
     write_atomically(path, data)
 
 
-def deliver(table: pd.DataFrame, out: str | None, style: str, title: str | None = None) -> None:
+def deliver(table: pd.DataFrame | SeriesTable, out: str | None, style: str, title: str | None = None) -> None:
     """Write the table where a file is named, else print it."""
     if out is None:
         show(table, style, title)
     else:
         write(table, out)
         click.echo(f"{len(table)} rows written to {out}", err=True)
+
+
+def _csv(table: pd.DataFrame | SeriesTable) -> str:
+    from birthlens.analysis.series import SeriesTable
+
+    return table.to_csv() if isinstance(table, SeriesTable) else table.to_csv(index=False)
+
+
+def _frame(table: pd.DataFrame | SeriesTable) -> pd.DataFrame:
+    from birthlens.analysis.series import SeriesTable
+
+    return table.to_pandas() if isinstance(table, SeriesTable) else table
 
 
 def _checked(context: click.Context, parameter: click.Parameter, out: str | None) -> str | None:

@@ -1,0 +1,111 @@
+"""Numbers over checkpoints before they are a table: pandas takes longer to import than they take to find.
+
+Columns of the table, one number a row: step, memory, layer, head, basis ("raw", "dual"), metric, candidates (the name of the
+candidate set), value, chance (what a random table reads, NaN where that has no meaning) and n (how many queries the mean is
+over, or entries of the matrix for metrics of the whole matrix). Rows are sorted by step, then memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import wraps
+from itertools import chain
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import numpy as np
+
+from birthlens.errors import BirthlensError
+from birthlens.shapes import Float
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = np.ndarray
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One metric of one memory over some steps; the fields are the columns of the module, in their order."""
+
+    step: Sequence[int]
+    memory: str
+    layer: int
+    head: str
+    basis: str
+    metric: str
+    candidates: str
+    value: Float[Array, "step"]
+    chance: float
+    n: int
+
+
+COLUMNS = [column.name for column in fields(Series)]
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesTable:
+    """Series, what is to be known of them all (`attrs`, as pandas has it), and the ways to write them down.
+
+    Raises:
+        BirthlensError: where there is no series.
+    """
+
+    series: Sequence[Series]
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.series:
+            raise BirthlensError("There is no checkpoint to read; give at least one (step, weights).")
+
+    def __len__(self) -> int:
+        return sum(len(single.step) for single in self.series)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the tidy table."""
+        import pandas as pd
+
+        ordered = self._by_memory()
+        lengths = [len(single.step) for single in ordered]
+        columns: dict[str, Array] = {}
+        for name in COLUMNS:
+            values = [getattr(single, name) for single in ordered]
+            columns[name] = np.concatenate(values) if name in ("step", "value") else np.repeat(values, lengths)
+        table = pd.DataFrame(columns).sort_values("step", kind="stable", ignore_index=True)
+        table.attrs |= self.attrs
+        return table
+
+    def to_csv(self) -> str:
+        """Spell the table as pandas does, every number so that it reads back as the same."""
+        lines: dict[int, list[str]] = defaultdict(list)
+        place = COLUMNS.index("value")
+        for single in self._by_memory():
+            constants = [getattr(single, name) for name in COLUMNS]
+            before, after = _spelled(constants[1:place]), _spelled(constants[place + 1 :])
+            for step, value in zip(single.step, single.value.tolist(), strict=True):
+                lines[step].append(f"{step},{before},{'' if value != value else value},{after}")
+        return "\n".join([_spelled(COLUMNS), *chain.from_iterable(lines[step] for step in sorted(lines)), ""])
+
+    def _by_memory(self) -> list[Series]:
+        return sorted(self.series, key=attrgetter("memory"))
+
+
+def tabled(found: Callable[P, SeriesTable]) -> Callable[P, pd.DataFrame]:
+    """Turn a function that finds series into the one that returns their pandas table."""
+
+    @wraps(found)
+    def table(*args: P.args, **kwargs: P.kwargs) -> pd.DataFrame:
+        return found(*args, **kwargs).to_pandas()
+
+    return table
+
+
+def _spelled(values: Iterable[object]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow("" if value != value else value for value in values)
+    return line.getvalue()
