@@ -6,12 +6,10 @@ and 1). Shapes are TransformerLens's: row vectors, `x @ W`, one leading head axi
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
-
-from pydantic import model_validator
+from typing import ClassVar, Literal
 
 from birthlens.errors import BirthlensError
-from birthlens.section import Positive, Section, Switch
+from birthlens.section import Positive, Section
 
 
 class ModelConfig(Section):
@@ -30,11 +28,10 @@ class ModelConfig(Section):
     d_mlp: Positive | None = None
     feed_forward: Literal["none", "linear", "relu"] = "none"
     positions: Literal["random", "sinusoidal", "rotary"] = "random"
-    scaled_scores: Switch = True
+    scaled_scores: bool = True
     init: Literal["authors", "scaled", "orthogonal"] = "authors"
 
-    @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
+    def _check(self) -> None:
         if self.d_model % self.n_heads:
             raise BirthlensError(
                 f"model.n_heads = {self.n_heads}: it must divide model.d_model = {self.d_model}; "
@@ -60,7 +57,6 @@ class ModelConfig(Section):
             raise BirthlensError("model.init = 'orthogonal': it needs the frozen maps of family: simplified.")
         if self.positions != "random" and self.d_model % 2:
             raise BirthlensError(f"model.d_model = {self.d_model}: {self.positions} positions need an even number.")
-        return self
 
     @property
     def d_head(self) -> int:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from msgspec import Meta
 
 from birthlens.architecture import ModelConfig, parameter_names, trained_by_default
 from birthlens.errors import BirthlensError
-from birthlens.section import Count, Fraction, NotBool, Positive, Rate, Section, Steps, Switch
+from birthlens.section import Count, Fraction, Positive, Rate, Section, Steps
 
-Share = Annotated[float, Field(ge=0, lt=1), NotBool]
+Share = Annotated[float, Meta(ge=0, lt=1)]
 
 
 class CorpusConfig(Section):
@@ -30,16 +30,14 @@ class CorpusConfig(Section):
     section: ClassVar[str] = "corpus"
     source: Literal["embedded", "text", "counts", "markov"] = "embedded"
     path: str | None = None
-    vocabulary: Annotated[int, Field(ge=2), NotBool] = 64
+    vocabulary: Annotated[int, Meta(ge=2)] = 64
     zipf_exponent: Rate = 1.0
-    concentration: Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False), NotBool] = 0.3
+    concentration: Annotated[float, Meta(gt=0, le=1e15)] = 0.3
     seed: Count = 0
 
-    @model_validator(mode="after")
-    def _path_where_needed(self) -> Self:
+    def _check(self) -> None:
         if self.source in ("text", "counts") and not self.path:
             raise BirthlensError(f"corpus.path = {self.path!r}: source {self.source!r} needs the path of a file.")
-        return self
 
 
 class TaskConfig(Section):
@@ -50,24 +48,22 @@ class TaskConfig(Section):
     """
 
     section: ClassVar[str] = "task"
-    context: Annotated[int, Field(ge=2), NotBool] = 256
+    context: Annotated[int, Meta(ge=2)] = 256
     n_triggers: Count = 5
     triggers: Literal["fixed", "random"] = "fixed"
     offset: Count = 0
     outputs: Literal["uniform", "bigram"] = "uniform"
-    no_repeat: Switch = False
+    no_repeat: bool = False
     cycles: Literal["published", "clean"] = "published"
     split: Literal["none", "train", "test"] = "none"
     split_fraction: Fraction = 0.75
-    show_latents: Switch = False
+    show_latents: bool = False
 
-    @model_validator(mode="after")
-    def _latents_fit(self) -> Self:
+    def _check(self) -> None:
         if self.show_latents and self.n_triggers > self.context:
             raise BirthlensError(
                 f"task.n_triggers = {self.n_triggers}: with show_latents at most task.context = {self.context} fit."
             )
-        return self
 
 
 class OptimiserConfig(Section):
@@ -138,7 +134,7 @@ class RunConfig(Section):
         (64, 40)
         >>> RunConfig.parse({"task": {"context": 1}})
         Traceback (most recent call last):
-        birthlens.errors.BirthlensError: task.context = 1: input should be greater than or equal to 2.
+        birthlens.errors.BirthlensError: task.context = 1: expected int >= 2.
     """
 
     corpus: CorpusConfig = CorpusConfig()
@@ -150,8 +146,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     seeds: SeedConfig = SeedConfig()
 
-    @model_validator(mode="after")
-    def _names_exist(self) -> Self:
+    def _check(self) -> None:
         valid = parameter_names(self.model)
         for name in self.training.trained or ():
             if name not in valid:
@@ -169,7 +164,6 @@ class RunConfig(Section):
                 f"checkpoints.steps = {beyond[0]}: training ends at step training.steps = {self.training.steps}; "
                 "name steps up to that."
             )
-        return self
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -182,7 +176,7 @@ class RunConfig(Section):
     @classmethod
     def parse(cls, data: dict[str, Any] | None = None, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
         """Build a config from nested plain data and `section.key=value` overrides (values in YAML spelling)."""
-        tree = _sections({} if data is None else data)
+        tree: dict[str, Any] = _sections({} if data is None else data)
         for override in overrides:
             section, key, value = _split_override(override)
             tree.setdefault(section, {})[key] = value
@@ -198,14 +192,14 @@ class RunConfig(Section):
         from birthlens.disk import write_atomically
 
         path = Path(path)
-        text = json.dumps(self.model_dump(mode="json"), indent=2) if path.suffix == ".json" else self.to_yaml()
+        text = json.dumps(self.to_data(), indent=2) if path.suffix == ".json" else self.to_yaml()
         write_atomically(path, text.encode())
 
     def to_yaml(self) -> str:
         """Spell the whole config as YAML."""
         import yaml
 
-        return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+        return str(yaml.safe_dump(self.to_data(), sort_keys=False))
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
@@ -234,7 +228,7 @@ def _sections(data: Any) -> dict[str, dict[str, Any]]:
     for section, keys in data.items():
         if not isinstance(keys, dict | Section | None):
             raise BirthlensError(f"{section} = {keys!r}: it must be a section with keys of its own.")
-        tree[section] = keys.model_dump() if isinstance(keys, Section) else dict(keys or {})
+        tree[section] = keys.to_data() if isinstance(keys, Section) else dict(keys or {})
         if wrong := [name for name in (section, *tree[section]) if not isinstance(name, str)]:
             raise BirthlensError(f"{section} has the key {wrong[0]!r}; sections and keys are names.")
     return tree

@@ -69,7 +69,7 @@ class RunWriter:
             "format": FORMAT,
             "birthlens": __version__,
             "code": code_digest(TRAINING),
-            "config": config.model_dump(mode="json"),
+            "config": config.to_data(),
             "vocab": list(statistics.vocab),
             "engine": dict(engine),
             "versions": versions(),

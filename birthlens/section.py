@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, NoReturn, Self
+import re
+from collections.abc import Iterator, Mapping
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NoReturn,
+    Self,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
+from msgspec import Meta, ValidationError, convert
 
 from birthlens.errors import BirthlensError
 
-
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise PydanticCustomError("no_number", "Input should be a number")
-    return value
-
-
-# pydantic would read true as 1, and 'yes' as true.
-NotBool = BeforeValidator(_no_bool)
-Switch = Annotated[bool, Field(strict=True)]
-Positive = Annotated[int, Field(ge=1), NotBool]
-Count = Annotated[int, Field(ge=0), NotBool]
+Positive = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=0)]
 # The bound keeps a rate, and what an optimiser multiplies it with, within float32.
-Rate = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False), NotBool]
-Fraction = Annotated[float, Field(gt=0, lt=1), NotBool]
+Rate = Annotated[float, Meta(ge=0, le=1e30)]
+Fraction = Annotated[float, Meta(gt=0, lt=1)]
+Steps = dict[str, Count]
 
 
-class FrozenDict(dict[str, int]):
+class FrozenDict(dict[str, Any]):
     """A dict that stays as it was made."""
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
@@ -34,40 +37,112 @@ class FrozenDict(dict[str, int]):
 
     __setitem__ = __delitem__ = __ior__ = update = pop = popitem = setdefault = clear = _refuse
 
-    def __reduce__(self) -> tuple[type[FrozenDict], tuple[dict[str, int]]]:
+    def __reduce__(self) -> tuple[type[FrozenDict], tuple[dict[str, Any]]]:
         return FrozenDict, (dict(self),)
 
 
-Steps = Annotated[dict[str, Count], AfterValidator(FrozenDict)]
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class Section:
+    """A part of the run's config, with annotated fields; `section` is its name in messages and in files.
 
+    Values are converted to their fields' types: numbers may be spelled as text, which is what YAML makes of 1e-3.
 
-class Section(BaseModel):
-    """A part of the run's config; `section` is its name in messages and in files."""
+    Raises:
+        BirthlensError: for an unknown key, a value that does not fit its field, or values that do not fit together.
+    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
     section: ClassVar[str] = ""
+    kinds: ClassVar[dict[str, Any]] = {}
+    """The type of every field, in order."""
 
-    def __init__(self, **data: Any) -> None:
-        try:
-            super().__init__(**data)
-        except ValidationError as error:
-            raise BirthlensError(_sentence(type(self), error)) from None
+    def __init_subclass__(cls) -> None:
+        hints = get_type_hints(cls, include_extras=True)
+        cls.kinds = {name: kind for name, kind in hints.items() if get_origin(kind) is not ClassVar}
+
+    def __init__(self, **values: Any) -> None:
+        for name, value in values.items():
+            if name not in self.kinds:
+                valid = ", ".join(self.kinds)
+                raise BirthlensError(f"{self._path(name)} = {value!r} is unknown; valid keys are {valid}.")
+        for name, kind in self.kinds.items():
+            value = values[name] if name in values else getattr(type(self), name)
+            self.__dict__[name] = _converted(self._path(name), kind, value)
+        self._check()
+
+    def _check(self) -> None:
+        """Raise BirthlensError where values do not fit together."""
+
+    def _path(self, name: str) -> str:
+        return f"{self.section}.{name}" if self.section else name
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"{name} = {value!r}: a config is frozen; make a changed copy with changed().")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{name} stays: a config is frozen; make a changed copy with changed().")
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.__dict__ == self.__dict__
+
+    def __hash__(self) -> int:
+        return hash((type(self), *self.__dict__.values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
 
     def changed(self, **fields: Any) -> Self:
         """Return a validated copy with `fields` replaced."""
-        return type(self)(**{**self.model_dump(), **fields})
+        return type(self)(**{**self.__dict__, **fields})
+
+    def to_data(self) -> dict[str, Any]:
+        """Return plain data, as JSON and YAML can hold it, from which the same section can be made."""
+        return {name: _plain(value) for name, value in self.__dict__.items()}
 
 
-def _sentence(kind: type[Section], error: ValidationError) -> str:
-    """Say the first of pydantic's complaints as one sentence with field, value and what would be valid."""
-    first = error.errors()[0]
-    if first["type"] == "value_error":
-        return str(first["ctx"]["error"])
-    path = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
-    name = f"{kind.section}.{path}" if kind.section else path
-    if first["type"] == "extra_forbidden":
-        return f"{name} = {first['input']!r} is unknown; valid keys are {', '.join(kind.model_fields)}."
-    if first["type"] in ("model_type", "model_attributes_type"):
-        return f"{name} = {first['input']!r}: it must be a section with keys of its own."
-    message = (first["msg"][0].lower() + first["msg"][1:]).replace("tuple", "list")
-    return f"{name} = {first['input']!r}: {message}."
+def _converted(path: str, kind: Any, value: Any) -> Any:
+    """Return the value as its field's type."""
+    if isinstance(kind, type) and issubclass(kind, Section):
+        if isinstance(value, Mapping):
+            return kind(**{str(name): part for name, part in value.items()})
+        if not isinstance(value, kind):
+            raise BirthlensError(f"{path} = {value!r}: it must be a section with keys of its own.")
+        return value
+    numeric = not {int, float}.isdisjoint(_leaves(kind))
+    if numeric and hasattr(value, "item") and not getattr(value, "shape", True):
+        value = value.item()  # a number of numpy's
+    try:
+        found = convert(value, kind, strict=not numeric)
+    except ValidationError as error:
+        raise BirthlensError(_sentence(path, kind, value, str(error))) from None
+    return FrozenDict(found) if isinstance(found, dict) else found
+
+
+def _leaves(kind: Any) -> Iterator[Any]:
+    """Yield the types, and the values of Literals, that a type is made of."""
+    inner = get_args(kind)[:1] if get_origin(kind) is Annotated else get_args(kind)
+    if inner:
+        for part in inner:
+            yield from _leaves(part)
+    else:
+        yield kind
+
+
+def _sentence(path: str, kind: Any, value: Any, complaint: str) -> str:
+    """Say what msgspec complains of as one sentence with field, value and what would be valid."""
+    complaint, _, where = complaint.replace("`", "").partition(" - at $")
+    for index in re.findall(r"\[(\d+)\]", where):
+        path, value = f"{path}.{index}", value[int(index)]
+    if isinstance(value, float) and value != value:
+        complaint = "expected a finite number"
+    elif Literal in (get_origin(kind), *map(get_origin, get_args(kind))):
+        complaint = f"expected {' or '.join(map(repr, _leaves(kind)))}"
+    complaint = re.sub(r"\barray\b", "list", re.sub(r"\bobject\b", "mapping", complaint))
+    return f"{path} = {value!r}: {complaint[0].lower()}{complaint[1:]}."
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.to_data()
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, tuple) else value

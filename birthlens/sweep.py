@@ -64,7 +64,7 @@ class Grid:
 
     def configs(self) -> dict[tuple[str, int], RunConfig]:
         """Return the config of every (case, seed)."""
-        tree = self.base.model_dump()
+        tree = self.base.to_data()
         return {
             (case, seed): RunConfig.parse(tree, [*overrides, f"seeds.init={seed}", f"seeds.data={seed}"])
             for case, overrides in self.cases.items()
@@ -110,7 +110,7 @@ class Grid:
 
 def run_path(config: RunConfig, folder: str | Path) -> Path:
     """Name the directory of a config's run: the first 16 digits of the SHA-256 of its canonical JSON."""
-    text = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(config.to_data(), sort_keys=True, separators=(",", ":"))
     return Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -314,7 +314,7 @@ def test_one_setting_of_the_scaling_table():
 
 
 def test_the_plain_loop_reads_what_the_probes_read(tmp_path):
-    config = CONFIG.changed(task={**CONFIG.task.model_dump(), "context": 80})
+    config = CONFIG.changed(task=CONFIG.task.changed(context=80))
     cases.synthetic_run(config, tmp_path / "run", 2)
     run = load_run(tmp_path / "run")
     table = memories_over(run).set_index(["step", "memory", "basis", "metric", "candidates"])["value"]

@@ -129,9 +129,9 @@ def _seeds(runs: Sequence[Run]) -> list[int]:
 def _difference(one: Run, other: Run) -> str | None:
     """Name a setting in which two runs differ, seeds, engine, checkpoints and evaluation aside; None where there is none."""
     for section in ("corpus", "task", "model", "optimiser", "training"):
-        left, right = (getattr(run.config, section).model_dump(exclude={"engine"}) for run in (one, other))
+        left, right = (vars(getattr(run.config, section)) for run in (one, other))
         for key in left:
-            if left[key] != right[key]:
+            if key != "engine" and left[key] != right[key]:
                 return f"{section}.{key} ({right[key]!r} against {left[key]!r})"
     if one.steps[-1] != other.steps[-1]:
         return f"the last kept step ({other.steps[-1]} against {one.steps[-1]})"

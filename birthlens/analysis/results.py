@@ -124,7 +124,7 @@ def model_hash(model: Weights | HookedTransformer) -> str:
     """Return a hash of a model's weights and sizes."""
     content = hashlib.sha256()
     if isinstance(model, Weights):
-        content.update(json.dumps(model.config.model_dump(mode="json"), sort_keys=True).encode())
+        content.update(json.dumps(model.config.to_data(), sort_keys=True).encode())
         for name in sorted(model):
             content.update(name.encode() + np.ascontiguousarray(model[name]).tobytes())
         return content.hexdigest()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import numpy as np
-from pydantic import Field, InstanceOf, StrictBool, StrictInt, StrictStr, field_validator
+from msgspec import Meta
 
 from birthlens.analysis.ablation import (
     ABLATIONS,
@@ -60,7 +60,7 @@ from birthlens.analysis.results import (
 from birthlens.analysis.runner import CHUNK, evaluate
 from birthlens.corpus import BigramStatistics
 from birthlens.errors import BirthlensError
-from birthlens.section import Section
+from birthlens.section import Count, Section
 from birthlens.task import TokenBatch
 
 if TYPE_CHECKING:
@@ -68,8 +68,6 @@ if TYPE_CHECKING:
 
 GROUP = 64
 """Cases between two writes of a checkpoint's results."""
-
-Case = tuple[InstanceOf[Intervention] | InstanceOf[EdgeIntervention], ...]
 
 
 class Suite(Section):
@@ -85,35 +83,21 @@ class Suite(Section):
     """
 
     section: ClassVar[str] = "suite"
-    name: StrictStr = "suite"
-    heads: StrictStr | None = None
-    methods: tuple[StrictStr, ...] = DEFAULT_METHODS
-    components: StrictBool = False
-    cases: dict[str, Case] = {}
-    metrics: Annotated[tuple[StrictStr, ...], Field(min_length=1)] | None = None
-    seed: Annotated[StrictInt, Field(ge=0)] = 0
-    draws: Annotated[StrictInt, Field(ge=0)] = 200
+    name: str = "suite"
+    heads: str | None = None
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    components: bool = False
+    cases: dict[str, tuple[Any, ...]] = {}
+    metrics: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
+    seed: Count = 0
+    draws: Count = 200
 
-    @field_validator("methods")
-    @classmethod
-    def _methods_exist(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [method for method in methods if method not in ABLATIONS]:
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**{**values, "cases": _read_cases(values.get("cases", {}))})
+
+    def _check(self) -> None:
+        if unknown := [method for method in self.methods if method not in ABLATIONS]:
             raise BirthlensError(f"suite.methods = {unknown[0]!r} is unknown; valid are {', '.join(ABLATIONS)}.")
-        return methods
-
-    @field_validator("cases", mode="before")
-    @classmethod
-    def _read_cases(cls, listed: Any) -> dict[str, tuple[AnyIntervention, ...]]:
-        lists = isinstance(listed, Mapping) and all(isinstance(ones, list | tuple) for ones in listed.values())
-        if not lists:
-            raise BirthlensError(f"suite.cases = {listed!r}: map each case's name to a list of interventions.")
-        if empty := [name for name, ones in listed.items() if not ones]:
-            raise BirthlensError(f"suite.cases.{empty[0]} = []: list at least one intervention.")
-        known = (Intervention, EdgeIntervention)
-        return {
-            str(name): tuple(one if isinstance(one, known) else from_json(one) for one in ones)
-            for name, ones in listed.items()
-        }
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
@@ -122,7 +106,7 @@ class Suite(Section):
 
     def to_data(self) -> dict[str, Any]:
         """Return plain data."""
-        return self.model_dump(mode="json", exclude={"cases"}) | {"cases": spelled_out(self.cases)}
+        return super().to_data() | {"cases": spelled_out(self.cases)}
 
     def cases_for(self, sizes: Sizes) -> Cases:
         """Return every case, spelled out and checked for a model."""
@@ -149,6 +133,18 @@ class Suite(Section):
         return {"ablated": ablated, "method": method or BASELINE}
 
 
+def _read_cases(listed: Any) -> dict[str, tuple[AnyIntervention, ...]]:
+    if not (isinstance(listed, Mapping) and all(isinstance(ones, list | tuple) for ones in listed.values())):
+        raise BirthlensError(f"suite.cases = {listed!r}: map each case's name to a list of interventions.")
+    if empty := [name for name, ones in listed.items() if not ones]:
+        raise BirthlensError(f"suite.cases.{empty[0]} = []: list at least one intervention.")
+    known = (Intervention, EdgeIntervention)
+    return {
+        str(name): tuple(one if isinstance(one, known) else from_json(one) for one in ones)
+        for name, ones in listed.items()
+    }
+
+
 def execute(
     suite: Suite,
     models: Models,
@@ -169,7 +165,7 @@ def execute(
         BirthlensError: where the directory holds another suite's results, or the same suite's on other data or versions,
             or a damaged file.
     """
-    suite = suite.model_copy(update={"metrics": suite.metrics or default_metrics(statistics)})
+    suite = suite.changed(metrics=suite.metrics or default_metrics(statistics))
     scoring = Scoring.of(batch, suite.metrics or (), statistics)
     steps: list[int] = []
     for step, model in models:

@@ -160,9 +160,7 @@ def _processes(commands: Mapping[str, list[str]]) -> dict[str, Callable[[], obje
 
 def engine_step(config: RunConfig, name: str) -> Callable[[], object]:
     """Return one engine's training step."""
-    trainer = Trainer(
-        config.changed(training={**config.training.model_dump(), "engine": name}), statistics_of(config.corpus)
-    )
+    trainer = Trainer(config.changed(training=config.training.changed(engine=name)), statistics_of(config.corpus))
     return trainer.update
 
 
@@ -182,9 +180,7 @@ def synthetic_run(config: RunConfig, path: Path, n_checkpoints: int) -> None:
     """Write a run with as many checkpoints as asked for, each with trained weights of its own: the first ones and noise."""
     from birthlens.run_writer import RunWriter
 
-    config = config.changed(
-        training={**config.training.model_dump(), "steps": n_checkpoints - 1}, checkpoints={"every": 1}
-    )
+    config = config.changed(training=config.training.changed(steps=n_checkpoints - 1), checkpoints={"every": 1})
     statistics = statistics_of(config.corpus)
     _, weights = _task_and_weights(config)
     engine = {"name": "none", "reason": "a benchmark", "threads": 1}

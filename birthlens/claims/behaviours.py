@@ -18,7 +18,6 @@ from birthlens.analysis.trajectory import evaluation_batch, memories_over
 from birthlens.analysis.transplant import by_forward
 from birthlens.claims.claim import Evidence
 from birthlens.claims.timing import first_crossing, lag, slope
-from birthlens.config import TaskConfig
 from birthlens.errors import BirthlensError
 from birthlens.runs import Run
 from birthlens.shapes import Float
@@ -110,7 +109,7 @@ def unseen_outputs(evidence: Evidence) -> dict[str, float]:
     """Test a run trained on a part of the tokens as outputs on outputs that it never saw."""
     run, found = evidence.runs["run"], {}
     for split in ("train", "test"):
-        task = BigramTask(TaskConfig(**{**run.config.task.model_dump(), "split": split}), run.statistics)
+        task = BigramTask(run.config.task.changed(split=split), run.statistics)
         found[f"on_{split}"] = tested_on(run, task, evidence.seed)
     return {**found, "lost": found["on_train"] - found["on_test"]}
 

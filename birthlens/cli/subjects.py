@@ -69,7 +69,7 @@ class Subject:
         """The subject in a manifest."""
         if self.run is None:
             return {"model": str(Path(self.path).resolve())}
-        return {"run": str(Path(self.path).resolve()), "config": self.run.config.model_dump(mode="json")}
+        return {"run": str(Path(self.path).resolve()), "config": self.run.config.to_data()}
 
     @property
     def sizes(self) -> Sizes:

@@ -68,7 +68,7 @@ def _config(
         raise BirthlensError(f"--preset {preset_name} and --config {config_file} exclude each other; give one.")
     tree = read_tree(config_file) if config_file else {}
     if preset_name:
-        tree = preset(preset_name).model_dump(mode="json")
+        tree = preset(preset_name).to_data()
     if corpus_file:
         source = "counts" if Path(corpus_file).suffix in (".json", ".csv") else "text"
         tree["corpus"] = {"source": source, "path": str(Path(corpus_file).resolve())}

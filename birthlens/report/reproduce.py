@@ -42,7 +42,7 @@ def differences(first: RunConfig, second: RunConfig) -> dict[str, tuple[Any, Any
 
 def settings(config: RunConfig) -> dict[str, Any]:
     """Flatten a config to section.key -> value."""
-    tree = config.model_dump(mode="json")
+    tree = config.to_data()
     return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
 
 

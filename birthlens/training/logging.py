@@ -43,7 +43,7 @@ def log_to(kind: str, path: Path) -> Callable[[StepRecord], None]:
     def to_wandb(record: StepRecord) -> None:
         nonlocal session
         if session is None:
-            config = record.trainer.config.model_dump(mode="json")
+            config = record.trainer.config.to_data()
             session = wandb.init(project="birthlens", name=path.name, config=config)
         session.log({f"{row['split']}/{row['metric']}": row["value"] for row in record.metrics}, step=record.step)
         if record.step >= record.trainer.config.training.steps:

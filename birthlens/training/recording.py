@@ -43,7 +43,7 @@ def resume(out: str | Path) -> Iterator[StepRecord]:
     kept = writer.rewind()
     # The engine that the run began with, whatever would be chosen today: another one differs in the last bit.
     recorded = run.header["engine"]
-    config = run.config.changed(training={**run.config.training.model_dump(), "engine": recorded["name"]})
+    config = run.config.changed(training=run.config.training.changed(engine=recorded["name"]))
     trainer = Trainer(config, run.statistics, kept)
     trainer.engine_reason = recorded["reason"]
     before, now = recorded["threads"], trainer.engine.threads
