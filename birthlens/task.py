@@ -134,7 +134,7 @@ class BigramTask:
         triggers = self._triggers(n, generator)
         outputs = self._outputs(triggers, generator)
         overrides = np.full((n, len(self.statistics)), -1, dtype=np.int64)
-        np.put_along_axis(overrides, triggers, outputs, axis=1)
+        overrides[np.arange(n)[:, None], triggers] = outputs
         uniform = uniforms((n, length), generator)
         listed = k if config.show_latents else 0
         first = self._first.draw(np.zeros(n, dtype=np.int64), uniform[:, listed])
@@ -144,8 +144,9 @@ class BigramTask:
         doomed = cycling(triggers, outputs)
         if len(rows := np.flatnonzero(doomed.any(axis=1))):
             traps = np.zeros((len(rows), len(self.statistics)), dtype=bool)
-            np.put_along_axis(traps, triggers[rows], doomed[rows], axis=1)
-            absorbed[rows, listed:] = np.take_along_axis(traps, sequence[rows, listed:-1], axis=1)
+            each = np.arange(len(rows))[:, None]
+            traps[each, triggers[rows]] = doomed[rows]
+            absorbed[rows, listed:] = traps[each, sequence[rows, listed:-1]]
         return TokenBatch(
             tokens=torch.from_numpy(sequence[:, :-1]),
             targets=torch.from_numpy(sequence[:, 1:]),
@@ -189,10 +190,10 @@ def cycling(
 ) -> Bool[Array, "batch n_triggers"]:
     """Say of each trigger whether following outputs from it meets triggers for ever."""
     match = outputs[:, :, None] == triggers[:, None, :]
-    onward = np.where(match.any(-1), match.argmax(-1) if match.shape[-1] else 0, -1)
-    alive = onward >= 0
+    alive = match.any(-1)
+    each, onward = np.arange(len(triggers))[:, None], match.argmax(-1) if match.shape[-1] else np.zeros_like(triggers)
     for _ in range(triggers.shape[1] - 1):
-        alive = alive & np.take_along_axis(alive, np.maximum(onward, 0), axis=1)
+        alive = alive & alive[each, onward]
     return alive
 
 

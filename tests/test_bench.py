@@ -1,5 +1,6 @@
 """The benchmark compares like with like: its baselines compute what birthlens computes, and its rows add up."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -91,11 +92,17 @@ def test_hooked_ablations_are_the_runners(trainer):
         assert abs(plain[case] - float(values[0])) < 1e-5, case
 
 
-def test_variants_take_turns():
+def test_variants_take_turns(monkeypatch):
     calls = []
     timings = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, warm_up=1)
     assert calls == ["a", "b"] * 4
     assert all(len(timing.seconds) == 3 for timing in timings.values())
+    calls.clear()
+    clock = itertools.count()
+    monkeypatch.setattr("birthlens.bench.timing.time.perf_counter", lambda: float(next(clock)))  # a second a turn
+    timings = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, warm_up=0, calls=3)
+    assert calls == ["a"] * 3 + ["b"] * 3 + ["a"] * 3 + ["b"] * 3
+    assert timings["a"].seconds == (1 / 3, 1 / 3)  # of one call
     part = Timing("x", (1.0, 2.0, 3.0)).of_share(0.5)
     assert part.median == 4.0 and part.share == 0.5
 

@@ -30,7 +30,10 @@ Row = dict[str, Any]
 
 
 def training_step(config: RunConfig, rounds: int) -> list[Row]:
-    """A whole step of the simplified model (sampling, forward, backward, update), and sampling as a share of it."""
+    """A whole step of the simplified model (sampling, forward, backward, update), and sampling as a share of it.
+
+    Small batches take several steps a turn, as in training no step finds the caches full of another variant's data.
+    """
     task, weights = _task_and_weights(config)
     size, numbers = config.training.batch_size, itertools.count()
 
@@ -45,7 +48,7 @@ def training_step(config: RunConfig, rounds: int) -> list[Row]:
         "fused": engine_step(config, "fused"),
         "sampling alone": lambda: task.batch(size, 0, next(numbers)),
     }
-    timings = interleaved(variants, rounds)
+    timings = interleaved(variants, rounds, calls=max(1, 256 // size))
     parts = {"fused": timings["fused"], "sampling alone": timings.pop("sampling alone")}
     return [
         *rows_of("training step", f"batch {size}", timings, "hooked"),
