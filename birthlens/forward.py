@@ -49,18 +49,26 @@ def logits(
 def logits_at(
     tensors: Tensors, config: ModelConfig, tokens: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"]
 ) -> Float[Tensor, "row d_vocab"]:
-    """Return the logits at the positions of the mask only, in row-major order."""
-    return _unembed(tensors, config, residual(tensors, config, tokens)[mask])
+    """Return the logits at the positions of the mask only, in row-major order.
+
+    Past the last layer's attention no position reads another, so the others go no further.
+    """
+    return _unembed(tensors, config, residual(tensors, config, tokens, mask))
 
 
 def residual(
-    tensors: Tensors, config: ModelConfig, tokens: Int[Tensor, "batch pos"]
-) -> Float[Tensor, "batch pos d_model"]:
-    """Return the residual stream after the last layer."""
+    tensors: Tensors,
+    config: ModelConfig,
+    tokens: Int[Tensor, "batch pos"],
+    mask: Bool[Tensor, "batch pos"] | None = None,
+) -> Float[Tensor, "*rows d_model"]:
+    """Return the residual stream after the last layer, at every position or at those of the mask only."""
     x = _embed(tensors, tokens)
     for layer in range(config.n_layers):
         q, k, v = _queries_keys_values(tensors, config, layer, x)
-        z = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=_scale(config))
+        z = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=_scale(config)).transpose(1, 2)
+        if mask is not None and layer == config.n_layers - 1:
+            x, z = (part.flatten(0, 1) if mask.all() else part[mask] for part in (x, z))
         x = _write(tensors, config, layer, x, z)
     return x
 
@@ -76,7 +84,7 @@ def activations(tensors: Tensors, config: ModelConfig, tokens: Int[Tensor, "batc
         scores = _scale(config) * q @ k.transpose(-1, -2)
         pattern = scores.masked_fill(future, float("-inf")).softmax(-1)
         patterns.append(pattern)
-        x = _write(tensors, config, layer, x, pattern @ v)
+        x = _write(tensors, config, layer, x, (pattern @ v).transpose(1, 2))
     return Activations(_unembed(tensors, config, x), patterns)
 
 
@@ -126,11 +134,11 @@ def _write(
     tensors: Tensors,
     config: ModelConfig,
     layer: int,
-    x: Float[Tensor, "batch pos d_model"],
-    z: Float[Tensor, "batch head pos d_head"],
-) -> Float[Tensor, "batch pos d_model"]:
+    x: Float[Tensor, "*rows d_model"],
+    z: Float[Tensor, "*rows head d_head"],
+) -> Float[Tensor, "*rows d_model"]:
     """Add what attention and feed-forward write; the full model's feed-forward reads the block's input."""
-    after = x + einsum(z, tensors[f"L{layer}.W_O"], "batch head pos d_head, head d_head d_model -> batch pos d_model")
+    after = x + einsum(z, tensors[f"L{layer}.W_O"], "... head d_head, head d_head d_model -> ... d_model")
     if f"L{layer}.b_O" in tensors:
         after = after + tensors[f"L{layer}.b_O"]
     if f"L{layer}.W_F" in tensors:

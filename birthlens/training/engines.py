@@ -171,7 +171,7 @@ def engine(name: str, config: RunConfig, weights: Weights) -> Engine:
             tensors[key].requires_grad_(True)
         parameters = {key: tensors[key] for key in trained}
         return AutogradEngine(
-            name, parameters, lambda tokens, mask: forward.logits_at(tensors, config.model, tokens, mask), chunk=8
+            name, parameters, lambda tokens, mask: forward.logits_at(tensors, config.model, tokens, mask), chunk=16
         )
     step: FoldedStep
     if name == "fused":
