@@ -27,7 +27,7 @@ def memory_of(table: np.ndarray) -> AssociativeMemory:
     """A memory whose raw scores are the given table."""
 
     def book(name: str, size: int) -> Codebook:
-        return Codebook(name, np.eye(size), tuple(f"{name}{i}" for i in range(size)))
+        return Codebook(name, np.eye(size, dtype=table.dtype), tuple(f"{name}{i}" for i in range(size)))
 
     return AssociativeMemory(Circuit("W", table), book("q", table.shape[-2]), book("k", table.shape[-1]))
 
