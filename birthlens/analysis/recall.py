@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
@@ -90,8 +90,8 @@ def paper_probes(
         memory = prev_token_memory(weights, prev_token_head)
         probes.append(Probe("prev_token_memory", str(prev_token_head), memory, (Association.shift(context),), scale))
         if context > EARLY:
-            early = memory.inputs.subset(range(EARLY), f"W_pos[:{EARLY}]")
-            memory, shift = replace(memory, inputs=early, outputs=early), Association.shift(EARLY, f"first {EARLY}")
+            memory = prev_token_memory(weights, prev_token_head, EARLY)
+            shift = Association.shift(EARLY, f"first {EARLY}")
             probes.append(Probe("prev_token_memory", str(prev_token_head), memory, (shift,), scale))
     memory = trigger_memory(weights, induction_head, prev_token_head)
     probes.append(Probe("trigger_memory", str(induction_head), memory, (everything, *narrowed), scale))
@@ -202,8 +202,9 @@ class Moving:
         first = self._first = weights if self._first is None else self._first
         layers = {head.layer for head in (first.heads if self.heads is None else self.heads)} - {first.n_layers - 1}
         behind = ["W_E", "W_pos", "W_U", *(f"L{layer}.{name}" for layer in layers for name in ("W_V", "W_O"))]
+        moving = weights.moving
         for name in behind:
-            if name in first and (name in weights.moving or not np.array_equal(first[name], weights[name])):
+            if name in first and (name in moving or not np.array_equal(first[name], weights[name])):
                 self._found.add(name)
 
     @property

@@ -28,10 +28,6 @@ class Timing:
         low, high = np.quantile(self.seconds, [0.25, 0.75])
         return float((high - low) / 2 / self.median)
 
-    def per(self, calls: int) -> Timing:
-        """Return the seconds of one call where a turn was several."""
-        return Timing(self.variant, tuple(second / calls for second in self.seconds), self.share)
-
     def of_share(self, share: float) -> Timing:
         """Scale a variant that did a share of the work up to all of it."""
         return Timing(self.variant, tuple(second / share for second in self.seconds), share)
@@ -40,7 +36,10 @@ class Timing:
 def interleaved(
     variants: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1, calls: int = 1
 ) -> dict[str, Timing]:
-    """Call every variant in turn, `rounds` times after `warm_up` rounds that do not count; a turn is so many calls."""
+    """Call every variant in turn, `rounds` times after `warm_up` rounds that do not count; a turn is so many calls.
+
+    Seconds are those of one call.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(warm_up + rounds):
         for name, call in variants.items():
@@ -48,5 +47,5 @@ def interleaved(
             for _ in range(calls):
                 call()
             if number >= warm_up:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: Timing(name, tuple(values)).per(calls) for name, values in seconds.items()}
+                seconds[name].append((time.perf_counter() - start) / calls)
+    return {name: Timing(name, tuple(values)) for name, values in seconds.items()}
