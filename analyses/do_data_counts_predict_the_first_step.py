@@ -14,12 +14,12 @@ import pandas as pd
 from asking import joined, options, tell
 from matplotlib.figure import Figure
 
-from birthlens.analysis.first_step import PREDICTIONS, first_step_table
-from birthlens.architecture import ModelConfig
-from birthlens.config import CorpusConfig, TaskConfig
-from birthlens.corpus import statistics_of
-from birthlens.figures.style import COLOURS, DASHES, legend_below, panels, save, styled
-from birthlens.task import BigramTask
+from birthlens.analysis.theory.first_step import PREDICTIONS, first_step_table
+from birthlens.config.model import ModelConfig
+from birthlens.config.run import CorpusConfig, TaskConfig
+from birthlens.tasks.bigram import BigramTask
+from birthlens.tasks.corpus import statistics_of
+from birthlens.viz.figures.style import COLOURS, DASHES, legend_below, panels, save, styled
 
 SCALES = {"laptop": (256, 64, 5), "paper": (2048, 256, 5)}
 WIDTHS = (64, 128, 256, 512, 1024)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from asking import ask
 
-from birthlens.claims.behaviours import tested_on
 from birthlens.claims.claim import Evidence
-from birthlens.task import BigramTask
+from birthlens.claims.statistics.behaviours import tested_on
+from birthlens.tasks.bigram import BigramTask
 
 TESTS = {"uniform outputs": {}, "bigram outputs": {"outputs": "bigram"}, "first 75 % of outputs": {"split": "train"},
          "last 25 % of outputs": {"split": "test"}}  # fmt: skip

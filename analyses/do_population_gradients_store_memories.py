@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 from asking import joined, options, tell
 
-from birthlens.analysis.first_step import zeroed
-from birthlens.analysis.gradients import (
+from birthlens.analysis.memories.ideal import ideal_matrices
+from birthlens.analysis.theory.first_step import zeroed
+from birthlens.analysis.theory.gradients import (
     MATRICES,
     Estimate,
     clean_gradient,
@@ -24,14 +25,13 @@ from birthlens.analysis.gradients import (
     noisy_gradient,
     population_gradients,
 )
-from birthlens.analysis.ideal import ideal_matrices
-from birthlens.analysis.three_steps import Memory, memories
-from birthlens.architecture import ModelConfig
-from birthlens.config import CorpusConfig, TaskConfig
-from birthlens.corpus import BigramStatistics, statistics_of
-from birthlens.initialisation import initial_weights
-from birthlens.task import BigramTask
-from birthlens.weights import Weights
+from birthlens.analysis.theory.three_steps import Memory, memories
+from birthlens.config.model import ModelConfig
+from birthlens.config.run import CorpusConfig, TaskConfig
+from birthlens.model.initialisation import initial_weights
+from birthlens.model.weights import Weights
+from birthlens.tasks.bigram import BigramTask
+from birthlens.tasks.corpus import BigramStatistics, statistics_of
 
 SCALES = {"laptop": (16, 32, 64, 5), "paper": (64, 64, 64, 5)}
 CASES = [(init, d) for init in ("authors", "orthogonal") for d in (128, 256)]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from asking import ask
 
-from birthlens.analysis.references import reference_table
-from birthlens.claims.behaviours import held_out, speed
 from birthlens.claims.claim import Evidence
+from birthlens.claims.statistics.behaviours import held_out, speed
+from birthlens.tasks.predictors.scores import reference_table
 
 
 def layers(evidence: Evidence) -> dict[str, float]:

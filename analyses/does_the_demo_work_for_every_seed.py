@@ -11,9 +11,9 @@ import pandas as pd
 from asking import keep, options
 
 from birthlens import preset
-from birthlens.analysis.trajectory import memories_over
-from birthlens.runs import Run
-from birthlens.sweep import Grid, runs_of
+from birthlens.analysis.behaviour.trajectory import memories_over
+from birthlens.runs.run import Run
+from birthlens.training.sweep import Grid, runs_of
 
 PROMISED = {
     "in_context_accuracy": 0.95,

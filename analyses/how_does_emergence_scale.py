@@ -12,10 +12,10 @@ import pandas as pd
 from asking import ask
 from matplotlib.figure import Figure
 
-from birthlens.claims.behaviours import speed
 from birthlens.claims.claim import interval
-from birthlens.claims.timing import slope
-from birthlens.figures.style import COLOURS, panels, save, styled
+from birthlens.claims.statistics.behaviours import speed
+from birthlens.claims.statistics.timing import slope
+from birthlens.viz.figures.style import COLOURS, panels, save, styled
 
 CLAIMED = {"batch": ("tokens to half accuracy", 0.5), "context": ("steps to half accuracy", 2.0)}
 MEASURED = ("steps to half accuracy", "tokens to half accuracy")

@@ -14,11 +14,11 @@ import torch
 from asking import grid_of, keep, options
 from matplotlib.figure import Figure
 
-from birthlens import forward
-from birthlens.claims.copying import attention_to_previous
-from birthlens.figures.style import COLOURS, panels, save, styled
-from birthlens.runs import Run
-from birthlens.sweep import runs_of
+from birthlens.claims.statistics.copying import attention_to_previous
+from birthlens.model import forward
+from birthlens.runs.run import Run
+from birthlens.training.sweep import runs_of
+from birthlens.viz.figures.style import COLOURS, panels, save, styled
 
 SEQUENCES = 128
 

@@ -12,8 +12,8 @@ import pandas as pd
 from asking import joined, options, tell
 from matplotlib.figure import Figure
 
-from birthlens.analysis.three_steps import ablation_table, sizes
-from birthlens.figures.style import COLOURS, DASHES, legend_below, panels, save, styled
+from birthlens.analysis.theory.three_steps import ablation_table, sizes
+from birthlens.viz.figures.style import COLOURS, DASHES, legend_below, panels, save, styled
 
 BASE = {"d": 256, "N": 64, "T": 64, "batch": 2048}
 VARIED = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from asking import ask
 
-from birthlens.claims.behaviours import speed
+from birthlens.claims.statistics.behaviours import speed
 
 if __name__ == "__main__":
     ask(__file__, __doc__, speed)

@@ -19,11 +19,11 @@ from asking import keep, options
 from matplotlib.figure import Figure
 
 from birthlens import BigramTask
-from birthlens.analysis.ideal import Strengths
-from birthlens.analysis.ideal_tables import VECTORS, width_table
-from birthlens.config import CorpusConfig, TaskConfig
-from birthlens.corpus import statistics_of
-from birthlens.figures.style import COLOURS, DASHES, legend_below, panels, save, styled
+from birthlens.analysis.memories.ideal import Strengths
+from birthlens.analysis.theory.width import VECTORS, width_table
+from birthlens.config.run import CorpusConfig, TaskConfig
+from birthlens.tasks.corpus import statistics_of
+from birthlens.viz.figures.style import COLOURS, DASHES, legend_below, panels, save, styled
 
 WIDTHS = [32, 64, 128, 256, 512, 1024]
 METRICS = ["in_context_accuracy", "in_context_unabsorbed_accuracy", "in_context_loss", "output_memory_recall",

@@ -24,10 +24,10 @@ import pandas as pd
 from asking import keep, options
 
 from birthlens import preset
-from birthlens.analysis.birth_order import birth_order_table, order_sensitivity_table
-from birthlens.analysis.orders import chosen_sets, crossings_table, onsets_table, scores_table
-from birthlens.runs import Run
-from birthlens.sweep import Grid, runs_of
+from birthlens.analysis.memories.birth_order import birth_order_table, order_sensitivity_table
+from birthlens.analysis.memories.order_tables import chosen_sets, crossings_table, onsets_table, scores_table
+from birthlens.runs.run import Run
+from birthlens.training.sweep import Grid, runs_of
 
 WIDTHS = [2.0, 4.0, 8.0]
 BASES = ("raw", "dual")

@@ -8,12 +8,13 @@ from __future__ import annotations
 import torch
 from asking import ask
 
-from birthlens import forward
-from birthlens.analysis.excess import divergence_table
-from birthlens.analysis.trajectory import evaluation_batch, memories_over
-from birthlens.claims.behaviours import global_first
+from birthlens.analysis.behaviour.excess import divergence_table
+from birthlens.analysis.behaviour.trajectory import memories_over
 from birthlens.claims.claim import Evidence
-from birthlens.claims.orders import accuracy_at
+from birthlens.claims.statistics.behaviours import global_first
+from birthlens.claims.statistics.orders import accuracy_at
+from birthlens.model import forward
+from birthlens.runs.evaluation import evaluation_batch
 
 STEPS = [0, 20, 40, 60, 80, 100, 140, 200, 300, 400, 600]
 PREDICTORS = ["uniform", "unigram", "bigram", "bag", "bayes"]

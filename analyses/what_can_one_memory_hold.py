@@ -12,8 +12,8 @@ import pandas as pd
 from asking import options, tell
 from matplotlib.figure import Figure
 
-from birthlens.analysis.outer_products import STORAGES, ZipfMemory, capacity_table, memory_training_table
-from birthlens.figures.style import COLOURS, DASHES, panels, save, styled
+from birthlens.analysis.theory.outer_products import STORAGES, ZipfMemory, capacity_table, memory_training_table
+from birthlens.viz.figures.style import COLOURS, DASHES, panels, save, styled
 
 RATES = (1.0, 10.0, 100.0, 1000.0)
 TOKENS, SHOWN = 100, (1, 10, 100)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from asking import grid_of, options, tell
 
-from birthlens.analysis.attention import attention_table
-from birthlens.analysis.trajectory import evaluation_batch
+from birthlens.analysis.behaviour.attention import attention_table
 from birthlens.claims.claim import Evidence
 from birthlens.claims.grids import grid_table
-from birthlens.notebook import show_attention
-from birthlens.sweep import runs_of
+from birthlens.runs.evaluation import evaluation_batch
+from birthlens.training.sweep import runs_of
+from birthlens.viz.notebook import show_attention
 
 
 def before_and_after(evidence: Evidence) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from asking import ask
 
 from birthlens.claims.claim import Evidence
-from birthlens.claims.orders import accuracy_at, onsets, scores_at
+from birthlens.claims.statistics.orders import accuracy_at, onsets, scores_at
 
 
 def births(evidence: Evidence) -> dict[str, float]:

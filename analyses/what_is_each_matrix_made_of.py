@@ -23,13 +23,14 @@ import numpy as np
 import pandas as pd
 from asking import keep, options
 
-from birthlens import figures, preset
-from birthlens.analysis.ledger_tables import paper_ledger_table
-from birthlens.analysis.trajectory import evaluation_batch
-from birthlens.analysis.transplant import Evaluate, replacement_table, subset_table, transplant_table
-from birthlens.runs import Run
-from birthlens.sweep import Grid, runs_of
+from birthlens import preset
+from birthlens.analysis.interventions.weight_patching import Evaluate, replacement_table, subset_table, transplant_table
+from birthlens.analysis.memories.ledger_tables import paper_ledger_table
+from birthlens.runs.evaluation import evaluation_batch
+from birthlens.runs.run import Run
 from birthlens.training.engines import choose, engine
+from birthlens.training.sweep import Grid, runs_of
+from birthlens.viz import figures
 
 OVERRIDES = ["training.batch_size=128", "checkpoints.every=20", "evaluation.every=20", "evaluation.batch_size=256"]
 STEPS = [0, 40, 60, 80, 100, 120, 160, 220, 300]

@@ -13,11 +13,11 @@ import pandas as pd
 from asking import grid_of, joined, options, tell
 from matplotlib.figure import Figure
 
-from birthlens.analysis.gradients import MATRICES
-from birthlens.analysis.updates import update_cosine_table
-from birthlens.figures.style import COLOURS, DASHES, GREY, legend_below, panels, save, styled
-from birthlens.runs import Run
-from birthlens.sweep import runs_of
+from birthlens.analysis.theory.gradients import MATRICES
+from birthlens.analysis.theory.updates import update_cosine_table
+from birthlens.runs.run import Run
+from birthlens.training.sweep import runs_of
+from birthlens.viz.figures.style import COLOURS, DASHES, GREY, legend_below, panels, save, styled
 
 EVERY = 20
 PHASES = ((0, 40), (40, 80), (80, 160), (160, 240), (240, 400))

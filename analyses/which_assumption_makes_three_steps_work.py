@@ -8,9 +8,9 @@ from __future__ import annotations
 import pandas as pd
 from asking import joined, options, tell
 
-from birthlens.analysis.three_steps import Recipe, ablation_table, ablations
-from birthlens.config import CorpusConfig
-from birthlens.corpus import statistics_of
+from birthlens.analysis.theory.three_steps import Recipe, ablation_table, ablations
+from birthlens.config.run import CorpusConfig
+from birthlens.tasks.corpus import statistics_of
 
 SCALES = {"laptop": (4096, 256, 64, 5), "paper": (8192, 512, 128, 5)}
 

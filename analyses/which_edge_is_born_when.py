@@ -26,11 +26,17 @@ import pandas as pd
 from asking import keep
 
 from birthlens import Head, load_run, preset, train_to_disk
-from birthlens.analysis.ablation import ablate_heads, ablation_table, cases_table
-from birthlens.analysis.corruptions import triggers_swapped
-from birthlens.analysis.paths import births_table, cut_edges, edge_table, other_edges, steps_with_gap
-from birthlens.runs import Run
-from birthlens.sweep import Grid
+from birthlens.analysis.interventions.ablation import ablate_heads, ablation_table, cases_table
+from birthlens.analysis.interventions.corruptions import triggers_swapped
+from birthlens.analysis.interventions.edge_tables import (
+    births_table,
+    cut_edges,
+    edge_table,
+    other_edges,
+    steps_with_gap,
+)
+from birthlens.runs.run import Run
+from birthlens.training.sweep import Grid
 
 HERE = Path(__file__).parent
 PRESETS = {

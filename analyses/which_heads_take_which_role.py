@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from asking import ask
 
-from birthlens.analysis.ablation import ablation_table
-from birthlens.analysis.attention import attention_table
-from birthlens.claims.behaviours import IN_CONTEXT
+from birthlens.analysis.behaviour.attention import attention_table
+from birthlens.analysis.interventions.ablation import ablation_table
 from birthlens.claims.claim import Evidence
+from birthlens.claims.statistics.behaviours import IN_CONTEXT
 
 
 def heads(evidence: Evidence) -> dict[str, float]:

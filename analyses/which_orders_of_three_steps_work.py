@@ -13,8 +13,8 @@ from dataclasses import replace
 import pandas as pd
 from asking import joined, options, tell
 
-from birthlens.analysis.gradients import MATRICES
-from birthlens.analysis.three_steps import ablation_table, sizes
+from birthlens.analysis.theory.gradients import MATRICES
+from birthlens.analysis.theory.three_steps import ablation_table, sizes
 
 SCALES = {"laptop": (256, 64, 64, 2048, 5), "paper": (512, 64, 128, 8192, 5)}
 PAPER = {"L1.W_O": "W_O^2", "L1.W_K": "W_K^2", "L0.W_K": "W_K^1"}

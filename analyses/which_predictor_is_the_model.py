@@ -16,12 +16,12 @@ from asking import ask
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from birthlens import forward
-from birthlens.analysis.excess import divergence_table, excess_loss_table
-from birthlens.analysis.trajectory import evaluation_batch
+from birthlens.analysis.behaviour.excess import divergence_table, excess_loss_table
 from birthlens.claims.claim import Evidence
-from birthlens.figures.style import COLOURS, DASHES, legend_below, panels, save, styled
-from birthlens.oracles import PREDICTORS
+from birthlens.model import forward
+from birthlens.runs.evaluation import evaluation_batch
+from birthlens.tasks.predictors.reference import PREDICTORS
+from birthlens.viz.figures.style import COLOURS, DASHES, legend_below, panels, save, styled
 
 STEPS = [0, 20, 40, 60, 80, 100, 140, 200, 300, 400, 600]
 ROLES = ["global", "first_occurrence", "in_context"]

@@ -1,14 +1,16 @@
 """birthlens: watch an induction head being born, and read transformers as associative memories.
 
-The house, from the ground up (imports only go down):
+Packages, from the ground up (a module imports from its own package and from those below it):
 
-    config, presets       what a run is          architecture, sites    what a model is made of, addresses in it
-    corpus, task          text -> chain -> batches    weights, initialisation    the tensors of one checkpoint
-    forward, model        the fast forward pass, and HookedTransformer (the only door to TransformerLens)
-    oracles               reference predictors and loss floors          runs       the directory on disk
-    analysis/             memories, ledger, behaviour, attention, ablation, patching, paths, scores, theory
-    training/             the loop and its engines: reference, functional, handwritten, fused
-    figures, notebook, report, cli                pictures, pages and the command line
+    config          what a run is: every setting
+    tasks           corpus, batches of tokens with their roles, reference predictors
+    model           weights, the forward pass, and HookedTransformer (model.hooked alone imports TransformerLens)
+    runs            the directory on disk
+    training        the loop, its engines, and sweeps
+    analysis        memories, interventions, behaviour, theory
+    claims, bench   the paper's claims, checked; what this machine can do
+    viz             figures, report, notebook
+    cli             the command line
 """
 
 from __future__ import annotations
@@ -16,36 +18,36 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from birthlens._version import __version__ as __version__
 
 _HOMES = {
-    "BigramTask": "task",
+    "BigramTask": "tasks.bigram",
     "BirthlensError": "errors",
-    "Head": "sites",
-    "RunConfig": "config",
-    "TokenBatch": "task",
-    "Weights": "weights",
-    "load_run": "runs",
-    "preset": "presets",
+    "Head": "model.sites",
+    "RunConfig": "config.run",
+    "TokenBatch": "tasks.batch",
+    "Weights": "model.weights",
+    "load_run": "runs.run",
+    "preset": "config.presets",
     "resume": "training.recording",
-    "show_attention": "notebook",
+    "show_attention": "viz.notebook",
     "train": "training.loop",
     "train_to_disk": "training.recording",
 }
 
 if TYPE_CHECKING:
-    from birthlens.config import RunConfig as RunConfig
+    from birthlens.config.presets import preset as preset
+    from birthlens.config.run import RunConfig as RunConfig
     from birthlens.errors import BirthlensError as BirthlensError
-    from birthlens.notebook import show_attention as show_attention
-    from birthlens.presets import preset as preset
-    from birthlens.runs import load_run as load_run
-    from birthlens.sites import Head as Head
-    from birthlens.task import BigramTask as BigramTask
-    from birthlens.task import TokenBatch as TokenBatch
+    from birthlens.model.sites import Head as Head
+    from birthlens.model.weights import Weights as Weights
+    from birthlens.runs.run import load_run as load_run
+    from birthlens.tasks.batch import TokenBatch as TokenBatch
+    from birthlens.tasks.bigram import BigramTask as BigramTask
     from birthlens.training.loop import train as train
     from birthlens.training.recording import resume as resume
     from birthlens.training.recording import train_to_disk as train_to_disk
-    from birthlens.weights import Weights as Weights
+    from birthlens.viz.notebook import show_attention as show_attention
 
 __all__ = ["__version__", *sorted(_HOMES)]
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int as Int
     from jaxtyping import Int64 as Int64
     from jaxtyping import Num as Num
+    from jaxtyping import Shaped as Shaped
     from jaxtyping import UInt32 as UInt32
 else:
 
@@ -30,6 +31,6 @@ else:
 
             return getattr(jaxtyping, self.name)[array_and_shape]
 
-    Bool, Float, Float32, Int, Int64, Num, UInt32 = map(
-        _Deferred, ("Bool", "Float", "Float32", "Int", "Int64", "Num", "UInt32")
+    Bool, Float, Float32, Int, Int64, Num, Shaped, UInt32 = map(
+        _Deferred, ("Bool", "Float", "Float32", "Int", "Int64", "Num", "Shaped", "UInt32")
     )

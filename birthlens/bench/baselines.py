@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from birthlens.config import RunConfig
-from birthlens.task import BigramTask, TokenBatch
-from birthlens.weights import Weights
+from birthlens.config.run import RunConfig
+from birthlens.model.weights import Weights
+from birthlens.tasks.batch import TokenBatch
+from birthlens.tasks.bigram import BigramTask
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -65,7 +66,7 @@ def plain_step(weights: Weights, config: RunConfig, micro_batch: int | None = No
 
 def hooked_step(weights: Weights, config: RunConfig) -> Step:
     """Return a training step of a plain HookedTransformer loop."""
-    from birthlens.model import build
+    from birthlens.model.hooked import build
 
     model = build(weights, config.trained)
     return _autograd_step(model, [p for p in model.parameters() if p.requires_grad], config, None)
@@ -124,8 +125,8 @@ def hooked_probes(path: str | Path) -> dict[tuple[int, str, str, str, str], floa
 
     Returns what `birthlens probe` writes, by step, memory, basis, metric and candidates.
     """
-    from birthlens.model import build
-    from birthlens.runs import load_run
+    from birthlens.model.hooked import build
+    from birthlens.runs.run import load_run
 
     run = load_run(path)
     found: dict[tuple[int, str, str, str, str], float] = {}

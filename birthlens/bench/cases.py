@@ -19,12 +19,12 @@ import numpy as np
 
 from birthlens.bench.baselines import hooked_ablations, hooked_step, plain_sampler, plain_step
 from birthlens.bench.timing import Timing, interleaved
-from birthlens.config import RunConfig
-from birthlens.corpus import statistics_of
-from birthlens.initialisation import initial_weights
-from birthlens.task import BigramTask
+from birthlens.config.run import RunConfig
+from birthlens.model.initialisation import initial_weights
+from birthlens.model.weights import Weights
+from birthlens.tasks.bigram import BigramTask
+from birthlens.tasks.corpus import statistics_of
 from birthlens.training.loop import Trainer
-from birthlens.weights import Weights
 
 Row = dict[str, Any]
 
@@ -100,10 +100,10 @@ def weight_probes(config: RunConfig, n_checkpoints: int, rounds: int) -> list[Ro
 
 def interventions(config: RunConfig, n_sequences: int, rounds: int) -> list[Row]:
     """Clean and {2 heads} x {zero, mean, resample} on one checkpoint: the runner against hooks."""
-    from birthlens.analysis.interventions import at_heads
-    from birthlens.analysis.metrics import Scoring
-    from birthlens.analysis.runner import evaluate
-    from birthlens.model import build
+    from birthlens.analysis.interventions.runner import evaluate
+    from birthlens.analysis.interventions.scoring import Scoring
+    from birthlens.analysis.interventions.spec import at_heads
+    from birthlens.model.hooked import build
 
     task, weights = _task_and_weights(config)
     batch, reference, model = task.batch(n_sequences, 1), task.batch(n_sequences, 2), build(weights)
@@ -137,7 +137,7 @@ def start_up(config: RunConfig, rounds: int) -> list[Row]:
 
 def checkpointing(config: RunConfig, rounds: int) -> list[Row]:
     """Saving a checkpoint, and what that adds to a step on average, at the config's schedule."""
-    from birthlens.run_writer import RunWriter
+    from birthlens.runs.writer import RunWriter
 
     trainer, every = Trainer(config, statistics_of(config.corpus)), config.checkpoints.every
     with tempfile.TemporaryDirectory() as folder:
@@ -181,7 +181,7 @@ def _task_and_weights(config: RunConfig) -> tuple[BigramTask, Weights]:
 
 def synthetic_run(config: RunConfig, path: Path, n_checkpoints: int) -> None:
     """Write a run with as many checkpoints as asked for, each with trained weights of its own: the first ones and noise."""
-    from birthlens.run_writer import RunWriter
+    from birthlens.runs.writer import RunWriter
 
     config = config.changed(training=config.training.changed(steps=n_checkpoints - 1), checkpoints={"every": 1})
     statistics = statistics_of(config.corpus)

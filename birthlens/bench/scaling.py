@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from birthlens.presets import preset
-from birthlens.task import TokenBatch
+from birthlens.config.presets import preset
+from birthlens.tasks.batch import TokenBatch
 
 Row = dict[str, Any]
 
@@ -81,7 +81,7 @@ def measure(overrides: list[str], rounds: int) -> Row:
 
     `before_training_mb` is what Python with torch held before there was a model or a batch.
     """
-    from birthlens.corpus import statistics_of
+    from birthlens.tasks.corpus import statistics_of
     from birthlens.training.loop import Trainer
 
     before = peak_memory_mb()

@@ -9,8 +9,8 @@ from typing import Any
 
 from birthlens.bench.cases import synthetic_run
 from birthlens.bench.scaling import in_a_process
-from birthlens.config import RunConfig
-from birthlens.runs import load_run
+from birthlens.config.run import RunConfig
+from birthlens.runs.run import load_run
 from birthlens.training.recording import train_to_disk
 
 Row = dict[str, Any]
@@ -40,7 +40,7 @@ def training(config: RunConfig, setting: str, goal: float | None = None) -> list
 
 def ablation_suite(config: RunConfig, n_checkpoints: int, n_sequences: int) -> list[Row]:
     """Every head by zero, mean and resample over a run's checkpoints: evaluated, bootstrapped, and written to disk."""
-    from birthlens.analysis.suite import Suite, execute
+    from birthlens.analysis.interventions.suite import Suite, execute
 
     suite = Suite(heads="all", methods=("zero", "mean", "resample"))
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,7 @@ from birthlens.claims.claim import Claim
 from birthlens.claims.identity import digest, made_of
 from birthlens.claims.scorecard import Measured, Result, Scorecard, read_results, write_scorecard
 from birthlens.claims.tiers import Tier
-from birthlens.sweep import Outcome
+from birthlens.training.sweep import Outcome
 
 Also = Callable[[Scorecard], object]
 """What else is to be done whenever the scorecard's files are written (a page, say)."""

@@ -25,7 +25,8 @@ from typing import Any, Literal
 import numpy as np
 
 from birthlens.errors import BirthlensError
-from birthlens.runs import Run
+from birthlens.runs.run import Run
+from birthlens.shapes import Float
 
 Verdict = Literal["pass", "fail", "inconclusive", "not checked", "not yet run"]
 LEVEL = 0.95
@@ -127,7 +128,7 @@ class Claim:
         return {case: (*words, *self.overrides.get(tier, ())) for case, words in self.cases.items()}
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
+def interval(values: Sequence[float] | Float[np.ndarray, "seed"]) -> tuple[float, float, float]:
     """Return mean, low and high of the t interval over seeds; NaN where it cannot be had.
 
     Example:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from birthlens.claims.claim import Evidence, Statistic, interval
-from birthlens.sweep import Grid, runs_of
+from birthlens.training.sweep import Grid, runs_of
 
 if TYPE_CHECKING:
     import pandas as pd

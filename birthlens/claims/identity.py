@@ -10,11 +10,11 @@ from typing import Any
 
 from birthlens.claims.claim import Claim
 from birthlens.claims.tiers import Tier
-from birthlens.config import CorpusConfig, RunConfig
-from birthlens.corpus import statistics_of
-from birthlens.provenance import TRAINING, code_digest, corpus_digest
-from birthlens.run_files import versions
-from birthlens.sweep import Grid, run_path
+from birthlens.config.run import CorpusConfig, RunConfig
+from birthlens.runs.files import versions
+from birthlens.runs.provenance import TRAINING, code_digest, corpus_digest
+from birthlens.tasks.corpus import statistics_of
+from birthlens.training.sweep import Grid, run_path
 
 
 def configs_of(claim: Claim, tier: Tier, seeds: Sequence[int]) -> dict[tuple[str, int], RunConfig]:

@@ -21,11 +21,10 @@ from birthlens.claims.claim import Claim, Evidence
 from birthlens.claims.identity import configs_of, difference, made_of
 from birthlens.claims.scorecard import Measured, Result, numbers, plain
 from birthlens.claims.tiers import Tier
-from birthlens.config import RunConfig
-from birthlens.disk import write_atomically
-from birthlens.machine import cores
-from birthlens.runs import Run
-from birthlens.sweep import Outcome, prepare, run_path, told_when_killed, workers
+from birthlens.config.run import RunConfig
+from birthlens.runs.run import Run
+from birthlens.system import cores, write_atomically
+from birthlens.training.sweep import Outcome, prepare, run_path, told_when_killed, workers
 
 
 @dataclass

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from birthlens.claims.claim import BOUND, Claim, Verdict, interval, joint
-from birthlens.disk import write_atomically
-from birthlens.run_files import commit, versions
+from birthlens.runs.files import commit, versions
+from birthlens.system import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

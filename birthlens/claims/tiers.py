@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from birthlens.config import RunConfig
+from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
 
 

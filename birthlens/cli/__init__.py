@@ -13,7 +13,7 @@ from importlib import import_module
 
 import click
 
-from birthlens import __version__
+from birthlens._version import __version__
 from birthlens.errors import BirthlensError
 
 HOMES = {
@@ -44,11 +44,11 @@ HOMES = {
 class Commands(click.Group):
     """The commands of `HOMES`, each imported when it is asked for."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context | None) -> list[str]:
         """Name every command."""
         return sorted(HOMES)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context | None, cmd_name: str) -> click.Command | None:
         """Import one command, None where there is none of this name."""
         if cmd_name not in HOMES:
             return None

@@ -18,7 +18,7 @@ def corpus(file: str | None, style: str) -> None:
 
     FILE is any UTF-8 text; entropies are in nats.
     """
-    from birthlens.corpus import embedded_text, from_file, from_text
+    from birthlens.tasks.corpus import embedded_text, from_file, from_text
 
     statistics = from_file(Path(file)) if file else from_text(embedded_text(), "embedded corpus")
     frequent = [statistics.vocab[i] for i in statistics.most_frequent(10)]
@@ -44,7 +44,7 @@ def corpus(file: str | None, style: str) -> None:
 @format_option
 def steps(run: str, style: str) -> None:
     """List the steps of a RUN whose weights are kept."""
-    from birthlens.runs import load_run
+    from birthlens.runs.run import load_run
 
     loaded = load_run(run)
     kept = loaded.steps

@@ -35,7 +35,7 @@ def bench(quick: bool, only: tuple[str, ...], out: str | None, files: tuple[str,
     docs/performance.md have their tables by --from bench.json --into README.md.
     """
     from birthlens.bench import pages as writing
-    from birthlens.disk import write_atomically
+    from birthlens.system import write_atomically
 
     if files and (quick or only):
         raise BirthlensError("--from measures nothing; leave out --quick and --only.")
@@ -59,7 +59,7 @@ def _measured(quick: bool, only: tuple[str, ...]) -> dict[str, Any]:
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
-    from birthlens.run_files import versions
+    from birthlens.runs.files import versions
 
     facts = {**versions(), **_machine()}
     click.echo("  ".join(f"{name} {value}" for name, value in facts.items()), err=True)
@@ -69,7 +69,7 @@ def _measured(quick: bool, only: tuple[str, ...]) -> dict[str, Any]:
     ]
     # A process of its own for each case: what an earlier one leaves behind in the allocator changes plain torch twofold.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["birthlens.model", "birthlens.bench.cases"])
+    context.set_forkserver_preload(["birthlens.model.hooked", "birthlens.bench.cases"])
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
         for case in chosen:
             try:
@@ -103,8 +103,8 @@ def _text(page: str) -> str:
 def _cases(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     from birthlens.bench import cases, whole_runs
     from birthlens.bench.scaling import scaling
-    from birthlens.config import RunConfig
-    from birthlens.presets import preset
+    from birthlens.config.presets import preset
+    from birthlens.config.run import RunConfig
 
     few = 3 if quick else 9
     small = "evaluation.batch_size=1"  # the trainers of a benchmark evaluate nothing
@@ -135,7 +135,7 @@ def _machine() -> dict[str, object]:
     from threadpoolctl import threadpool_info
 
     from birthlens.bench.scaling import matmul_peak
-    from birthlens.machine import cores
+    from birthlens.system import cores
 
     model = platform.processor() or "unknown"
     cpuinfo = Path("/proc/cpuinfo")

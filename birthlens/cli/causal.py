@@ -73,8 +73,8 @@ def ablate(
     With --out, results also go to OUT.suite/ as they come, with a manifest; an interrupted suite is continued by the same
     command, and what is done is not done again.
     """
-    from birthlens.analysis.suite import Suite, execute
-    from birthlens.config import read_tree
+    from birthlens.analysis.interventions.suite import Suite, execute
+    from birthlens.config.run import read_tree
 
     if suite_file is not None:
         if beside := given("heads", "methods", "components", "metrics", "seed"):
@@ -129,7 +129,7 @@ def patch(
     share of the gap at which the patched run ends up, with its 95 % bootstrap interval. Every column is explained in
     docs/tables.md. With --out, OUT.manifest.json says what was run on what.
     """
-    from birthlens.analysis.patching import patching_cases, patching_table
+    from birthlens.analysis.interventions.patching import patching_cases, patching_table
 
     loaded = load_run(run, steps, seed)
     axes = [axis for axis in names("by", by) if axis != "layer"]
@@ -194,8 +194,8 @@ def edges(
     --attribution the linear estimates of recovered and their errors. With --births one row an edge: born, peak, last. Every
     column is explained in docs/tables.md. With --out, OUT.manifest.json says what was run on what.
     """
-    from birthlens.analysis.anatomy import edges_of
-    from birthlens.analysis.paths import births_table, cut_edges, edge_table
+    from birthlens.analysis.interventions.edge_tables import births_table, cut_edges, edge_table
+    from birthlens.model.components import edges_of
 
     if not attribution and (beside := given("integration_steps")):
         raise BirthlensError(f"{beside[0]}: it acts with --attribution only; add that, or leave it out.")
@@ -244,9 +244,9 @@ def scores(subject: str, kind: str, steps: str, batch_size: int, seed: int, out:
     """
     import numpy as np
 
-    from birthlens.analysis.attention import attention_table
-    from birthlens.analysis.head_weights import composition_table, weight_scores_table
-    from birthlens.analysis.scores import in_context_learning_table, scores_table, transfer_table
+    from birthlens.analysis.behaviour.attention import attention_table
+    from birthlens.analysis.behaviour.head_scores import in_context_learning_table, scores_table, transfer_table
+    from birthlens.analysis.behaviour.head_weights import composition_table, weight_scores_table
 
     loaded = load(subject, steps, seed)
     generator = np.random.default_rng([seed, 7])

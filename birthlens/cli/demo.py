@@ -18,8 +18,8 @@ def demo(out: str) -> None:
 
     A finished demo run in OUT is used again, with its report; an interrupted one is continued.
     """
-    from birthlens.presets import preset
-    from birthlens.runs import load_run
+    from birthlens.config.presets import preset
+    from birthlens.runs.run import load_run
     from birthlens.training.recording import check_resumable, resume, train_to_disk
 
     config = preset("demo")
@@ -40,7 +40,7 @@ def demo(out: str) -> None:
     click.echo(f", above 0.9 from step {reached.iloc[0]}" if len(reached) else "")
     write(table, str(probes))
     if trained or not page.exists():
-        from birthlens.report import write_report
+        from birthlens.viz.report import write_report
 
         write_report([run], page)
     click.echo(f"run     {out}  (docs/format.md says what is what)")

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from birthlens.analysis.transplant import Evaluate
-    from birthlens.runs import Run
+    from birthlens.analysis.interventions.weight_patching import Evaluate
+    from birthlens.runs.run import Run
     from birthlens.shapes import Float
 
 fold_option = click.option("--fold", is_flag=True, help="Fold layer norms into the matrices that read behind them.")
-METRICS = ("in_context_accuracy", "in_context_loss", "global_loss", "global_accuracy", "all_loss")
+MAP_METRICS = ("in_context_accuracy", "in_context_loss", "global_loss", "global_accuracy", "all_loss")
 
 
 @click.command(epilog="Example: birthlens memories runs/demo --steps every:5 --ledger")
@@ -40,7 +40,7 @@ def memories(
     With --ledger: the share of each matrix's squared norm, less its value at the first kept step, that every family of
     associations explains, the residual that none explains, and the shares that chance would give.
     """
-    from birthlens.runs import load_run
+    from birthlens.runs.run import load_run
 
     if (cells or whole) and not ledger:
         raise BirthlensError(f"{'--cells' if cells else '--whole'} is an option of the ledger; give --ledger too.")
@@ -66,11 +66,11 @@ def memories(
 @format_option
 def memory(run: str, matrix: str, step: int, top: int, basis: str, fold: bool, out: str | None, style: str) -> None:
     """List the strongest associations of one matrix of a RUN, the right ones and the wrong ones, with their labels."""
-    from birthlens.analysis.layer_norms import folded
-    from birthlens.analysis.roles import memory_named
-    from birthlens.analysis.strongest import top_associations_table
-    from birthlens.legible import legible
-    from birthlens.runs import load_run
+    from birthlens.analysis.memories.layer_norms import folded
+    from birthlens.analysis.memories.names import memory_named
+    from birthlens.analysis.memories.top_associations import top_associations_table
+    from birthlens.labels import legible
+    from birthlens.runs.run import load_run
 
     loaded = load_run(run)
     (kept,) = loaded.select(str(step))
@@ -88,7 +88,9 @@ def memory(run: str, matrix: str, step: int, top: int, basis: str, fold: bool, o
 @click.option("--to", "recipients", help="Steps of the models that get it; by default up to six.")
 @click.option("--by", "sources", help="Replace by initial, ideal, ideal_dual, ledger, without_ledger, rank:R instead.")
 @click.option("--align", is_flag=True, help="Turn donors into the recipient's basis (trained embeddings).")
-@click.option("--metric", type=click.Choice(METRICS), default=METRICS[0], show_default=True, help="What to print.")
+@click.option(
+    "--metric", type=click.Choice(MAP_METRICS), default=MAP_METRICS[0], show_default=True, help="What to print."
+)
 @click.option("--sequences", default=64, show_default=True, type=click.IntRange(min=1), help="Fresh sequences to run.")
 @click.option("--full", is_flag=True, help="On a terminal, print every row instead of the map.")
 @out_option
@@ -111,10 +113,10 @@ def transplant(
     A late matrix that lifts an early model is sufficient; an early one that breaks a late model was necessary. With --by,
     each matrix is replaced by its ideal memory, its ledger projection, a truncation or its initial value, at the steps --to.
     """
-    from birthlens.analysis.trajectory import evaluation_batch
-    from birthlens.analysis.transplant import replacement_table, transplant_table
-    from birthlens.notebook import thinned
-    from birthlens.runs import load_run
+    from birthlens.analysis.interventions.weight_patching import replacement_table, transplant_table
+    from birthlens.runs.evaluation import evaluation_batch
+    from birthlens.runs.run import load_run
+    from birthlens.viz.notebook import thinned
 
     loaded = load_run(run)
     if sources is not None and (align or donors is not None):
@@ -170,9 +172,9 @@ def order(runs: tuple[str, ...], width: float, sensitivity: bool, out: str | Non
     import numpy as np
     import pandas as pd
 
-    from birthlens.analysis.birth_order import birth_order_table, order_sensitivity_table
-    from birthlens.analysis.orders import chosen_sets, crossings_table, onsets_table, scores_table
-    from birthlens.runs import load_run
+    from birthlens.analysis.memories.birth_order import birth_order_table, order_sensitivity_table
+    from birthlens.analysis.memories.order_tables import chosen_sets, crossings_table, onsets_table, scores_table
+    from birthlens.runs.run import load_run
 
     loaded = [load_run(run) for run in runs]
     onsets = onsets_table(scores_table(loaded), width)
@@ -195,7 +197,7 @@ def _note_moving(moving: list[str]) -> None:
 
 
 def _memories(run: Run, steps: list[int], fold: bool) -> pd.DataFrame:
-    from birthlens.analysis.trajectory import memories_over
+    from birthlens.analysis.behaviour.trajectory import memories_over
 
     table = memories_over(run, steps, fold=fold)
     _note_moving(table.attrs["moving_codebooks"])
@@ -205,8 +207,8 @@ def _memories(run: Run, steps: list[int], fold: bool) -> pd.DataFrame:
 def _ledger(run: Run, steps: list[int], cells: bool, whole: bool) -> pd.DataFrame:
     import numpy as np
 
-    from birthlens.analysis.ledger_tables import paper_ledger_table
-    from birthlens.analysis.roles import is_paper_model
+    from birthlens.analysis.memories.ledger_tables import paper_ledger_table
+    from birthlens.analysis.memories.names import is_paper_model
 
     if not is_paper_model(run.config.model):
         raise BirthlensError("ledger: it books the matrices of the two-layer simplified model; leave --ledger out.")

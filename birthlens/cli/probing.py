@@ -12,7 +12,7 @@ from birthlens.cli.tables import deliver, format_option, out_option, show, show_
 if TYPE_CHECKING:
     import pandas as pd
 
-    from birthlens.runs import Run
+    from birthlens.runs.run import Run
 
 PROBES = ("memories", "behaviour", "attention")
 
@@ -34,7 +34,7 @@ def probe(run: str, steps: str, what: str, full: bool, out: str | None, style: s
 
     'memories' reads the weights alone; 'behaviour' and 'attention' run fresh sequences through the model.
     """
-    from birthlens.runs import load_run
+    from birthlens.runs.run import load_run
 
     loaded = load_run(run)
     kept = loaded.select(steps)
@@ -43,7 +43,7 @@ def probe(run: str, steps: str, what: str, full: bool, out: str | None, style: s
     elif out is None and style == "table" and not full:
         overview(probed(loaded, kept, what))
     else:
-        from birthlens.analysis.trajectory import memory_series_over
+        from birthlens.analysis.behaviour.trajectory import memory_series_over
 
         deliver(memory_series_over(loaded, kept), out, style)
 
@@ -64,7 +64,7 @@ def overview(table: pd.DataFrame) -> None:
 
 def probed(run: Run, steps: list[int], what: str) -> pd.DataFrame:
     """Probe a run at some steps: one of `PROBES`."""
-    from birthlens.analysis import trajectory
+    from birthlens.analysis.behaviour import trajectory
 
     if what == "memories":
         return trajectory.memories_over(run, steps)

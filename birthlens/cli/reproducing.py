@@ -14,7 +14,7 @@ from birthlens.cli.tables import format_option, show, show_rows
 from birthlens.errors import BirthlensError
 
 if TYPE_CHECKING:
-    from birthlens.sweep import Outcome
+    from birthlens.training.sweep import Outcome
 
 
 processes_option = click.option(
@@ -51,7 +51,7 @@ def reproduce(
         return
     from birthlens.claims.reproduction import reproduce
     from birthlens.claims.scorecard import Result, Scorecard, scorecard_table
-    from birthlens.scorecard_page import write_scorecard_page
+    from birthlens.viz.report.scorecard import write_scorecard_page
 
     page, results = Path(out) / "scorecard.html", list[Result]()
 
@@ -93,8 +93,8 @@ def sweep(grid: str, out: str, seeds: int | None, processes: int | None, style: 
     """
     import pandas as pd
 
-    from birthlens.sweep import Grid, run_path
-    from birthlens.sweep import sweep as train
+    from birthlens.training.sweep import Grid, run_path
+    from birthlens.training.sweep import sweep as train
 
     configs = Grid.load(grid, seeds).configs()
     found = {}

@@ -30,8 +30,8 @@ TABLE_KINDS = ("curves", "recall", "timeline", "ledger", "patching", "transplant
 def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...]) -> None:
     """Draw a figure of a RUN, or of a table that birthlens wrote (.csv, .parquet, .json)."""
     from birthlens.errors import BirthlensError
-    from birthlens.figures.gallery import draw, draw_table, drawn_steps, read_table
-    from birthlens.figures.style import check_name, save
+    from birthlens.viz.figures.gallery import draw, draw_table, drawn_steps, read_table
+    from birthlens.viz.figures.style import check_name, save
 
     check_name(out)
     if Path(source).is_file():
@@ -40,7 +40,7 @@ def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...])
             raise BirthlensError(f"option = {wrong[0]!r}: write it as NAME=VALUE, for instance x=d_model.")
         figure = draw_table(read_table(source), kind, **{name: value for name, _, value in pairs})
     else:
-        from birthlens.runs import load_run
+        from birthlens.runs.run import load_run
 
         if options:
             raise BirthlensError(f"option = {options[0]!r}: options are for tables; a run's figures have none.")
@@ -61,8 +61,8 @@ def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...])
 @click.option("--quick", is_flag=True, help="Leave the causal evidence out.")
 def report(runs: tuple[str, ...], out: str, quick: bool) -> None:
     """Write one self-contained page that tells the story of a RUN, or compares several."""
-    from birthlens.report import write_report
-    from birthlens.runs import load_run
+    from birthlens.runs.run import load_run
+    from birthlens.viz.report import write_report
 
     click.echo(str(write_report([load_run(run) for run in runs], out, causal=not quick)))
 
@@ -81,7 +81,7 @@ def attention(
     run: str, out: str, steps: str | None, text: str | None, row: int, heads: str | None, length: int
 ) -> None:
     """Write the attention patterns of a RUN as one page with a slider over its checkpoints."""
-    from birthlens.notebook import show_attention
+    from birthlens.viz.notebook import show_attention
 
     chosen = heads.split(",") if heads else None
     picture = show_attention(run, steps, tokens=text, row=row, heads=chosen, length=length)
@@ -97,8 +97,8 @@ def watch(run: str, once: bool, every: float) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from birthlens.runs import load_run
-    from birthlens.watch import Watch
+    from birthlens.runs.run import load_run
+    from birthlens.viz.watch import Watch
 
     console = Console()
     live = console.is_terminal and not once

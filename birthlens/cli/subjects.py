@@ -14,12 +14,12 @@ import click
 from birthlens.errors import BirthlensError
 
 if TYPE_CHECKING:
-    from birthlens.analysis.ablation import Models
-    from birthlens.analysis.anatomy import Sizes
-    from birthlens.analysis.corruptions import Pair
-    from birthlens.corpus import BigramStatistics
-    from birthlens.runs import Run
-    from birthlens.task import TokenBatch
+    from birthlens.analysis.interventions.ablation import Models
+    from birthlens.analysis.interventions.corruptions import Pair
+    from birthlens.model.components import Sizes
+    from birthlens.runs.run import Run
+    from birthlens.tasks.batch import TokenBatch
+    from birthlens.tasks.corpus import BigramStatistics
 
 _FRESH = 2**40 + 1  # index of batches that neither training nor its evaluation ever drew
 
@@ -103,7 +103,7 @@ class Subject:
             return self.run.task.batch(n, self.seed, _FRESH + index)
         import numpy as np
 
-        from birthlens.analysis.batches import repeated_tokens
+        from birthlens.tasks.positions import repeated_tokens
 
         length = min(64, (int(self.model.cfg.n_ctx) + 1) // 2)
         return repeated_tokens(n, length, int(self.model.cfg.d_vocab), np.random.default_rng([self.seed, index]))
@@ -112,7 +112,7 @@ class Subject:
         """Draw a clean and a corrupted batch of the run's task."""
         import numpy as np
 
-        from birthlens.analysis.corruptions import corrupt
+        from birthlens.analysis.interventions.corruptions import corrupt
 
         vocabulary = 0 if self.statistics is None else len(self.statistics)
         return corrupt(corruption, self.batch(n, 0), np.random.default_rng([self.seed, 11]), vocabulary)
@@ -137,7 +137,7 @@ class Subject:
 
     def note(self, out: str | None, command: str, pair: Pair, interventions: object, **asked: Any) -> None:
         """Write OUT.manifest.json beside a table that is written: what was asked, on what, versions and seeds."""
-        from birthlens.analysis.results import manifest, write_manifest
+        from birthlens.analysis.interventions.suite_results import manifest, write_manifest
 
         if out is not None:
             options: Mapping[str, Any] = {"steps": self.steps, "seed": self.seed, **asked}
@@ -153,7 +153,7 @@ def load(path: str, steps: str, seed: int) -> Subject:
     """Open a run, or a model from a directory."""
     if not _holds_model(path):
         return load_run(path, steps, seed)
-    from birthlens.model import load_pretrained
+    from birthlens.model.hooked import load_pretrained
 
     if steps not in ("last", "all"):
         raise BirthlensError(f"steps = {steps!r}: a model directory has one state only; leave --steps out.")
@@ -162,12 +162,12 @@ def load(path: str, steps: str, seed: int) -> Subject:
 
 def load_run(path: str, steps: str, seed: int) -> Subject:
     """Open a run."""
-    from birthlens import runs
+    from birthlens.runs import run as runs
 
     if _holds_model(path):
         raise BirthlensError(
             f"run = {path!r} is a directory with a Hugging Face model; this command takes a run, whose task says what "
-            "to corrupt. In Python, pair batches of your own with birthlens.analysis.corruptions.pair_of."
+            "to corrupt. In Python, pair batches of your own with birthlens.analysis.interventions.corruptions.pair_of."
         )
     run = runs.load_run(path)
     return Subject(path, seed, run.select(steps), run)

@@ -16,7 +16,7 @@ from birthlens.errors import BirthlensError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from birthlens.analysis.series import SeriesTable
+    from birthlens.analysis.memories.series import SeriesTable
 
 FORMATS = ("table", "csv", "json")
 ENDINGS = (".csv", ".json", ".parquet")
@@ -64,7 +64,7 @@ def write(table: pd.DataFrame | SeriesTable, out: str) -> None:
     """Write a table to a file, atomically, in the format of its ending."""
     import io
 
-    from birthlens.disk import write_atomically
+    from birthlens.system import write_atomically
 
     path = Path(out)
     if path.suffix == ".parquet":
@@ -88,13 +88,13 @@ def deliver(table: pd.DataFrame | SeriesTable, out: str | None, style: str, titl
 
 
 def _csv(table: pd.DataFrame | SeriesTable) -> str:
-    from birthlens.analysis.series import SeriesTable
+    from birthlens.analysis.memories.series import SeriesTable
 
     return table.to_csv() if isinstance(table, SeriesTable) else table.to_csv(index=False)
 
 
 def _frame(table: pd.DataFrame | SeriesTable) -> pd.DataFrame:
-    from birthlens.analysis.series import SeriesTable
+    from birthlens.analysis.memories.series import SeriesTable
 
     return table.to_pandas() if isinstance(table, SeriesTable) else table
 

@@ -13,7 +13,7 @@ import click
 from birthlens.errors import BirthlensError
 
 if TYPE_CHECKING:
-    from birthlens.config import RunConfig
+    from birthlens.config.run import RunConfig
     from birthlens.training.loop import StepRecord
 
 
@@ -61,8 +61,8 @@ def train(
 def _config(
     preset_name: str | None, config_file: str | None, corpus_file: str | None, overrides: tuple[str, ...]
 ) -> RunConfig:
-    from birthlens.config import RunConfig, read_tree
-    from birthlens.presets import preset
+    from birthlens.config.presets import preset
+    from birthlens.config.run import RunConfig, read_tree
 
     if preset_name and config_file:
         raise BirthlensError(f"--preset {preset_name} and --config {config_file} exclude each other; give one.")
@@ -77,7 +77,7 @@ def _config(
 
 def follow(records: Iterable[StepRecord], out: str, logger: str | None = None) -> bool:
     """Run the training to its end: a line on its engine, a bar on a terminal, a closing line; say if there was any."""
-    from birthlens.training.logging import log_to
+    from birthlens.training.loggers import log_to
 
     log = log_to(logger, Path(out)) if logger else None
     last, accuracy, skipped = None, None, 0

@@ -20,16 +20,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from birthlens import forward
-from birthlens.config import RunConfig
+from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
+from birthlens.model import forward
+from birthlens.model.weights import Weights
 from birthlens.shapes import Bool, Float, Int
-from birthlens.task import TokenBatch
-from birthlens.training import folding
-from birthlens.weights import Weights
+from birthlens.tasks.batch import TokenBatch
+from birthlens.training.simplified import folding
 
 if TYPE_CHECKING:
-    from birthlens.training.folding import FoldedStep
+    from birthlens.training.simplified.folding import FoldedStep
 
 COMPILING_PAYS = 1_000_000
 """Trained tokens from which the fused engine is taken; its one compilation on a new machine takes about ten seconds."""
@@ -175,18 +175,18 @@ def engine(name: str, config: RunConfig, weights: Weights) -> Engine:
         )
     step: FoldedStep
     if name == "fused":
-        from birthlens.training.fused import FusedStep
+        from birthlens.training.simplified.numba_step import FusedStep
 
         step = FusedStep(own, own.score_scale, tuple(trained))
     else:
-        from birthlens.training.simplified import SimplifiedStep
+        from birthlens.training.simplified.torch_step import SimplifiedStep
 
         step = SimplifiedStep(own, own.score_scale, tuple(trained))
     return FoldedEngine(name, step, trained)
 
 
 def _reference(config: RunConfig, weights: Weights) -> Engine:
-    from birthlens.model import build, parameters
+    from birthlens.model.hooked import build, parameters
 
     model = build(weights, config.trained, n_ctx=config.task.context)
     moving = {key: tensor for key, tensor in parameters(model, config.model).items() if key in config.trained}
@@ -194,6 +194,6 @@ def _reference(config: RunConfig, weights: Weights) -> Engine:
 
 
 def _obstacle_to_compiling() -> str | None:
-    from birthlens.training import fused
+    from birthlens.training.simplified import numba_step as fused
 
     return fused.obstacle()

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from birthlens.analysis.behaviour import summary
-from birthlens.config import RunConfig
-from birthlens.corpus import BigramStatistics, statistics_of
+from birthlens.config.run import RunConfig
+from birthlens.config.schedule import Schedule
 from birthlens.errors import BirthlensError
-from birthlens.initialisation import initial_weights
-from birthlens.task import HELD_OUT, BigramTask
+from birthlens.model.initialisation import initial_weights
+from birthlens.model.weights import Weights
+from birthlens.tasks.bigram import HELD_OUT, BigramTask
+from birthlens.tasks.corpus import BigramStatistics, statistics_of
+from birthlens.tasks.roles import summary
 from birthlens.training.engines import Engine, choose, engine
-from birthlens.training.schedule import Schedule
-from birthlens.weights import Weights
 
 Array = np.ndarray
 _log = logging.getLogger("birthlens")

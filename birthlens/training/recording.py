@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from birthlens.config import RunConfig
-from birthlens.corpus import statistics_of
+from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
-from birthlens.run_writer import RunWriter
-from birthlens.runs import Run
+from birthlens.runs.run import Run
+from birthlens.runs.writer import RunWriter
+from birthlens.tasks.corpus import statistics_of
 from birthlens.training.loop import DivergedError, StepRecord, Trainer, train
 
 _log = logging.getLogger("birthlens")

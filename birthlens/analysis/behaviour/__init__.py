@@ -1,0 +1,1 @@
+"""What does it do? Attention, head scores, and losses by role of the token."""

@@ -1,0 +1,144 @@
+"""What heads attend to on a batch: the paper's behaviour probes (section 5), for every head, with chance levels.
+
+For a head with pattern A, a_t = argmax_s A[t, s] is the position it attends most from t. Each probe is a share of queries:
+
+    previous_token          t right after a trigger          a_t = t - 1
+    induction_match         t in context                     the token before a_t is z_t itself
+    attended_is_predicted   t in context                     z at a_t is the model's prediction at t
+    previous_where_attended s = a_t of a later head, t in context    the earlier head's a_s = s - 1
+    repeats                 t in context                     the target equals z_t (a fact about the batch)
+
+Chance is the same share for a position drawn evenly from those the query may see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from birthlens.analysis.interventions.ablation import Models
+from birthlens.model.forward import activations, tensors_of
+from birthlens.model.hooks import captured_with_logits
+from birthlens.model.sites import Head, Point
+from birthlens.model.weights import Weights
+from birthlens.shapes import Bool, Float, Int
+from birthlens.tasks.batch import TokenBatch
+from birthlens.tasks.positions import check_tokens, position_role_masks
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from birthlens.model.hooked import HookedModel
+
+CHUNK = 32
+"""Sequences whose patterns are held at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """A part of a batch, each layer's pattern on it, and the logits."""
+
+    batch: TokenBatch
+    patterns: list[Float[Tensor, "batch head query_pos key_pos"]]
+    logits: Float[Tensor, "batch pos d_vocab"]
+
+    @property
+    def heads(self) -> Iterator[tuple[Head, Float[Tensor, "batch query_pos key_pos"]]]:
+        """Every head with its pattern."""
+        for layer, pattern in enumerate(self.patterns):
+            for head in range(pattern.shape[1]):
+                yield Head(layer, head), pattern[:, head]
+
+
+@torch.no_grad()
+def watch(model: Weights | HookedModel, batch: TokenBatch, chunk: int = CHUNK) -> Iterator[Watched]:
+    """Run a model over a batch, part by part; weights need no TransformerLens.
+
+    Raises:
+        BirthlensError: where the batch does not fit the model's vocabulary or context.
+    """
+    if isinstance(model, Weights):
+        n_ctx = len(model["W_pos"]) if "W_pos" in model else batch.tokens.shape[1]
+        check_tokens(batch, len(model["W_E"]), n_ctx)
+        tensors = tensors_of(model)
+        for part in batch.chunks(chunk):
+            seen = activations(tensors, model.config, part.tokens)
+            yield Watched(part, seen.patterns, seen.logits)
+        return
+    check_tokens(batch, model.cfg.d_vocab, model.cfg.n_ctx)
+    points = [Point("pattern", layer) for layer in range(model.cfg.n_layers)]
+    for part in batch.chunks(chunk):
+        found, logits = captured_with_logits(model, part.tokens, points)
+        yield Watched(part, [found[point] for point in points], logits)
+
+
+class Shares:
+    """Sums of a quantity and of its chance over queries, by key."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[object, ...], list[float]] = {}
+
+    def add(self, key: tuple[object, ...], value: Tensor, chance: Tensor, where: Bool[Tensor, "..."]) -> None:
+        """Take in the queries at which `where` holds."""
+        known = self._sums.setdefault(key, [0.0, 0.0, 0.0])
+        for index, part in enumerate((value, chance)):
+            known[index] += float(torch.where(where, part.double(), 0.0).sum())
+        known[2] += int(where.sum())
+
+    def rows(self) -> Iterator[tuple[object, ...]]:
+        """Yield (*key, value, chance, n); means are NaN where no query was there."""
+        for key, (value, chance, n) in self._sums.items():
+            mean = (value / n, chance / n) if n else (float("nan"), float("nan"))
+            yield (*key, *mean, int(n))
+
+
+def attention_table(models: Models, batch: TokenBatch, role: str = "in_context", chunk: int = CHUNK) -> pd.DataFrame:
+    """Take the probes of every head at each checkpoint.
+
+    Columns: step, probe, layer, head, given (the later head, for previous_where_attended), value, chance, n (queries).
+    `role` says which queries count as in context: 'in_context' or 'in_context_unabsorbed'.
+    """
+    import pandas as pd
+
+    rows = []
+    for step, model in models:
+        shares = Shares()
+        for seen in watch(model, batch, chunk):
+            _probe(seen, role, shares)
+        rows += [(step, *row) for row in shares.rows()]
+    return pd.DataFrame(rows, columns=["step", "probe", "layer", "head", "given", "value", "chance", "n"])
+
+
+def _probe(seen: Watched, role: str, shares: Shares) -> None:
+    batch, tokens = seen.batch, seen.batch.tokens
+    masks = position_role_masks(batch)
+    after_trigger = masks["first_successor"] | masks["later_successor"]
+    in_context, visible = masks[role], torch.arange(1, tokens.shape[1] + 1)
+    evenly = (1 / visible).expand(tokens.shape)
+    before = torch.nn.functional.pad(tokens[:, :-1], (1, 0), value=-1)
+    predicted = seen.logits.argmax(-1)
+    attended = {head: pattern.argmax(-1) for head, pattern in seen.heads}
+    for head, most in attended.items():
+        place = (head.layer, str(head), None)
+        is_previous = most == torch.arange(tokens.shape[1]) - 1
+        shares.add(("previous_token", *place), is_previous, evenly, after_trigger)
+        chance = _share_of_keys(before, tokens)
+        shares.add(("induction_match", *place), before.gather(1, most) == tokens, chance, in_context)
+        chance = _share_of_keys(tokens, predicted)
+        shares.add(("attended_is_predicted", *place), tokens.gather(1, most) == predicted, chance, in_context)
+        for later, chosen in attended.items():
+            if later.layer > head.layer:
+                key = ("previous_where_attended", head.layer, str(head), str(later))
+                shares.add(key, is_previous.gather(1, chosen), evenly.gather(1, chosen), in_context)
+    repeats = batch.targets == tokens
+    shares.add(("repeats", None, None, None), repeats, torch.full(tokens.shape, float("nan")), in_context)
+
+
+def _share_of_keys(keys: Int[Tensor, "batch pos"], wanted: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
+    """Return, for each query, the share of visible positions whose entry in `keys` is the wanted one."""
+    equal = (keys[:, None] == wanted[:, :, None]).tril()
+    return equal.sum(-1) / torch.arange(1, keys.shape[1] + 1)

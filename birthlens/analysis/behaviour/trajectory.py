@@ -1,0 +1,109 @@
+"""Probes over the checkpoints of a run: the question asked of one checkpoint, asked of all, in one tidy table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from birthlens.analysis.memories.recall_tables import circuit_series, memory_series
+from birthlens.analysis.memories.series import SeriesTable, tabled
+from birthlens.runs.evaluation import evaluation_batch
+from birthlens.runs.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from birthlens.model.weights import Weights
+    from birthlens.tasks.batch import TokenBatch
+
+
+def over_checkpoints(
+    run: Run, probe: Callable[[Weights], pd.DataFrame], steps: Iterable[int] | None = None
+) -> pd.DataFrame:
+    """Stack `probe(weights)` over checkpoints, with a leading column step.
+
+    Example:
+        >>> from birthlens.analysis.behaviour.trajectory import over_checkpoints  # doctest: +SKIP
+        >>> over_checkpoints(run, my_probe, run.select("every:5"))  # doctest: +SKIP
+    """
+    import pandas as pd
+
+    tables = []
+    for step, weights in run.checkpoints(steps):
+        table = probe(weights)
+        table.insert(0, "step", step)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def memory_series_over(
+    run: Run, steps: Iterable[int] | None = None, bases: Sequence[str] = ("raw", "dual"), fold: bool = False
+) -> SeriesTable:
+    """Read the paper's memories (section 4 of the probes) at each step: the columns of `series`.
+
+    Only weights are read; nothing here imports torch. A run of another shape than the paper's two-layer simplified model is
+    read head by head, in every basis (`recall.circuit_series`), with `fold` behind its layer norms.
+
+    Raises:
+        BirthlensError: with `fold` where the model has no layer norms.
+    """
+    model = run.config.model
+    if fold or model.family != "simplified" or model.n_layers != 2:
+        return circuit_series(run.checkpoints(steps), bases=bases, fold=fold)  # type: ignore[arg-type]
+    return memory_series(
+        run.checkpoints(steps),
+        triggers=run.triggers,
+        bigram=run.statistics.bigram,
+        outputs=_possible_outputs(run),
+        bases=bases,  # type: ignore[arg-type]
+    )
+
+
+memories_over = tabled(memory_series_over)
+
+
+def behaviour_over(run: Run, steps: Iterable[int] | None = None, batch: TokenBatch | None = None) -> pd.DataFrame:
+    """Measure loss and accuracy by role at each step: columns step, role, metric, value, chance, n.
+
+    The batch defaults to fresh sequences of the run's own task, from the run's evaluation seed.
+    """
+    import torch
+
+    from birthlens.model import forward
+    from birthlens.tasks.roles import behaviour_table
+
+    sample = batch if batch is not None else evaluation_batch(run)
+
+    def probe(weights: Weights) -> pd.DataFrame:
+        tensors = forward.tensors_of(weights)
+        with torch.no_grad():
+            logits = [forward.logits(tensors, weights.config, part.tokens) for part in sample.chunks(16)]
+        return behaviour_table(torch.cat(logits), sample)
+
+    table = over_checkpoints(run, probe, steps)
+    n = len(run.statistics)
+    table.insert(4, "chance", np.where(table["metric"] == "accuracy", 1 / n, np.log(n)))
+    return table
+
+
+def attention_over(run: Run, steps: Iterable[int] | None = None, batch: TokenBatch | None = None) -> pd.DataFrame:
+    """Take the paper's attention probes (section 5) of every head at each step: columns of `attention.attention_table`."""
+    from birthlens.analysis.behaviour.attention import attention_table
+
+    return attention_table(run.checkpoints(steps), batch if batch is not None else evaluation_batch(run))
+
+
+def _possible_outputs(run: Run) -> list[int] | None:
+    """List the tokens that can be outputs, where the config rules some out for every sequence; else None."""
+    config, n = run.config.task, len(run.statistics)
+    possible = np.ones(n, dtype=bool)
+    border = int(config.split_fraction * n)
+    if config.split == "train":
+        possible[border:] = False
+    if config.split == "test":
+        possible[:border] = False
+    if config.cycles == "clean" and run.trigger_ids is not None:
+        possible[run.trigger_ids] = False
+    return None if possible.all() else np.flatnonzero(possible).tolist()

@@ -1,0 +1,1 @@
+"""What causes it? Ablate heads, patch activations, edges and weights, and measure what changes."""

@@ -1,0 +1,125 @@
+"""Two ways to run a model under interventions: the functional pass over weights, and hooks on a live model.
+
+Weights take the functional pass, with every shortcut, wherever it can apply an intervention; edges and LayerNorm divisors
+have none there, and fall back to a hooked model by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from birthlens.analysis.interventions.edges import edge_edits
+from birthlens.analysis.interventions.replacements import Sources, Unedited
+from birthlens.analysis.interventions.spec import AnyIntervention, Cases, EdgeIntervention, Intervention
+from birthlens.model.components import Sizes
+from birthlens.model.hooks import HookedTrace
+from birthlens.model.incremental import FROM_QUERIES, Trace
+from birthlens.model.layout import BlockLayout, Edit, Edits, Rows
+from birthlens.model.sites import INTERVENTION_SITES, Point
+from birthlens.model.weights import Weights
+from birthlens.shapes import Int
+
+if TYPE_CHECKING:
+    from birthlens.model.hooked import HookedModel
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A model to run: its sizes, and unedited passes over tokens."""
+
+    sizes: Any
+    d_vocab: int
+    n_ctx: int
+    picks_rows: bool
+
+    def open(self, tokens: Int[Tensor, "batch pos"], rows: Rows | None, points: Iterable[Point]) -> Unedited:
+        """Open an unedited pass in which `points` will be asked for."""
+
+    def restricts(self, point: Point) -> bool:
+        """Say whether a point's activation exists at the read rows only."""
+
+    def edits(self, case: Iterable[AnyIntervention], sources: Sources) -> Edits:
+        """Turn one case's interventions into edits."""
+
+
+class FunctionalBackend:
+    """The functional pass over `Weights`."""
+
+    picks_rows = True
+
+    def __init__(self, weights: Weights) -> None:
+        self.model = BlockLayout(weights)
+        self.sizes: Sizes = weights.config
+        self.d_vocab, self.n_ctx = self.model.d_vocab, self.model.n_ctx
+
+    def open(self, tokens: Int[Tensor, "batch pos"], rows: Rows | None, points: Iterable[Point]) -> Unedited:
+        """Open a lazy trace."""
+        return Trace(self.model, tokens, rows, wanted=points)
+
+    def restricts(self, point: Point) -> bool:
+        """Queries of the last layer, and what follows from them, exist at the rows only."""
+        return point.layer == self.sizes.n_layers - 1 and point.site in FROM_QUERIES
+
+    def edits(self, case: Iterable[AnyIntervention], sources: Sources) -> Edits:
+        """Turn node interventions into edits."""
+        return node_edits(case, sources, self.sizes.n_heads)
+
+
+class HookedBackend:
+    """A live TransformerLens model."""
+
+    picks_rows = False
+
+    def __init__(self, model: HookedModel) -> None:
+        self.model = model
+        self.sizes: Sizes = model.cfg
+        self.d_vocab, self.n_ctx = int(model.cfg.d_vocab), int(model.cfg.n_ctx)
+
+    def open(self, tokens: Int[Tensor, "batch pos"], rows: Rows | None, points: Iterable[Point]) -> Unedited:
+        """Run once and keep the points."""
+        return HookedTrace(self.model, tokens, points)
+
+    def restricts(self, point: Point) -> bool:
+        """Nothing is restricted under hooks."""
+        return False
+
+    def edits(self, case: Iterable[AnyIntervention], sources: Sources) -> Edits:
+        """Turn node and edge interventions into edits; edges read senders after the nodes' own edits."""
+        case = list(case)
+        edits: dict[Point, list[Edit]] = {
+            point: list(chain) for point, chain in node_edits(case, sources, self.sizes.n_heads).items()
+        }
+        edges = [one for one in case if isinstance(one, EdgeIntervention)]
+        for point, chain in edge_edits(self.model, edges, sources).items():
+            edits.setdefault(point, []).extend(chain)
+        return edits
+
+
+def node_edits(case: Iterable[AnyIntervention], sources: Sources, n_heads: int) -> Edits:
+    """Return the edits of the interventions on activations."""
+    edits: dict[Point, list[Edit]] = {}
+    for one in case:
+        if isinstance(one, Intervention):
+            edits.setdefault(one.point, []).append(sources.edit(one, n_heads))
+    return edits
+
+
+def backend_of(model: Weights | HookedModel | Backend, cases: Cases | None = None) -> Backend:
+    """Choose the fastest way to run the cases: functional for weights, hooks for live models, edges and LayerNorms."""
+    if isinstance(model, FunctionalBackend | HookedBackend):
+        return model
+    if not isinstance(model, Weights):
+        return HookedBackend(model)
+    if not all(has_shortcut(one) for case in (cases or {}).values() for one in case):
+        from birthlens.model.hooked import build
+
+        return HookedBackend(build(model))
+    return FunctionalBackend(model)
+
+
+def has_shortcut(one: AnyIntervention) -> bool:
+    """Say whether the functional pass can apply an intervention."""
+    return isinstance(one, Intervention) and one.site in INTERVENTION_SITES

@@ -1,0 +1,198 @@
+"""Corruptions of a TokenBatch: the same sequences with one thing changed, and where that should change the answer.
+
+    other_outputs      every output that follows a trigger is replaced by another token, one for each trigger
+    first_replaced     each trigger's first occurrence becomes a token that is no trigger, so its output has no cause
+    triggers_swapped   the triggers' first occurrences trade places, so that they announce each other's outputs
+    shifted            everything happens `by` positions later
+
+Each returns a `Pair`: the clean and the corrupted batch, the positions that are scored (in-context in both, not absorbed,
+with the same query token, except when shifted), the clean answer there and, where it has one, the corrupted answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from birthlens.analysis.interventions.scoring import Scoring
+from birthlens.errors import BirthlensError
+from birthlens.shapes import Bool, Int
+from birthlens.tasks.batch import TokenBatch
+from birthlens.tasks.positions import position_role_masks
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A clean and a corrupted batch, row by row; `scored` marks where the metric is read.
+
+    `alternatives` holds the corrupted answers, or None where the corrupted sequence has no answer of its own.
+
+    Raises:
+        BirthlensError: where the batches differ in shape, or no position is scored.
+    """
+
+    clean: TokenBatch
+    corrupted: TokenBatch
+    scored: Bool[Tensor, "batch pos"]
+    alternatives: Int[Tensor, "batch pos"] | None = None
+
+    def __post_init__(self) -> None:
+        clean, corrupted = tuple(self.clean.tokens.shape), tuple(self.corrupted.tokens.shape)
+        if clean != corrupted:
+            raise BirthlensError(f"the corrupted batch has shape {corrupted}, the clean one {clean}; they must agree.")
+        if not self.scored.any():
+            raise BirthlensError(
+                "the pair has no scored position; use more sequences, longer ones, or another corruption."
+            )
+
+    @property
+    def default_metric(self) -> str:
+        """The logit difference where there are two answers, else the answer's logit."""
+        return "logit_difference" if self.alternatives is not None else "logit"
+
+    def scoring(self, quantities: Sequence[str] = ()) -> Scoring:
+        """Score the clean answers at the scored positions (role 'scored')."""
+        metrics = tuple(f"scored.{quantity}" for quantity in (quantities or (self.default_metric,)))
+        return Scoring(metrics, {"scored": self.scored}, self.clean.targets, self.alternatives, self.clean.tokens)
+
+
+def pair_of(
+    clean: TokenBatch, corrupted: TokenBatch, scored: Bool[Tensor, "batch pos"] | None = None, two_answers: bool = True
+) -> Pair:
+    """Pair any two batches; by default the in-context positions of the clean one are scored."""
+    where = clean.in_context if scored is None else scored
+    if two_answers:
+        where = where & (clean.targets != corrupted.targets)
+    return Pair(clean, corrupted, where, corrupted.targets if two_answers else None)
+
+
+def other_outputs(batch: TokenBatch, generator: np.random.Generator, d_vocab: int) -> Pair:
+    """Give every trigger another output, one that is no trigger of the sequence, wherever the old one followed it."""
+    _needs_triggers(batch)
+    fresh = _other_tokens(batch, batch.outputs, generator, d_vocab)
+    sequence = _sequence(batch)
+    index = _trigger_index(batch)
+    follows = torch.where(index >= 0, fresh.gather(1, index.clamp(min=0)), sequence[:, 1:])
+    changed = sequence.clone()
+    changed[:, 1:] = follows
+    # An output that was a trigger itself is one no more; what followed it there stays, and is not scored.
+    corrupted = _relabelled(batch, changed, fresh)
+    return pair_of(batch, corrupted, _same_query(batch, corrupted))
+
+
+def first_replaced(batch: TokenBatch, generator: np.random.Generator, d_vocab: int) -> Pair:
+    """Replace each trigger's first occurrence by a token that is no trigger; score the second occurrence."""
+    _needs_triggers(batch)
+    fresh = _other_tokens(batch, batch.outputs, generator, d_vocab)
+    sequence, index = _sequence(batch), _trigger_index(batch)
+    first = batch.occurrence == 1
+    sequence[:, :-1] = torch.where(first, fresh.gather(1, index.clamp(min=0)), batch.tokens)
+    corrupted = _relabelled(batch, sequence, batch.outputs)
+    scored = (batch.occurrence == 2) & ~batch.absorbed & (corrupted.occurrence == 1)
+    return Pair(batch, corrupted, scored & (batch.tokens == corrupted.tokens))
+
+
+def triggers_swapped(batch: TokenBatch, generator: np.random.Generator, d_vocab: int) -> Pair:
+    """Let the first occurrences of a sequence's triggers trade places, in a cycle; score the second occurrences."""
+    _needs_triggers(batch)
+    sequence = _sequence(batch)
+    announced = torch.full_like(batch.tokens, -1)
+    for row, (occurrence, tokens) in enumerate(zip(batch.occurrence, batch.tokens, strict=True)):
+        firsts = (occurrence == 1).nonzero()[:, 0]
+        if len(firsts) < 2:
+            continue
+        order = torch.from_numpy(generator.permutation(len(firsts)))
+        places, moved = firsts[order], tokens[firsts[order.roll(1)]]
+        sequence[row, places] = moved
+        for place, token in zip(places, moved, strict=True):
+            # The second occurrence of the token that now stands at `place` is promised what now follows that place.
+            later = (tokens == token) & (occurrence == 2) & (torch.arange(len(tokens)) > place)
+            announced[row, later] = place
+    corrupted = _relabelled(batch, sequence, batch.outputs)
+    # Not the clean sequence's successor: where that was a trigger's first occurrence, it has been moved as well.
+    alternatives = torch.where(announced >= 0, corrupted.targets.gather(1, announced.clamp(min=0)), batch.targets)
+    scored = ~batch.absorbed & (corrupted.tokens == batch.tokens) & (alternatives != batch.targets)
+    return Pair(batch, corrupted, scored, alternatives)
+
+
+def shifted(batch: TokenBatch, generator: np.random.Generator, d_vocab: int, by: int = 1) -> Pair:
+    """Move everything `by` positions on; fresh tokens that are no triggers come in front, the end is dropped."""
+    _needs_triggers(batch)
+    length = batch.tokens.shape[1]
+    if not 0 < by < length:
+        raise BirthlensError(f"by = {by}: shift by at least 1 and fewer than {length} positions.")
+    sequence = _sequence(batch)
+    start = _other_tokens(batch, batch.tokens[:, :by], generator, d_vocab)
+    listed = torch.nn.functional.pad(batch.listed[:, :-by], (by, 0))
+    corrupted = _relabelled(batch, torch.cat([start, sequence[:, :-by]], 1), batch.outputs, listed)
+    return pair_of(batch, corrupted, batch.in_context & ~batch.absorbed)
+
+
+CORRUPTIONS: dict[str, Callable[[TokenBatch, np.random.Generator, int], Pair]] = {
+    "other_outputs": other_outputs,
+    "first_replaced": first_replaced,
+    "triggers_swapped": triggers_swapped,
+    "shifted": shifted,
+}
+
+
+def corrupt(name: str, batch: TokenBatch, generator: np.random.Generator, d_vocab: int) -> Pair:
+    """Apply a corruption by name; raise BirthlensError, listing the valid ones, for an unknown name."""
+    if name not in CORRUPTIONS:
+        raise BirthlensError(f"corruption = {name!r} is unknown; valid are {', '.join(CORRUPTIONS)}.")
+    return CORRUPTIONS[name](batch, generator, d_vocab)
+
+
+def _needs_triggers(batch: TokenBatch) -> None:
+    if batch.triggers.shape[1] == 0:
+        raise BirthlensError("the batch has no triggers; corruptions act on them. Pair your own batches with pair_of.")
+
+
+def _sequence(batch: TokenBatch) -> Int[Tensor, "batch pos_plus_one"]:
+    return torch.cat([batch.tokens, batch.targets[:, -1:]], 1)
+
+
+def _trigger_index(batch: TokenBatch) -> Int[Tensor, "batch pos"]:
+    """Return which of its sequence's triggers each token of the chain is, or -1."""
+    match = (batch.tokens[:, :, None] == batch.triggers[:, None]) & ~batch.listed[..., None]
+    return torch.where(match.any(-1), match.int().argmax(-1), -1)
+
+
+def _other_tokens(
+    batch: TokenBatch, current: Int[Tensor, "batch k"], generator: np.random.Generator, d_vocab: int
+) -> Int[Tensor, "batch k"]:
+    """Draw, for each entry, another token that is no trigger of its sequence."""
+    if (highest := int(max(batch.tokens.max(), batch.targets.max(), batch.triggers.max()))) >= d_vocab:
+        raise BirthlensError(f"d_vocab = {d_vocab}: the batch holds token {highest}; give the model's vocabulary size.")
+    allowed = torch.ones(len(batch), current.shape[1], d_vocab, dtype=torch.bool)
+    allowed.scatter_(2, current[..., None], False)
+    allowed &= ~torch.zeros(len(batch), 1, d_vocab, dtype=torch.bool).scatter_(2, batch.triggers[:, None], True)
+    if not allowed.any(-1).all():
+        raise BirthlensError(
+            f"a vocabulary of {d_vocab} tokens leaves no other token that is no trigger; use a larger one."
+        )
+    keys = torch.from_numpy(generator.random(allowed.shape))
+    return torch.where(allowed, keys, -1.0).argmax(-1)
+
+
+def _relabelled(
+    batch: TokenBatch,
+    sequence: Int[Tensor, "batch pos_plus_one"],
+    outputs: Int[Tensor, "batch k"],
+    listed: Bool[Tensor, "batch pos"] | None = None,
+) -> TokenBatch:
+    """Make a batch of changed sequences; occurrences are counted anew, after the list of triggers where there is one."""
+    tokens, targets = sequence[:, :-1].contiguous(), sequence[:, 1:].contiguous()
+    listed = batch.listed if listed is None else listed
+    is_trigger = (tokens[:, :, None] == batch.triggers[:, None]) & ~listed[..., None]
+    occurrence = (is_trigger.cumsum(1) * is_trigger).sum(-1)
+    return TokenBatch(tokens, targets, batch.triggers, outputs, occurrence, torch.zeros_like(batch.absorbed))
+
+
+def _same_query(batch: TokenBatch, corrupted: TokenBatch) -> Bool[Tensor, "batch pos"]:
+    same = batch.tokens == corrupted.tokens
+    return same & position_role_masks(batch)["in_context_unabsorbed"] & corrupted.in_context

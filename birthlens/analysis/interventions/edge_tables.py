@@ -1,0 +1,156 @@
+"""Edge patching tables: which edge carries the difference between clean and corrupted, exactly and by attribution.
+
+What an edge is, and what replacing it means, is defined in `edges`; `recovered` is defined in `patching`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from birthlens.analysis.interventions.ablation import Models, sizes_of
+from birthlens.analysis.interventions.attribution import edge_attributions, norm_points
+from birthlens.analysis.interventions.backends import HookedBackend, backend_of
+from birthlens.analysis.interventions.corruptions import Pair
+from birthlens.analysis.interventions.patching import DIRECTIONS, patched_table
+from birthlens.analysis.interventions.runner import CHUNK
+from birthlens.analysis.interventions.spec import AnyIntervention, Cases, EdgeIntervention, frozen_norms
+from birthlens.errors import BirthlensError
+from birthlens.model.components import Sizes, edges_of
+from birthlens.model.sites import Edge
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def edge_table(
+    models: Models,
+    pair: Pair,
+    edges: Iterable[Edge | str] | None = None,
+    direction: str = DIRECTIONS[0],
+    attribution_steps: Sequence[int] = (),
+    freeze_norms: bool = False,
+    quantities: Sequence[str] = (),
+    seed: int = 0,
+    draws: int = 0,
+    chunk: int = 2 * CHUNK,
+) -> pd.DataFrame:
+    """Patch every edge (or some), one at a time, at each checkpoint.
+
+    Columns: step, direction, edge, sender, receiver, metric, value, clean, corrupted, recovered (with its interval, where
+    `draws`), n; and for each m in `attribution_steps` (0 is the plain gradient) `attribution_m`, the linear estimate of
+    recovered, and `attribution_m_error`, its difference from recovered.
+
+    Raises:
+        BirthlensError: for edges that do not exist, metrics without a gradient, or an unknown direction.
+    """
+    import pandas as pd
+
+    if "accuracy" in quantities and attribution_steps:
+        raise BirthlensError(
+            "metric = 'accuracy': it has no gradient, so no attribution; use logit_difference or loss."
+        )
+    named = None if edges is None else list(map(_edge, edges))
+    if named == []:
+        raise BirthlensError(
+            "edges = []: name at least one, for instance L0H0->L1H0.k, or leave it out for every edge."
+        )
+    tables = []
+    for step, model in models:
+        sizes = sizes_of(model)
+        chosen = edges_of(sizes) if named is None else named
+        norms = frozen_norms(sizes) if freeze_norms else ()
+        cases: Cases = {str(edge): (EdgeIntervention(edge, "patch"), *norms) for edge in chosen}
+        backend = backend_of(model, cases)
+        table = patched_table(backend, pair, cases, direction, quantities, seed, draws, chunk)
+        names = table.pop("case").str.split("->", expand=True)
+        table.insert(0, "step", step)
+        table.insert(1, "direction", direction)
+        table.insert(2, "edge", names[0] + "->" + names[1])
+        table.insert(3, "sender", names[0])
+        table.insert(4, "receiver", names[1])
+        base, source = (pair.corrupted, pair.clean) if direction == DIRECTIONS[0] else (pair.clean, pair.corrupted)
+        start = table["corrupted"] if direction == DIRECTIONS[0] else table["clean"]
+        for steps in attribution_steps:
+            if not isinstance(backend, HookedBackend):
+                raise BirthlensError("attribution needs a live model; pass at least one edge.")
+            scoring = pair.scoring(tuple(quantities))
+            estimate = edge_attributions(backend.model, chosen, base, source, scoring, steps, norm_points(norms), chunk)
+            gap = table["clean"] - table["corrupted"]
+            table[f"attribution_{steps}"] = (start + estimate.reshape(-1) - table["corrupted"]) / gap
+            table[f"attribution_{steps}_error"] = table[f"attribution_{steps}"] - table["recovered"]
+        tables.append(table)
+    if not tables:
+        raise BirthlensError("steps: no checkpoint was given to analyse.")
+    return pd.concat(tables, ignore_index=True)
+
+
+def cut_edges(
+    edges: Iterable[Edge | str], method: str = "mean", freeze_norms: bool = False
+) -> Callable[[Sizes], tuple[AnyIntervention, ...]]:
+    """Return the case, for models of any size, in which some edges are ablated together."""
+    chosen = [_edge(edge) for edge in edges]
+
+    def case(sizes: Sizes) -> tuple[AnyIntervention, ...]:
+        return (*(EdgeIntervention(edge, method) for edge in chosen), *(frozen_norms(sizes) if freeze_norms else ()))
+
+    return case
+
+
+def other_edges(sizes: Sizes, sender: str, kept: Sequence[Edge | str]) -> list[Edge]:
+    """List the edges that leave a sender, but for those that are kept.
+
+    Example:
+        >>> from birthlens.config.model import ModelConfig
+        >>> [str(edge) for edge in other_edges(ModelConfig(n_layers=2), "L0H0", ["L0H0->L1H0.k"])]
+        ['L0H0->L1H0.q', 'L0H0->L1H0.v', 'L0H0->logits']
+    """
+    stay = {str(edge) for edge in kept}
+    return [edge for edge in edges_of(sizes) if str(edge.sender) == sender and str(edge) not in stay]
+
+
+def steps_with_gap(table: pd.DataFrame, least_gap: float = 0.1) -> pd.DataFrame:
+    """Return the rows of the steps that count: where |clean - corrupted| is at least this share of its largest value.
+
+    Elsewhere there is nothing to recover, and `recovered` (or an attribution) divides noise by almost nothing.
+    """
+    gap = (table["clean"] - table["corrupted"]).abs()
+    return table[(gap > 0) & (gap >= least_gap * gap.groupby(table["metric"]).transform("max"))]
+
+
+def births_table(
+    table: pd.DataFrame, threshold: float = 0.5, value: str = "recovered", least_gap: float = 0.1
+) -> pd.DataFrame:
+    """Say when each edge becomes causal: the first step from which |value| stays at or above the threshold.
+
+    Takes an `edge_table` over checkpoints; where it has intervals, the whole interval must stay there. Only steps with
+    a gap to recover count (`steps_with_gap`). Columns: edge, metric, born (step, NaN where never), peak
+    (the largest value in size), peak_step, last (the value at the last step), all among the steps that count; and
+    counted_from, the first of these steps.
+    """
+    import pandas as pd
+
+    counted = set(steps_with_gap(table, least_gap).index)
+    columns = ["edge", "metric", "born", "peak", "peak_step", "last", "counted_from"]
+    rows = []
+    for (edge, metric), group in table.groupby(["edge", "metric"], sort=False):
+        group = group[group.index.isin(counted)].sort_values("step")
+        if group.empty:
+            rows.append((edge, metric, *[float("nan")] * 5))
+            continue
+        values, steps = group[value].to_numpy(), group["step"].to_numpy()
+        bounds = [name for name in (f"{value}_low", f"{value}_high") if name in group] or [value]
+        # The end of the interval that is nearest to 0, on the side of the value itself.
+        sure = (group[bounds].to_numpy() * np.sign(values)[:, None]).min(1)
+        below = np.flatnonzero(~(sure >= threshold))
+        first = 0 if len(below) == 0 else int(below[-1]) + 1
+        born = float(steps[first]) if first < len(steps) else float("nan")
+        peak = int(np.argmax(np.abs(values)))
+        rows.append((edge, metric, born, float(values[peak]), int(steps[peak]), float(values[-1]), int(steps[0])))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _edge(edge: Edge | str) -> Edge:
+    return Edge.parse(edge) if isinstance(edge, str) else edge

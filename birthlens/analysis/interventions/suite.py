@@ -1,0 +1,209 @@
+"""Suites: a described set of interventions, run over checkpoints, written durably, resumed without doing anything twice.
+
+A suite is plain data (YAML or JSON):
+
+    name: heads-and-edges
+    heads: all                      # optional: 'all', 'pairs' or addresses; with methods and components as in `ablation`
+    methods: [zero, mean, resample]
+    components: false
+    cases:                          # optional: named interventions, as `Intervention.to_json` writes them
+      keys only: [{edge: L0H0->L1H0.q, method: mean}, {edge: L0H0->L1H0.v, method: mean}]
+    metrics: [in_context.accuracy, in_context.loss]
+    seed: 0
+    draws: 200
+
+`execute` writes into a directory, in the files that `results` describes; a checkpoint's file is written anew, atomically,
+after every group of cases.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+
+import numpy as np
+from msgspec import Meta
+
+from birthlens.analysis.interventions.ablation import (
+    ABLATIONS,
+    DEFAULT_METHODS,
+    Models,
+    component_cases,
+    head_cases,
+    head_sets,
+    sizes_of,
+)
+from birthlens.analysis.interventions.backends import backend_of
+from birthlens.analysis.interventions.runner import CHUNK, evaluate
+from birthlens.analysis.interventions.scoring import BASELINE, Scoring, default_metrics
+from birthlens.analysis.interventions.spec import (
+    AnyIntervention,
+    Cases,
+    EdgeIntervention,
+    Intervention,
+    check_cases,
+    from_json,
+)
+from birthlens.analysis.interventions.suite_results import (
+    manifest,
+    model_hash,
+    read_rows,
+    reserve,
+    spelled_out,
+    write_rows,
+)
+from birthlens.analysis.interventions.suite_results import (
+    read_results as read_results,
+)
+from birthlens.config.base import Count, Section
+from birthlens.errors import BirthlensError
+from birthlens.model.components import Sizes
+from birthlens.tasks.batch import TokenBatch
+from birthlens.tasks.corpus import BigramStatistics
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GROUP = 64
+"""Cases between two writes of a checkpoint's results."""
+
+
+class Suite(Section):
+    """What to run at each checkpoint; without `metrics`, the usual ones.
+
+    Raises:
+        BirthlensError: for unknown keys, values of another kind, or interventions that make no sense.
+
+    Example:
+        >>> suite = Suite.from_data({"name": "two", "heads": "L0H0", "methods": ["zero"]})
+        >>> Suite.from_data(suite.to_data()) == suite
+        True
+    """
+
+    section: ClassVar[str] = "suite"
+    name: str = "suite"
+    heads: str | None = None
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    components: bool = False
+    cases: dict[str, tuple[Any, ...]] = {}
+    metrics: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
+    seed: Count = 0
+    draws: Count = 200
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**{**values, "cases": _read_cases(values.get("cases", {}))})
+
+    def _check(self) -> None:
+        if unknown := [method for method in self.methods if method not in ABLATIONS]:
+            raise BirthlensError(f"suite.methods = {unknown[0]!r} is unknown; valid are {', '.join(ABLATIONS)}.")
+
+    @classmethod
+    def from_data(cls, data: Mapping[Any, Any]) -> Self:
+        """Read plain data."""
+        return cls(**{str(key): value for key, value in data.items()})
+
+    def to_data(self) -> dict[str, Any]:
+        """Return plain data."""
+        return super().to_data() | {"cases": spelled_out(self.cases)}
+
+    def cases_for(self, sizes: Sizes) -> Cases:
+        """Return every case, spelled out and checked for a model."""
+        out: dict[str, tuple[AnyIntervention, ...]] = {}
+        if self.heads is not None:
+            out |= head_cases(head_sets(sizes, self.heads), self.methods)
+        if self.components:
+            out |= component_cases(sizes, self.methods)
+        if taken := [name for name in self.cases if name in out or name == BASELINE]:
+            owner = "the unedited model" if taken[0] == BASELINE else "a case of heads or components"
+            raise BirthlensError(f"suite.cases: {taken[0]!r} is the name of {owner}; choose another.")
+        out |= self.cases
+        if not out:
+            raise BirthlensError("suite: it names no intervention; give heads, components or cases.")
+        check_cases(out, sizes)
+        return out
+
+    def label(self, case: str) -> dict[str, str]:
+        """Say what a case ablates and how: a case of the suite's own by its name and its interventions' methods."""
+        if case in self.cases:
+            methods = dict.fromkeys(one.method for one in self.cases[case])
+            return {"ablated": case, "method": "+".join(methods)}
+        ablated, _, method = case.partition(" ")
+        return {"ablated": ablated, "method": method or BASELINE}
+
+
+def _read_cases(listed: Any) -> dict[str, tuple[AnyIntervention, ...]]:
+    if not (isinstance(listed, Mapping) and all(isinstance(ones, list | tuple) for ones in listed.values())):
+        raise BirthlensError(f"suite.cases = {listed!r}: map each case's name to a list of interventions.")
+    if empty := [name for name, ones in listed.items() if not ones]:
+        raise BirthlensError(f"suite.cases.{empty[0]} = []: list at least one intervention.")
+    known = (Intervention, EdgeIntervention)
+    return {
+        str(name): tuple(one if isinstance(one, known) else from_json(one) for one in ones)
+        for name, ones in listed.items()
+    }
+
+
+def execute(
+    suite: Suite,
+    models: Models,
+    batch: TokenBatch,
+    reference: TokenBatch | None,
+    directory: Path,
+    subject: Mapping[str, Any] | None = None,
+    statistics: BigramStatistics | None = None,
+    chunk: int = CHUNK,
+    progress: Callable[[int, float], None] | None = None,
+) -> pd.DataFrame:
+    """Run what is not yet done, and return the whole table: the columns of `ablation.cases_table`, ablated and method.
+
+    A checkpoint whose weights are no longer those that were measured is done again. `progress` is called with a step and the
+    share of its work that is done: 1 once it is complete.
+
+    Raises:
+        BirthlensError: where the directory holds another suite's results, or the same suite's on other data or versions,
+            or a damaged file.
+    """
+    suite = suite.changed(metrics=suite.metrics or default_metrics(statistics))
+    scoring = Scoring.of(batch, suite.metrics or (), statistics)
+    steps: list[int] = []
+    for step, model in models:
+        cases = suite.cases_for(sizes_of(model))
+        if not steps:
+            asked = {"suite": suite.to_data(), "interventions": spelled_out(cases)}
+            reserve(directory, manifest(asked, subject or {}, {"batch": batch, "reference": reference}))
+        measured = model_hash(model)
+        rows = read_rows(directory, step, measured)
+        done = {row["case"] for row in rows}
+        missing = [name for name in cases if name not in done]
+        for start in range(0, len(missing), GROUP):
+            group = {name: cases[name] for name in missing[start : start + GROUP]}
+            told = (
+                None if progress is None else _telling(progress, step, start / len(missing), len(group) / len(missing))
+            )
+            backend = backend_of(model, group)
+            outcomes = evaluate(backend, group, batch, scoring, reference, suite.seed, chunk, told)
+            table = outcomes.table(np.random.default_rng(suite.seed) if suite.draws else None, suite.draws)
+            fresh = table if not rows else table[table["case"] != BASELINE]
+            for row in json.loads(fresh.to_json(orient="records", double_precision=15)):
+                case = row.pop("case")
+                rows.append({"case": case} | suite.label(case) | row)
+            write_rows(directory, step, rows, measured)
+        steps.append(step)
+        if progress is not None:
+            progress(step, 1.0)
+    if not steps:
+        raise BirthlensError("steps: no checkpoint was given to analyse.")
+    return read_results(directory, steps)
+
+
+def _telling(progress: Callable[[int, float], None], step: int, done: float, weight: float) -> Callable[[float], None]:
+    """Return what reports shares of a group's work as shares of its checkpoint's; 1 is for what is on disk."""
+
+    def advance(part: float) -> None:
+        nonlocal done
+        done += part * weight
+        progress(step, min(done, 0.999))
+
+    return advance

@@ -1,0 +1,164 @@
+"""Results of causal suites on disk: a manifest that says what was run on what, and one durable file a checkpoint.
+
+    manifest.json       what was asked (interventions spelled out), the subject, the data by its hash, versions and seeds
+    steps/<step>.json   {"model": hash of the weights, "rows": [...]}
+
+A checkpoint's rows belong to the very weights they were measured on: a file with another hash is out of date.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from birthlens.analysis.interventions.spec import AnyIntervention
+from birthlens.errors import BirthlensError
+from birthlens.model.weights import Weights
+from birthlens.system import write_atomically
+from birthlens.tasks.batch import TokenBatch
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from birthlens.model.hooked import HookedModel
+
+PACKAGES = ("birthlens", "torch", "transformer-lens", "numpy")
+
+
+def manifest(
+    asked: Mapping[str, Any], subject: Mapping[str, Any], batches: Mapping[str, TokenBatch | None]
+) -> dict[str, Any]:
+    """Describe a piece of work: what was asked, its subject (in the caller's words), the data, the versions."""
+    return {
+        **asked,
+        "subject": dict(subject),
+        **{name: None if batch is None else _described(batch) for name, batch in batches.items()},
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+    }
+
+
+def spelled_out(cases: Mapping[str, Iterable[AnyIntervention]]) -> dict[str, list[dict[str, Any]]]:
+    """Return every case as plain data, as `interventions.from_json` reads it."""
+    return {name: [one.to_json() for one in case] for name, case in cases.items()}
+
+
+def write_manifest(path: Path, described: Mapping[str, Any]) -> None:
+    """Write a manifest."""
+    write_atomically(path, json.dumps(described, indent=2, sort_keys=True).encode())
+
+
+def reserve(directory: Path, described: Mapping[str, Any]) -> None:
+    """Make a results directory this work's own, or find that it is already.
+
+    Raises:
+        BirthlensError: where it holds other results, or cannot be made.
+    """
+    path = directory / "manifest.json"
+    try:
+        (directory / "steps").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BirthlensError(f"{directory} cannot be made a directory for results: {error.strerror}.") from None
+    if not path.exists():
+        write_manifest(path, described)
+        return
+    before, now = _read(path), json.loads(json.dumps(described))
+    if not isinstance(before, dict):
+        raise _damaged(path)
+    if different := [key for key in now if now[key] != before.get(key)]:
+        raise BirthlensError(
+            f"{directory} holds results of another suite: its {', '.join(different)} differ; choose another directory."
+        )
+
+
+def read_rows(directory: Path, step: int, model: str | None = None) -> list[dict[str, Any]]:
+    """Return a checkpoint's rows: none where there is no file, or (given the model's hash) where it is out of date."""
+    path = _step_file(directory, step)
+    if not path.exists():
+        return []
+    found = _read(path)
+    rows = found.get("rows") if isinstance(found, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "case" in row for row in rows):
+        raise _damaged(path)
+    return rows if model in (None, found.get("model")) else []
+
+
+def write_rows(directory: Path, step: int, rows: Sequence[Mapping[str, Any]], model: str) -> None:
+    """Write a checkpoint's rows with the hash of its weights."""
+    write_atomically(_step_file(directory, step), json.dumps({"model": model, "rows": rows}).encode())
+
+
+def read_results(directory: Path, steps: Sequence[int] | None = None) -> pd.DataFrame:
+    """Read a suite's table: all steps that are there, or some, in order.
+
+    Raises:
+        BirthlensError: where the directory holds no results, or a file in it is damaged.
+    """
+    import pandas as pd
+
+    there = {int(path.stem) for path in (directory / "steps").glob("*.json") if path.stem.isdecimal()}
+    chosen = sorted(there) if steps is None else [step for step in steps if step in there]
+    if not chosen:
+        raise BirthlensError(f"{directory} holds no results of a suite.")
+    tables = []
+    for step in chosen:
+        table = pd.DataFrame(read_rows(directory, step))
+        table.insert(0, "step", step)
+        tables.append(table)
+    whole = pd.concat(tables, ignore_index=True)
+    for name in ("value", "change", "low", "high", "change_low", "change_high"):
+        if name in whole:
+            whole[name] = pd.to_numeric(whole[name])
+    return whole
+
+
+def model_hash(model: Weights | HookedModel) -> str:
+    """Return a hash of a model's weights and sizes."""
+    content = hashlib.sha256()
+    if isinstance(model, Weights):
+        content.update(json.dumps(model.config.to_data(), sort_keys=True).encode())
+        for name in sorted(model):
+            content.update(name.encode() + np.ascontiguousarray(model[name]).tobytes())
+        return content.hexdigest()
+    content.update(f"{model.cfg.n_layers} layers, {model.cfg.n_heads} heads".encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        plain = tensor.detach().contiguous().flatten().view(torch.uint8)
+        content.update(name.encode() + plain.numpy().tobytes())
+    return content.hexdigest()
+
+
+def _step_file(directory: Path, step: int) -> Path:
+    return directory / "steps" / f"{step}.json"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> BirthlensError:
+    return BirthlensError(f"{path} is damaged or not birthlens's; delete it, and what it held is done again.")
+
+
+def _described(batch: TokenBatch) -> dict[str, Any]:
+    content = hashlib.sha256()
+    for name, tensor in asdict(batch).items():
+        content.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return {"sequences": len(batch), "positions": int(batch.tokens.shape[1]), "sha256": content.hexdigest()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

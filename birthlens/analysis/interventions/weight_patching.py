@@ -1,0 +1,294 @@
+"""Weight patching: one matrix of a model replaced, all else kept, and what the model then does.
+
+Three questions, each a table over the same batch of sequences:
+
+    transplant_table     the same matrix from another checkpoint: which is sufficient (a late one lifts an early model),
+                         which is necessary (an early one breaks a late model), and from when on
+    subset_table         every subset of the trained matrices at its final value, the others as at the start
+    replacement_table    a matrix replaced by one of `WEIGHT_SOURCES`:
+        initial          its value at the first step
+        ideal            the closed-form memory between the same codebooks, raw outer products (`ideal.ideal_matrices`)
+        ideal_dual       the same, between dual vectors
+        ledger           what the ledger's associations say of it: the least-squares sum of their outer products
+        without_ledger   all the rest of it
+        rank:R           its R largest singular components (of each head); biases and gains are left as they are
+
+Metrics are those of `behaviour.summary`, as role_quantity ("in_context_loss", "global_accuracy").
+
+Where embeddings are trained, a matrix of one step is read in the bases of another. The column `drift` says how far apart
+they are (0: frozen), `attrs["moving"]` names the tensors that move, and `align=True` turns donors first (`alignment`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from birthlens.analysis.memories.ideal import Codebooks, Strengths, ideal_matrices
+from birthlens.analysis.memories.layer_norms import fold_layer_norms
+from birthlens.analysis.memories.ledger_tables import paper_ledgers
+from birthlens.analysis.memories.names import MEMORY_PARAMETERS, parameters_named, trained_matrices
+from birthlens.errors import BirthlensError
+from birthlens.model import forward
+from birthlens.model.alignment import PARTNERS, aligned, drift, rotated, rotation
+from birthlens.model.weights import Weights
+from birthlens.shapes import Float, Int
+from birthlens.tasks.batch import TokenBatch
+from birthlens.tasks.roles import losses, summary
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = np.ndarray
+Tensors = dict[str, Float[Array, "..."]]
+Checkpoints = Iterable[tuple[int, Weights]]
+Evaluate = Callable[[Weights, TokenBatch], tuple[Float[Tensor, "batch pos"], Int[Tensor, "batch pos"]]]
+"""Loss and predicted token at every position; a training engine's `evaluate` is a faster one than `by_forward`."""
+
+WEIGHT_SOURCES = ("initial", "ideal", "ideal_dual", "ledger", "without_ledger", "rank:R")
+
+
+def by_forward(
+    weights: Weights, batch: TokenBatch, chunk: int = 16
+) -> tuple[Float[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+    """Run any model over the batch: loss and predicted token at every position."""
+    tensors, found = forward.tensors_of(weights), []
+    with torch.inference_mode():
+        for part in batch.chunks(chunk):
+            logits = forward.logits(tensors, weights.config, part.tokens)
+            found.append((losses(logits, part.targets), logits.argmax(-1)))
+    loss, prediction = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return loss, prediction
+
+
+def transplant_table(
+    checkpoints: Checkpoints,
+    batch: TokenBatch,
+    matrices: Sequence[str] | None = None,
+    from_steps: Sequence[int] | None = None,
+    to_steps: Sequence[int] | None = None,
+    align: bool = False,
+    evaluate: Evaluate = by_forward,
+) -> pd.DataFrame:
+    """Give each matrix of every step to the model of every other step.
+
+    `matrices` are names of `roles`, by default the trained ones. Columns: matrix, from_step, to_step, metric, value, change
+    (from the model untouched, which is the diagonal), drift, n. attrs: moving, aligned.
+
+    Raises:
+        BirthlensError: for unknown matrices, and for steps that are not among the checkpoints.
+    """
+    import pandas as pd
+
+    models = dict(checkpoints)
+    names = _named(models, matrices)
+    recipients = _chosen("to_steps", to_steps, models)
+    donors = _chosen("from_steps", from_steps, models)
+    if align:
+        models = {step: fold_layer_norms(weights) for step, weights in models.items()}
+    rows: list[tuple[Any, ...]] = []
+    for to_step in recipients:
+        model = models[to_step]
+        untouched = _measured(model, batch, evaluate)
+        for from_step in donors:
+            donor = models[from_step]
+            apart = drift(rotated(donor, rotation(donor, model)) if align else donor, model)
+            for matrix, parameters in names.items():
+                found = untouched
+                if from_step != to_step:
+                    taken = {name: donor[name] for name in parameters}
+                    graft = aligned(donor, model, parameters) if align else taken
+                    found = _measured(model.replaced(graft), batch, evaluate)
+                keys = (matrix, from_step, to_step)
+                rows += [(*keys, *row[:3], apart, row[3]) for row in _changes(found, untouched)]
+    columns = ["matrix", "from_step", "to_step", "metric", "value", "change", "drift", "n"]
+    place = list(names)
+    rows.sort(key=lambda row: (place.index(str(row[0])), row[1], row[2]))
+    table = pd.DataFrame(rows, columns=columns)
+    table.attrs = {"moving": moving(list(models.values()), names.values()), "aligned": align}
+    return table
+
+
+def subset_table(
+    initial: Weights,
+    final: Weights,
+    batch: TokenBatch,
+    matrices: Sequence[str] | None = None,
+    evaluate: Evaluate = by_forward,
+) -> pd.DataFrame:
+    """Give every subset of the matrices its final value in the initial model.
+
+    Columns: final (names joined by " + ", "none" for the initial model), size, metric, value, n. All other parameters are
+    the initial model's; attrs["moving"] as in `transplant_table`.
+    """
+    import pandas as pd
+
+    names = _named({0: initial}, matrices)
+    rows = []
+    for size in range(len(names) + 1):
+        for subset in combinations(names, size):
+            taken = {name: final[name] for matrix in subset for name in names[matrix]}
+            found = _measured(initial.replaced(taken), batch, evaluate)
+            rows += [(" + ".join(subset) or "none", size, metric, value, n) for metric, (value, n) in found.items()]
+    table = pd.DataFrame(rows, columns=["final", "size", "metric", "value", "n"])
+    table.attrs["moving"] = moving([initial, final], names.values())
+    return table
+
+
+def replacement_table(
+    checkpoints: Checkpoints,
+    batch: TokenBatch,
+    sources: Sequence[str] = ("initial", "ideal", "ledger", "without_ledger", "rank:8"),
+    matrices: Sequence[str] | None = None,
+    initial: Weights | None = None,
+    triggers: Sequence[int] | None = None,
+    strengths: Strengths | None = None,
+    bigram: Float[Array, "d_vocab d_vocab"] | None = None,
+    evaluate: Evaluate = by_forward,
+) -> pd.DataFrame:
+    """Replace each matrix at every step by each source.
+
+    `initial` defaults to the first checkpoint; `triggers`, `strengths` and `bigram` are those of `ideal.ideal_matrices`, and
+    `triggers` and `bigram` of the ledger too.
+    Columns: step, matrix, source ("none": the model untouched), metric, value, change, n. attrs: moving.
+    """
+    import pandas as pd
+
+    models = dict(checkpoints)
+    names = _named(models, matrices)
+    start = initial if initial is not None else next(iter(models.values()))
+    rows = []
+    for step, model in models.items():
+        untouched = _measured(model, batch, evaluate)
+        for matrix, parameters in names.items():
+            rows += [(step, matrix, "none", *row) for row in _changes(untouched, untouched)]
+            for source in dict.fromkeys(sources):
+                graft = replacement(model, parameters, source, start, triggers, strengths, bigram)
+                found = _measured(model.replaced(graft), batch, evaluate)
+                rows += [(step, matrix, source, *row) for row in _changes(found, untouched)]
+    table = pd.DataFrame(rows, columns=["step", "matrix", "source", "metric", "value", "change", "n"])
+    table.attrs["moving"] = moving([start, *models.values()], names.values())
+    return table
+
+
+def replacement(
+    weights: Weights,
+    parameters: Sequence[str],
+    source: str,
+    initial: Weights | None = None,
+    triggers: Sequence[int] | None = None,
+    strengths: Strengths | None = None,
+    bigram: Float[Array, "d_vocab d_vocab"] | None = None,
+) -> Tensors:
+    """Return what `source` puts in the place of some parameters.
+
+    Raises:
+        BirthlensError: for an unknown source, or one that these parameters do not have.
+
+    Example:
+        >>> from birthlens.config.model import ModelConfig
+        >>> from birthlens.model.initialisation import initial_weights
+        >>> weights = initial_weights(ModelConfig(d_model=8), 5, 4, np.random.default_rng(0))
+        >>> low = replacement(weights, ["L1.W_O"], "rank:2")["L1.W_O"]
+        >>> int(np.linalg.matrix_rank(low[0]))
+        2
+    """
+    if source == "initial" and initial is not None:
+        return {name: initial[name] for name in parameters}
+    if source.startswith("rank:"):
+        return {name: _truncated(weights, name, source) for name in parameters}
+    if source in ("ideal", "ideal_dual"):
+        kind: Codebooks = "dual" if source == "ideal_dual" else "raw"
+        memories: Tensors = ideal_matrices(weights, triggers, strengths, kind, bigram)
+        if bigram is None:
+            memories.pop("L1.W_F", None)  # nobody said what it should hold
+    elif source in ("ledger", "without_ledger"):
+        memories = _ledger_projections(weights, triggers, bigram)
+        if source == "without_ledger":
+            memories = {name: weights[name] - memory for name, memory in memories.items()}
+    else:
+        raise BirthlensError(f"source = {source!r}: valid are {', '.join(WEIGHT_SOURCES)} with R = 1, 2, ...")
+    missing = [name for name in parameters if name not in memories]
+    if missing:
+        raise BirthlensError(f"source = {source!r}: {missing[0]} has none; it exists for {', '.join(memories)}.")
+    return {name: memories[name].astype(weights[name].dtype) for name in parameters}
+
+
+def moving(models: Sequence[Weights], matrices: Iterable[Sequence[str]]) -> list[str]:
+    """Name the tensors that move between models and set the bases of what is replaced: codebooks, and partners in a head."""
+    bases = [name for name in ("W_E", "W_pos", "W_U") if name in models[0]]
+    for parameters in matrices:
+        for name in parameters:
+            layer, _, short = name.rpartition(".")
+            partner = f"{layer}.{PARTNERS.get(short)}"
+            if partner in models[0] and partner not in parameters:
+                bases.append(partner)
+    first = models[0]
+    return [
+        name
+        for name in dict.fromkeys(bases)
+        if any(not np.array_equal(first[name], other[name]) for other in models[1:])
+    ]
+
+
+def _ledger_projections(
+    weights: Weights, triggers: Sequence[int] | None, bigram: Float[Array, "d_vocab d_vocab"] | None
+) -> Tensors:
+    if weights.config.family != "simplified" or weights.n_layers != 2:
+        raise BirthlensError("source = 'ledger': the paper's ledgers are those of the two-layer simplified model.")
+    found: Tensors = {}
+    for role, (circuit, ledger) in paper_ledgers(weights, triggers, cells=False, bigram=bigram).items():
+        coefficients = np.concatenate(list(ledger.coefficients(circuit.matrix).values()))
+        fit, name = (coefficients * ledger.u.T) @ ledger.v, MEMORY_PARAMETERS[role]
+        layer, short = name.split(".")
+        if short not in PARTNERS:
+            found[name] = fit
+            continue
+        partner = weights[f"{layer}.{PARTNERS[short]}"][0].astype(np.float64)
+        inner = np.linalg.lstsq(partner, fit, rcond=None)[0]  # the partner is kept: W_Q W_K^T or W_V W_O is the fit
+        found[name] = (inner.T if short == "W_K" else inner)[None]
+    return found
+
+
+def _truncated(weights: Weights, name: str, source: str) -> Float[Array, "..."]:
+    matrix, text = weights[name], source.removeprefix("rank:")
+    if name.rpartition(".")[2].startswith("b_") or matrix.ndim < 2:
+        return matrix
+    if not text.isdigit() or not 1 <= int(text) <= min(matrix.shape[-2:]):
+        raise BirthlensError(f"source = {source!r}: write rank:R with R from 1 to {min(matrix.shape[-2:])}.")
+    left, singular, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    rank = int(text)
+    kept = (left[..., :rank] * singular[..., None, :rank]) @ right[..., :rank, :]
+    return np.asarray(kept.astype(matrix.dtype))
+
+
+def _measured(weights: Weights, batch: TokenBatch, evaluate: Evaluate) -> dict[str, tuple[float, int]]:
+    found = summary(*evaluate(weights, batch), batch)
+    return {f"{role}_{quantity}": measured for (role, quantity), measured in found.items()}
+
+
+def _changes(
+    found: dict[str, tuple[float, int]], untouched: dict[str, tuple[float, int]]
+) -> list[tuple[str, float, float, int]]:
+    return [(metric, value, value - untouched[metric][0], n) for metric, (value, n) in found.items()]
+
+
+def _named(models: dict[int, Weights], matrices: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
+    if not models:
+        raise BirthlensError("There is no checkpoint to transplant between; give at least one (step, weights).")
+    config = next(iter(models.values())).config
+    chosen = trained_matrices(config) if matrices is None else matrices
+    return {text: parameters_named(config, text) for text in chosen}
+
+
+def _chosen(field: str, steps: Sequence[int] | None, models: dict[int, Weights]) -> list[int]:
+    chosen = list(models) if steps is None else list(dict.fromkeys(steps))
+    missing = [step for step in chosen if step not in models]
+    if missing:
+        raise BirthlensError(f"{field} = {missing}: the checkpoints given are {', '.join(map(str, models))}.")
+    return chosen

@@ -1,0 +1,288 @@
+"""When each memory appears, and in which order, with statistics (paper section 3, figure on the order of learning).
+
+The score of a memory is its standardised reading: for each pair, (right entry - mean of the others) / their standard
+deviation, averaged. Its null comes from the same table under shifted pairings, where each query is paired with the candidate
+s places after its right one, s = 1, 2, ...: same vectors, same matrix, wrong partners. The memory is born at the first step
+from which its score stays above mean + width * std of the null; memories of unlike sizes thus meet on one scale.
+
+Over seeds, intervals are exact, so that twelve seeds out of twelve do not pass for certainty: Clopper and Pearson's for
+shares of seeds, order statistics for median onsets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations, pairwise, product
+from typing import TYPE_CHECKING
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from birthlens.analysis.memories.circuits import INDUCTION_HEAD, PREV_TOKEN_HEAD
+from birthlens.analysis.memories.memory import Array, AssociativeMemory, Basis
+from birthlens.analysis.memories.recall import Association
+from birthlens.analysis.memories.recall_tables import Checkpoints, Moving, chunks, paper_probes
+from birthlens.errors import BirthlensError
+from birthlens.model.sites import Head
+from birthlens.shapes import Bool, Float
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def shifted_scores(
+    memory: AssociativeMemory, association: Association, basis: Basis = "raw"
+) -> Float[Array, "*step shift"]:
+    """Return the standardised score of the association shifted by s = 0 (itself), 1, ..., candidates - 1 places.
+
+    Raises:
+        BirthlensError: with fewer than four candidates, which leave no spread to stand out from.
+    """
+    count = len(association.candidates)
+    if count < 4:
+        raise BirthlensError(
+            f"association {association.name}: {count} candidates leave no null band; give four at least."
+        )
+    total = np.zeros((*memory.steps, count))
+    for steps, rows, scores in memory.blocks(association.queries, association.candidates, basis):
+        # Mean and variance of the others, for every entry at once, by taking it out of its row's sums.
+        centred = scores.astype(np.float64)
+        centred -= centred.mean(-1, keepdims=True)
+        others = -centred / (count - 1)
+        squares = np.einsum("...rc,...rc->...r", centred, centred)[..., None] - centred**2
+        with np.errstate(invalid="ignore", divide="ignore"):
+            score = (centred - others) / np.sqrt(np.maximum(squares / (count - 1) - others**2, 0))
+        shifted = (association.columns[rows, None] + np.arange(count)) % count
+        total[steps] += np.take_along_axis(score, np.broadcast_to(shifted, score.shape), axis=-1).sum(-2)
+    return total / len(association.queries)
+
+
+def onset(steps: Sequence[int], above: Bool[Array, "step"]) -> float:
+    """Return the first step from which `above` holds to the end, NaN where it does not hold at the end.
+
+    Example:
+        >>> onset([0, 10, 20, 30], np.array([True, False, True, True]))
+        20.0
+    """
+    outside = np.flatnonzero(~np.asarray(above, dtype=bool))
+    first = 0 if len(outside) == 0 else int(outside[-1]) + 1
+    return float(steps[first]) if first < len(steps) else float("nan")
+
+
+def standardised_table(
+    checkpoints: Checkpoints,
+    triggers: Sequence[int] | None = None,
+    outputs: Sequence[int] | None = None,
+    basis: Basis = "raw",
+    prev_token_head: Head = PREV_TOKEN_HEAD,
+    induction_head: Head = INDUCTION_HEAD,
+) -> pd.DataFrame:
+    """Score the paper's three memories at every checkpoint, against shifted pairings.
+
+    Columns: step, memory, candidates, value, null_mean, null_std, n (queries), shifts (wrong pairings in the null).
+    attrs["moving_codebooks"] as in `recall.memory_table`. Sets of fewer than four candidates are left out.
+
+    Raises:
+        BirthlensError: where a memory has no set of four candidates or more.
+    """
+    import pandas as pd
+
+    rows, moving = [], Moving([prev_token_head])
+    with threadpool_limits(1):  # see recall.memory_table
+        for steps, weights in chunks(checkpoints):
+            moving.watch(weights)
+            for probe in paper_probes(weights, triggers, outputs, prev_token_head, induction_head):
+                wide_enough = [of for of in probe.associations if len(of.candidates) >= 4]
+                if not wide_enough:
+                    count = max(len(of.candidates) for of in probe.associations)
+                    raise BirthlensError(
+                        f"{probe.name}: {count} candidates leave no null band; it takes four at least."
+                    )
+                for association in wide_enough:
+                    found = np.broadcast_to(
+                        shifted_scores(probe.memory, association, basis), (len(steps), len(association.candidates))
+                    )
+                    for step, scores in zip(steps, found, strict=True):
+                        null, sizes = scores[1:], (len(association.queries), len(scores) - 1)
+                        row = (
+                            step,
+                            probe.name,
+                            association.name,
+                            float(scores[0]),
+                            float(null.mean()),
+                            float(null.std(ddof=1)),
+                        )
+                        rows.append((*row, *sizes))
+    columns = ["step", "memory", "candidates", "value", "null_mean", "null_std", "n", "shifts"]
+    table = pd.DataFrame(rows, columns=columns)
+    table = table.sort_values(["memory", "candidates", "step"], kind="stable", ignore_index=True)
+    table.attrs["moving_codebooks"] = moving.names
+    return table
+
+
+def onset_table(scores: pd.DataFrame, width: float = 4.0) -> pd.DataFrame:
+    """Find the onset of every memory in a `standardised_table`, with any further columns (seed, run) kept apart.
+
+    Columns: those further ones, memory, candidates, probe ("standardised"), threshold (`width`), onset (NaN: never).
+    attrs are those of `scores`.
+
+    Raises:
+        BirthlensError: for a width that is negative or not finite.
+    """
+    if not (np.isfinite(width) and width >= 0):
+        raise BirthlensError(f"width = {width}: give a finite number of standard deviations, 0 or more.")
+    band = scores["null_mean"] + width * scores["null_std"]
+    marked = scores.assign(above=scores["value"] > band, probe="standardised", threshold=width)
+    return _onsets(marked, ["step", "value", "null_mean", "null_std", "n", "shifts", "above"])
+
+
+def crossing_table(readings: pd.DataFrame, metrics: Sequence[str], thresholds: Sequence[float]) -> pd.DataFrame:
+    """Find when each reading of a `memory_table` goes over a threshold for good, to see how the order depends on the probe.
+
+    Columns as in `onset_table`, with basis; thresholds are compared with the metric as it is (`margin` against 0, say).
+    """
+    import pandas as pd
+
+    unknown = sorted(set(metrics) - set(readings["metric"]))
+    if unknown:
+        raise BirthlensError(f"metrics = {unknown} are not in the table; it has {sorted(set(readings['metric']))}.")
+    picked = readings[readings["metric"].isin(list(metrics))].rename(columns={"metric": "probe"})
+    dropped = ["step", "layer", "head", "value", "chance", "n", "above"]
+    found = [
+        _onsets(picked.assign(above=picked["value"] > threshold, threshold=threshold), dropped)
+        for threshold in thresholds
+    ]
+    table = pd.concat(found, ignore_index=True)
+    table.attrs = dict(readings.attrs)
+    return table
+
+
+def birth_order_table(onsets: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+    """Say over seeds when each memory is born and which comes first; needs columns seed, memory, onset, one row a pair.
+
+    Columns: kind, what, value, low, high, n (seeds). attrs are those of `onsets`.
+    kind "onset": median onset; "before": probability that the first memory is born before the second, ties counting half and
+    a memory that is never born coming last; "order": probability of each order, e.g. "output < trigger = prev_token".
+    low, high: interval over seeds, of at least the given level (`share_interval`, `median_interval`).
+
+    Raises:
+        BirthlensError: where a seed has no row for a memory, or more than one.
+    """
+    import pandas as pd
+
+    if onsets.empty or onsets.duplicated(["seed", "memory"]).any():
+        raise BirthlensError("onsets: give one row for each seed and memory; choose one probe and candidate set.")
+    wide = _wide(onsets, onsets["seed"].unique())
+    times, names, rows = wide.to_numpy(), list(wide.columns), []
+    for name, column in zip(names, times.T, strict=True):
+        rows.append(("onset", name, float(np.median(column)), *median_interval(column.tolist(), level)))
+    shares: list[tuple[str, str, Array]] = []
+    for i, j in combinations(range(len(names)), 2):
+        wins = (times[:, i] < times[:, j]) + 0.5 * (times[:, i] == times[:, j])
+        shares.append(("before", f"{names[i]} < {names[j]}", wins))
+    orders = [_order(names, row) for row in times]
+    for order in sorted(set(orders), key=lambda order: (-orders.count(order), order)):
+        shares.append(("order", order, np.array([float(other == order) for other in orders])))
+    rows += [(kind, what, float(w.mean()), *share_interval(float(w.sum()), len(w), level)) for kind, what, w in shares]
+    table = pd.DataFrame(rows, columns=["kind", "what", "value", "low", "high"]).assign(n=len(times))
+    table.attrs = dict(onsets.attrs)
+    return table
+
+
+def share_interval(successes: float | int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Return Clopper and Pearson's interval for a probability, from beta quantiles.
+
+    Ties may count half: they vary less than successes and failures of the same mean, which keeps the interval wide enough.
+
+    Example:
+        >>> [round(bound, 3) for bound in share_interval(12, 12)]
+        [0.735, 1.0]
+    """
+    from scipy.stats import beta
+
+    tail, failures = (1 - level) / 2, n - successes
+    low = float(beta.ppf(tail, successes, failures + 1)) if successes > 0 else 0.0
+    high = float(beta.ppf(1 - tail, successes + 1, failures)) if failures > 0 else 1.0
+    return low, high
+
+
+def median_interval(values: Sequence[float | int], level: float = 0.95) -> tuple[float, float]:
+    """Return the order statistics that hold the median with at least this probability; NaN where there are too few values.
+
+    The number of values below the median is binomial(n, 1/2), whatever they are distributed like; 95 % needs six of them.
+
+    Example:
+        >>> median_interval([5, 1, 4, 2, 6, 3]), median_interval([1, 2, 3, 4, 5])
+        ((1.0, 6.0), (nan, nan))
+    """
+    from scipy.stats import binom
+
+    below = int(binom.ppf((1 - level) / 2, len(values), 0.5))  # P(fewer than this many) stays under the tail
+    if below == 0:
+        return float("nan"), float("nan")
+    ranked = sorted(map(float, values))
+    return ranked[below - 1], ranked[-below]
+
+
+def order_sensitivity_table(onsets: pd.DataFrame) -> pd.DataFrame:
+    """Show how the order depends on probe, threshold and candidates: one row a choice, over all seeds.
+
+    Takes rows of `onset_table` and `crossing_table` together, with a column seed. Columns: probe, threshold, basis,
+    candidates (one set for each memory, every combination there is), order (the commonest), share (of seeds that have it),
+    low, high (its `share_interval`), n (seeds).
+
+    Raises:
+        BirthlensError: where a seed was not read with some probe and candidate set that others were read with.
+    """
+    import pandas as pd
+
+    rows, seeds = [], onsets["seed"].unique()
+    keyed = onsets.assign(basis=onsets["basis"].fillna("raw") if "basis" in onsets else "raw")
+    for (probe, threshold, basis), group in keyed.groupby(["probe", "threshold", "basis"], sort=True):
+        names = list(dict.fromkeys(group["memory"]))
+        for sets in product(*(dict.fromkeys(group.loc[group["memory"] == name, "candidates"]) for name in names)):
+            picked = group[group["candidates"] == group["memory"].map(dict(zip(names, sets, strict=True)))]
+            wide = _wide(picked, seeds)
+            orders = [_order(list(wide.columns), row) for row in wide.to_numpy()]
+            common = max(sorted(set(orders)), key=orders.count)
+            label = "; ".join(f"{name.removesuffix('_memory')}: {of}" for name, of in zip(names, sets, strict=True))
+            count, n = orders.count(common), len(orders)
+            rows.append((probe, threshold, basis, label, common, count / n, *share_interval(count, n), n))
+    columns = ["probe", "threshold", "basis", "candidates", "order", "share", "low", "high", "n"]
+    table = pd.DataFrame(rows, columns=columns)
+    table.attrs = dict(onsets.attrs)
+    return table
+
+
+def _wide(onsets: pd.DataFrame, seeds: Array) -> pd.DataFrame:
+    """Return seeds x memories; infinity is a memory never born, and what was not read is refused."""
+    wide = onsets.pivot(index="seed", columns="memory", values="onset").astype(float)
+    read = set(zip(onsets["seed"], onsets["memory"], strict=True))
+    for seed, memory in product(seeds, wide.columns):
+        if (seed, memory) not in read:
+            candidates = ", ".join(dict.fromkeys(onsets.loc[onsets["memory"] == memory].get("candidates", [])))
+            raise BirthlensError(
+                f"onsets: {memory} was not read for seed {seed}{f' among {candidates}' if candidates else ''}, which is not "
+                "the same as never born; give runs that are read alike."
+            )
+    return wide.fillna(np.inf)
+
+
+def _order(names: Sequence[str], times: Float[Array, "memory"]) -> str:
+    ranked = sorted(zip(times.tolist(), (str(name).removesuffix("_memory") for name in names), strict=True))
+    text = ranked[0][1]
+    for (before, _), (now, name) in pairwise(ranked):
+        text += f" {'=' if now == before else '<'} {name}"
+    return text
+
+
+def _onsets(marked: pd.DataFrame, dropped: Sequence[str]) -> pd.DataFrame:
+    keys = [column for column in marked.columns if column not in dropped]
+    ordered = marked.sort_values("step", kind="stable")
+
+    def first(group: pd.DataFrame) -> float:
+        return onset(group["step"].tolist(), group["above"].to_numpy())
+
+    found = ordered.groupby(keys, sort=False)[["step", "above"]].apply(first).rename("onset").reset_index()
+    found.attrs = dict(marked.attrs)
+    return found

@@ -1,0 +1,253 @@
+"""The ledger across checkpoints: what each matrix is made of, as tidy tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from birthlens.analysis.memories.circuits import (
+    INDUCTION_HEAD,
+    PREV_TOKEN_HEAD,
+    feed_forward_memory,
+    ov_circuit,
+    positions,
+    qk_circuit,
+    successors,
+    tokens,
+    unembedding,
+)
+from birthlens.analysis.memories.ledger import RESIDUAL, Family, Ledger
+from birthlens.analysis.memories.ledger_nulls import NULLS, Derangements, Nulls
+from birthlens.analysis.memories.memory import Array, Circuit
+from birthlens.analysis.memories.recall import Association
+from birthlens.analysis.memories.recall_tables import Moving
+from birthlens.errors import BirthlensError
+from birthlens.model.sites import Head
+from birthlens.model.weights import Weights
+from birthlens.shapes import Float
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_CHUNK = 20
+_NULL_COLUMNS = [f"null_{name}" for name in NULLS]
+COLUMNS = ["step", "matrix", "family", "kind", "share", "alone", "coefficient", "coefficient_std", "n"]
+COLUMNS += [*_NULL_COLUMNS, "null_derangement", "null_derangement_95"]
+
+
+def ledger_table(
+    matrices: Iterable[tuple[int, Float[Array, "d_in d_out"]]],
+    ledger: Ledger,
+    name: str,
+    minus: Float[Array, "d_in d_out"] | None = None,
+    draws: int = 20,
+    generator: np.random.Generator | None = None,
+) -> pd.DataFrame:
+    """Book one matrix at every checkpoint, (step, matrix) by (step, matrix); `minus` (W_init) is taken off first.
+
+    Columns: step, matrix, family, kind ("association", "cell", "residual"), share (of the squared norm; they sum to 1 at
+    each step, ready for a stacked area chart), alone (what the association explains without the others), coefficient and
+    coefficient_std (over the family's pairs), n (pairs; dimensions of a cell; entries for the residual), null_rank,
+    null_rows, null_columns (expected by chance, see `nulls`), null_derangement and null_derangement_95 (mean and 95 %
+    quantile of `alone` over `draws` wrong pairings, drawn from `generator`; NaN without one). A zero matrix has shares NaN.
+    """
+    import pandas as pd
+
+    nulls, wrong = (
+        Nulls.of(ledger),
+        {
+            family.name: Derangements.of(ledger, family, draws, generator)
+            for family in ledger.families
+            if generator is not None and len(family.association.queries) > 1
+        },
+    )
+    rows: list[list[object]] = []
+    iterator = iter(matrices)
+    with threadpool_limits(1):  # see recall.memory_table
+        while chunk := list(islice(iterator, _CHUNK)):
+            stack = np.stack([np.asarray(matrix, dtype=np.float64) for _, matrix in chunk])
+            stack = stack if minus is None else stack - minus
+            rows += _rows(ledger, [step for step, _ in chunk], name, stack, nulls.shares(stack), wrong)
+    if not rows:
+        raise BirthlensError(f"ledger of {name}: there is no checkpoint to read; give at least one (step, matrix).")
+    return pd.DataFrame(rows, columns=COLUMNS).sort_values("step", kind="stable", ignore_index=True)
+
+
+def entries_table(ledger: Ledger, matrix: Float[Array, "d_in d_out"]) -> pd.DataFrame:
+    """List every association's own coefficient (the joint least squares) at one checkpoint.
+
+    Columns: family, input, output (labels), coefficient.
+    """
+    import pandas as pd
+
+    found = ledger.coefficients(matrix)
+    return pd.DataFrame(
+        [
+            (f.name, ledger.inputs[f.inputs].labels[query], ledger.outputs[f.outputs].labels[right], float(value))
+            for f in ledger.families
+            for (query, right), value in zip(f.association.pairs, found[f.name], strict=True)
+        ],
+        columns=["family", "input", "output", "coefficient"],
+    )
+
+
+def paper_circuits(
+    weights: Weights, prev_token_head: Head = PREV_TOKEN_HEAD, induction_head: Head = INDUCTION_HEAD
+) -> dict[str, Circuit]:
+    """Return the circuits of the paper's memories by role, the linear feed-forward's where there is one."""
+    found = {
+        "prev_token_memory": qk_circuit(weights, prev_token_head),
+        "trigger_memory": qk_circuit(weights, induction_head),
+        "output_memory": ov_circuit(weights, induction_head),
+    }
+    if f"L{weights.n_layers - 1}.W_F" in weights:
+        found["feed_forward_memory"] = feed_forward_memory(weights).circuit
+    return found
+
+
+def paper_ledgers(
+    weights: Weights,
+    triggers: Sequence[int] | None = None,
+    prev_token_head: Head = PREV_TOKEN_HEAD,
+    induction_head: Head = INDUCTION_HEAD,
+    cells: bool = True,
+    bigram: Float[Array, "d_vocab d_vocab"] | None = None,
+) -> dict[str, tuple[Circuit, Ledger]]:
+    """Return the matrices of the paper's model, each with the ledger that its story needs.
+
+    prev_token_memory: tokens and positions on both sides; previous, same and next position, same token.
+    trigger_memory: tokens and positions, remapped tokens on the key side; triggers (or all tokens) to their remapped selves,
+    the other tokens likewise, same token.
+    output_memory: tokens, positions, remapped tokens against the unembedding; copying of tokens, copying of remapped tokens.
+    feed_forward_memory, where it is linear and `bigram` is given: the same inputs against the unembedding and the
+    `successors` of every token (in its span: their cells halve what the two explain together); each token to its successors,
+    copying of tokens.
+
+    With `cells=False` these associations are on their own, and all else is residual.
+    """
+    words, places, readout = tokens(weights), positions(weights), unembedding(weights)
+    remapped = words.through(ov_circuit(weights, prev_token_head))
+    count, context = len(words), len(places)
+    same = Association.identity(count)
+    next_one = Association.of(((t, t + 1) for t in range(context - 1)), name="next")
+    kept = list(range(count)) if triggers is None else list(triggers)
+    others = sorted(set(range(count)) - set(kept))
+    trigger_families = [
+        Family(name, words.name, remapped.name, Association.identity(count, chosen))
+        for name, chosen in (("triggers" if triggers is not None else "remapped self", kept), ("other tokens", others))
+        if chosen
+    ]
+    copy = Family("copy", words.name, readout.name, same)
+    ledgers = {
+        "prev_token_memory": Ledger(
+            [words, places],
+            [words, places],
+            [
+                Family("previous position", places.name, places.name, Association.shift(context)),
+                Family("same position", places.name, places.name, Association.identity(context)),
+                Family("next position", places.name, places.name, next_one),
+                Family("same token", words.name, words.name, same),
+            ],
+            cells,
+        ),
+        "trigger_memory": Ledger(
+            [words, places],
+            [words, places, remapped],
+            [*trigger_families, Family("same token", words.name, words.name, same)],
+            cells,
+        ),
+        "output_memory": Ledger(
+            [words, places, remapped],
+            [readout],
+            [copy, Family("copy remapped", remapped.name, readout.name, same)],
+            cells,
+        ),
+    }
+    circuits = paper_circuits(weights, prev_token_head, induction_head)
+    if bigram is not None and "feed_forward_memory" in circuits:
+        following = successors(weights, bigram)
+        families = [Family("successors", words.name, following.name, same), copy]
+        ledgers["feed_forward_memory"] = Ledger([words, places, remapped], [readout, following], families, cells)
+    return {name: (circuits[name], ledger) for name, ledger in ledgers.items()}
+
+
+def paper_ledger_table(
+    checkpoints: Iterable[tuple[int, Weights]],
+    triggers: Sequence[int] | None = None,
+    minus_initial: bool = True,
+    draws: int = 20,
+    generator: np.random.Generator | None = None,
+    prev_token_head: Head = PREV_TOKEN_HEAD,
+    induction_head: Head = INDUCTION_HEAD,
+    cells: bool = True,
+    bigram: Float[Array, "d_vocab d_vocab"] | None = None,
+) -> pd.DataFrame:
+    """Book the matrices of `paper_ledgers` at every checkpoint, less their value at the first one where `minus_initial`.
+
+    Columns as in `ledger_table`. The ledgers are those of the first checkpoint. attrs["left_out"] names the memories that
+    are not booked: the linear feed-forward's where `bigram` is not given.
+
+    Raises:
+        BirthlensError: where a codebook moves between checkpoints (trained embeddings): book each on its own ledger.
+    """
+    import pandas as pd
+
+    read = list(checkpoints)
+    if not read:
+        raise BirthlensError("There is no checkpoint to read; give at least one (step, weights).")
+    first = read[0][1]
+    moving = Moving([prev_token_head])
+    for _, weights in read:
+        moving.watch(weights)
+    if moving.names:
+        raise BirthlensError(
+            f"{', '.join(moving.names)} moves between checkpoints, so one ledger does not serve them all: "
+            "call ledger_table for each checkpoint with its own codebooks (paper_ledgers)."
+        )
+    circuits = [(step, paper_circuits(weights, prev_token_head, induction_head)) for step, weights in read]
+    ledgers, tables = paper_ledgers(first, triggers, prev_token_head, induction_head, cells, bigram), []
+    for name, (initial, ledger) in ledgers.items():
+        matrices = [(step, found[name].matrix) for step, found in circuits]
+        tables.append(ledger_table(matrices, ledger, name, initial.matrix if minus_initial else None, draws, generator))
+    table = pd.concat(tables, ignore_index=True)
+    table.attrs["left_out"] = [name for name in circuits[0][1] if name not in ledgers]
+    return table
+
+
+def _rows(
+    ledger: Ledger,
+    steps: Sequence[int],
+    name: str,
+    stack: Array,
+    nulls: dict[str, dict[str, Array]],
+    wrong: dict[str, Derangements],
+) -> list[list[object]]:
+    shares, coefficients = ledger.shares(stack), ledger.coefficients(stack)
+    deranged = {family: pairing.shares(stack) for family, pairing in wrong.items()}
+    nan, rows = float("nan"), []
+    ranks = {
+        f"{a} x {b}": round(float(np.trace(m) * np.trace(n)))
+        for a, m in ledger.input_parts.items()
+        for b, n in ledger.output_parts.items()
+    }
+    for i, step in enumerate(steps):
+
+        def nulls_of(family: str, i: int = i) -> list[object]:
+            return [float(np.broadcast_to(nulls[null][family], len(steps))[i]) for null in NULLS]
+
+        for family in ledger.families:
+            values, draws = coefficients[family.name][i], deranged.get(family.name)
+            quantiles = [nan, nan] if draws is None else [float(draws[i].mean()), float(np.quantile(draws[i], 0.95))]
+            share, alone = float(shares.associations[family.name][i]), float(shares.alone[family.name][i])
+            row = [step, name, family.name, "association", share, alone, float(values.mean()), float(values.std())]
+            rows.append([*row, len(values), *nulls_of(family.name), *quantiles])
+        for cell, values in shares.cells.items():
+            row = [step, name, cell, "cell", float(values[i]), nan, nan, nan, ranks[cell]]
+            rows.append([*row, *nulls_of(cell), nan, nan])
+        row = [step, name, RESIDUAL, RESIDUAL, float(shares.residual[i]), nan, nan, nan, stack[i].size]
+        rows.append([*row, *nulls_of(RESIDUAL), nan, nan])
+    return rows

@@ -1,0 +1,138 @@
+"""The order in which several runs' memories are born: from runs to the tables of `birth_order`.
+
+One candidate set a memory has to be chosen, and the choice matters: with K fixed triggers the authors read the trigger
+memory as a K-way choice, which is easy, and the output memory as a choice among all tokens, with all of them as queries. The
+default, `MATCHED`, asks both memories for the triggers among all tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from birthlens.analysis.memories.birth_order import crossing_table, onset_table, standardised_table
+from birthlens.analysis.memories.memory import Basis
+from birthlens.analysis.memories.recall_tables import memory_table
+from birthlens.errors import BirthlensError
+from birthlens.runs.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MATCHED: dict[str, tuple[str, ...]] = {
+    "prev_token_memory": ("all",),
+    "trigger_memory": ("triggers among all", "all"),
+    "output_memory": ("triggers among all", "all"),
+}
+"""For each memory the candidate sets to take, the first that is there."""
+
+CROSSINGS: dict[str, tuple[float, ...]] = {"recall": (0.5, 0.9), "soft_recall": (0.5,), "margin": (0.0,)}
+"""Other probes, each with the thresholds it has to stay above."""
+
+
+def scores_table(runs: Sequence[Run], basis: Basis = "raw") -> pd.DataFrame:
+    """Score the paper's memories at every kept step of every run.
+
+    Columns: seed, run, and those of `birth_order.standardised_table`. `seed` is the run's seed of initialisation, or its
+    place in the list where two runs share one. attrs["moving_codebooks"] names the codebooks that move in any of the runs.
+
+    Raises:
+        BirthlensError: without runs, with one of another model than the two-layer simplified one, with one that is there
+            twice, or where runs differ in more than their seeds.
+    """
+    tables = []
+    for seed, run in zip(_seeds(runs), runs, strict=True):
+        table = standardised_table(run.checkpoints(), run.triggers, basis=basis)
+        table.insert(0, "run", str(run.path))
+        table.insert(0, "seed", seed)
+        tables.append(table)
+    return _together(tables)
+
+
+def onsets_table(scores: pd.DataFrame, width: float = 4.0) -> pd.DataFrame:
+    """Find the onset of every memory of every run, in every candidate set: `birth_order.onset_table` by seed."""
+    return onset_table(scores.drop(columns="run"), width)
+
+
+def chosen_sets(onsets: pd.DataFrame, sets: Mapping[str, Sequence[str]] | None = None) -> pd.DataFrame:
+    """Keep one candidate set a memory, the first of `sets` (default `MATCHED`) that is there.
+
+    Raises:
+        BirthlensError: where none of a memory's sets is there, or not for every seed; the message lists those that are.
+    """
+    kept, wanted = [], {**MATCHED, **(sets or {})}
+    for memory, rows in onsets.groupby("memory", sort=False):
+        names = [name for name in wanted.get(str(memory), ()) if name in set(rows["candidates"])]
+        if not names:
+            there = ", ".join(dict.fromkeys(rows["candidates"]))
+            raise BirthlensError(
+                f"candidates of {memory}: {', '.join(wanted[str(memory)])} not read; there are {there}."
+            )
+        chosen = rows[rows["candidates"] == names[0]]
+        if lacking := sorted(set(onsets["seed"]) - set(chosen["seed"])):
+            raise BirthlensError(
+                f"candidates of {memory}: {names[0]!r} is read for some seeds and not for seed {lacking[0]}; give runs that "
+                "are read alike."
+            )
+        kept.append(chosen)
+    return _together(kept)
+
+
+def crossings_table(
+    runs: Sequence[Run], crossings: Mapping[str, Sequence[float]] | None = None, bases: Sequence[Basis] = ("raw",)
+) -> pd.DataFrame:
+    """Find when other probes cross their thresholds for good (default `CROSSINGS`): `birth_order.crossing_table` by seed."""
+    tables = []
+    for seed, run in zip(_seeds(runs), runs, strict=True):
+        read = memory_table(run.checkpoints(), run.triggers, bases=bases)
+        read.insert(0, "seed", seed)
+        for metric, thresholds in (crossings or CROSSINGS).items():
+            tables.append(crossing_table(read, [metric], thresholds))
+    return _together(tables)
+
+
+def _together(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    import pandas as pd
+
+    table = pd.concat(tables, ignore_index=True)
+    table.attrs["moving_codebooks"] = sorted({name for one in tables for name in one.attrs.get("moving_codebooks", [])})
+    return table
+
+
+def _seeds(runs: Sequence[Run]) -> list[int]:
+    if not runs:
+        raise BirthlensError("There is no run to read an order from; give at least one.")
+    for run in runs:
+        model = run.config.model
+        if model.family != "simplified" or model.n_layers != 2:
+            raise BirthlensError(
+                f"run = {str(run.path)!r} is a {model.family} model of {model.n_layers} layers; the order of birth is of "
+                "the three memories of the two-layer simplified model."
+            )
+    first, seen = runs[0], dict[tuple[int, int], Run]()
+    for run in runs:
+        if difference := _difference(first, run):
+            raise BirthlensError(
+                f"run = {str(run.path)!r} differs from {str(first.path)!r} in {difference}; an order over seeds takes runs "
+                "that differ in nothing but seeds."
+            )
+        seeds = run.config.seeds
+        if twin := seen.get((seeds.init, seeds.data)):
+            raise BirthlensError(
+                f"run = {str(run.path)!r} has the seeds of {str(twin.path)!r}: one run twice is not two seeds."
+            )
+        seen[seeds.init, seeds.data] = run
+    initial = [run.config.seeds.init for run in runs]
+    return initial if len(set(initial)) == len(initial) else list(range(len(runs)))
+
+
+def _difference(one: Run, other: Run) -> str | None:
+    """Name a setting in which two runs differ, seeds, engine, checkpoints and evaluation aside; None where there is none."""
+    for section in ("corpus", "task", "model", "optimiser", "training"):
+        left, right = (vars(getattr(run.config, section)) for run in (one, other))
+        for key in left:
+            if key != "engine" and left[key] != right[key]:
+                return f"{section}.{key} ({right[key]!r} against {left[key]!r})"
+    if one.steps[-1] != other.steps[-1]:
+        return f"the last kept step ({other.steps[-1]} against {one.steps[-1]})"
+    return None

@@ -1,0 +1,1 @@
+"""What should it do? Gradients and training steps that the paper computes in closed form."""

@@ -1,0 +1,79 @@
+"""The claims of the catalogue that are about the three memories: which comes first, what waits for what, where it begins."""
+
+from __future__ import annotations
+
+from birthlens.claims.claim import Claim, Expectation, Statistic
+from birthlens.claims.statistics import orders
+
+DENSE = ("checkpoints.every=20", f"checkpoints.steps={list(range(0, 121, 2))}")
+RANDOM = ("task.triggers=random", "training.steps=600")
+FREEZE = 200
+
+
+def _order(kind: str, how: str, statistic: Statistic, case: tuple[str, ...]) -> Claim:
+    return Claim(
+        id=f"order-{kind}" + ("" if how == "onset" else f"-{how}"),
+        sentence=f"With {kind} triggers the output memory is born first, then the trigger memory, then the previous-token "
+        f"memory, by {'onset of the standardised score' if how == 'onset' else 'half-height crossings of raw recall'}.",
+        statistic=statistic,
+        cases={"run": case},
+        seeds={"laptop": 10},  # the intervals of five are wider than the effects
+        expectations=(
+            Expectation("trigger_after_output", "steps from the birth of the output to that of the trigger memory", 0),
+            Expectation("prev_token_after_trigger", "steps from there to the birth of the previous-token memory", 0),
+        ),
+    )
+
+
+MEMORIES: tuple[Claim, ...] = (
+    Claim(
+        id="output-memory-first",
+        sentence="The output memory must come first: while it is frozen, the other two are not learned.",
+        statistic=orders.frozen_first,
+        settings={"until": FREEZE, "memory": "output"},
+        cases={"frozen": (*DENSE, f"training.freeze_until={{L1.W_O: {FREEZE}}}"), "free": DENSE},
+        expectations=(
+            Expectation("accuracy_lost", f"in-context accuracy lost at step {FREEZE}", 0.5),
+            Expectation("kept_trigger", "trigger memory's score, as a share of the free run's", below=0.25),
+            Expectation("kept_prev_token", "previous-token memory's score, likewise", below=0.25),
+        ),
+    ),
+    Claim(
+        id="trigger-memory-second",
+        sentence="The trigger memory comes second: while it is frozen, the output memory is learned and the previous-token "
+        "memory is not.",
+        statistic=orders.frozen_first,
+        settings={"until": FREEZE, "memory": "trigger"},
+        cases={"frozen": (*DENSE, f"training.freeze_until={{L1.W_K: {FREEZE}}}"), "free": DENSE},
+        expectations=(
+            Expectation("kept_output", "output memory's score, as a share of the free run's", 0.5),
+            Expectation("kept_prev_token", "previous-token memory's score, likewise", below=0.25),
+        ),
+    ),
+    Claim(
+        id="previous-token-memory-last",
+        sentence="The previous-token memory comes last: while it is frozen, the other two are learned without it.",
+        statistic=orders.frozen_first,
+        settings={"until": FREEZE, "memory": "prev_token"},
+        cases={"frozen": (*DENSE, f"training.freeze_until={{L0.W_K: {FREEZE}}}"), "free": DENSE},
+        expectations=(
+            Expectation("kept_output", "output memory's score, as a share of the free run's", 0.5),
+            Expectation("kept_trigger", "trigger memory's score, likewise", 0.5),
+            Expectation("accuracy_lost", f"in-context accuracy lost at step {FREEZE}", 0.3),
+        ),
+    ),
+    _order("fixed", "onset", orders.birth_order, DENSE),
+    _order("random", "onset", orders.birth_order, (*DENSE, *RANDOM)),
+    _order("fixed", "half-height", orders.crossing_order, DENSE),
+    _order("random", "half-height", orders.crossing_order, (*DENSE, *RANDOM)),
+    Claim(
+        id="early-positions-first",
+        sentence="The previous-token memory learns early positions first.",
+        statistic=orders.early_positions,
+        cases={"run": DENSE},
+        expectations=(
+            Expectation("rank_correlation", "rank correlation of position and the step that recalls it", 0.3),
+            Expectation("early_minus_late", "recall of the first quarter of positions less the last, at the end", 0),
+        ),
+    ),
+)

@@ -1,0 +1,1 @@
+"""Statistics of the claims: small functions from runs to named numbers."""

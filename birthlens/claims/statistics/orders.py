@@ -1,0 +1,144 @@
+"""Statistics of the memories over training: which is born first, what freezing one does to the others, early positions.
+
+A memory that is not born by the last kept step has no step of birth (NaN), and differences are as in `timing.lag`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from birthlens.analysis.behaviour.trajectory import memories_over
+from birthlens.analysis.memories.birth_order import onset, onset_table, standardised_table
+from birthlens.analysis.memories.circuits import prev_token_memory
+from birthlens.claims.claim import Evidence
+from birthlens.claims.statistics.timing import lag
+from birthlens.runs.run import Run
+from birthlens.shapes import Bool
+
+Array = np.ndarray
+MEMORY_NAMES = ("output", "trigger", "prev_token")
+WIDTH = 4.0
+"""Standard deviations of the shifted pairings that a score must exceed their mean by."""
+
+
+def onsets(run: Run) -> dict[str, float]:
+    """Return the step at which each memory's standardised score leaves the band of shifted pairings for good.
+
+    All three are read among as many candidates as there are tokens (positions); with fixed triggers the trigger memory has
+    the triggers as queries. NaN where a memory is never born.
+    """
+    found = onset_table(standardised_table(run.checkpoints(), run.triggers), WIDTH)
+    named = found.set_index(["memory", "candidates"])["onset"]
+    return {name: float(named[key]) for name, key in _read(run).items()}
+
+
+def half_heights(run: Run) -> dict[str, float]:
+    """Return the step from which each memory's raw recall, as the paper reads it, stays above half of its last value.
+
+    NaN where it is zero at the end.
+    """
+    recall = memories_over(run, bases=("raw",))
+    recall = recall[recall["metric"] == "recall"]
+    found = {}
+    for name in MEMORY_NAMES:
+        narrow = name == "trigger" and run.trigger_ids is not None and len(run.trigger_ids) > 1
+        rows = recall[
+            (recall["memory"] == f"{name}_memory") & (recall["candidates"] == ("triggers" if narrow else "all"))
+        ]
+        values = rows.sort_values("step")["value"].to_numpy()
+        found[name] = onset(run.steps, values >= max(values[-1] / 2, 1e-9))
+    return found
+
+
+def birth_order(evidence: Evidence) -> dict[str, float]:
+    """Return how many steps later each memory is born, by standardised score, and the onsets themselves."""
+    run = evidence.runs["run"]
+    return _lags(onsets(run), run)
+
+
+def crossing_order(evidence: Evidence) -> dict[str, float]:
+    """The same by half-height crossings of raw recall."""
+    run = evidence.runs["run"]
+    return _lags(half_heights(run), run)
+
+
+def frozen_first(evidence: Evidence) -> dict[str, float]:
+    """Compare a run with one memory frozen until a step F with the run where all move, at F.
+
+    `accuracy_frozen`, `accuracy_free`, `accuracy_lost`: held-out in-context accuracy of both at F, and what freezing costs.
+    `kept_*`: the standardised score of each other memory at F, as a share of its score in the free run; NaN where it is not
+    born there by then, since a share of nothing says nothing. `delay_*`: steps by which its birth is later than in the free
+    run (`timing.lag`).
+    """
+    until, matrix = evidence.settings["until"], evidence.settings["memory"]
+    frozen, free = evidence.runs["frozen"], evidence.runs["free"]
+    found = {"accuracy_frozen": accuracy_at(frozen, until), "accuracy_free": accuracy_at(free, until)}
+    found["accuracy_lost"] = found["accuracy_free"] - found["accuracy_frozen"]
+    late, usual = scores_at(frozen, until), scores_at(free, until)
+    births, normal = onsets(frozen), onsets(free)
+    ends = float(free.steps[-1]), float(frozen.steps[-1])
+    for name in MEMORY_NAMES:
+        if name != matrix:
+            score, band = usual[name]
+            found[f"kept_{name}"] = late[name][0] / score if score > band else float("nan")
+            found |= lag(f"delay_{name}", normal[name], births[name], ends)
+    return found
+
+
+def scores_at(run: Run, step: int) -> dict[str, tuple[float, float]]:
+    """Return the standardised score of each memory at a step, and the band it must leave to be born; as in `onsets`."""
+    table = standardised_table([(step, run.weights(step))], run.triggers).set_index(["memory", "candidates"])
+    table["band"] = table["null_mean"] + WIDTH * table["null_std"]
+    return {name: (float(table["value"][key]), float(table["band"][key])) for name, key in _read(run).items()}
+
+
+def accuracy_at(run: Run, step: int, metric: str = "in_context_accuracy") -> float:
+    """Return a held-out measurement at a step."""
+    table = run.metrics()
+    rows = table[(table["split"] == "held_out") & (table["metric"] == metric) & (table["step"] == step)]
+    return float(rows["value"].iloc[0]) if len(rows) else float("nan")
+
+
+def early_positions(evidence: Evidence) -> dict[str, float]:
+    """Ask whether the previous-token memory learns early positions first.
+
+    `rank_correlation` (Spearman) of position and the first step from which it recalls its predecessor for good, positions
+    that never do counting last; `early` and `late` are the recalls of the first and the last quarter at the end.
+    """
+    from scipy.stats import spearmanr
+
+    run = evidence.runs["run"]
+    recalled = np.stack([_recalled(weights) for _, weights in run.checkpoints()])
+    last = float(run.steps[-1] + 1)
+    births = np.nan_to_num([onset(run.steps, column) for column in recalled.T], nan=last)
+    quarter = recalled.shape[1] // 4
+    early, late = recalled[-1, :quarter].mean(), recalled[-1, -quarter:].mean()
+    return {
+        "rank_correlation": float(spearmanr(np.arange(len(births)), births).statistic),
+        "early": float(early),
+        "late": float(late),
+        "early_minus_late": float(early - late),
+    }
+
+
+def _read(run: Run) -> dict[str, tuple[str, str]]:
+    """Return the memory and the candidates that `onsets` reads under each name."""
+    trigger = "triggers among all" if run.triggers and len(run.triggers) > 1 else "all"
+    sets = {"output": "all", "trigger": trigger, "prev_token": "all"}
+    return {name: (f"{name}_memory", candidates) for name, candidates in sets.items()}
+
+
+def _recalled(weights: Mapping[str, Array]) -> Bool[Array, "pos"]:
+    scores = prev_token_memory(weights).scores()  # type: ignore[arg-type]
+    return np.asarray(scores[1:, :-1].argmax(1) == np.arange(scores.shape[0] - 1))
+
+
+def _lags(found: Mapping[str, float], run: Run) -> dict[str, float]:
+    ends = (float(run.steps[-1]),) * 2
+    return {
+        **lag("trigger_after_output", found["output"], found["trigger"], ends),
+        **lag("prev_token_after_trigger", found["trigger"], found["prev_token"], ends),
+        **{name: found[name] for name in MEMORY_NAMES},
+    }

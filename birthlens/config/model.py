@@ -1,0 +1,129 @@
+"""What a model is made of: its config, and the names and shapes of its parameters.
+
+Names are `W_E`, `W_pos`, `W_U`, and `L{layer}.{matrix}` with layers from 0 (the paper's superscripts 1 and 2 are layers 0
+and 1). Shapes are TransformerLens's: row vectors, `x @ W`, one leading head axis in attention.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from birthlens.config.base import Positive, Section
+from birthlens.errors import BirthlensError
+
+
+class ModelConfig(Section):
+    """A transformer of the paper: `simplified` (section 4.2, frozen random maps) or `full` (section 3.2).
+
+    `init="authors"` has embeddings N(0, 1) and linear maps uniform in +-1/sqrt(d_model); `scaled` divides the embeddings
+    by sqrt(d_model); `orthogonal` makes tokens, positions, remapped tokens and the unembedding jointly orthogonal as far
+    as d_model allows. `n_layers=1` is the one-layer control.
+    """
+
+    section: ClassVar[str] = "model"
+    family: Literal["simplified", "full"] = "simplified"
+    d_model: Positive = 128
+    n_layers: Positive = 2
+    n_heads: Positive = 1
+    d_mlp: Positive | None = None
+    feed_forward: Literal["none", "linear", "relu"] = "none"
+    positions: Literal["random", "sinusoidal", "rotary"] = "random"
+    scaled_scores: bool = True
+    init: Literal["authors", "scaled", "orthogonal"] = "authors"
+
+    def _check(self) -> None:
+        if self.d_model % self.n_heads:
+            raise BirthlensError(
+                f"model.n_heads = {self.n_heads}: it must divide model.d_model = {self.d_model}; "
+                f"{_divisors(self.d_model)} do."
+            )
+        if self.family == "simplified" and self.n_heads != 1:
+            raise BirthlensError(
+                f"model.n_heads = {self.n_heads}: the simplified model has one head a layer; use family: full."
+            )
+        if self.family == "simplified" and self.d_mlp is not None and self.feed_forward != "relu":
+            raise BirthlensError(
+                f"model.d_mlp = {self.d_mlp}: only feed_forward: relu has a hidden width; leave it out otherwise."
+            )
+        if self.family == "full" and self.feed_forward == "linear":
+            raise BirthlensError(
+                "model.feed_forward = 'linear': the full model has a ReLU feed-forward; use relu or none."
+            )
+        if self.family == "full" and self.positions != "random":
+            raise BirthlensError(
+                f"model.positions = {self.positions!r}: the full model learns its positions; use random."
+            )
+        if self.family == "full" and self.init == "orthogonal":
+            raise BirthlensError("model.init = 'orthogonal': it needs the frozen maps of family: simplified.")
+        if self.positions != "random" and self.d_model % 2:
+            raise BirthlensError(f"model.d_model = {self.d_model}: {self.positions} positions need an even number.")
+
+    @property
+    def d_head(self) -> int:
+        """Width of one head: d_model / n_heads."""
+        return self.d_model // self.n_heads
+
+    @property
+    def hidden(self) -> int:
+        """Width of a ReLU feed-forward: d_mlp, or 4 d_model where it is not given."""
+        return self.d_mlp if self.d_mlp is not None else 4 * self.d_model
+
+
+def parameter_shapes(config: ModelConfig, d_vocab: int, n_ctx: int) -> dict[str, tuple[int, ...]]:
+    """Name every parameter of the model with its shape, in the order of the forward pass.
+
+    Example:
+        >>> list(parameter_shapes(ModelConfig(d_model=8, n_layers=1), d_vocab=5, n_ctx=4))
+        ['W_E', 'W_pos', 'L0.W_Q', 'L0.W_K', 'L0.W_V', 'L0.W_O', 'W_U']
+    """
+    d_model, heads, width = config.d_model, config.n_heads, config.d_head
+    full = config.family == "full"
+    shapes: dict[str, tuple[int, ...]] = {"W_E": (d_vocab, d_model)}
+    if config.positions != "rotary":
+        shapes["W_pos"] = (n_ctx, d_model)
+    for layer in range(config.n_layers):
+        block: dict[str, tuple[int, ...]] = {}
+        if full:
+            block |= {"ln1.w": (d_model,), "ln1.b": (d_model,)}
+        block |= dict.fromkeys(("W_Q", "W_K", "W_V"), (heads, d_model, width))
+        block |= {"W_O": (heads, width, d_model)}
+        if full:
+            block |= dict.fromkeys(("b_Q", "b_K", "b_V"), (heads, width)) | {"b_O": (d_model,)}
+        if full and config.feed_forward == "relu":
+            block |= {"ln2.w": (d_model,), "ln2.b": (d_model,)}
+        if config.feed_forward == "linear" and layer == config.n_layers - 1:
+            block |= {"W_F": (d_model, d_model)}
+        if config.feed_forward == "relu" and (full or layer == config.n_layers - 1):
+            block |= {"W_in": (d_model, config.hidden), "W_out": (config.hidden, d_model)}
+            if full:
+                block |= {"b_in": (config.hidden,), "b_out": (d_model,)}
+        shapes |= {f"L{layer}.{name}": shape for name, shape in block.items()}
+    if full:
+        shapes |= {"ln_final.w": (d_model,), "ln_final.b": (d_model,)}
+    shapes["W_U"] = (d_model, d_vocab)
+    if full:
+        shapes["b_U"] = (d_vocab,)
+    return shapes
+
+
+def parameter_names(config: ModelConfig) -> tuple[str, ...]:
+    """List the names of `parameter_shapes`, which depend on the model alone."""
+    return tuple(parameter_shapes(config, d_vocab=1, n_ctx=1))
+
+
+def trained_by_default(config: ModelConfig) -> tuple[str, ...]:
+    """List what the paper trains: every W_K, the last W_O and the feed-forward (simplified), or everything (full).
+
+    Example:
+        >>> trained_by_default(ModelConfig(feed_forward="linear"))
+        ('L0.W_K', 'L1.W_K', 'L1.W_O', 'L1.W_F')
+    """
+    if config.family == "full":
+        return parameter_names(config)
+    last = f"L{config.n_layers - 1}"
+    moving = {f"{last}.{name}" for name in ("W_O", "W_F", "W_in", "W_out")}
+    return tuple(name for name in parameter_names(config) if name.endswith(".W_K") or name in moving)
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, min(number, 64) + 1) if number % n == 0)

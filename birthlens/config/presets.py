@@ -1,0 +1,55 @@
+"""Named configurations: the demo, a laptop run, and the paper's two settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from birthlens.config.run import RunConfig
+from birthlens.errors import BirthlensError
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": {
+        "task": {"context": 48},
+        "model": {"d_model": 256},
+        "optimiser": {"kind": "adamw", "learning_rate": 1e-3, "weight_decay": 0.0},
+        "training": {"steps": 400, "batch_size": 96},
+        "checkpoints": {"every": 10},
+        "evaluation": {"batch_size": 128, "every": 10},
+    },
+    "laptop": {
+        "task": {"context": 64},
+        "model": {"d_model": 128},
+        "training": {"steps": 600, "batch_size": 256},
+        "checkpoints": {"every": 10},
+    },
+    "paper": {
+        "task": {"context": 256},
+        "model": {"d_model": 128},
+        "training": {"steps": 300, "batch_size": 512},
+        "checkpoints": {"every": 5},
+        "evaluation": {"batch_size": 128, "every": 5},
+    },
+    "paper-full": {
+        "task": {"context": 256},
+        "model": {"family": "full", "d_model": 128, "n_heads": 4, "feed_forward": "relu"},
+        "optimiser": {"kind": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4},
+        "training": {"steps": 600, "batch_size": 64, "loss": "all"},
+        "checkpoints": {"every": 20},
+        "evaluation": {"batch_size": 64, "every": 20},
+    },
+}
+
+
+def preset(name: str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Return the named preset, with `section.key=value` overrides.
+
+    Raises:
+        BirthlensError: for an unknown name; the message lists the valid ones.
+
+    Example:
+        >>> preset("paper").training.batch_size
+        512
+    """
+    if name not in PRESETS:
+        raise BirthlensError(f"preset = {name!r} is unknown; valid presets are {', '.join(PRESETS)}.")
+    return RunConfig.parse(PRESETS[name], overrides)

@@ -1,0 +1,54 @@
+"""Which steps are evaluated, and which are kept on disk."""
+
+from __future__ import annotations
+
+import math
+
+from birthlens.config.run import RunConfig
+
+
+class Schedule:
+    """Decide step by step what to evaluate and keep; `last_kept_loss` is all it remembers.
+
+    Example:
+        >>> config = RunConfig.parse({}, ["training.steps=30", "checkpoints.every=10", "checkpoints.steps=[7]"])
+        >>> schedule = Schedule(config)
+        >>> [step for step in range(31) if schedule.planned(step)]
+        [0, 7, 10, 20, 30]
+    """
+
+    def __init__(self, config: RunConfig, last_kept_loss: float | None = None) -> None:
+        self.config = config
+        self.last_kept_loss = last_kept_loss
+        self._named = {0, config.training.steps, *config.checkpoints.steps}
+
+    def planned(self, step: int) -> bool:
+        """Say whether a step is kept whatever the loss does."""
+        settings = self.config.checkpoints
+        if step in self._named:
+            return True
+        if settings.schedule == "linear":
+            return step % settings.every == 0
+        return settings.schedule == "log" and _is_power(step, settings.per_decade)
+
+    def evaluates(self, step: int) -> bool:
+        """Say whether the model is evaluated at a step: every `evaluation.every` steps and wherever it is kept."""
+        return step % self.config.evaluation.every == 0 or self.planned(step)
+
+    def keeps(self, step: int, loss: float | None) -> bool:
+        """Say whether an evaluated step is kept: planned, or the loss has moved by the share `sensitivity`.
+
+        `loss` is None where the held-out batch has no target of it; then only planned steps are kept.
+        """
+        last, sensitivity = self.last_kept_loss, self.config.checkpoints.sensitivity
+        fast = sensitivity > 0 and last is not None and loss is not None and abs(loss - last) > sensitivity * last
+        if self.planned(step) or fast:
+            self.last_kept_loss = loss
+            return True
+        return False
+
+
+def _is_power(step: int, per_decade: int) -> bool:
+    """Say whether a step is a whole number of `per_decade`-ths of a decade, rounded; only its neighbours can be."""
+    below = math.floor(math.log10(step) * per_decade)
+    return any(round(10 ** (power / per_decade)) == step for power in (below, below + 1))

@@ -1,0 +1,1 @@
+"""The transformer: its weights, its forward pass, and the same model as a HookedTransformer."""

@@ -1,0 +1,163 @@
+"""The forward pass as a function of named tensors, with fused attention: the fast twin of the HookedTransformer.
+
+Simplified model (paper section 4.2; superscripts 1, 2 are layers 0, 1), with h = number of the layer:
+
+    x_t      = W_E[z_t] + W_pos[t]
+    x_t     += sum_{s<=t} softmax_s( scale * (x_t W_Q) . (x_s W_K) ) x_s W_V W_O        for each layer
+    logits_t = (x_t + x_t W_F) W_U
+
+The full model adds LayerNorm, heads, biases, and a ReLU feed-forward that reads the block's input (section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from einops import einsum, rearrange
+from torch import Tensor
+from torch.nn import functional
+
+from birthlens.config.model import ModelConfig
+from birthlens.model.weights import Weights
+from birthlens.shapes import Bool, Float, Int
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """Logits with the attention pattern of each layer."""
+
+    logits: Float[Tensor, "batch pos d_vocab"]
+    patterns: list[Float[Tensor, "batch head query_pos key_pos"]]
+
+
+def tensors_of(weights: Weights, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Return the weights as torch tensors (sharing memory where the dtype is theirs)."""
+    return {name: torch.from_numpy(weights[name]).to(dtype) for name in weights}
+
+
+def logits(
+    tensors: Tensors, config: ModelConfig, tokens: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """Return the logits; equal to the HookedTransformer's to rounding, and differentiable in every tensor."""
+    return _unembed(tensors, config, residual(tensors, config, tokens))
+
+
+def logits_at(
+    tensors: Tensors, config: ModelConfig, tokens: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"]
+) -> Float[Tensor, "row d_vocab"]:
+    """Return the logits at the positions of the mask only, in row-major order.
+
+    Past the last layer's attention no position reads another, so the others go no further.
+    """
+    return _unembed(tensors, config, residual(tensors, config, tokens, mask))
+
+
+def residual(
+    tensors: Tensors,
+    config: ModelConfig,
+    tokens: Int[Tensor, "batch pos"],
+    mask: Bool[Tensor, "batch pos"] | None = None,
+) -> Float[Tensor, "*rows d_model"]:
+    """Return the residual stream after the last layer, at every position or at those of the mask only."""
+    x = _embed(tensors, tokens)
+    for layer in range(config.n_layers):
+        q, k, v = _queries_keys_values(tensors, config, layer, x)
+        z = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=_scale(config)).transpose(1, 2)
+        if mask is not None and layer == config.n_layers - 1:
+            x, z = (part.flatten(0, 1) if mask.all() else part[mask] for part in (x, z))
+        x = _write(tensors, config, layer, x, z)
+    return x
+
+
+def activations(tensors: Tensors, config: ModelConfig, tokens: Int[Tensor, "batch pos"]) -> Activations:
+    """Return logits and attention patterns, which fused attention never forms."""
+    x = _embed(tensors, tokens)
+    n = tokens.shape[1]
+    future = torch.ones(n, n, dtype=torch.bool).triu(1)
+    patterns = []
+    for layer in range(config.n_layers):
+        q, k, v = _queries_keys_values(tensors, config, layer, x)
+        scores = _scale(config) * q @ k.transpose(-1, -2)
+        pattern = scores.masked_fill(future, float("-inf")).softmax(-1)
+        patterns.append(pattern)
+        x = _write(tensors, config, layer, x, (pattern @ v).transpose(1, 2))
+    return Activations(_unembed(tensors, config, x), patterns)
+
+
+def _scale(config: ModelConfig) -> float:
+    return float(config.d_head**-0.5) if config.scaled_scores else 1.0
+
+
+def _embed(tensors: Tensors, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+    x = functional.embedding(tokens, tensors["W_E"])
+    return x + tensors["W_pos"][: tokens.shape[1]] if "W_pos" in tensors else x
+
+
+def _normed(tensors: Tensors, name: str, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+    if f"{name}.w" not in tensors:
+        return x
+    return functional.layer_norm(x, x.shape[-1:], tensors[f"{name}.w"], tensors[f"{name}.b"], eps=1e-5)
+
+
+def _queries_keys_values(
+    tensors: Tensors, config: ModelConfig, layer: int, x: Float[Tensor, "batch pos d_model"]
+) -> list[Float[Tensor, "batch head pos d_head"]]:
+    x = _normed(tensors, f"L{layer}.ln1", x)
+    out = []
+    for letter in "QKV":
+        heads = einsum(
+            x, tensors[f"L{layer}.W_{letter}"], "batch pos d_model, head d_model d_head -> batch head pos d_head"
+        )
+        if f"L{layer}.b_{letter}" in tensors:
+            heads = heads + tensors[f"L{layer}.b_{letter}"][:, None]
+        if config.positions == "rotary" and layer == 0 and letter in "QK":
+            heads = _rotated(heads)
+        out.append(heads)
+    return out
+
+
+def _rotated(x: Float[Tensor, "batch head pos d_head"]) -> Float[Tensor, "batch head pos d_head"]:
+    """Turn adjacent pairs of axes (2i, 2i+1) by the angle pos / 10000^(2i/d_head)."""
+    d, n = x.shape[-1], x.shape[-2]
+    frequency = 10000 ** (torch.arange(0, d, 2, dtype=x.dtype) / d)
+    angle = torch.arange(n, dtype=x.dtype)[:, None] / frequency
+    even, odd = x[..., 0::2], x[..., 1::2]
+    turned = torch.stack([even * angle.cos() - odd * angle.sin(), odd * angle.cos() + even * angle.sin()], dim=-1)
+    return rearrange(turned, "batch head pos half two -> batch head pos (half two)")
+
+
+def _write(
+    tensors: Tensors,
+    config: ModelConfig,
+    layer: int,
+    x: Float[Tensor, "*rows d_model"],
+    z: Float[Tensor, "*rows head d_head"],
+) -> Float[Tensor, "*rows d_model"]:
+    """Add what attention and feed-forward write; the full model's feed-forward reads the block's input."""
+    after = x + einsum(z, tensors[f"L{layer}.W_O"], "... head d_head, head d_head d_model -> ... d_model")
+    if f"L{layer}.b_O" in tensors:
+        after = after + tensors[f"L{layer}.b_O"]
+    if f"L{layer}.W_F" in tensors:
+        return after + after @ tensors[f"L{layer}.W_F"]
+    if f"L{layer}.W_in" not in tensors:
+        return after
+    read = _normed(tensors, f"L{layer}.ln2", x) if config.family == "full" else after
+    hidden = read @ tensors[f"L{layer}.W_in"]
+    if f"L{layer}.b_in" in tensors:
+        return (
+            after
+            + (hidden + tensors[f"L{layer}.b_in"]).relu() @ tensors[f"L{layer}.W_out"]
+            + tensors[f"L{layer}.b_out"]
+        )
+    return after + hidden.relu() @ tensors[f"L{layer}.W_out"]
+
+
+def _unembed(
+    tensors: Tensors, config: ModelConfig, x: Float[Tensor, "*rows d_model"]
+) -> Float[Tensor, "*rows d_vocab"]:
+    out = _normed(tensors, "ln_final", x) @ tensors["W_U"]
+    return out + tensors["b_U"] if "b_U" in tensors else out

@@ -1,0 +1,202 @@
+"""Models as `HookedTransformer`s, filled from `Weights` and read back; the only importer of transformer_lens.
+
+TransformerLens's own initialisation and seeding are never used (`seed=None, init_weights=False`): every tensor comes from
+`Weights`. Biases that TransformerLens always has and the paper does not are frozen at zero.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from birthlens.shapes import Float
+
+with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    warnings.simplefilter("ignore")
+    from transformer_lens import HookedTransformer as HookedTransformer
+    from transformer_lens import HookedTransformerConfig
+    from transformer_lens.components import Attention
+    from transformer_lens.components.mlps.can_be_used_as_mlp import CanBeUsedAsMLP
+    from transformer_lens.hook_points import HookPoint
+    from transformer_lens.model_bridge import TransformerBridge
+
+from birthlens.config.model import ModelConfig, parameter_names
+from birthlens.errors import BirthlensError
+from birthlens.model.weights import Weights
+
+HookedModel = HookedTransformer | TransformerBridge
+"""A model with TransformerLens's hook points: one of birthlens's own, or one that was loaded from a directory."""
+
+
+class LinearFeedForward(CanBeUsedAsMLP):  # type: ignore[misc]
+    """The paper's W_F as a TransformerLens MLP: mlp_out = x @ W_F (`W_in`), with an identity `W_out` that never moves.
+
+    `active=False` writes zeros: TransformerLens wants an MLP in every block, the paper has one in the last only.
+    """
+
+    def __init__(self, cfg: HookedTransformerConfig, active: bool) -> None:
+        super().__init__(cfg)
+        d = cfg.d_model
+        weight = torch.zeros(d, d, dtype=cfg.dtype)
+        if active:
+            self.W_in = nn.Parameter(weight)
+        else:
+            self.register_buffer("W_in", weight)
+        self.register_buffer("W_out", torch.eye(d, dtype=cfg.dtype))
+        self.register_buffer("b_in", torch.zeros(d, dtype=cfg.dtype))
+        self.register_buffer("b_out", torch.zeros(d, dtype=cfg.dtype))
+        self.hook_pre, self.hook_post = HookPoint(), HookPoint()
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """Return x @ W_F."""
+        return self.hook_post(self.hook_pre(x @ self.W_in)) @ self.W_out
+
+
+def hooked_config(config: ModelConfig, d_vocab: int, n_ctx: int, dtype: torch.dtype) -> HookedTransformerConfig:
+    """Spell a ModelConfig as a TransformerLens config.
+
+    The full model uses `parallel_attn_mlp`: the authors' pre-norm block feeds attention and feed-forward the same input.
+    """
+    full = config.family == "full"
+    has_mlp = config.feed_forward != "none"
+    return HookedTransformerConfig(
+        n_layers=config.n_layers,
+        n_heads=config.n_heads,
+        d_model=config.d_model,
+        d_head=config.d_head,
+        d_mlp=(config.d_model if config.feed_forward == "linear" else config.hidden) if has_mlp else None,
+        n_ctx=n_ctx,
+        d_vocab=d_vocab,
+        attn_only=not has_mlp,
+        act_fn="relu" if has_mlp else None,
+        normalization_type="LN" if full else None,
+        eps=1e-5,
+        parallel_attn_mlp=full and has_mlp,
+        use_attn_scale=config.scaled_scores,
+        positional_embedding_type="rotary" if config.positions == "rotary" else "standard",
+        rotary_dim=config.d_head if config.positions == "rotary" else None,
+        rotary_adjacent_pairs=config.positions == "rotary",
+        default_prepend_bos=False,
+        init_weights=False,
+        seed=None,
+        device="cpu",
+        dtype=dtype,
+    )
+
+
+def build(
+    weights: Weights,
+    trained: Iterable[str] = (),
+    n_ctx: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> HookedTransformer:
+    """Build the HookedTransformer of some weights; only the parameters in `trained` require gradients.
+
+    `n_ctx` matters for rotary positions only, which have no W_pos to tell it.
+
+    Raises:
+        BirthlensError: where `trained` names no parameter of the model.
+
+    Example:
+        >>> from birthlens.model.initialisation import initial_weights
+        >>> model = build(initial_weights(ModelConfig(d_model=8), 5, 4, np.random.default_rng(0)))
+        >>> tuple(model(torch.tensor([[0, 1, 2]])).shape)
+        (1, 3, 5)
+    """
+    config = weights.config
+    n_ctx = weights["W_pos"].shape[0] if "W_pos" in weights else n_ctx or 1024
+    cfg = hooked_config(config, weights["W_E"].shape[0], n_ctx, dtype)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        model = HookedTransformer(cfg)
+    last = config.n_layers - 1
+    if config.family == "simplified" and config.feed_forward != "none":
+        for layer, block in enumerate(model.blocks):
+            if config.feed_forward == "linear" or layer < last:
+                block.mlp = LinearFeedForward(cfg, active=layer == last)
+    if config.positions == "rotary":
+        # Rotary scores in layer 0 only: deeper layers get attention without positions.
+        plain = hooked_config(config.changed(positions="random"), cfg.d_vocab, n_ctx, dtype)
+        for layer in range(1, config.n_layers):
+            model.blocks[layer].attn = Attention(plain, "global", layer)
+    model.setup()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+            parameter.requires_grad_(False)
+    load_weights(model, weights)
+    wanted = set(trained)
+    valid = parameters(model, config)
+    if unknown := sorted(wanted - valid.keys()):
+        raise BirthlensError(f"trained = {unknown} names no parameter of the model; valid: {', '.join(valid)}.")
+    for name in wanted:
+        valid[name].requires_grad_(True)
+    return model
+
+
+def load_pretrained(path: str | Path) -> TransformerBridge:
+    """Load a Hugging Face model (GPT-2, GPT-NeoX and kin) from a local directory; nothing is fetched.
+
+    What comes back is TransformerLens's bridge to it, which has the hook points and weights of a HookedTransformer.
+    Token ids are used throughout: no tokenizer is needed.
+
+    Raises:
+        BirthlensError: where the directory holds no model that TransformerLens can read.
+    """
+    directory = Path(path)
+    if not (directory / "config.json").is_file():
+        raise BirthlensError(
+            f"model = {str(path)!r} is no directory with a Hugging Face model (config.json and weights)."
+        )
+    quiet = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+            warnings.simplefilter("ignore")
+            model = TransformerBridge.boot_transformers(str(directory), device="cpu")
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BirthlensError(f"model = {str(path)!r} cannot be loaded: {reason}") from None
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model.eval()
+
+
+def parameters(model: HookedTransformer, config: ModelConfig) -> dict[str, Tensor]:
+    """Return the model's live parameters by birthlens name."""
+    return {name: _parameter(model, name) for name in parameter_names(config)}
+
+
+def load_weights(model: HookedTransformer, weights: Weights) -> None:
+    """Copy weights into a model of the same config, in place."""
+    with torch.no_grad():
+        for name, parameter in parameters(model, weights.config).items():
+            parameter.copy_(torch.from_numpy(np.array(weights[name])))
+
+
+def weights_of(model: HookedTransformer, config: ModelConfig) -> Weights:
+    """Copy a model's parameters out, bit for bit."""
+    return Weights(config, {name: t.detach().numpy().copy() for name, t in parameters(model, config).items()})
+
+
+def _parameter(model: HookedTransformer, name: str) -> Tensor:
+    layer, dot, matrix = name.partition(".")
+    if not dot:
+        room = {"W_E": "embed", "W_pos": "pos_embed"}.get(name, "unembed")
+        return getattr(getattr(model, room), name)
+    if layer == "ln_final":
+        return getattr(model.ln_final, matrix)
+    block = model.blocks[int(layer[1:])]
+    if matrix == "W_F":
+        return block.mlp.W_in
+    if matrix.startswith("ln"):
+        norm, _, part = matrix.partition(".")
+        return getattr(getattr(block, norm), part)
+    room = block.mlp if matrix in ("W_in", "b_in", "W_out", "b_out") else block.attn
+    return getattr(room, matrix)

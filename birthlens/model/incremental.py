@@ -1,0 +1,264 @@
+"""One forward pass as a graph of named activations, evaluated on demand: the shortcut behind suites of interventions.
+
+    embed, pos_embed -> resid_pre[0];  resid_pre[l] -> q, k, v;  q, k -> pattern;  pattern, v -> z -> attn_out
+    resid_pre[l], attn_out -> mlp_out;  resid_pre[l], attn_out, mlp_out -> resid_post[l] -> resid_pre[l + 1] or logits
+    (resid_read is resid_pre at the read positions)
+
+An edited pass recomputes what lies downstream of its edits and takes everything else from the unedited pass, so that many
+interventions share their prefixes. In the last layer queries, and all that follows, exist only at the `Rows` that are read.
+Shapes are TransformerLens's: q, k, v, z are [batch pos head d_head], the pattern is [batch head query_pos key_pos].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from birthlens.model.forward import _rotated
+from birthlens.model.layout import INPUTS, BlockLayout, Edits, Rows, Whole
+from birthlens.model.sites import Point
+from birthlens.shapes import Float, Int
+
+FROM_QUERIES = ("resid_read", "q", "mean_input", "pattern", "z", "attn_out", "mlp_out", "resid_post")
+"""Sites that exist at the read positions only, in the last layer."""
+
+
+WIDE, BLOCK = 64, 64
+"""From this width of a head on, causal attention goes by blocks of so many queries (measured against torch's own)."""
+
+
+class Trace:
+    """The activations of one pass, each computed when it is first asked for.
+
+    Example:
+        >>> import numpy as np
+        >>> from birthlens.config.model import ModelConfig
+        >>> from birthlens.model.initialisation import initial_weights
+        >>> weights = initial_weights(ModelConfig(d_model=8), 5, 4, np.random.default_rng(0))
+        >>> trace = Trace(BlockLayout(weights), torch.tensor([[0, 1, 2]]))
+        >>> tuple(trace.value(Point("pattern", 1)).shape), tuple(trace.logits().shape)
+        ((1, 1, 3, 3), (1, 3, 5))
+    """
+
+    def __init__(
+        self,
+        model: BlockLayout,
+        tokens: Int[Tensor, "batch pos"],
+        rows: Rows | None = None,
+        edits: Edits | None = None,
+        base: Trace | None = None,
+        wanted: Iterable[Point] = (),
+    ) -> None:
+        self.model, self.tokens, self.rows = model, tokens, rows
+        self._wanted = frozenset(wanted)
+        self._edits: Edits = edits or {}
+        self._base = base
+        self._known: dict[Point, Tensor] = {}
+        self._changed: dict[Point, bool] = {}
+
+    def logits(self, edits: Edits | None = None) -> Float[Tensor, "batch row d_vocab"]:
+        """Return the logits at the rows (all positions without rows), after `edits` to this pass."""
+        if edits:
+            return Trace(self.model, self.tokens, self.rows, edits, self).logits()
+        model = self.model
+        out = model.normed("ln_final", self.value(Point("resid_post", model.config.n_layers - 1)))
+        out = out @ model.tensors["W_U"]
+        return out + model.tensors["b_U"] if "b_U" in model.tensors else out
+
+    def value(self, point: Point) -> Tensor:
+        """Return an activation, edits applied."""
+        if self._base is not None and not self._is_changed(point):
+            return self._base.value(point)
+        if point not in self._known:
+            edits = self._edits.get(point, ())
+            out = self._blank(point) if edits and isinstance(edits[0], Whole) else self._unedited(point)
+            at = self.rows if self._restricted(point) else None
+            for edit in edits:
+                out = edit(out, at)
+            self._known[point] = out
+        return self._known[point]
+
+    def _unedited(self, point: Point) -> Tensor:
+        """Return an activation before its own edits: the base's, where nothing upstream has changed."""
+        if self._base is not None and not any(map(self._is_changed, self.model.inputs(point))):
+            return self._base.value(point)
+        return self._computed(point)
+
+    def _blank(self, point: Point) -> Tensor:
+        """Return a tensor of an activation's shape and no particular value, where the shape is easily known."""
+        if point.site not in ("q", "k", "v", "z"):
+            return self._unedited(point)
+        n = self.rows.index.shape[1] if self.rows is not None and self._restricted(point) else self.tokens.shape[1]
+        config = self.model.config
+        return torch.empty(1).expand(len(self.tokens), n, config.n_heads, config.d_head)
+
+    def _restricted(self, point: Point) -> bool:
+        return self.rows is not None and point.layer == self.model.config.n_layers - 1 and point.site in FROM_QUERIES
+
+    def _is_changed(self, point: Point) -> bool:
+        if point not in self._changed:
+            self._changed[point] = point in self._edits or any(map(self._is_changed, self.model.inputs(point)))
+        return self._changed[point]
+
+    def _computed(self, point: Point) -> Tensor:
+        site, layer = point
+        tensors = self.model.tensors
+        if layer is None:
+            if site == "embed":
+                return functional.embedding(self.tokens, tensors["W_E"])
+            positions = tensors["W_pos"][: self.tokens.shape[1]]
+            return positions.expand(len(self.tokens), -1, -1)
+        if site == "resid_pre":
+            if layer > 0:
+                return self.value(Point("resid_post", layer - 1))
+            embed = self.value(Point("embed"))
+            return embed + self.value(Point("pos_embed")) if "W_pos" in tensors else embed
+        if site == "resid_read":
+            x = self.value(Point("resid_pre", layer))
+            return self.rows.of_positions(x) if self.rows is not None and self._restricted(point) else x
+        if site in ("q", "k", "v"):
+            return self._projected(site, layer)
+        if site == "pattern":
+            return self._pattern(layer)
+        if site == "z":
+            return self._mixed(layer)
+        if site == "mean_input":
+            return self._mean_input(layer)
+        if site == "attn_out":
+            if self._may_fold(layer) and Point("z", layer) not in self._edits:
+                return self.value(Point("mean_input", layer)) @ self.model.values_folded[layer]
+            if layer == 0 and self._may_skip_z():
+                return self._attended(0, self.model.looked_up("ov", self.tokens)[:, None])[:, 0]
+            z = self.value(Point("z", layer)).flatten(-2)
+            constant = z.stride()[:2] == (0, 0)  # a broadcast replacement, as zero or a mean: one product serves all
+            out = z[:1, :1] @ self.model.outputs[layer] if constant else z @ self.model.outputs[layer]
+            out = out.expand(*z.shape[:2], -1)
+            return out + tensors[f"L{layer}.b_O"] if f"L{layer}.b_O" in tensors else out
+        if site == "mlp_out":
+            return self._fed_forward(layer)
+        after = self.value(Point("resid_read", layer)) + self.value(Point("attn_out", layer))
+        return after + self.value(Point("mlp_out", layer)) if self.has_mlp(layer) else after
+
+    def has_mlp(self, layer: int) -> bool:
+        """Say whether a layer has a feed-forward."""
+        return f"L{layer}.W_F" in self.model.tensors or f"L{layer}.W_in" in self.model.tensors
+
+    def _projected(self, site: str, layer: int) -> Float[Tensor, "batch pos head d_head"]:
+        model, name = self.model, f"L{layer}.b_{site.upper()}"
+        if layer == 0 and site in model.look_ups and not self._input_edited():
+            return model.looked_up(site, self.tokens)[:, :, None]
+        x = self.value(Point("resid_read" if site == "q" else "resid_pre", layer))
+        x = model.normed(f"L{layer}.ln1", x)
+        matrix = model.maps[site, layer]
+        flat = x if matrix is None else x @ matrix
+        out = flat.view(*flat.shape[:2], model.config.n_heads, model.config.d_head)
+        return out + model.tensors[name] if name in model.tensors else out
+
+    def _queries_and_keys(self, layer: int) -> tuple[Tensor, Tensor]:
+        q, k = self.value(Point("q", layer)).transpose(1, 2), self.value(Point("k", layer)).transpose(1, 2)
+        if self.model.config.positions == "rotary" and layer == 0:
+            # As in TransformerLens, q and k are seen (and edited) before they are turned.
+            return _turned(q, self.rows if self._restricted(Point("q", layer)) else None, k.shape[-2]), _rotated(k)
+        return q, k
+
+    def _pattern(self, layer: int) -> Float[Tensor, "batch head query_pos key_pos"]:
+        q, k = self._queries_and_keys(layer)
+        scores = self.model.scale * q @ k.transpose(-1, -2)
+        if self.rows is not None and self._restricted(Point("q", layer)):
+            return (scores + self.rows.bias[:, None]).softmax(-1)
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        return scores.masked_fill(future, float("-inf")).softmax(-1)
+
+    def _mixed(self, layer: int) -> Float[Tensor, "batch row head d_head"]:
+        point = Point("pattern", layer)
+        if self._may_fold(layer):
+            return (self.value(Point("mean_input", layer)) @ self.model.tensors[f"L{layer}.W_V"][0])[:, :, None]
+        v = self.value(Point("v", layer)).transpose(1, 2)
+        explicit = point in self._edits or point in self._known
+        return (self.value(point) @ v if explicit else self._attended(layer, v)).transpose(1, 2)
+
+    def _attended(self, layer: int, values: Float[Tensor, "batch head pos d"]) -> Float[Tensor, "batch head row d"]:
+        """Average values by the layer's attention, without forming the pattern."""
+        q, k = self._queries_and_keys(layer)
+        if self.rows is None or not self._restricted(Point("pattern", layer)):
+            return causal_attention(q, k, values, self.model.scale)
+        attend = functional.scaled_dot_product_attention
+        return attend(q, k, values, attn_mask=self.rows.bias[:, None], scale=self.model.scale)
+
+    def _input_edited(self) -> bool:
+        return any(point in self._edits for point in INPUTS)
+
+    def _may_skip_z(self) -> bool:
+        """Say whether layer 0 can go from its pattern to its output at once, by a table of W_V W_O."""
+        sites = [Point(site, 0) for site in ("v", "pattern", "z")]
+        unwanted = not any(point in self._edits or point in self._wanted or point in self._known for point in sites)
+        return "ov" in self.model.look_ups and unwanted and not self._input_edited()
+
+    def _may_fold(self, layer: int) -> bool:
+        """Say whether the layer can attend over its input itself: keys and values are plain products, and unedited."""
+        edited = any(Point(site, layer) in self._edits for site in ("k", "v", "pattern"))
+        worth_it = self._restricted(Point("z", layer)) or not (layer == 0 and self.model.look_ups)
+        return worth_it and self.model.folds(layer) and not edited and Point("pattern", layer) not in self._known
+
+    def _mean_input(self, layer: int) -> Float[Tensor, "batch row d_model"]:
+        """Average the layer's input by its attention: W_K goes to the queries, of which there may be few."""
+        x, scale = self.value(Point("resid_pre", layer)), self.model.scale
+        queries = self.value(Point("q", layer))[:, :, 0] @ self.model.keys_folded[layer]
+        rows = self.rows if self._restricted(Point("mean_input", layer)) else None
+        if rows is None:
+            return causal_attention(queries[:, None], x[:, None], x[:, None], scale)[:, 0]
+        means = []
+        for part, seen in rows.blocks:
+            keys, bias = x[:, :seen], rows.bias[:, part, :seen]
+            pattern = torch.baddbmm(bias, queries[:, part], keys.transpose(1, 2), alpha=scale).softmax(-1)
+            means.append(pattern @ keys)
+        return torch.cat(means, 1)
+
+    def _fed_forward(self, layer: int) -> Float[Tensor, "batch row d_model"]:
+        model, tensors, name = self.model, self.model.tensors, f"L{layer}"
+        read = model.normed(f"{name}.ln2", self.value(Point("resid_read", layer)))
+        if model.config.family == "simplified":
+            read = read + self.value(Point("attn_out", layer))
+        if f"{name}.W_F" in tensors:
+            return read @ tensors[f"{name}.W_F"]
+        hidden = read @ tensors[f"{name}.W_in"]
+        if f"{name}.b_in" not in tensors:
+            return hidden.relu() @ tensors[f"{name}.W_out"]
+        return (hidden + tensors[f"{name}.b_in"]).relu() @ tensors[f"{name}.W_out"] + tensors[f"{name}.b_out"]
+
+
+def causal_attention(
+    q: Float[Tensor, "batch head pos d_head"],
+    k: Float[Tensor, "batch head pos d_head"],
+    v: Float[Tensor, "batch head pos d"],
+    scale: float,
+) -> Float[Tensor, "batch head pos d"]:
+    """Return softmax(scale q k^T) v over each query's past, as torch's attention does, the wide heads faster.
+
+    A block of queries meets the keys up to its last one only, in one batched product; narrow heads gain nothing by that.
+    """
+    if q.shape[-1] < WIDE:
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    queries, keys, values = (tensor.flatten(0, 1) for tensor in (q, k, v))
+    n = queries.shape[1]
+    future = torch.full((n, n), float("-inf")).triu(1)
+    out = values.new_empty(*queries.shape[:2], values.shape[-1])
+    for start in range(0, n, BLOCK):
+        rows, seen = slice(start, start + BLOCK), min(start + BLOCK, n)
+        scores = torch.baddbmm(future[rows, :seen], queries[:, rows], keys[:, :seen].transpose(1, 2), alpha=scale)
+        out[:, rows] = scores.softmax(-1) @ values[:, :seen]
+    return out.view(*q.shape[:3], -1)
+
+
+def _turned(
+    q: Float[Tensor, "batch head row d_head"], rows: Rows | None, length: int
+) -> Float[Tensor, "batch head row d_head"]:
+    """Turn queries by the angle of their position, also where only some positions are there."""
+    if rows is None:
+        return _rotated(q)
+    full = q.new_zeros(*q.shape[:2], length, q.shape[-1])
+    at = rows.index[:, None, :, None].expand_as(q)
+    return _rotated(full.scatter(2, at, q)).gather(2, at)

@@ -1,0 +1,158 @@
+"""The named tensors of one checkpoint, or of a stack of them, as numpy arrays, in TransformerLens's orientation.
+
+Vectors are rows and maps act from the right, `x @ W`. The circuits are transposes of the paper's matrices:
+
+    qk(head) = W_Q @ W_K.T   score(query t, key s) = x_t @ qk @ x_s   (paper: x_s^T W_K x_t, read the other way round)
+    ov(head) = W_V @ W_O     x_s @ ov is what the head writes where it attends to s   (paper: W_O W_V x_s)
+
+Nothing here imports torch, so weights are read in an instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from birthlens.config.model import ModelConfig, parameter_names, parameter_shapes
+from birthlens.errors import BirthlensError
+from birthlens.model.sites import Head
+from birthlens.shapes import Float
+from birthlens.system import write_atomically
+
+Array = np.ndarray
+
+
+class Weights(Mapping[str, Array]):
+    """All parameters of one model at one step, by the names of `architecture.parameter_shapes`.
+
+    Those of several checkpoints are kept together by `stacked`: what training moves then has a leading step axis.
+
+    Raises:
+        BirthlensError: where a name is missing or unknown for the config.
+
+    Example:
+        >>> from birthlens.model.initialisation import initial_weights
+        >>> weights = initial_weights(ModelConfig(d_model=8), d_vocab=5, n_ctx=4, generator=np.random.default_rng(0))
+        >>> weights.qk(Head(1, 0)).shape, weights.n_layers
+        ((8, 8), 2)
+    """
+
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, Array]) -> None:
+        names = parameter_names(config)
+        missing, unknown = [n for n in names if n not in tensors], [n for n in tensors if n not in names]
+        if missing or unknown:
+            raise BirthlensError(
+                f"weights: missing {missing}, unknown {unknown}; the model has exactly {', '.join(names)}."
+            )
+        self.config = config
+        self._tensors = {name: np.asarray(tensors[name]) for name in names}
+
+    def __getitem__(self, name: str) -> Array:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise KeyError(f"{name!r} is no parameter of this model; it has {', '.join(self._tensors)}.") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers."""
+        return self.config.n_layers
+
+    @property
+    def n_heads(self) -> int:
+        """Number of heads in each layer."""
+        return self.config.n_heads
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.config.d_model
+
+    @property
+    def moving(self) -> set[str]:
+        """Names of the tensors that have a step axis, which `stacked` gives to what differs between checkpoints."""
+        shapes = parameter_shapes(self.config, d_vocab=1, n_ctx=1)
+        return {name for name, tensor in self.items() if tensor.ndim > len(shapes[name])}
+
+    @property
+    def score_scale(self) -> float:
+        """What attention scores are multiplied with: 1/sqrt(d_head), or 1 for unscaled models."""
+        return float(self.config.d_head**-0.5) if self.config.scaled_scores else 1.0
+
+    @property
+    def heads(self) -> list[Head]:
+        """Every head, by layer and number."""
+        return [Head(layer, head) for layer in range(self.n_layers) for head in range(self.n_heads)]
+
+    def of_head(self, head: Head, matrix: str) -> Float[Array, "*step row column"]:
+        """Return one head's own matrix: "W_Q", "W_K", "W_V" or "W_O"."""
+        if head not in self.heads:
+            valid = ", ".join(map(str, self.heads))
+            raise BirthlensError(f"head = {head} does not exist in this model; valid heads are {valid}.")
+        return np.asarray(self[f"L{head.layer}.{matrix}"][..., head.head, :, :])
+
+    def qk(self, head: Head) -> Float[Array, "*step d_model d_model"]:
+        """Return the QK circuit W_Q W_K^T of a head: query side left, key side right, unscaled."""
+        return np.asarray(self.of_head(head, "W_Q") @ self.of_head(head, "W_K").swapaxes(-1, -2))
+
+    def ov(self, head: Head) -> Float[Array, "*step d_model d_model"]:
+        """Return the OV circuit W_V W_O of a head: what is attended left, what is written right."""
+        return np.asarray(self.of_head(head, "W_V") @ self.of_head(head, "W_O"))
+
+    def replaced(self, tensors: Mapping[str, Array]) -> Weights:
+        """Return the same weights with some tensors replaced; shapes must agree."""
+        for name, tensor in tensors.items():
+            if name in self and tensor.shape != self[name].shape:
+                raise BirthlensError(f"{name} has shape {tensor.shape}; this model needs {self[name].shape}.")
+        return Weights(self.config, {**self._tensors, **tensors})
+
+
+def stacked(checkpoints: Sequence[Weights]) -> Weights:
+    """Return the weights of several checkpoints of one model as one, with a leading step axis where they differ.
+
+    What is the same in all of them is kept once, without that axis.
+    """
+    first, *others = checkpoints
+
+    def stack(name: str) -> Array:
+        start, rest = first[name], [weights[name] for weights in others]
+        same = all(tensor is start or np.array_equal(tensor, start) for tensor in rest)
+        return start if same else np.stack([start, *rest])
+
+    return Weights(first.config, {name: stack(name) for name in first})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors to a safetensors file, atomically."""
+    from safetensors.numpy import save
+
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    write_atomically(path, save(contiguous, dict(metadata) if metadata else None))
+
+
+def load_tensors(path: Path) -> dict[str, Array]:
+    """Read a safetensors file; raise BirthlensError, naming the file, where it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return dict(load(path.read_bytes()))
+    except FileNotFoundError:
+        raise BirthlensError(f"{path} is missing; the run is incomplete or was moved in part.") from None
+    except OSError as error:
+        raise BirthlensError(f"{path} cannot be read: {error.strerror}.") from None
+    except (SafetensorError, ValueError) as error:
+        raise BirthlensError(
+            f"{path} is damaged or no safetensors file ({error}); restore it or train again."
+        ) from None

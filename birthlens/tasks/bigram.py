@@ -1,0 +1,165 @@
+"""The task of paper section 4.1: global bigrams from a corpus, overridden by K in-context bigrams trigger -> output.
+
+triggers q_1..q_K   fixed: the most frequent tokens after `offset`; random: from pi_u without replacement, each sequence
+outputs  o_1..o_K   uniform, or pi_b(. | q_k); without the trigger itself (no_repeat), without the sequence's triggers
+                    (cycles: clean), from a part of the vocabulary (split)
+tokens              z_1 ~ pi_u; z_{t+1} = o_k if z_t = q_k, else ~ pi_b(. | z_t)
+                    show_latents: q_1..q_K come before z_1; the list takes no part in the rule and is not counted
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from birthlens.config.run import TaskConfig
+from birthlens.errors import BirthlensError
+from birthlens.shapes import Bool, Float, Int
+from birthlens.tasks.batch import TokenBatch
+from birthlens.tasks.corpus import BigramStatistics
+from birthlens.tasks.sampling import Categorical, chain, uniforms
+
+Array = np.ndarray
+HELD_OUT = 2**40
+"""Index of the held-out batch of training; no training run gets there, so that equal seeds share no batch."""
+
+
+class BigramTask:
+    """Sample batches of the task.
+
+    Raises:
+        BirthlensError: where the triggers do not fit the vocabulary, or no output token is left to draw.
+
+    Example:
+        >>> from birthlens.tasks.corpus import from_text
+        >>> task = BigramTask(TaskConfig(context=16, n_triggers=2), from_text("to be or not to be"))
+        >>> batch = task.sample(3, np.random.default_rng(0))
+        >>> tuple(batch.tokens.shape), bool((batch.tokens[:, 1:] == batch.targets[:, :-1]).all())
+        ((3, 16), True)
+    """
+
+    def __init__(self, config: TaskConfig, statistics: BigramStatistics) -> None:
+        self.config, self.statistics = config, statistics
+        n, k = len(statistics), config.n_triggers
+        possible = n - config.offset if config.triggers == "fixed" else int((statistics.unigram > 0).sum())
+        if k > max(possible, 0):
+            raise BirthlensError(
+                f"task.n_triggers = {k}: the vocabulary of {n} tokens leaves {max(possible, 0)} "
+                f"(task.triggers = {config.triggers!r}, task.offset = {config.offset}); choose at most that many."
+            )
+        self.fixed_triggers = fixed_triggers(config, statistics)
+        self._allowed = _split_mask(config, n)
+        self._first = Categorical(statistics.unigram[None])
+        self._rows = Categorical(statistics.bigram)
+        self._fixed_outputs = None
+        if self.fixed_triggers is not None:
+            self._fixed_outputs = Categorical(self.output_distribution(self.fixed_triggers[None])[0])
+        else:
+            excluded = k if config.cycles == "clean" else int(config.no_repeat)
+            if int(self._allowed.sum()) <= excluded:
+                raise _no_output_left(config)
+
+    def output_distribution(self, triggers: Int[Array, "batch n_triggers"]) -> Float[Array, "batch n_triggers d_vocab"]:
+        """Return the exact law of each trigger's output.
+
+        Where the exclusions leave a bigram row without mass, the output is uniform over what they allow.
+        """
+        config, n = self.config, len(self.statistics)
+        allowed = np.broadcast_to(self._allowed, (*triggers.shape, n)).copy()
+        if config.no_repeat:
+            np.put_along_axis(allowed, triggers[..., None], False, axis=-1)
+        if config.cycles == "clean":
+            for k in range(triggers.shape[1]):
+                np.put_along_axis(allowed, np.repeat(triggers[:, None, k : k + 1], triggers.shape[1], 1), False, -1)
+        weights = allowed.astype(np.float64)
+        if config.outputs == "bigram":
+            weights *= self.statistics.bigram[triggers]
+            empty = weights.sum(-1, keepdims=True) == 0
+            weights = np.where(empty, allowed, weights)
+        totals = weights.sum(-1, keepdims=True)
+        if (totals == 0).any():
+            raise _no_output_left(config)
+        return np.asarray(weights / totals)
+
+    def sample(self, n: int, generator: np.random.Generator, compiled: bool | None = None) -> TokenBatch:
+        """Draw n sequences; the same generator state gives the same batch, compiled or not."""
+        config = self.config
+        k, length = config.n_triggers, config.context + 1
+        triggers = self._triggers(n, generator)
+        outputs = self._outputs(triggers, generator)
+        overrides = np.full((n, len(self.statistics)), -1, dtype=np.int64)
+        overrides[np.arange(n)[:, None], triggers] = outputs
+        uniform = uniforms((n, length), generator)
+        listed = k if config.show_latents else 0
+        first = self._first.draw(np.zeros(n, dtype=np.int64), uniform[:, listed])
+        start = np.concatenate([triggers[:, :listed], first[:, None]], axis=1)
+        sequence, occurrence = chain(start, length, self._rows, overrides, uniform, compiled)
+        absorbed = np.zeros((n, config.context), dtype=bool)
+        doomed = cycling(triggers, outputs)
+        if len(rows := np.flatnonzero(doomed.any(axis=1))):
+            traps = np.zeros((len(rows), len(self.statistics)), dtype=bool)
+            each = np.arange(len(rows))[:, None]
+            traps[each, triggers[rows]] = doomed[rows]
+            absorbed[rows, listed:] = traps[each, sequence[rows, listed:-1]]
+        return TokenBatch(
+            tokens=torch.from_numpy(sequence[:, :-1]),
+            targets=torch.from_numpy(sequence[:, 1:]),
+            triggers=torch.from_numpy(triggers),
+            outputs=torch.from_numpy(outputs),
+            occurrence=torch.from_numpy(occurrence[:, :-1]),
+            absorbed=torch.from_numpy(absorbed),
+        )
+
+    def batch(self, n: int, seed: int, index: int = 0) -> TokenBatch:
+        """Draw batch number `index` of the stream `seed`; it depends on nothing else, so any batch can be made again."""
+        return self.sample(n, np.random.default_rng([seed, index]))
+
+    def _triggers(self, n: int, generator: np.random.Generator) -> Int[Array, "batch n_triggers"]:
+        k = self.config.n_triggers
+        if self.fixed_triggers is not None:
+            return np.repeat(self.fixed_triggers[None], n, axis=0)
+        # The K smallest of Exp(1)/p, in order, have the law of K draws without replacement.
+        with np.errstate(divide="ignore"):
+            clocks = generator.standard_exponential((n, len(self.statistics))) / self.statistics.unigram
+        return np.argsort(clocks, axis=1, kind="stable")[:, :k].astype(np.int64)
+
+    def _outputs(
+        self, triggers: Int[Array, "batch n_triggers"], generator: np.random.Generator
+    ) -> Int[Array, "batch n_triggers"]:
+        n, k = triggers.shape
+        uniform = uniforms((n, k), generator).reshape(-1)
+        if self._fixed_outputs is not None:
+            return self._fixed_outputs.draw(np.tile(np.arange(k), n), uniform).reshape(n, k)
+        laws = Categorical(self.output_distribution(triggers).reshape(n * k, len(self.statistics)))
+        return laws.draw(np.arange(n * k), uniform).reshape(n, k)
+
+
+def fixed_triggers(config: TaskConfig, statistics: BigramStatistics) -> Int[Array, "n_triggers"] | None:
+    """Return the ids of the fixed triggers, or None where every sequence draws its own."""
+    return statistics.most_frequent(config.n_triggers, config.offset) if config.triggers == "fixed" else None
+
+
+def cycling(
+    triggers: Int[Array, "batch n_triggers"], outputs: Int[Array, "batch n_triggers"]
+) -> Bool[Array, "batch n_triggers"]:
+    """Say of each trigger whether following outputs from it meets triggers for ever."""
+    match = outputs[:, :, None] == triggers[:, None, :]
+    alive = match.any(-1)
+    each, onward = np.arange(len(triggers))[:, None], match.argmax(-1) if match.shape[-1] else np.zeros_like(triggers)
+    for _ in range(triggers.shape[1] - 1):
+        alive = alive & alive[each, onward]
+    return alive
+
+
+def _split_mask(config: TaskConfig, n: int) -> Bool[Array, "d_vocab"]:
+    ids = np.arange(n)
+    border = int(config.split_fraction * n)
+    return {"none": ids >= 0, "train": ids < border, "test": ids >= border}[config.split]
+
+
+def _no_output_left(config: TaskConfig) -> BirthlensError:
+    return BirthlensError(
+        f"task.n_triggers = {config.n_triggers}: with task.cycles = {config.cycles!r}, no_repeat = {config.no_repeat} and "
+        f"split = {config.split!r} (split_fraction = {config.split_fraction}) no output token may be left to draw; "
+        "use fewer triggers, a larger vocabulary, or another split_fraction."
+    )

@@ -1,0 +1,197 @@
+"""From a text to the global Markov chain of the task: the vocabulary, pi_u(i) and pi_b(j | i) (paper section 4.1)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from birthlens.config.run import CorpusConfig
+from birthlens.errors import BirthlensError
+from birthlens.shapes import Float, Int, Num
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class BigramStatistics:
+    """The global chain: token labels, unigram distribution, and rows P(next | current).
+
+    `counts` holds the bigram counts where the chain was counted, else None. A token that was never seen with a successor
+    continues with the unigram distribution, so that every row is a distribution.
+    """
+
+    vocab: tuple[str, ...]
+    unigram: Float[Array, "d_vocab"]
+    bigram: Float[Array, "d_vocab d_vocab"]
+    counts: Num[Array, "d_vocab d_vocab"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.vocab)
+
+    @property
+    def unigram_entropy(self) -> float:
+        """Entropy of the unigram distribution, in nats."""
+        return entropy(self.unigram)
+
+    @property
+    def conditional_entropy(self) -> float:
+        """Entropy of the next token given the current one, averaged over the unigram distribution, in nats."""
+        return float(sum(p * entropy(row) for p, row in zip(self.unigram, self.bigram, strict=True)))
+
+    def most_frequent(self, n: int, offset: int = 0) -> Int[Array, "n"]:
+        """Return the ids of the n most frequent tokens after the `offset` most frequent ones; ties by id."""
+        return np.argsort(-self.unigram, kind="stable")[offset : offset + n]
+
+
+def entropy(distribution: Float[Array, "d_vocab"]) -> float:
+    """Return the entropy of a distribution in nats, with 0 log 0 = 0."""
+    positive = distribution[distribution > 0]
+    return float(-(positive * np.log(positive)).sum())
+
+
+def from_text(text: str, name: str = "corpus") -> BigramStatistics:
+    """Count the characters of a text and all consecutive pairs; the vocabulary is its characters in code-point order.
+
+    Raises:
+        BirthlensError: for an empty text, one that holds NUL (a binary file), or one with a single distinct character.
+
+    Example:
+        >>> statistics = from_text("abab")
+        >>> statistics.vocab, statistics.bigram.tolist()
+        (('a', 'b'), [[0.0, 1.0], [1.0, 0.0]])
+    """
+    if "\0" in text:
+        raise BirthlensError(f"{name} holds NUL characters; a corpus is UTF-8 text, not a binary file.")
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4").astype(np.int64)
+    occurrences = np.bincount(codes)
+    characters = np.flatnonzero(occurrences)
+    if len(characters) < 2:
+        raise BirthlensError(f"{name} has {len(characters)} distinct characters; a corpus needs at least 2.")
+    n = len(characters)
+    index = np.zeros(len(occurrences), dtype=np.int64)
+    index[characters] = np.arange(n)
+    ids = index[codes]
+    counts = np.bincount(ids[:-1] * n + ids[1:], minlength=n * n).reshape(n, n)
+    return from_counts(tuple(map(chr, characters)), counts, occurrences[characters], name)
+
+
+def from_counts(
+    vocab: tuple[str, ...],
+    counts: Num[Array, "rows columns"],
+    unigram_counts: Num[Array, "entries"] | None = None,
+    name: str = "counts",
+) -> BigramStatistics:
+    """Normalise a table of bigram counts (rows: current token); unigrams default to how often a token starts or ends a pair.
+
+    Raises:
+        BirthlensError: where the table is not square, not as large as the vocabulary, negative, or empty.
+    """
+    counts = np.asarray(counts)
+    n = len(vocab)
+    if counts.shape != (n, n) or n < 2:
+        raise BirthlensError(f"{name} has shape {counts.shape} for {n} tokens; it must be square, at least 2 by 2.")
+    if len(set(vocab)) != n:
+        raise BirthlensError(f"{name} lists a token twice; labels must be distinct.")
+    if not np.isfinite(counts).all() or (counts < 0).any() or counts.sum() == 0:
+        raise BirthlensError(f"{name} must hold finite counts of at least 0 and not only zeros.")
+    if unigram_counts is None:
+        unigram_counts = counts.sum(0) + counts.sum(1)
+    unigram = np.asarray(unigram_counts, dtype=np.float64)
+    if unigram.shape != (n,) or not np.isfinite(unigram).all() or (unigram < 0).any() or unigram.sum() == 0:
+        raise BirthlensError(
+            f"{name} has unigram counts of shape {unigram.shape}; it needs {n}, finite, at least 0, not all 0."
+        )
+    unigram = unigram / unigram.sum()
+    totals = counts.sum(1, keepdims=True)
+    bigram = np.where(totals > 0, counts / np.where(totals > 0, totals, 1), unigram)
+    return BigramStatistics(vocab, unigram, bigram, counts)
+
+
+def markov_chain(config: CorpusConfig) -> BigramStatistics:
+    """Draw a synthetic chain: p_i ~ i^-zipf_exponent, and rows ~ Dirichlet(concentration * d_vocab * p), seeded."""
+    generator = np.random.default_rng(config.seed)
+    n = config.vocabulary
+    unigram = np.arange(1, n + 1, dtype=np.float64) ** -config.zipf_exponent
+    unigram /= unigram.sum()
+    rows = generator.dirichlet(config.concentration * n * unigram, size=n)
+    return BigramStatistics(tuple(str(i) for i in range(n)), unigram, rows)
+
+
+def statistics_of(config: CorpusConfig) -> BigramStatistics:
+    """Return the global chain that a corpus config describes."""
+    if config.source == "markov":
+        return markov_chain(config)
+    if config.source == "embedded":
+        return from_text(embedded_text())
+    return from_file(Path(config.path or ""), config.source)
+
+
+def from_file(path: Path, source: str | None = None) -> BigramStatistics:
+    """Read a UTF-8 text, or a table of counts (.json or .csv, unless `source` says otherwise).
+
+    JSON: {"vocab": [...], "counts": [[...]], "unigram": [...] (optional)}. CSV: a header of labels, then one row a token,
+    its label first.
+    """
+    if source is None:
+        source = "counts" if path.suffix in (".json", ".csv") else "text"
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise BirthlensError(f"corpus.path = {str(path)!r} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise BirthlensError(f"{path} is not UTF-8 text (byte {error.start}); convert it first.") from None
+    if source == "text":
+        return from_text(text, str(path))
+    return _counts_from_csv(text, str(path)) if path.suffix == ".csv" else _counts_from_json(text, str(path))
+
+
+def embedded_text() -> str:
+    """Return the Shakespeare text that ships with birthlens (data/README.md says where it comes from)."""
+    package = Path(__file__).parents[1]
+    for candidate in (package / "_data" / "shakespeare.txt", package.parent / "data" / "shakespeare.txt"):
+        if candidate.exists():
+            return candidate.read_text(encoding="utf-8")
+    raise BirthlensError("the embedded corpus is missing from this installation; install birthlens again.")
+
+
+def _counts_from_json(text: str, name: str) -> BigramStatistics:
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BirthlensError(f"{name} is no table of counts: no JSON at line {error.lineno}.") from None
+    if not isinstance(tree, dict) or not {"vocab", "counts"} <= tree.keys() <= {"vocab", "counts", "unigram"}:
+        raise BirthlensError(f"{name} is no table of counts: it must map 'vocab', 'counts' and, if known, 'unigram'.")
+    if not isinstance(tree["vocab"], list):
+        raise BirthlensError(f"{name} is no table of counts: 'vocab' must list the tokens.")
+    unigram = _numbers(tree["unigram"], 1, f"{name}: 'unigram'") if "unigram" in tree else None
+    return from_counts(tuple(map(str, tree["vocab"])), _numbers(tree["counts"], 2, f"{name}: 'counts'"), unigram, name)
+
+
+def _numbers(rows: Any, axes: int, what: str) -> Num[Array, "..."]:
+    """Make an array of nested lists, or raise BirthlensError where they are ragged or hold something else than numbers."""
+    try:
+        array = np.array(rows)
+    except ValueError:
+        array = np.array(None)
+    if array.dtype.kind not in "iuf" or array.ndim != axes:
+        shape = "a list of numbers" if axes == 1 else "rows of numbers, all of the same length"
+        raise BirthlensError(f"{what} must hold {shape}.")
+    return array
+
+
+def _counts_from_csv(text: str, name: str) -> BigramStatistics:
+    header, *rows = [row for row in csv.reader(io.StringIO(text)) if row] or [[]]
+    try:
+        cells = [[float(cell) for cell in row[1:]] for row in rows]
+    except ValueError as error:
+        raise BirthlensError(f"{name} is no table of counts: {str(error).rsplit(': ', 1)[-1]} is no number.") from None
+    counts = _numbers(cells, 2, name)
+    if [row[0] for row in rows] != header[1:]:
+        raise BirthlensError(f"{name}: the labels of its rows must be those of its columns, in the same order.")
+    return from_counts(tuple(header[1:]), counts, None, name)

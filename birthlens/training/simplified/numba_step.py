@@ -1,0 +1,118 @@
+"""The training step of the simplified model on compiled kernels (Numba): the fastest path of this package.
+
+Sequences are dealt to parts, as many as the batch's size says, and each part has gradient sums of its own that are added up
+in a fixed order: the result has the same bits whatever the number of threads. The compiled code is kept on disk, so that
+only a machine's first process pays for compilation.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from birthlens.errors import BirthlensError
+from birthlens.training.simplified.folding import (
+    Array,
+    Batch,
+    FoldedStep,
+    Needs,
+    StepOutcome,
+    Sums,
+    Tables,
+    single_threaded_blas,
+)
+
+if TYPE_CHECKING:
+    from birthlens.training.simplified.buffers import Scratch
+
+_MAX_PARTS = 16
+_SEQUENCES_PER_PART = 16
+
+
+def obstacle() -> str | None:
+    """Say why the kernels cannot be used in this environment, or return None where they can."""
+    try:
+        import birthlens.training.simplified.kernels  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # RuntimeError: Numba finds no directory for its cache
+        return f"the compiled kernels cannot be loaded ({error})"
+    return None
+
+
+def available() -> bool:
+    """Tell whether Numba, and what it needs, can be loaded."""
+    return obstacle() is None
+
+
+class FusedStep(FoldedStep):
+    """The folded step on compiled kernels; see `FoldedStep` for the interface.
+
+    `threads` defaults to torch's number (`torch.set_num_threads`, OMP_NUM_THREADS, or the cores); it changes no bit of the
+    result. One object serves one caller at a time.
+
+    Raises:
+        BirthlensError: as `FoldedStep` does, and where Numba cannot be loaded.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, Array], score_scale: float, trained: Sequence[str], threads: int | None = None
+    ) -> None:
+        if reason := obstacle():
+            raise BirthlensError(f"FusedStep: {reason}; install numba and scipy, or use SimplifiedStep.")
+        if threads is not None and threads < 1:
+            raise BirthlensError(f"threads = {threads}: it must be 1 or more, or None for all cores.")
+        from birthlens.training.simplified import buffers, kernels
+
+        super().__init__(weights, score_scale, trained, pos_multiple=kernels.KEYS)
+        self.threads = threads or torch.get_num_threads()
+        self._run_sequences, self._fill = kernels.run_sequences, buffers.fill
+        sizes = len(self._codebook), self.d_model, self.d_vocab
+        self._model = buffers.new_tables(*sizes)
+        self._sums = [buffers.new_sums(*sizes) for _ in range(_MAX_PARTS)]
+        self._scratch: SimpleQueue[Scratch] = SimpleQueue()
+        for _ in range(self.threads):
+            self._scratch.put(buffers.new_scratch(self.n_pos, self.d_model, self.d_vocab))
+
+    def _run(self, batch: Batch, tables: Tables, needs: Needs, *, logits: bool) -> tuple[StepOutcome, Sums]:
+        n = len(batch.targets)
+        outcome = StepOutcome(
+            losses=np.zeros(n, np.float32),
+            predictions=np.zeros(n, np.int64),
+            logits=np.zeros((n if logits else 0, self.d_vocab), np.float32),
+        )
+        batch = batch._replace(tokens=np.ascontiguousarray(batch.tokens, np.uint32))
+        # Costly sequences first and dealt in turn, so that all parts take about the same time.
+        order = np.argsort(-np.diff(batch.starts), kind="stable")
+        n_parts = min(_MAX_PARTS, max(1, len(order) // _SEQUENCES_PER_PART))
+        sums = self._sums[:n_parts]
+
+        def run(part: int) -> None:
+            scratch = self._scratch.get()
+            try:
+                for total in sums[part]:
+                    total.fill(0)
+                sequences = np.ascontiguousarray(order[part::n_parts])
+                self._run_sequences(sequences, batch, self._model, needs, scratch, outcome, sums[part])
+            finally:
+                self._scratch.put(scratch)
+
+        self._fill(self._model, tables)
+        with single_threaded_blas():
+            in_turn = map if self.threads == 1 else _pool(self.threads, os.getpid()).map
+            list(in_turn(run, range(n_parts)))
+        for part in sums[1:]:
+            for total, term in zip(sums[0], part, strict=True):
+                total += term
+        return outcome, sums[0]
+
+
+@cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Keep one pool of each size; a forked process has none of its parent's threads, so it makes its own."""
+    return ThreadPoolExecutor(threads, thread_name_prefix=f"birthlens-{process}")

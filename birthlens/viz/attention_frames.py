@@ -1,0 +1,206 @@
+"""Attention patterns of one sequence over checkpoints and heads, with its tokens and their roles: what pictures are made of.
+
+Roles of a position (several may hold):
+
+    trigger       a trigger's first occurrence: what follows cannot be predicted
+    in_context    a later occurrence: what follows can be copied from the context
+    output        right after a trigger
+    absorbed      a trigger from which the sequence runs through triggers for ever
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from birthlens.errors import BirthlensError
+from birthlens.labels import legible
+from birthlens.model import forward
+from birthlens.model.sites import Head, Point
+from birthlens.runs.evaluation import evaluation_batch
+from birthlens.runs.run import Run
+from birthlens.shapes import Float, Int
+from birthlens.tasks.batch import TokenBatch
+
+if TYPE_CHECKING:
+    from birthlens.model.hooked import HookedModel
+
+ROLE_LABELS = {
+    "trigger": ("▷", "trigger, first time"),
+    "in_context": ("▶", "trigger seen before: in-context target follows"),
+    "output": ("◆", "output of a trigger"),
+    "absorbed": ("∞", "absorbed"),
+}
+"""Roles in the order of their marks: the mark that stands before a token, and what it says."""
+
+LEVELS = 65535
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionFrames:
+    """Patterns of one sequence; `steps` are checkpoints, `tokens` are legible already, `roles` one tuple a position."""
+
+    steps: tuple[int, ...]
+    heads: tuple[str, ...]
+    tokens: tuple[str, ...]
+    roles: tuple[tuple[str, ...], ...]
+    patterns: Float[np.ndarray, "step head query_pos key_pos"]
+
+    def __post_init__(self) -> None:
+        shape = (len(self.steps), len(self.heads), len(self.tokens), len(self.tokens))
+        if self.patterns.shape != shape:
+            raise BirthlensError(f"patterns have shape {self.patterns.shape}; steps, heads and tokens need {shape}.")
+        if len(self.roles) != len(self.tokens):
+            raise BirthlensError(
+                f"roles = {len(self.roles)} entries; give one tuple for each of {len(self.tokens)} tokens."
+            )
+        if not np.isfinite(self.patterns).all():
+            raise BirthlensError("the attention patterns hold values that are not finite; the checkpoint has diverged.")
+
+    @property
+    def marked(self) -> tuple[str, ...]:
+        """Tokens with the marks of their roles before them."""
+        return tuple(
+            "".join(ROLE_LABELS[role][0] for role in roles) + token
+            for token, roles in zip(self.tokens, self.roles, strict=True)
+        )
+
+    @property
+    def causal(self) -> bool:
+        """Whether no query attends to a later key."""
+        return not np.triu(self.patterns, 1).any()
+
+    def payload(self) -> dict[str, Any]:
+        """Return JSON-ready data: patterns as 16-bit levels in base64, the lower triangle only where they are causal.
+
+        A level is 1/65535, so four decimals survive; two heads, 64 tokens and 20 steps take a quarter of a megabyte.
+        """
+        n, levels = len(self.tokens), np.rint(self.patterns.clip(0, 1) * LEVELS).astype("<u2")
+        rows, columns = np.tril_indices(n) if self.causal else np.indices((n, n)).reshape(2, -1)
+        return {
+            "steps": list(self.steps),
+            "heads": list(self.heads),
+            "tokens": list(self.tokens),
+            "marked": list(self.marked),
+            "causal": self.causal,
+            "levels": LEVELS,
+            "patterns": base64.b64encode(levels[:, :, rows, columns].tobytes()).decode("ascii"),
+        }
+
+
+def run_frames(
+    run: Run,
+    steps: Sequence[int],
+    tokens: TokenBatch | str | Sequence[int] | None = None,
+    row: int = 0,
+    heads: Sequence[Head] | None = None,
+    length: int = 64,
+) -> AttentionFrames:
+    """Run one sequence through the model at each step.
+
+    `tokens` is a batch (of which `row` is taken), a text, or token ids; by default a held-out batch of the run's task. The
+    first `length` positions are kept.
+
+    Raises:
+        BirthlensError: for a row, head or token that does not exist.
+    """
+    _check_length(length)
+    ids, roles = _sequence(run, tokens, row)
+    ids, roles = ids[:length], roles[:length]
+    patterns, chosen = [], _checked(heads, run.config.model.n_layers, run.config.model.n_heads)
+    for _, weights in run.checkpoints(steps):
+        with torch.no_grad():
+            found = forward.activations(forward.tensors_of(weights), weights.config, ids[None]).patterns
+        patterns.append(np.stack([found[head.layer][0, head.head].numpy() for head in chosen]))
+    labels = tuple(legible(run.statistics.vocab[i]) for i in ids.tolist())
+    return AttentionFrames(tuple(steps), tuple(map(str, chosen)), labels, roles, np.stack(patterns))
+
+
+def model_frames(
+    model: HookedModel,
+    tokens: Int[Tensor, "pos"] | Sequence[int],
+    labels: Sequence[str] | None = None,
+    heads: Sequence[Head] | None = None,
+    length: int = 64,
+) -> AttentionFrames:
+    """Run one sequence of ids through any TransformerLens model; labels default to its tokenizer's, else the ids."""
+    from birthlens.model.hooks import captured
+
+    _check_length(length)
+    ids = torch.as_tensor(tokens).reshape(-1)[:length]
+    if not len(ids):
+        raise BirthlensError("tokens = []: give at least one id.")
+    chosen = _checked(heads, model.cfg.n_layers, model.cfg.n_heads)
+    points = {head.layer: Point("pattern", head.layer) for head in chosen}
+    found = captured(model, ids[None], points.values())
+    patterns = np.stack([found[points[head.layer]][0, head.head].float().cpu().numpy() for head in chosen])
+    if labels is None:
+        known = getattr(model, "tokenizer", None)
+        labels = [str(i) if known is None else known.decode([i]) for i in ids.tolist()]
+    if len(labels) < len(ids):
+        raise BirthlensError(f"labels = {len(labels)} strings; give one for each of {len(ids)} tokens.")
+    shown = tuple(legible(label) for label in labels[: len(ids)])
+    return AttentionFrames((0,), tuple(map(str, chosen)), shown, ((),) * len(ids), patterns[None])
+
+
+def batch_roles(batch: TokenBatch, row: int = 0) -> tuple[tuple[str, ...], ...]:
+    """Name the roles of each position of one sequence."""
+    seen, absorbed = batch.occurrence[row].tolist(), batch.absorbed[row].tolist()
+    return _roles(seen, absorbed)
+
+
+def ids_of(text: str, vocab: Sequence[str]) -> list[int]:
+    """Spell a text in the vocabulary, character by character; raise BirthlensError for one that is not in it."""
+    places = {token: i for i, token in enumerate(vocab)}
+    if missing := sorted({character for character in text if character not in places}):
+        raise BirthlensError(f"text holds {missing[:5]}, which the run's vocabulary of {len(vocab)} tokens lacks.")
+    return [places[character] for character in text]
+
+
+def _sequence(
+    run: Run, tokens: TokenBatch | str | Sequence[int] | None, row: int
+) -> tuple[Int[Tensor, "pos"], tuple[tuple[str, ...], ...]]:
+    batch = evaluation_batch(run, max(row + 1, 8)) if tokens is None else tokens
+    if isinstance(batch, TokenBatch):
+        if not 0 <= row < len(batch):
+            raise BirthlensError(f"row = {row}: the batch has rows 0 to {len(batch) - 1}.")
+        return batch.tokens[row], batch_roles(batch, row)
+    vocab, context = run.statistics.vocab, run.config.task.context
+    ids = ids_of(batch, vocab) if isinstance(batch, str) else [int(i) for i in batch]
+    if not 0 < len(ids) <= context:
+        raise BirthlensError(f"tokens = {len(ids)} of them; the run's context holds 1 to {context}.")
+    if wrong := [i for i in ids if not 0 <= i < len(vocab)]:
+        raise BirthlensError(f"tokens = {wrong[:5]} are no ids; the vocabulary has 0 to {len(vocab) - 1}.")
+    triggers = set(run.triggers or ())
+    seen = [ids[: t + 1].count(i) if i in triggers else 0 for t, i in enumerate(ids)]
+    return torch.tensor(ids), _roles(seen, [False] * len(ids))
+
+
+def _roles(seen: Sequence[int], absorbed: Sequence[bool]) -> tuple[tuple[str, ...], ...]:
+    found = []
+    for t, count in enumerate(seen):
+        named = {"trigger": count == 1, "in_context": count >= 2, "absorbed": absorbed[t]}
+        named["output"] = t > 0 and seen[t - 1] > 0
+        found.append(tuple(role for role in ROLE_LABELS if named[role]))
+    return tuple(found)
+
+
+def _check_length(length: int) -> None:
+    if length < 1:
+        raise BirthlensError(f"length = {length}: show at least 1 position.")
+
+
+def _checked(heads: Sequence[Head] | None, n_layers: int, n_heads: int) -> list[Head]:
+    every = [Head(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+    for head in heads or ():
+        if head not in every:
+            raise BirthlensError(
+                f"head = {head} does not exist in this model; valid heads are {', '.join(map(str, every))}."
+            )
+    return every if heads is None else list(heads)

@@ -1,0 +1,297 @@
+"""Tables as heat maps: memories, attention, patching, transplants, sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.textpath import text_to_path
+
+from birthlens.errors import BirthlensError
+from birthlens.labels import legible, shortened
+from birthlens.shapes import Float
+from birthlens.viz.attention_frames import ROLE_LABELS, AttentionFrames
+from birthlens.viz.figures.style import (
+    DIVERGING,
+    SEQUENTIAL,
+    Drawing,
+    columns_needed,
+    label,
+    legend_below,
+    panels,
+    styled,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LONGEST_NAME, LONGEST_TOKEN = 24, 10
+"""Characters of a label that are shown: of a row or column of any table, and of a token."""
+
+LARGEST, SMALLER, SMALLEST, LINE = 8.0, 6.5, 5.5, 1.3
+"""Font sizes of labels in points (the largest, the least before level labels are turned, the least of all), and lines."""
+
+HEADS_DOWN = 4
+"""Attention maps of at most so many heads have a row for each; those of more have a block of rows for each step."""
+
+
+@styled
+def heatmap(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    value: str = "value",
+    title: str | None = None,
+    limits: tuple[float, float] | None = None,
+    centre: float | None = None,
+    numbers: bool | None = None,
+) -> Figure:
+    """Draw the column `value` over two other columns of a tidy table; missing cells stay blank.
+
+    With `centre` the colours diverge from it. `numbers` writes each value into its cell, by default up to 80 cells.
+
+    Raises:
+        BirthlensError: where two rows of the table fall on one cell.
+    """
+    wide = _wide(table, x, y, value)
+    figure, axes = panels(1, 1, 1.6 + min(0.42 * wide.shape[1] + 1.2, 6), 1.0 + min(0.34 * wide.shape[0] + 0.6, 6))
+    image = _cells(axes[0][0], wide, limits, centre, numbers)
+    axes[0][0].set(xlabel=label(x), ylabel=label(y))
+    axes[0][0].set_title(title or "")
+    figure.colorbar(image, ax=axes[0][0], label=label(value), shrink=0.9)
+    return figure
+
+
+@styled
+def patching_map(
+    table: pd.DataFrame,
+    x: str = "position",
+    y: str = "site",
+    value: str = "recovered",
+    title: str | None = None,
+) -> Figure:
+    """Draw how much of the clean-corrupted gap each patch recovers: 0 white, 1 full red, below 0 blue."""
+    wide = _wide(table, x, y, value)
+    bound = max(1.0, float(np.nanmax(np.abs(wide.to_numpy()))))
+    return heatmap(table, x, y, value, title or "share of the gap recovered", (-bound, bound), 0.0)
+
+
+@styled
+def transplant_map(table: pd.DataFrame, metric: str | None = None) -> Figure:
+    """Draw the outcome of giving a matrix of one step to the model of another, one panel a matrix.
+
+    Columns: matrix, from_step, to_step, metric, value. The diagonal is the model untouched.
+    """
+    columns_needed(table, "matrix", "from_step", "to_step", "metric", numeric=("value",))
+    chosen = metric or str(table["metric"].iloc[0])
+    table = table[table["metric"] == chosen]
+    columns_needed(table, "matrix")
+    matrices = list(dict.fromkeys(table["matrix"]))
+    low, high = float(table["value"].min()), float(table["value"].max())
+    limits = (0.0, 1.0) if "accuracy" in chosen or "recall" in chosen else (low, high)
+    figure, axes = panels(1, len(matrices), 2.6, 2.7)
+    image = None
+    for ax, matrix in zip(axes[0], matrices, strict=True):
+        wide = _wide(table[table["matrix"] == matrix], "from_step", "to_step", "value")
+        image = _cells(ax, wide.iloc[::-1], limits, None, False)
+        ax.set_title(label(str(matrix)))
+        ax.set_xlabel("matrix from step")
+    axes[0][0].set_ylabel("model of step")
+    assert image is not None
+    figure.colorbar(image, ax=axes[0], label=label(chosen), shrink=0.85)
+    return figure
+
+
+@styled
+def sweep_heatmap(
+    table: pd.DataFrame, x: str, y: str, value: str = "value", metric: str | None = None, title: str | None = None
+) -> Figure:
+    """Draw a sweep's outcome over two settings; several rows on one cell (seeds) are averaged."""
+    columns_needed(table, x, y, numeric=(value,))
+    if metric is not None:
+        table = table[table["metric"] == metric]
+        columns_needed(table, x)
+    mean = table.groupby([x, y], sort=False)[value].mean().reset_index()
+    return heatmap(mean, x, y, value, title or (label(metric) if metric else None))
+
+
+@styled
+def memory_heatmaps(tables: Mapping[str, pd.DataFrame], columns: int = 3) -> Figure:
+    """Draw score tables of memories, one panel each: rows are inputs (queries), columns outputs, labels from the frame.
+
+    Each panel has its own scale, symmetric about the table's median, which a softmax does not see.
+    """
+    if not tables:
+        raise BirthlensError("there is no memory table to draw; give at least one.")
+    rows = -(-len(tables) // columns)
+    figure, axes = panels(rows, min(columns, len(tables)), 3.7, 3.5)
+    flat = [ax for line in axes for ax in line]
+    for ax, (title, wide) in zip(flat, tables.items(), strict=False):
+        shifted = wide - float(np.nanmedian(wide.to_numpy()))
+        bound = float(np.nanmax(np.abs(shifted.to_numpy()))) or 1.0
+        image = _cells(ax, shifted, (-bound, bound), 0.0, False, LONGEST_TOKEN)
+        ax.set_title(title)
+        ax.set(xlabel=wide.columns.name or "output", ylabel=wide.index.name or "input")
+        figure.colorbar(image, ax=ax, shrink=0.8, label="score less median")
+    for ax in flat[len(tables) :]:
+        ax.set_axis_off()
+    return figure
+
+
+@styled
+def attention_maps(frames: AttentionFrames, steps: Sequence[int] | None = None) -> Figure:
+    """Draw attention patterns; rows of a panel are queries, columns keys, and a legend says what the marks mean.
+
+    Up to four heads go down with their steps across; more heads stand side by side, step by step.
+    """
+    chosen = list(frames.steps if steps is None else steps)
+    if missing := [step for step in chosen if step not in frames.steps]:
+        raise BirthlensError(f"steps = {missing} are not among the frames' steps {list(frames.steps)}.")
+    if len(frames.heads) <= HEADS_DOWN:
+        columns, shown = len(chosen), list(product(frames.heads, chosen))
+    else:
+        columns = next((n for n in (4, 3) if len(frames.heads) % n == 0), 4)
+        shown = [(head, step) for step in chosen for head in frames.heads]
+    figure, axes = panels(-(-len(shown) // columns), columns, 2.35, 2.3, "compressed")
+    tokens, image = [shortened(printable(token), LONGEST_TOKEN) for token in frames.marked], None
+    flat = [ax for line in axes for ax in line]
+    for place, (ax, (head, step)) in enumerate(zip(flat, shown, strict=False)):
+        pattern = frames.patterns[frames.steps.index(step), frames.heads.index(head)]
+        future = np.triu(np.ones_like(pattern, dtype=bool), 1) & frames.causal
+        image = ax.imshow(np.where(future, np.nan, pattern), vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+        ax.set_title(f"{head}, step {step}")
+        _plain(ax)
+        lowest, leftmost = place + columns >= len(shown), place % columns == 0
+        _ticks(ax, tokens if lowest else [], tokens if leftmost else [])
+    for ax in flat[len(shown) :]:
+        ax.set_axis_off()
+    assert image is not None
+    figure.colorbar(image, ax=flat, label="attention", shrink=min(0.8, 0.9 / len(axes) ** 0.5), aspect=30)
+    present = {role for roles in frames.roles for role in roles}
+    if present:
+        said = [
+            Line2D([], [], lw=0, label=f"{mark} {text}")
+            for role, (mark, text) in ROLE_LABELS.items()
+            if role in present
+        ]
+        legend_below(figure, said, 2 if columns < 4 else 4, handlelength=0, handletextpad=0)
+    return figure
+
+
+def printable(text: str) -> str:
+    """Spell a label in characters that the figures' font has; others by their code points."""
+    known = _glyphs()
+    return "".join(c if ord(c) in known else f"U+{ord(c):04X}" for c in text).replace("$", r"\$")
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    return frozenset(get_font(findfont(FontProperties(family="DejaVu Sans"))).get_charmap())
+
+
+def _wide(table: pd.DataFrame, x: str, y: str, value: str) -> pd.DataFrame:
+    columns_needed(table, x, y, numeric=(value,))
+    if table.duplicated([x, y]).any():
+        raise BirthlensError(f"several rows share one {x} and {y}; pick one metric (and step) first.")
+    wide = table.pivot(index=y, columns=x, values=value)
+    # pivot sorts; text keeps the order of the table, numbers go up.
+    rows, columns = (list(dict.fromkeys(table[name])) for name in (y, x))
+    numeric = [all(isinstance(v, int | float | np.number) for v in axis) for axis in (rows, columns)]
+    return wide.reindex(index=sorted(rows) if numeric[0] else rows, columns=sorted(columns) if numeric[1] else columns)
+
+
+def _cells(
+    ax: Axes,
+    wide: pd.DataFrame,
+    limits: tuple[float, float] | None,
+    centre: float | None,
+    numbers: bool | None,
+    longest: int = LONGEST_NAME,
+) -> AxesImage:
+    values: Float[np.ndarray, "row column"] = wide.to_numpy(dtype=float)
+    finite = values[np.isfinite(values)]
+    low, high = limits or ((float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0))
+    if centre is not None and limits is None:
+        bound = max(abs(low - centre), abs(high - centre)) or 1.0
+        low, high = centre - bound, centre + bound
+    colours = SEQUENTIAL if centre is None else DIVERGING
+    image = ax.imshow(values, vmin=low, vmax=high, cmap=colours, aspect="auto", interpolation="nearest")
+    _plain(ax)
+    _ticks(ax, *([shortened(_name(name), longest) for name in names] for names in (wide.columns, wide.index)))
+    if numbers or (numbers is None and values.size <= 80):
+        for (row, column), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                red, green, blue, _ = image.cmap(image.norm(value))
+                dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+                shown = f"{value:.2f}".replace("-0.00", "0.00")
+                ax.text(column, row, shown, ha="center", va="center", fontsize=7, color="w" if dark else "k")
+    return image
+
+
+def _plain(ax: Axes) -> None:
+    ax.grid(False)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    ax.tick_params(length=0)
+
+
+def _ticks(ax: Axes, columns: Sequence[str], rows: Sequence[str]) -> None:
+    """Label columns and rows, as many as can be read once the panel has its size."""
+    for axis, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
+        # Until then the widest name holds the room.
+        axis.set_ticks([0] if names else [], [max(names, key=len)] if names else [])
+    figure = ax.figure
+    assert isinstance(figure, Drawing)
+    figure.fits.append(lambda: _fit(ax.xaxis, columns, ax.bbox.width / figure.dpi, across=True))
+    figure.fits.append(lambda: _fit(ax.yaxis, rows, ax.bbox.height / figure.dpi, across=False))
+
+
+def _fit(axis: Axis, names: Sequence[str], inches: float, across: bool) -> None:
+    """Label one axis: columns level where they fit, else upright; smaller, then fewer, where they would run together.
+
+    Consecutive numbers (positions) stay level and large, since those left out can be counted.
+    """
+    if not names:
+        return
+    pitch, size, every, upright = 72 * inches / len(names), LARGEST, 1, False  # pitch in points
+    widest = max(_width(name) for name in names) + 0.6
+    counting = (
+        [*names] == [str(n) for n in range(int(names[0]), int(names[0]) + len(names))]
+        if names[0].isdecimal()
+        else False
+    )
+    if counting:
+        needed = size * (widest if across else LINE) / pitch
+        every = next((n for n in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64) if n >= needed), int(needed) + 1)
+    elif across and widest * SMALLER <= pitch:
+        size = min(LARGEST, pitch / widest)
+    else:
+        upright = across and widest > 1.6
+        size = max(SMALLEST, min(LARGEST, pitch / LINE))
+        every = max(1, int(np.ceil(size * LINE / pitch - 1e-6)))
+    kept = range(0, len(names), every)
+    axis.set_ticks(list(kept), [names[i] for i in kept])
+    axis.set_tick_params(labelsize=size, labelrotation=90 if upright else 0)
+
+
+@cache
+def _width(text: str) -> float:
+    """Return the width of a text in units of its font size."""
+    font = FontProperties(family="DejaVu Sans", size=100)
+    return float(text_to_path.get_text_width_height_descent(text.replace(r"\$", "$"), font, False)[0]) / 100
+
+
+def _name(value: object) -> str:
+    if isinstance(value, float | np.floating):
+        return f"{value:g}"
+    text = str(value)
+    return printable(legible(text) if len(text) <= 2 else text)

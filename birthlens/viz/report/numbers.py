@@ -1,0 +1,147 @@
+"""Key numbers of a run, each beside what chance and what the reference predictors reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from birthlens.analysis.behaviour.trajectory import memories_over
+from birthlens.labels import counted, label
+from birthlens.runs.evaluation import evaluation_batch
+from birthlens.runs.run import Run
+from birthlens.tasks.predictors.scores import reference_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from birthlens.tasks.batch import TokenBatch
+
+REFERENCES = ("uniform", "unigram", "bigram", "bag", "bayes")
+REACHED = 0.9
+
+
+@dataclass(frozen=True)
+class KeyNumber:
+    """One number: its value, what chance gives, and the optimum (NaN where that has no meaning).
+
+    The optimum of a loss or an accuracy is the Bayes-optimal predictor's, which on average none beats over all positions
+    together, though at one kind of position alone another may; that of a recall is 1.
+    """
+
+    name: str
+    value: float
+    chance: float = float("nan")
+    optimum: float = float("nan")
+    about: str = ""
+
+
+@dataclass
+class Facts:
+    """What a run's pages and tables are made of, computed once each."""
+
+    run: Run
+    sequences: int = 32
+
+    @cached_property
+    def steps(self) -> list[int]:
+        """Kept steps."""
+        return self.run.steps
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """What training measured."""
+        return self.run.metrics()
+
+    @cached_property
+    def batch(self) -> TokenBatch:
+        """Held-out sequences."""
+        return evaluation_batch(self.run, self.sequences)
+
+    @cached_property
+    def references(self) -> pd.DataFrame:
+        """Reference predictors on them."""
+        return reference_table(self.run.task, self.batch, REFERENCES)
+
+    @cached_property
+    def recalls(self) -> pd.DataFrame:
+        """Memory readings in the raw basis over the kept steps."""
+        return memories_over(self.run, self.steps, bases=("raw",))
+
+    def series(self, metric: str, split: str = "held_out") -> tuple[list[int], list[float]]:
+        """Return a measured curve: steps and values."""
+        rows = self.metrics[(self.metrics["split"] == split) & (self.metrics["metric"] == metric)].sort_values("step")
+        return [int(step) for step in rows["step"]], [float(value) for value in rows["value"]]
+
+    def last(self, metric: str) -> float:
+        """Return the last measured value of a metric, NaN where it was never measured."""
+        _, values = self.series(metric)
+        return values[-1] if values else float("nan")
+
+    def reference(self, predictor: str, role: str, metric: str) -> float:
+        """Return what a reference predictor scores, NaN where the role is empty."""
+        table = self.references
+        chosen = (table["predictor"] == predictor) & (table["role"] == role) & (table["metric"] == metric)
+        found = [float(value) for value in table[chosen]["value"]]
+        return found[0] if found else float("nan")
+
+    def recall_series(self, memory: str, candidates: str) -> tuple[list[int], list[float], float]:
+        """Return recall over steps, and its chance level; empty where the reading does not exist."""
+        rows = self.recalls[
+            (self.recalls["memory"] == memory)
+            & (self.recalls["candidates"] == candidates)
+            & (self.recalls["metric"] == "recall")
+        ].sort_values("step")
+        chance = float(rows["chance"].iloc[0]) if len(rows) else float("nan")
+        return [int(step) for step in rows["step"]], [float(v) for v in rows["value"]], chance
+
+    def readings(self, memory: str) -> list[str]:
+        """List the candidate sets that say something about a memory of this run.
+
+        The trigger memory of fixed triggers is read among them: the other tokens were never asked for, so that all triggers
+        right is K / N among all tokens.
+        """
+        rows = self.recalls[(self.recalls["memory"] == memory) & (self.recalls["metric"] == "recall")]
+        found = [name for name in dict.fromkeys(rows["candidates"]) if "among" not in name]
+        return [name for name in found if not (memory == "trigger_memory" and name == "all" and "triggers" in found)]
+
+    def queries(self, memory: str, candidates: str) -> str:
+        """Say how many of what a reading asks for: "64 tokens", "5 triggers"."""
+        rows = self.recalls[(self.recalls["memory"] == memory) & (self.recalls["candidates"] == candidates)]
+        noun = "trigger" if candidates == "triggers" else "position" if memory == "prev_token_memory" else "token"
+        first = "first " if candidates.startswith("first") else ""
+        return first + counted(int(rows["n"].iloc[0]), noun)
+
+
+def first_above(steps: Sequence[int], values: Sequence[float], level: float) -> int | None:
+    """Return the first measured step with a value above a level, or None."""
+    return next((step for step, value in zip(steps, values, strict=True) if value > level), None)
+
+
+def key_numbers(facts: Facts, memories: bool) -> list[KeyNumber]:
+    """Return the numbers that sum a run up; those of the three memories where `memories`."""
+    out = []
+    for role, said in (
+        ("in_context", "in-context accuracy"),
+        ("in_context_unabsorbed", "in-context accuracy, absorbed positions left out"),
+    ):
+        chance, best = facts.reference("uniform", role, "accuracy"), facts.reference("bayes", role, "accuracy")
+        about = f"bag of tokens (approximate): {facts.reference('bag', role, 'accuracy'):.3f}"
+        out.append(KeyNumber(said, facts.last(f"{role}_accuracy"), chance, best, about))
+    for role, said in (("in_context", "in-context loss (nats)"), ("global", "global loss (nats)")):
+        chance, best = facts.reference("uniform", role, "loss"), facts.reference("bayes", role, "loss")
+        trained = "trained on" if role == "in_context" or facts.run.config.training.loss == "all" else "not trained on"
+        out.append(KeyNumber(said, facts.last(f"{role}_loss"), chance, best, trained))
+    steps, values = facts.series("in_context_accuracy")
+    reached = first_above(steps, values, REACHED)
+    step = float("nan") if reached is None else float(reached)
+    out.append(KeyNumber(f"first step with in-context accuracy above {REACHED}", step))
+    if memories:
+        for memory in ("output_memory", "trigger_memory", "prev_token_memory"):
+            for candidates in facts.readings(memory):
+                _, found, chance = facts.recall_series(memory, candidates)
+                name = f"recall of the {label(memory)}, {facts.queries(memory, candidates)}"
+                out.append(KeyNumber(name, found[-1], chance, 1.0))
+    return [number for number in out if np.isfinite(number.value) or "first step" in number.name]

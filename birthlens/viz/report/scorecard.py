@@ -1,0 +1,136 @@
+"""The scorecard as one self-contained page: every claim with its verdict, its effects as intervals, its cost and command."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from birthlens.claims.book import command_of
+from birthlens.claims.scorecard import Result, Scorecard
+from birthlens.claims.tiers import TIERS
+from birthlens.runs.files import versions
+from birthlens.viz.html import escape, write_page
+from birthlens.viz.report.charts import number
+from birthlens.viz.report.page import document, framed, section, table
+
+SIGNS = {"pass": "✓ pass", "fail": "✗ fail", "inconclusive": "? inconclusive", "not yet run": "… not yet run",
+         "not checked": "– not checked"}  # fmt: skip
+RULE = (
+    "A claim passes where the 95 % interval over seeds of each of its numbers lies wholly on the claimed side, "
+    "and fails where one lies wholly on the other. Dashed lines are bounds, dots are seeds, bars are the intervals."
+)
+WIDTH, HEIGHT = 260, 34
+
+
+def scorecard_page(card: Scorecard) -> str:
+    """Return the page as one HTML document."""
+    found = {verdict: sum(result.verdict == verdict for result in card.results) for verdict in SIGNS}
+    counts = [f"{count} {verdict}" for verdict, count in found.items() if count or verdict in ("pass", "fail")]
+    sections = [section("verdicts", "Verdicts", _overview(card.results), RULE)]
+    for verdict, title in (("not yet run", "Not yet run"), ("not checked", "Not checked here")):
+        rows = [(r.claim.id, r.claim.sentence, r.note()) for r in card.results if r.verdict == verdict]
+        if rows:
+            listed = table(("claim", "sentence", "why"), rows, title, "stacked")
+            sections.append(section(verdict.replace(" ", "-"), title, listed))
+    sections[1:1] = [
+        section(result.claim.id, result.claim.sentence, _one(result)) for result in card.results if result.rows()
+    ]
+    totals = [(name.replace("_", " "), f"{value:g}") for name, value in card.totals.items()]
+    facts = [("command", card.command), *totals, *versions().items()]
+    sections.append(section("made", "To make it again", table(("", ""), facts, "What made this page", "facts")))
+    return document("Birth of a Transformer, claim by claim", "; ".join(counts), [], sections)
+
+
+def write_scorecard_page(card: Scorecard, path: Path) -> Path:
+    """Write the page."""
+    return write_page(path, scorecard_page(card))
+
+
+def _overview(results: Sequence[Result]) -> str:
+    """Tabulate all claims in columns that fit a telephone: verdict; claim, sentence and effects; cost."""
+    body = ""
+    for result in results:
+        name = escape(result.claim.id)
+        link = f'<a href="#{name}">{name}</a>' if result.rows() else name
+        effects = "".join(f"<br>{escape(row['says'])}: {escape(_effect(row))}" for row in result.rows())
+        cost = f"{result.cpu_seconds:.0f} s" if result.rows() else "–"
+        body += (
+            f'<tr><td class="verdict">{escape(SIGNS[result.verdict])}</td><th scope="row">{link}<br>'
+            f'{escape(result.claim.sentence)}<span class="subtitle">{effects}</span></th>'
+            f'<td class="verdict">{cost}</td></tr>'
+        )
+    columns = ("verdict", "claim, and means over seeds [95 % interval]", "CPU time")
+    return framed(columns, body, "All claims", "overview", captioned=False)
+
+
+def _one(result: Result) -> str:
+    claim, tier = result.claim, result.tier
+    columns = ("number", "wanted", "mean [95 % interval]", "seeds", "verdict")
+    body = ""
+    for row in result.rows():
+        cells = (escape(row["wanted"]), escape(_effect(row)), _whisker(row, result), escape(SIGNS[row["holds"]]))
+        labelled = "".join(f'<td data-of="{name}">{cell}</td>' for name, cell in zip(columns[1:], cells, strict=True))
+        body += f'<tr><th scope="row">{escape(row["says"])}</th>{labelled}</tr>'
+    cost = f"{len(result.measured)} seeds, {result.runs} runs, {result.cpu_seconds:.0f} s of CPU time, tier {tier}"
+    parts = [
+        f'<p><strong>{escape(SIGNS[result.verdict])}</strong> <span class="subtitle">{escape(claim.id)}; {cost}</span></p>',
+        framed(columns, body, claim.id, "stacked", captioned=False),
+    ]
+    if note := result.note():
+        parts.append(f'<p class="skipped">{escape(note)}</p>')
+    parts.append(f"<pre><code>{escape(_command(result))}</code></pre>")
+    cases = [(case, _words(words) or "the base") for case, words in claim.cases_at(tier).items()]
+    settings = [(name, str(value)) for name, value in claim.settings_at(tier).items()]
+    if cases or settings:
+        run = table(("case or setting", "overrides of the tier's base"), cases + settings, "", "facts")
+        parts.append(f"<details><summary>What was run</summary>{run}</details>")
+    return "".join(parts)
+
+
+def _command(result: Result) -> str:
+    usual = result.claim.seeds.get(result.tier, TIERS[result.tier].seeds)
+    seeds = None if len(result.measured) == usual else len(result.measured)
+    return command_of([result.claim], TIERS[result.tier], seeds)
+
+
+def _words(words: Sequence[str]) -> str:
+    """Join overrides; long lists of numbers are cut, since scorecard.json has them whole."""
+    return re.sub(r"\[(\d+, \d+, \d+)(?:, \d+)+, (\d+)\]", r"[\1, …, \2]", " ".join(words))
+
+
+def _effect(row: dict[str, Any]) -> str:
+    if not math.isfinite(row["value"]):
+        return "no number"
+    if not math.isfinite(row["low"]):
+        return number(row["value"])
+    return f"{number(row['value'])} [{number(row['low'])}, {number(row['high'])}]"
+
+
+def _whisker(row: dict[str, Any], result: Result) -> str:
+    """Draw seeds as dots, the interval as a line, and the bounds as dashed lines."""
+    seeds = [one.values.get(row["quantity"], math.nan) for one in result.measured]
+    seeds = [value for value in seeds if math.isfinite(value)]
+    expectation = next(one for one in result.claim.expectations if one.quantity == row["quantity"])
+    bounds = [bound for bound in (expectation.above, expectation.below) if math.isfinite(bound)]
+    ends = [value for value in (*seeds, *bounds, row["low"], row["high"]) if math.isfinite(value)]
+    low, high = min(ends), max(ends)
+    margin = 0.08 * (high - low) or 1.0
+
+    def x(value: float) -> float:
+        return (value - low + margin) / (high - low + 2 * margin) * WIDTH
+
+    middle = HEIGHT / 2
+    parts = [f'<line class="level l0" x1="{x(b):.1f}" x2="{x(b):.1f}" y1="2" y2="{HEIGHT - 2}"/>' for b in bounds]
+    if math.isfinite(row["low"]):
+        parts.append(
+            f'<line class="series c0" x1="{x(row["low"]):.1f}" x2="{x(row["high"]):.1f}" y1="{middle}" y2="{middle}"/>'
+        )
+    parts += [f'<circle class="c0" cx="{x(v):.1f}" cy="{middle}" r="3.5" fill="var(--c0)"/>' for v in seeds]
+    said = f"seeds {', '.join(map(number, seeds))}; bound {', '.join(f'{bound:g}' for bound in bounds)}"
+    return (
+        f'<div class="chart"><svg viewBox="0 0 {WIDTH} {HEIGHT}" style="width:{WIDTH}px;max-width:100%" role="img" '
+        f'aria-label="{escape(said)}"><title>{escape(said)}</title>{"".join(parts)}</svg></div>'
+    )

@@ -1,0 +1,224 @@
+"""The command line: what it prints, what it refuses, and what it does not import."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from birthlens.cli import HOMES, Commands, group, main
+from birthlens.errors import BirthlensError
+
+TINY = ["corpus.source=markov", "corpus.vocabulary=12", "task.context=24", "task.n_triggers=3", "model.d_model=16",
+        "training.steps=12", "training.batch_size=8", "checkpoints.every=4", "evaluation.batch_size=8"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "run"
+    result = CliRunner().invoke(group, ["train", str(path), *TINY])
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def birthlens(*arguments, code=0):
+    """Run the real program in a process of its own."""
+    done = subprocess.run([sys.executable, "-m", "birthlens", *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.mark.parametrize("name", sorted(HOMES))
+def test_every_command_has_help_with_an_example(name):
+    assert Commands().get_command(None, name).name == name
+    result = CliRunner().invoke(group, [name, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: birthlens {name}" in result.output
+
+
+def test_train_is_quiet_off_a_terminal(tmp_path):
+    done = birthlens("train", tmp_path / "run", *TINY)
+    assert done.stdout == ""
+    first, last = done.stderr.splitlines()
+    assert first == "birthlens: engine handwritten: 2,304 trained tokens are too few for compilation to pay"
+    assert "12 steps" in last
+
+
+def test_train_names_its_engine_before_it_fails(tmp_path):
+    done = birthlens("train", tmp_path / "run", *TINY, "model.n_layers=3", "optimiser.learning_rate=1e30", code=2)
+    first, last = done.stderr.splitlines()
+    assert (
+        first == "birthlens: engine functional: it needs the two-layer simplified model, not a 3-layer simplified one"
+    )
+    assert "optimiser.learning_rate" in last
+
+
+def test_steps_lists_kept_steps(run):
+    assert json.loads(birthlens("steps", run, "--format", "json").stdout) == [0, 4, 8, 12]
+    assert "0 4 8 12" in birthlens("steps", run).stdout
+    assert birthlens("steps", run, "--format", "csv").stdout.splitlines() == ["step", "0", "4", "8", "12"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
+def test_probe_writes_tidy_tables(run, tmp_path, ending):
+    out = tmp_path / f"t.{ending}"
+    birthlens("probe", run, "--steps", "0,-1", "--out", out)
+    table = {"csv": pd.read_csv, "json": pd.read_json, "parquet": pd.read_parquet}[ending](out)
+    assert {"step", "memory", "metric", "candidates", "value", "chance", "n"} <= set(table.columns)
+    assert sorted(table["step"].unique()) == [0, 12]
+    recall = table[(table["metric"] == "recall") & (table["memory"] == "trigger_memory") & (table["basis"] == "raw")]
+    assert dict(zip(recall["candidates"], recall["n"], strict=False)) == {
+        "all": 12, "triggers": 3, "triggers among all": 3,
+    }  # fmt: skip
+
+
+def test_probe_of_behaviour(run, tmp_path):
+    rows = json.loads(birthlens("probe", run, "--what", "behaviour", "--steps", "last", "--format", "json").stdout)
+    assert {"in_context", "global", "all"} <= {row["role"] for row in rows}
+
+
+def test_corpus_prints_statistics(tmp_path):
+    text = tmp_path / "abc.txt"
+    text.write_text("abcabcabd")
+    facts = json.loads(birthlens("corpus", text, "--format", "json").stdout)
+    assert (facts["tokens"], facts["distinct tokens"], facts["distinct bigrams"]) == (9, 4, 4)
+    assert facts["tokens without successor"] == 1 and facts["most frequent"][:2] == ["a", "b"]
+
+
+def test_a_config_can_be_shown_and_used(tmp_path):
+    shown = birthlens("train", "nowhere", "--preset", "demo", "--show-config", "training.steps=3").stdout
+    (tmp_path / "c.yaml").write_text(shown)
+    again = birthlens("train", "nowhere", "--config", tmp_path / "c.yaml", "--show-config").stdout
+    assert shown == again and "steps: 3" in shown
+
+
+def test_a_users_text(tmp_path):
+    # YAML would cut this name at its #.
+    text = tmp_path / "my novel: it's #2 \N{OPEN BOOK}.txt"
+    text.write_text("she sells sea shells by the sea shore " * 5)
+    (tmp_path / "my novel").write_text("another text altogether")
+    birthlens("train", tmp_path / "run", "--corpus", text, *TINY[2:])
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["corpus"]["path"] == str(text)
+    text.unlink()
+    assert "trigger" in birthlens("probe", tmp_path / "run").stdout
+
+
+def test_a_training_logs_to_tensorboard_and_to_no_run_but_its_own(run, tmp_path, monkeypatch):
+    opened, scalars = [], []
+
+    class SummaryWriter:
+        def __init__(self, path):
+            opened.append(path)
+
+        def add_scalar(self, name, value, step):
+            scalars.append((name, step))
+
+        def close(self):
+            opened.append("closed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=SummaryWriter))
+    result = CliRunner().invoke(group, ["train", str(run), *TINY, "--log", "tensorboard"])
+    assert isinstance(result.exception, BirthlensError) and not opened
+    result = CliRunner().invoke(group, ["train", str(tmp_path / "new"), *TINY, "--log", "tensorboard"])
+    assert result.exit_code == 0, result.output
+    assert opened == [str(tmp_path / "new" / "tensorboard"), "closed"]
+    assert ("held_out/in_context_accuracy", 12) in scalars
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "OUT", "task.contxt=3"], ["task.contxt", "context"]),
+        (["train", "OUT", "task.n_triggers=70"], ["task.n_triggers = 70", "64"]),
+        (["train", "OUT", "task.context=1"], ["task.context = 1"]),
+        (["train", "OUT", "optimiser.learning_rate=-1"], ["learning_rate = -1"]),
+        (["train", "OUT", "training.freeze_until={W_X: 2}"], ["W_X"]),
+        (["train", "OUT", "--preset", "fast"], ["preset = 'fast'", "demo"]),
+        (["train", "OUT", "--corpus", "absent.txt"], ["absent.txt", "cannot be read"]),
+        (["train", "OUT", "--resume"], ["does not exist"]),
+        (["train", "RUN"], ["already holds a run", "--resume"]),
+        (["train", "RUN", "--resume", "--show-config"], ["--resume", "--show-config", "run.json"]),
+        (["train", "RUN", "--resume", "training.steps=3"], ["--resume takes its config from the run"]),
+        (["steps", "absent"], ["absent", "does not exist"]),
+        (["probe", "RUN", "--steps", "3"], ["step = 3", "0, 4, 8, 12"]),
+        (["probe", "RUN", "--steps", "some"], ["steps = 'some'", "every:N"]),
+        (["probe", "RUN", "--out", "x.txt"], ["x.txt", ".csv, .json, .parquet"]),
+        (["probe", "RUN", "--out", "absent/x.csv"], ["absent", "does not exist"]),
+        (["probe", "RUN", "--out", "/dev/null/x.csv"], ["/dev/null", "does not exist"]),
+        (["train", "OUT", "task.context=100000000000"], ["out of memory", "task.context"]),
+        (["train", "OUT", "task.split=train", "task.split_fraction=0.001"], ["split_fraction = 0.001", "no output"]),
+        (["train", "/dev/null"], ["'/dev/null' is a file"]),
+        (["steps", "RUN/run.json"], ["run.json' is a file"]),
+        (["frobnicate"], ["frobnicate"]),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(run, tmp_path, arguments, words, capsys, monkeypatch):
+    arguments = [word.replace("RUN", str(run)).replace("OUT", str(tmp_path / "out")) for word in arguments]
+    before = sorted(run.rglob("*"))
+    monkeypatch.setattr(sys, "argv", ["birthlens", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert all(word in error for word in words), error
+    assert not (tmp_path / "out").exists() and sorted(run.rglob("*")) == before
+
+
+def test_what_the_system_refuses_is_one_sentence(run, tmp_path, capsys, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", "somewhere")
+
+    monkeypatch.setattr(sys, "argv", ["birthlens", "probe", str(run), "--out", str(tmp_path / "x.csv")])
+    monkeypatch.setattr("birthlens.system.os.replace", refuse)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2 and "x.csv cannot be written: Permission denied." in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("birthlens.runs.run.load_run", refuse)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "birthlens: somewhere cannot be used: Permission denied.\n"
+
+
+def test_updates_without_a_target_are_told(tmp_path):
+    # The rarest tokens of the chain are its triggers: none comes twice in so few tokens.
+    rare = ["corpus.source=markov", "corpus.zipf_exponent=9", "task.offset=60", "task.n_triggers=2", "task.context=8"]
+    size = ["model.d_model=8", "training.batch_size=2", "evaluation.batch_size=2", "training.steps=3"]
+    done = birthlens("train", tmp_path / "run", *rare, "task.cycles=clean", *size)
+    assert "3 of 3 updates did nothing" in done.stderr and "training.batch_size" in done.stderr
+
+
+def test_binary_and_empty_corpora_are_refused(tmp_path):
+    (tmp_path / "b.bin").write_bytes(b"\x00\x01\xff")
+    (tmp_path / "e.txt").write_text("")
+    assert "b.bin" in birthlens("corpus", tmp_path / "b.bin", code=2).stderr
+    assert "0 distinct" in birthlens("corpus", tmp_path / "e.txt", code=2).stderr
+
+
+IMPORTS = (
+    "import sys; sys.argv = {argv!r}; sys.stdout = open('/dev/null', 'w'); {body}; print(*sys.modules, file=sys.stderr)"
+)
+
+
+def modules_after(body, argv=()):
+    code = IMPORTS.format(argv=["birthlens", *map(str, argv)], body=body)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+RUN_MAIN = "from birthlens.cli import group; group(standalone_mode=False)"
+
+
+def test_start_up_imports_little(run):
+    assert not {"torch", "transformer_lens", "pandas", "numba"} & modules_after("import birthlens")
+    for argv in (["--help"], ["train", "--help"], ["steps", run]):
+        loaded = modules_after(RUN_MAIN, argv)
+        assert not {"torch", "transformer_lens", "pandas", "numba", "rich"} & loaded, argv
+    probed = modules_after(RUN_MAIN, ["probe", run, "--format", "csv"])
+    assert not {"torch", "transformer_lens", "pandas", "jaxtyping", "numpy.ma", "birthlens.cli.causal"} & probed
+    assert "transformer_lens" not in modules_after(RUN_MAIN, ["probe", run, "--what", "behaviour"])

@@ -1,0 +1,82 @@
+"""Provenance: a digest changes where a number could, in a really edited copy of the package, and nowhere else."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import birthlens
+from birthlens.config.run import CorpusConfig
+from birthlens.runs.provenance import TRAINING, code_digest, corpus_digest, sources
+from birthlens.tasks.corpus import statistics_of
+
+PACKAGE = Path(birthlens.__file__).parent
+BEHAVIOURS = "birthlens.claims.statistics.behaviours"
+
+
+def edited(folder, name, old, new):
+    """Copy the package into a folder and edit one file there."""
+    shutil.copytree(PACKAGE, folder / "birthlens", ignore=shutil.ignore_patterns("__pycache__"))
+    file = folder / "birthlens" / name
+    text = file.read_text()
+    assert old in text, (name, old)
+    file.write_text(text.replace(old, new, 1))
+    return folder
+
+
+def test_a_copy_has_the_digest_of_its_original(tmp_path):
+    home = edited(tmp_path, "tasks/bigram.py", "import", "import")
+    for module in (TRAINING, BEHAVIOURS):
+        assert code_digest(module, home) == code_digest(module)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "training", "measuring"),
+    [
+        ("training/loop.py", "    keep: bool", "    keep: int", True, False),
+        ("training/simplified/numba_step.py", "import", "import decimal\nimport", True, False),
+        ("model/initialisation.py", "return", "pass\n    return", True, True),
+        ("analysis/memories/names.py", "return", "pass\n    return", False, True),
+        ("claims/statistics/behaviours.py", "0.5", "0.6", False, True),
+        ("viz/figures/style.py", "import", "import decimal\nimport", False, False),
+        ("viz/report/scorecard.py", "WIDTH, HEIGHT = 260", "WIDTH, HEIGHT = 261", False, False),
+        ("training/loop.py", "Batch number s", "The batch of number s", False, False),
+        ("training/loop.py", "from __future__", "# a comment\n\nfrom __future__", False, False),
+    ],
+)
+def test_an_edit_changes_the_digests_that_depend_on_it(tmp_path, name, old, new, training, measuring):
+    home = edited(tmp_path, name, old, new)
+    assert (code_digest(TRAINING, home) != code_digest(TRAINING)) == training
+    assert (code_digest(BEHAVIOURS, home) != code_digest(BEHAVIOURS)) == measuring
+
+
+def test_all_engines_and_the_task_are_in_what_training_depends_on():
+    found = sources(TRAINING)
+    for name in (
+        "config.run",
+        "tasks.corpus",
+        "tasks.bigram",
+        "tasks.sampling",
+        "model.initialisation",
+        "model.weights",
+        "model.forward",
+        "training.simplified.kernels",
+    ):
+        assert f"birthlens.{name}" in found
+    assert not {"birthlens.cli", "birthlens.viz.figures", "birthlens.claims", "birthlens.training.sweep"} & found.keys()
+
+
+def test_a_module_of_somebody_s_own_counts_with_what_it_imports():
+    found = sources(__name__)
+    assert __name__ in found and "birthlens.tasks.corpus" in found
+
+
+def test_the_corpus_counts_to_the_bit():
+    chain = statistics_of(CorpusConfig(source="markov", vocabulary=9))
+    again = statistics_of(CorpusConfig(source="markov", vocabulary=9))
+    assert corpus_digest(chain) == corpus_digest(again)
+    unigram = chain.unigram.copy()
+    unigram[0] += 1e-16
+    for other in (replace(chain, unigram=unigram), replace(chain, vocab=chain.vocab[::-1])):
+        assert corpus_digest(other) != corpus_digest(chain)

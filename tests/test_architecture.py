@@ -1,0 +1,168 @@
+"""The plan of the package, read from syntax trees: imports go down, between packages and inside them.
+
+docs/architecture.md draws the same plan for people. A new module needs a place here.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "birthlens"
+MODULES = sorted(ROOT.rglob("*.py"))
+LONGEST = 310
+"""Lines of a module; one concept fits."""
+
+PLAN = {
+    "": "errors shapes labels _version < system",
+    "config": "base < model < run < presets schedule",
+    "tasks": """
+        batch corpus sampling_kernel < roles sampling < bigram positions < predictors.prefix predictors.trigger_posterior
+        < predictors.bag_of_tokens < predictors.reference < predictors.scores""",
+    "model": "sites < components weights < alignment forward hooked initialisation < layout < hooks incremental",
+    "runs": "files provenance < run writer < evaluation reuse",
+    "training": """
+        simplified.folding < simplified.buffers simplified.torch_step < simplified.kernels < simplified.numba_step
+        < engines < loop < loggers recording < sweep""",
+    "analysis.memories": """
+        duals series < memory < layer_norms recall < circuits ledger top_associations < ideal ledger_nulls names
+        recall_tables < birth_order ledger_tables < order_tables""",
+    "analysis.interventions": """
+        scoring spec weight_patching < corruptions replacements suite_results < edges < backends < runner
+        < ablation attribution < patching suite < causal_tables edge_tables""",
+    "analysis.behaviour": "attention decomposition excess head_weights < head_scores trajectory",
+    "analysis.theory": "gradients width < first_step outer_products < three_steps updates",
+    "claims": """
+        claim tiers < __init__ grids identity scorecard statistics.copying statistics.theory statistics.timing
+        < catalogue.theory statistics.behaviours statistics.orders < catalogue.memories < catalogue < book < reproduction""",
+    "bench": "baselines pages scaling timing < cases < whole_runs",
+    "viz": """
+        attention_frames figures.style html report.numbers report.reproduce watch
+        < figures.areas figures.curves figures.heatmaps notebook report.charts < figures report.leads report.page
+        < figures.gallery report.scorecard < report.compare report.memories < report.story < report""",
+    "cli": "__init__ subjects tables training < basics benching probing reproducing < causal demo memory seeing",
+    "top": "__init__ __main__",
+}
+"""Packages from the ground up, and the modules of each from the ground up: one behind a < may import those before it."""
+
+ORDER = list(PLAN)
+FLOORS = {
+    (package, module): floor
+    for package, plan in PLAN.items()
+    for floor, modules in enumerate(plan.split("<"))
+    for module in modules.split()
+}
+
+
+def place(name):
+    """Return the package of PLAN and the module inside it that a dotted name below birthlens stands for."""
+    if name in ("", "__main__"):
+        return "top", name or "__init__"
+    for package in sorted(ORDER, key=len, reverse=True):
+        if package and (name == package or name.startswith(f"{package}.")):
+            return package, name[len(package) + 1 :] or "__init__"
+    return "", name
+
+
+def dotted(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {dotted(path) for path in MODULES}
+
+
+def imported(tree, top_level_only=False):
+    """Yield every module that is imported, in full."""
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner.removeprefix("birthlens.") in NAMES else node.module
+
+
+def is_namespace(package, module, path):
+    """Say whether a module is the docstring of its folder and nothing more."""
+    return path.name == "__init__.py" and not list(imported(ast.parse(path.read_text())))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_imports_go_down(path):
+    package, module = place(dotted(path))
+    if is_namespace(package, module, path):
+        return
+    assert (package, module) in FLOORS, f"{path} has no place; give it one in PLAN and in docs/architecture.md."
+    for name in imported(ast.parse(path.read_text())):
+        if name.split(".")[0] != "birthlens":
+            continue
+        below = place(name.removeprefix("birthlens").removeprefix("."))
+        if below[0] == package:
+            assert FLOORS[below] < FLOORS[package, module], (
+                f"{package}.{module} imports {below[1]}, which is not below it"
+            )
+        else:
+            assert ORDER.index(below[0]) < ORDER.index(package), (
+                f"{package or module} imports {name}, of a higher package"
+            )
+
+
+def test_every_module_of_the_plan_exists():
+    planned = {".".join(filter(None, ("" if package == "top" else package, module))) for package, module in FLOORS}
+    assert {name.removesuffix(".__init__").removesuffix("__init__") for name in planned} <= NAMES
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_a_module_keeps_the_rules(path):
+    text = path.read_text()
+    tree = ast.parse(text)
+    outside = {name.split(".")[0] for name in imported(tree)}
+    assert not outside & {"pickle", "dill", "joblib"}, f"{path} imports a pickler"
+    assert len(text.splitlines()) <= LONGEST, f"{path} is too long for one concept"
+    assert "utils" not in path.name
+    assert ast.get_docstring(tree), f"{path} does not say what it is"
+
+
+def without_type_checking(tree):
+    """Drop the blocks that only type checkers read."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    return tree
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_there_is_one_door_to_transformer_lens(path):
+    names = imported(without_type_checking(ast.parse(path.read_text())))
+    if dotted(path) != "model.hooked":
+        assert "transformer_lens" not in {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_no_global_randomness_and_nothing_prints_but_the_cli(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("torch.manual_seed", "np.random.seed", "random.seed", "torch.load"), (path, called)
+            if place(dotted(path))[0] != "cli":
+                assert called != "print", f"{path} prints"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "analysis" / "memories").glob("*.py")), ids=dotted)
+def test_memories_import_neither_torch_nor_transformer_lens(path):
+    """Not even where a function is called: what a matrix remembers is read from arrays."""
+    names = {name.split(".")[0] for name in imported(without_type_checking(ast.parse(path.read_text())))}
+    assert not names & {"torch", "transformer_lens"}
+
+
+WITHOUT_TORCH = ["model.weights", "model.sites", "model.initialisation", "runs.run", "runs.files", "tasks.corpus",
+                 "config.run", *(f"analysis.memories.{name}" for name in ("recall_tables", "ledger_tables"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_what_reads_weights_starts_without_torch_and_pandas(name):
+    tree = ast.parse((ROOT / f"{name.replace('.', '/')}.py").read_text())
+    names = {top.split(".")[0] for top in imported(tree, top_level_only=True)}
+    assert not names & {"torch", "transformer_lens", "pandas"}

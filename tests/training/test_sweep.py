@@ -1,0 +1,236 @@
+"""Sweeps: what is there and matches is used again, what is not is trained, what is something else is refused by name."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from birthlens.config.run import RunConfig
+from birthlens.errors import BirthlensError
+from birthlens.runs.run import load_run
+from birthlens.training.recording import train_to_disk
+from birthlens.training.sweep import Grid, prepare, run_path, runs_of, sweep, trained
+
+TINY = {
+    "corpus": {"source": "markov", "vocabulary": 12},
+    "task": {"context": 16, "n_triggers": 2},
+    "model": {"d_model": 8},
+    "training": {"steps": 6, "batch_size": 4},
+    "checkpoints": {"every": 2},
+    "evaluation": {"batch_size": 4, "every": 2},
+}
+CONFIG = RunConfig.parse(TINY)
+GRID = Grid(CONFIG, {"fixed": (), "random": ("task.triggers=random",)}, seeds=(0, 1))
+
+
+def states(configs, folder, **kw):
+    return sorted(outcome.state for outcome in sweep(configs, folder, processes=1, **kw))
+
+
+def test_a_grid_is_every_case_with_every_seed():
+    axes, cases = {"task.offset": [0, 3], "model.d_model": [8, 16]}, {"a": [], "b": ["task.triggers=random"]}
+    tree = {"preset": "laptop", "overrides": ["training.steps=9"], "axes": axes, "cases": cases, "seeds": 3}
+    grid = Grid.parse(tree)
+    configs = grid.configs()
+    assert len(configs) == 2 * 4 * 3
+    one = configs["b task.offset=3 model.d_model=16", 2]
+    assert (one.task.offset, one.model.d_model, one.task.triggers, one.training.steps) == (3, 16, "random", 9)
+    assert (one.seeds.init, one.seeds.data, one.seeds.evaluation) == (2, 2, RunConfig().seeds.evaluation)
+    assert len({run_path(config, ".") for config in configs.values()}) == len(configs)
+    assert Grid.parse({"axes": {"task.offset": [0]}}).configs().keys() == {("task.offset=0", 0)}
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"axis": {}}, "'axis' is unknown; valid are preset"),
+        ({"seeds": 0}, "seeds = 0"),
+        ({"cases": ["a"]}, "cases = ['a']"),
+        ({"axes": {"task.offset": 3}}, "it must map names to lists"),
+        ({"overrides": "training.steps=3"}, "give a list"),
+    ],
+)
+def test_a_wrong_grid_is_refused(tree, said):
+    with pytest.raises(BirthlensError, match="sweep") as error:
+        Grid.parse(tree)
+    assert said in str(error.value)
+
+
+def test_equal_configs_share_a_run_and_a_second_sweep_trains_nothing(tmp_path):
+    configs = [*GRID.configs().values(), *GRID.configs().values()]
+    assert states(configs, tmp_path) == ["trained"] * 4
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
+    assert states(configs, tmp_path) == ["reused"] * 4
+    assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
+    runs = runs_of(GRID, tmp_path, processes=1)
+    assert runs["random", 1].config.task.triggers == "random" and runs["random", 1].config.seeds.data == 1
+
+
+def test_processes_train_the_same_bits_as_this_process(tmp_path):
+    configs = [GRID.configs()["fixed", seed] for seed in (0, 1)]
+    for folder, processes in (("one", 1), ("two", 2)):
+        assert {outcome.state for outcome in sweep(configs, tmp_path / folder, processes)} == {"trained"}
+    for config in configs:
+        one, two = (load_run(run_path(config, tmp_path / folder)).weights(-1) for folder in ("one", "two"))
+        assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_an_interrupted_run_is_continued_to_the_same_weights(tmp_path):
+    path, whole = run_path(CONFIG, tmp_path), tmp_path / "whole"
+    for _ in train_to_disk(CONFIG, whole):
+        pass
+    for record in train_to_disk(CONFIG, path):
+        if record.step == 3:
+            break
+    outcome = prepare(CONFIG, path)
+    assert outcome.state == "continued" and outcome.cpu_seconds > 0
+    ours, theirs = load_run(path).weights(-1), load_run(whole).weights(-1)
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_is_begun_again(tmp_path):
+    path = run_path(CONFIG, tmp_path)
+    for _ in train_to_disk(CONFIG, path):
+        break
+    (path / "resume.safetensors").unlink()
+    assert prepare(CONFIG, path).state == "trained"
+
+
+def altered(path, change):
+    header = json.loads((path / "run.json").read_text())
+    change(header)
+    (path / "run.json").write_text(json.dumps(header))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda header: header["config"]["training"].update(batch_size=5), "another config"),
+        (lambda header: header["vocab"].reverse(), "another text"),
+    ],
+)
+def test_what_does_not_match_is_never_used(tmp_path, change, said):
+    path = run_path(CONFIG, tmp_path)
+    prepare(CONFIG, path)
+    altered(path, change)
+    outcome = prepare(CONFIG, path)
+    assert outcome.state == "failed" and said in outcome.message and str(path) in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda header: header.update(birthlens="0.0.1"), "birthlens 0.0.1"),
+        (lambda header: header.update(code="0123456789abcdef"), "its training code is 0123456789abcdef"),
+        (lambda header: header["versions"].update(torch="1.0"), "torch 1.0"),
+        (lambda header: header.pop("code"), "its training code is None"),
+    ],
+)
+def test_what_other_code_made_is_made_anew_and_that_is_said(tmp_path, change, said):
+    path = run_path(CONFIG, tmp_path)
+    prepare(CONFIG, path)
+    altered(path, change)
+    outcome = prepare(CONFIG, path)
+    assert outcome.state == "trained" and "anew, since it was made by other code" in outcome.message
+    assert said in outcome.message and prepare(CONFIG, path).state == "reused"
+
+
+def cut(name, share=0.5):
+    def act(path):
+        data = (path / name).read_bytes()
+        (path / name).write_bytes(data[: int(len(data) * share)])
+
+    return act
+
+
+def a_line_less(path):
+    lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (path / "metrics.jsonl").write_text("".join(lines[:-1]))
+
+
+DAMAGES = {
+    "a checkpoint gone": lambda path: (path / "checkpoints" / "step_00000002.safetensors").unlink(),
+    "the last checkpoint gone": lambda path: (path / "checkpoints" / "step_00000006.safetensors").unlink(),
+    "all checkpoints gone": lambda path: shutil.rmtree(path / "checkpoints"),
+    "a checkpoint cut": cut("checkpoints/step_00000004.safetensors"),
+    "constants gone": lambda path: (path / "constants.safetensors").unlink(),
+    "tables cut": cut("tables.safetensors"),
+    "header cut": cut("run.json"),
+    "metrics cut": cut("metrics.jsonl"),
+    "a measurement less": a_line_less,
+    "no metrics": lambda path: (path / "metrics.jsonl").unlink(),
+    "cost cut": cut("cost.json"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_run_is_made_anew_and_that_is_said(tmp_path, damage):
+    path = run_path(CONFIG, tmp_path)
+    prepare(CONFIG, path)
+    whole = load_run(path).weights(-1)
+    damage(path)
+    outcome = prepare(CONFIG, path)
+    assert outcome.state == "trained" and "anew, since it is damaged" in outcome.message
+    assert all(np.array_equal(whole[name], load_run(path).weights(-1)[name]) for name in whole)
+    assert prepare(CONFIG, path).state == "reused"
+
+
+@pytest.mark.parametrize("name", ["resume.safetensors", "checkpoints/step_00000002.safetensors"])
+def test_a_damaged_beginning_is_not_continued(tmp_path, name):
+    path = run_path(CONFIG, tmp_path)
+    for record in train_to_disk(CONFIG, path):
+        if record.step == 5:
+            break
+    cut(name)(path)
+    assert prepare(CONFIG, path).state == "trained"
+
+
+def test_a_damaged_run_with_somebody_s_files_is_left_alone(tmp_path):
+    path = run_path(CONFIG, tmp_path)
+    prepare(CONFIG, path)
+    (path / "report.html").write_text("<p>mine")
+    DAMAGES["a checkpoint cut"](path)
+    outcome = prepare(CONFIG, path)
+    assert outcome.state == "failed" and "report.html" in outcome.message and (path / "report.html").exists()
+
+
+def test_a_directory_that_is_no_run_is_left_alone(tmp_path):
+    path = run_path(CONFIG, tmp_path)
+    path.mkdir()
+    (path / "thesis.tex").write_text("years of work")
+    outcome = prepare(CONFIG, path)
+    assert outcome.state == "failed" and "thesis.tex" in outcome.message and (path / "thesis.tex").exists()
+
+
+def test_a_run_that_diverges_fails_alone(tmp_path):
+    diverging = RunConfig.parse(TINY, ["optimiser.learning_rate=1e30"])
+    found = {outcome.path: outcome for outcome in sweep([diverging, CONFIG], tmp_path, processes=1)}
+    assert found[run_path(CONFIG, tmp_path)].state == "trained"
+    failed = found[run_path(diverging, tmp_path)]
+    assert failed.state == "failed" and "optimiser.learning_rate" in failed.message
+    with pytest.raises(BirthlensError, match="learning_rate"):
+        runs_of(Grid(diverging, {"base": ()}), tmp_path, processes=1)
+
+
+def test_two_sweeps_at_once_train_each_run_once(tmp_path):
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: prepare(CONFIG, run_path(CONFIG, tmp_path)), range(3)))
+    assert sorted(outcome.state for outcome in found) == ["reused", "reused", "trained"]
+
+
+def test_costs_add_up_over_sessions(tmp_path):
+    path = run_path(CONFIG, tmp_path)
+    first = prepare(CONFIG, path)
+    assert prepare(CONFIG, path).cpu_seconds == pytest.approx(first.cpu_seconds, abs=1e-3)
+
+
+def test_a_run_by_name_is_trained_once_and_refused_where_it_is_another(tmp_path):
+    first = trained(CONFIG, tmp_path)
+    stamp = (first.path / "resume.safetensors").stat().st_mtime_ns
+    assert first.finished and first.config == CONFIG
+    assert (trained(CONFIG, tmp_path).path / "resume.safetensors").stat().st_mtime_ns == stamp
+    altered(first.path, lambda header: header["config"]["training"].update(batch_size=5))
+    with pytest.raises(BirthlensError, match="another config"):
+        trained(CONFIG, tmp_path)

@@ -1,0 +1,650 @@
+"""Training: engines agree step by step, runs repeat to the bit, and a killed one resumes to the very same weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from birthlens.config.presets import preset
+from birthlens.config.run import RunConfig
+from birthlens.config.schedule import Schedule
+from birthlens.errors import BirthlensError
+from birthlens.model.hooked import build, parameters
+from birthlens.model.weights import load_tensors, save_tensors
+from birthlens.runs.files import commit
+from birthlens.runs.run import load_run
+from birthlens.runs.writer import RunWriter
+from birthlens.training.engines import choose
+from birthlens.training.loop import DivergedError, Trainer, train
+from birthlens.training.recording import resume, train_to_disk
+
+TINY = {
+    "corpus": {"source": "markov", "vocabulary": 12},
+    "task": {"context": 24, "n_triggers": 3},
+    "model": {"d_model": 16},
+    "training": {"steps": 12, "batch_size": 8},
+    "checkpoints": {"every": 4},
+    "evaluation": {"batch_size": 8, "every": 2},
+}
+
+
+def tiny(*overrides):
+    return RunConfig.parse(TINY, overrides)
+
+
+def final(config):
+    return deque(train(config), maxlen=1)[0]
+
+
+def train_all(config, out):
+    for _ in train_to_disk(config, out):
+        pass
+    return load_run(out)
+
+
+ENGINES = ["reference", "functional", "handwritten", "fused"]
+
+
+@pytest.mark.parametrize(
+    "optimiser", [["optimiser.kind=sgd"], ["optimiser.kind=adamw", "optimiser.learning_rate=0.003"]]
+)
+@pytest.mark.parametrize("extra", [[], ["model.feed_forward=linear", "training.loss=all"]], ids=["in_context", "W_F"])
+def test_engines_take_the_same_path(optimiser, extra):
+    """Fifty steps: float32 rounding grows along a trajectory, so weights agree to 1e-3 of their movement at its end."""
+    runs = {}
+    for engine in ENGINES:
+        config = tiny("training.steps=50", f"training.engine={engine}", *optimiser, *extra)
+        records = [(record.loss, record.weights) for record in train(config)]
+        runs[engine] = records
+    start = runs["reference"][0][1]
+    for engine in ENGINES[1:]:
+        for (expected, _), (loss, _) in zip(runs["reference"][1:], runs[engine][1:], strict=True):
+            assert abs(loss - expected) < 2e-5 * max(1, expected), engine
+        for name in config.trained:
+            reference = runs["reference"][-1][1][name]
+            moved = np.linalg.norm(reference - start[name])
+            assert moved > 0
+            assert np.linalg.norm(runs[engine][-1][1][name] - reference) < 1e-3 * moved, (engine, name)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_batch_in_several_chunks_gives_the_gradient_of_the_whole(engine):
+    """Batches that every engine divides, against one pass of the HookedTransformer over all of them."""
+    config = tiny(
+        "training.batch_size=150", "evaluation.batch_size=70", "task.context=10", "model.d_model=8",
+        f"training.engine={engine}",
+    )  # fmt: skip
+    trainer = Trainer(config, _statistics(config))
+    model = build(trainer.initial, config.trained)
+    batch = trainer.task.batch(150, config.seeds.data, 0)
+    logits = model(batch.tokens)[batch.in_context]
+    expected = torch.nn.functional.cross_entropy(logits, batch.targets[batch.in_context])
+    expected.backward()
+    moving = parameters(model, config.model)
+    assert trainer.engine.gradients(batch, batch.in_context) == pytest.approx(expected.item(), rel=1e-5)
+    for name, parameter in trainer.engine.parameters.items():
+        torch.testing.assert_close(parameter.grad, moving[name].grad, rtol=1e-4, atol=1e-6)
+
+    with torch.no_grad():
+        logits = model(trainer.held_out.tokens)
+    losses, predictions = trainer.engine.evaluate(trainer.held_out)
+    each = torch.nn.functional.cross_entropy(logits.mT, trainer.held_out.targets, reduction="none")
+    torch.testing.assert_close(losses, each, rtol=1e-4, atol=1e-5)
+    assert torch.equal(predictions, logits.argmax(-1))
+
+
+@pytest.mark.parametrize(
+    "kw", [{"family": "full", "n_heads": 2, "feed_forward": "relu"}, {"positions": "rotary"}, {"n_layers": 1}]
+)
+def test_the_functional_engine_equals_the_reference_on_other_models(kw):
+    model = [f"model.{key}={value}" for key, value in kw.items()]
+    losses = {}
+    for engine in ("reference", "functional"):
+        config = tiny("training.steps=10", "optimiser.learning_rate=0.05", f"training.engine={engine}", *model)
+        losses[engine] = [record.loss for record in train(config)][1:]
+    np.testing.assert_allclose(losses["functional"], losses["reference"], rtol=2e-5)
+
+
+def test_plain_sgd_by_hand():
+    """Two updates of momentum SGD with weight decay, written out, from gradients by autograd."""
+    config = tiny("training.steps=2", "optimiser.weight_decay=0.01", "training.engine=functional")
+    trainer = Trainer(config, _statistics(config))
+    velocity = {}
+    for _ in range(2):
+        before = trainer.engine.tensors()
+        trainer.update()
+        for name, parameter in trainer.engine.parameters.items():
+            gradient = parameter.grad.numpy() + 0.01 * before[name]
+            velocity[name] = 0.9 * velocity[name] + gradient if name in velocity else gradient
+            np.testing.assert_allclose(
+                parameter.detach().numpy(), before[name] - 0.2 * velocity[name], rtol=1e-5, atol=1e-7
+            )
+
+
+def _statistics(config):
+    from birthlens.tasks.corpus import statistics_of
+
+    return statistics_of(config.corpus)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_same_seed_gives_the_same_bits(engine):
+    config = tiny(f"training.engine={engine}")
+    one, two = final(config), final(config)
+    assert one.loss == two.loss
+    assert all(np.array_equal(one.weights[name], two.weights[name]) for name in config.trained)
+    other = final(tiny(f"training.engine={engine}", "seeds.data=1"))
+    assert one.loss != other.loss
+
+
+def test_seeds_are_separate():
+    base, data, init = final(tiny()), final(tiny("seeds.data=1")), final(tiny("seeds.init=1"))
+    np.testing.assert_array_equal(base.weights["W_E"], data.weights["W_E"])
+    assert not np.array_equal(base.weights["W_E"], init.weights["W_E"])
+    torch.testing.assert_close(base.trainer.held_out.tokens, data.trainer.held_out.tokens)
+
+
+def test_frozen_matrices_do_not_move_until_their_step():
+    config = tiny("training.freeze_until={L0.W_K: 5, L1.W_O: 12}", "optimiser.weight_decay=0.1")
+    previous, moved = None, {"L0.W_K": [], "L1.W_K": [], "L1.W_O": []}
+    for record in train(config):
+        now = record.weights
+        if previous is not None:
+            for name, steps in moved.items():
+                if not np.array_equal(now[name], previous[name]):
+                    steps.append(record.step)
+        previous = now
+    assert moved == {"L0.W_K": list(range(6, 13)), "L1.W_K": list(range(1, 13)), "L1.W_O": []}
+
+
+def test_the_caller_may_stop_at_any_step():
+    steps = []
+    for record in train(tiny()):
+        steps.append(record.step)
+        if record.step == 3:
+            break
+    assert steps == [0, 1, 2, 3]
+
+
+def test_kept_steps_and_metrics(tmp_path):
+    run = train_all(tiny("checkpoints.steps=[5]"), tmp_path / "run")
+    assert run.steps == [0, 4, 5, 8, 12] and run.finished
+    table = run.metrics()
+    assert list(table.columns) == ["step", "split", "metric", "value", "n"]
+    losses = table[(table.split == "train") & (table.metric == "loss")]
+    assert losses.step.tolist() == list(range(1, 13))
+    held_out = table[(table.split == "held_out") & (table.metric == "in_context_accuracy")]
+    assert held_out.step.tolist() == [0, 2, 4, 5, 6, 8, 10, 12]
+    assert held_out.value.between(0, 1).all() and (held_out.n > 0).all()
+
+
+def test_two_hundred_checkpoints_of_the_papers_model_stay_under_60_mb(tmp_path):
+    """Random numbers, which no encoding shrinks, in the place of what training would leave."""
+    config = preset("paper", ["training.steps=995"])
+    trainer = Trainer(config, _statistics(config))
+    writer = RunWriter.create(tmp_path / "run", config, trainer.task.statistics, trainer.initial, {"name": "none"})
+    generator = np.random.default_rng(0)
+    shapes = {name: trainer.initial[name].shape for name in config.trained}
+    columns = {"split": "held_out", "metric": "in_context_unabsorbed_accuracy", "n": 128 * 256}
+    for step in range(0, 1000, 5):
+        tensors = {name: generator.random(shape, np.float32) for name, shape in shapes.items()}
+        metrics = [{"step": step, **columns, "value": generator.random()} for _ in range(17)]  # twelve, and five losses
+        writer.keep(step, tensors, metrics, {f"momentum_buffer/{name}": tensors[name] for name in tensors}, {})
+    run = load_run(tmp_path / "run")
+    assert len(run.steps) == 200 and run.steps[-1] == 995
+    assert sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file()) < 60e6
+
+
+def test_a_run_gives_back_what_was_trained(tmp_path):
+    config = tiny("model.feed_forward=linear", "training.loss=all")
+    in_memory = {record.step: record.weights for record in train(config)}
+    run = train_all(config, tmp_path / "run")
+    assert run.config == config
+    for step, weights in run.checkpoints():
+        assert all(np.array_equal(weights[name], in_memory[step][name]) for name in weights)
+    tokens = run.task.batch(2, seed=5).tokens
+    from birthlens.model import forward
+
+    expected = forward.logits(forward.tensors_of(run.weights(8)), config.model, tokens)
+    torch.testing.assert_close(run.model(8)(tokens), expected, rtol=1e-4, atol=1e-5)
+    stack = run.stacked(["L0.W_K", "W_E"])
+    assert stack["L0.W_K"].shape == (4, 1, 16, 16) and stack["W_E"].shape == (4, 12, 16)
+    np.testing.assert_array_equal(stack["L0.W_K"][-1], run.weights(-1)["L0.W_K"])
+
+
+def test_a_killed_process_resumes_to_the_same_bits(tmp_path):
+    """Start a real process, kill -9 it in the middle, resume, and compare with a run that nobody touched."""
+    overrides = ["training.steps=400", "checkpoints.every=7", "checkpoints.sensitivity=0.2", "optimiser.kind=adamw"]
+    config = tiny("training.engine=handwritten", "optimiser.learning_rate=0.003", *overrides)
+    config.save(tmp_path / "config.yaml")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "birthlens",
+        "train",
+        str(tmp_path / "killed"),
+        "--config",
+        str(tmp_path / "config.yaml"),
+    ]
+    process = subprocess.Popen(command, env=environment)
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while len(list(checkpoints.glob("step_*"))) < 6 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not load_run(tmp_path / "killed").finished, "the process was too fast to be killed"
+    resumed = subprocess.run(
+        [sys.executable, "-m", "birthlens", "train", str(tmp_path / "killed"), "--resume"],
+        env=environment, check=True, capture_output=True,
+    )  # fmt: skip
+    assert b"400 steps" in resumed.stderr
+    whole = subprocess.run([*command[:4], str(tmp_path / "whole"), *command[5:]], env=environment, check=True)
+    assert whole.returncode == 0
+    one, two = load_run(tmp_path / "killed"), load_run(tmp_path / "whole")
+    assert one.steps == two.steps
+    for step in two.steps:
+        first, second = one.checkpoint(step), two.checkpoint(step)
+        assert all(np.array_equal(first[name], second[name]) for name in second)
+    assert one.metrics().equals(two.metrics())
+
+
+@pytest.fixture
+def threads():
+    """Set torch's number of threads, for the length of a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("engine", "warns"), [("fused", False), ("handwritten", True), ("functional", True)])
+def test_resuming_keeps_the_engine_and_warns_where_its_threads_matter(tmp_path, caplog, threads, engine, warns):
+    threads(1)
+    for record in train_to_disk(tiny(f"training.engine={engine}"), tmp_path / "run"):
+        if record.step == 5:
+            break
+    header = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert header["engine"] == {"name": engine, "reason": "asked for", "threads": 1}
+    header["engine"]["reason"] = "a whim"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(header))
+    threads(3)
+    with caplog.at_level("INFO", logger="birthlens"):
+        *_, last = resume(tmp_path / "run")
+    assert last.trainer.engine_reason == "a whim" and last.trainer.engine.threads == 3
+    said = [record.getMessage() for record in caplog.records]
+    assert f"engine {engine}: a whim" in said
+    assert any("threads = 1 and goes on with 3" in line and "OMP_NUM_THREADS=1" in line for line in said) == warns
+
+
+def test_the_fused_engine_gives_the_same_bits_on_any_number_of_threads(threads):
+    found = {}
+    for number in (1, 2, 3):
+        threads(number)
+        record = final(tiny("training.engine=fused", "training.batch_size=80"))
+        found[number] = record.loss, {name: record.weights[name].tobytes() for name in record.trainer.config.trained}
+        assert record.trainer.engine.threads == number
+    assert found[1] == found[2] == found[3]
+
+
+def test_a_run_names_the_commit_that_made_it(tmp_path):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    assert commit(tmp_path / "no checkout") is None
+    (tmp_path / "code.py").write_text("1")
+    for command in (["init", "-q"], ["add", "code.py"], ["commit", "-q", "-m", "x"], ["tag", "-m", "v", "v1"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert commit(tmp_path) == head
+    (tmp_path / "code.py").write_text("2")
+    commit.cache_clear()
+    assert commit(tmp_path) == f"{head}-dirty"
+
+
+def test_resuming_a_finished_run_trains_nothing(tmp_path):
+    run = train_all(tiny(), tmp_path / "run")
+    before = {file: file.read_bytes() for file in sorted(run.path.rglob("step_*"))}
+    assert list(resume(tmp_path / "run")) == []
+    assert before == {file: file.read_bytes() for file in sorted(run.path.rglob("step_*"))}
+
+
+def test_resuming_measures_nothing_twice(tmp_path):
+    whole = train_all(tiny(), tmp_path / "whole")
+    for stop in (1, 5):
+        records = train_to_disk(tiny(), tmp_path / f"stopped{stop}")
+        while next(records).step < stop:
+            pass
+        records.close()
+        deque(resume(tmp_path / f"stopped{stop}"), maxlen=0)
+        assert load_run(tmp_path / f"stopped{stop}").metrics().equals(whole.metrics())
+
+
+# What is on disk when a kill comes so early, in the order of writing.
+EARLY = {
+    "nothing yet": ["checkpoints"],
+    "in the tables": ["checkpoints", ".tables.safetensors.7.tmp"],
+    "tables": ["checkpoints", "tables.safetensors", "constants.safetensors", ".run.json.7.tmp"],
+    "header": ["checkpoints", "tables.safetensors", "constants.safetensors", "run.json"],
+    "metrics": ["checkpoints", "tables.safetensors", "constants.safetensors", "run.json", "metrics.jsonl"],
+    "step 0": ["checkpoints", "tables.safetensors", "constants.safetensors", "run.json", "metrics.jsonl", "step 0"],
+}
+
+
+@pytest.mark.parametrize("moment", EARLY)
+def test_a_kill_before_the_first_checkpoint_is_no_dead_end(tmp_path, moment):
+    whole = train_all(tiny(), tmp_path / "whole")
+    path = tmp_path / "killed"
+    next(train_to_disk(tiny(), path))
+    (path / ".tables.safetensors.7.tmp").write_text("torn")
+    (path / ".run.json.7.tmp").write_text("{")
+    for file in path.iterdir():
+        if file.name not in EARLY[moment]:
+            file.unlink()
+    if "step 0" not in EARLY[moment]:
+        (path / "checkpoints" / "step_00000000.safetensors").unlink()
+    if (path / "run.json").exists():
+        with pytest.raises(BirthlensError, match="already holds a run"):
+            next(train_to_disk(tiny(), path))
+        deque(resume(path), maxlen=0)
+    else:
+        with pytest.raises(BirthlensError, match=r"holds no run.json"):
+            next(resume(path))
+        deque(train_to_disk(tiny(), path), maxlen=0)
+    run = load_run(path)
+    assert run.steps == whole.steps and run.metrics().equals(whole.metrics())
+    for step in run.steps:
+        assert all(
+            np.array_equal(run.checkpoint(step)[name], whole.checkpoint(step)[name]) for name in run.config.trained
+        )
+
+
+def test_an_existing_directory_is_left_alone(tmp_path):
+    run = train_all(tiny(), tmp_path / "run")
+    before = {file: file.read_bytes() for file in run.path.rglob("*.*")}
+    with pytest.raises(BirthlensError, match="already holds a run"):
+        next(train_to_disk(tiny("seeds.data=1"), tmp_path / "run"))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    with pytest.raises(BirthlensError, match="other files"):
+        next(train_to_disk(tiny(), tmp_path / "notes"))
+    with pytest.raises(BirthlensError, match=r"a.txt' is a file"):
+        next(train_to_disk(tiny(), tmp_path / "notes" / "a.txt"))
+    with pytest.raises(BirthlensError, match=r"out = .*x' cannot be made: Not a directory"):
+        next(train_to_disk(tiny(), tmp_path / "notes" / "a.txt" / "x"))
+    with pytest.raises(BirthlensError, match="out = '' is no name"):
+        next(train_to_disk(tiny(), ""))
+    header = (run.path / "run.json").read_bytes()
+    (run.path / "run.json").unlink()
+    with pytest.raises(BirthlensError, match="other files"):  # checkpoints may be a run's that lost its header
+        next(train_to_disk(tiny(), run.path))
+    (run.path / "run.json").write_bytes(header)
+    assert before == {file: file.read_bytes() for file in run.path.rglob("*.*")}
+
+
+def test_damage_is_named(tmp_path):
+    run = train_all(tiny(), tmp_path / "run")
+    with pytest.raises(BirthlensError, match=r"step = 3 .* 0, 4, 8, 12"):
+        run.weights(3)
+    file = run.path / "checkpoints" / "step_00000008.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(BirthlensError, match=r"step_00000008.safetensors is damaged"):
+        run.weights(8)
+    header = json.loads((run.path / "run.json").read_text())
+    (run.path / "run.json").write_text(json.dumps({**header, "format": 99}))
+    with pytest.raises(BirthlensError, match=r"run.json has format 99.*upgrade"):
+        load_run(run.path)
+    (run.path / "run.json").write_text("{")
+    with pytest.raises(BirthlensError, match=r"run.json is damaged"):
+        load_run(run.path)
+    with pytest.raises(BirthlensError, match="does not exist"):
+        load_run(tmp_path / "absent")
+    with pytest.raises(BirthlensError, match=r"holds no run.json"):
+        load_run(tmp_path)
+
+
+def _read_all(path):
+    run = load_run(path)
+    assert len(run.task.statistics) == 12 and len(run.metrics())
+    deque(run.checkpoints(), maxlen=0)
+    run.stacked(run.config.trained)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"config": "task"}, r"'config' is no dict"),
+        ({"config": [1]}, r"'config' is no dict"),
+        ({"config": {"task": {"contxt": 3}}}, r"config that cannot be read: task.contxt = 3 is unknown"),
+        ({"engine": None}, r"'engine' is no dict"),
+        ({"engine": {}}, r"'engine' has no name"),
+        ({"vocab": ["a", "b"]}, r"shape \(12,\) for 2 tokens"),
+        ({"vocab": list(range(12))}, r"'vocab' holds something else than strings"),
+        ({"format": "1"}, r"'format' is no int"),
+    ],
+)
+def test_a_damaged_header_is_named(tmp_path, change, said):
+    run = train_all(tiny(), tmp_path / "run")
+    header = json.loads((run.path / "run.json").read_text())
+    (run.path / "run.json").write_text(json.dumps({**header, **change}))
+    with pytest.raises(BirthlensError, match=said) as error:
+        _read_all(run.path)
+    assert str(run.path) in str(error.value)
+
+
+def test_damaged_tensors_rows_and_notes_are_named(tmp_path):
+    run = train_all(tiny(), tmp_path / "run")
+    steps = run.steps
+    for stranger in ("step_copy", "step_5", "step_00000008 (1)"):
+        (run.path / "checkpoints" / f"{stranger}.safetensors").write_bytes(b"")
+    _read_all(run.path)
+    assert run.steps == steps
+    metrics = (run.path / "metrics.jsonl").read_bytes()
+    for row in ("5", '{"a": 5}', '{"step": "x", "split": "", "metric": "", "value": 1, "n": 1}'):
+        (run.path / "metrics.jsonl").write_bytes(metrics + row.encode() + b"\n")
+        with pytest.raises(BirthlensError, match=r"metrics.jsonl is damaged at line \d+"):
+            run.metrics()
+    (run.path / "metrics.jsonl").write_bytes(metrics)
+
+    state = load_tensors(run.path / "resume.safetensors")
+    for notes in ("{", "[]", '{"step": "last"}'):
+        save_tensors(run.path / "resume.safetensors", state, {"notes": notes})
+        with pytest.raises(BirthlensError, match=r"resume.safetensors does not say which step"):
+            next(resume(run.path))
+    wrong = {name: np.zeros((2, 2), np.float32) for name in state}
+    save_tensors(run.path / "resume.safetensors", wrong, {"notes": '{"step": 4}'})
+    with pytest.raises(BirthlensError, match=r"resume.safetensors has momentum_buffer.* of shape \(2, 2\)"):
+        next(resume(run.path))
+
+    file = run.path / "checkpoints" / "step_00000004.safetensors"
+    tensors = load_tensors(file)
+    save_tensors(file, {**tensors, "L1.W_O": np.zeros((1, 16, 8), np.float32)})
+    with pytest.raises(BirthlensError, match=r"step_00000004.* has L1.W_O of shape \(1, 16, 8\), not \(1, 16, 16\)"):
+        _read_all(run.path)
+    save_tensors(file, {"L1.W_O": tensors["L1.W_O"]})
+    with pytest.raises(BirthlensError, match=r"step_00000004.* lacks L0.W_K, L1.W_K"):
+        run.stacked(["L0.W_K"])
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(BirthlensError, match=r"step_00000004.safetensors cannot be read: Is a directory"):
+        _read_all(run.path)
+
+
+def test_a_torn_last_line_of_metrics_is_dropped(tmp_path):
+    run = train_all(tiny(), tmp_path / "run")
+    n = len(run.metrics())
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 13, "spl')
+    assert len(run.metrics()) == n
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        (["checkpoints.schedule=explicit", "checkpoints.steps=[3, 9]"], [0, 3, 9, 100]),
+        (["checkpoints.schedule=log", "checkpoints.per_decade=2"], [0, 1, 3, 10, 32, 100]),
+        (["checkpoints.schedule=linear", "checkpoints.every=40"], [0, 40, 80, 100]),
+    ],
+)
+def test_schedules(overrides, steps):
+    schedule = Schedule(tiny("training.steps=100", *overrides))
+    assert [step for step in range(101) if schedule.planned(step)] == steps
+
+
+@given(st.integers(1, 400), st.integers(1, 3000))
+def test_a_logarithmic_schedule_is_every_rounded_power(per_decade, last):
+    config = tiny(f"training.steps={last}", "checkpoints.schedule=log", f"checkpoints.per_decade={per_decade}")
+    powers = {round(10 ** (power / per_decade)) for power in range(4 * per_decade)}
+    schedule = Schedule(config)
+    wanted = {0, last, *(step for step in powers if step < last)}
+    assert {step for step in range(last + 1) if schedule.planned(step)} == wanted
+
+
+@pytest.mark.parametrize("kind", ["checkpoints.schedule=log", "checkpoints.every=1"])
+def test_no_schedule_is_too_long_to_begin(kind):
+    long = 10**12
+    schedule = Schedule(tiny(f"training.steps={long}", kind, f"checkpoints.per_decade={10 * long}"))
+    assert schedule.planned(long) and schedule.planned(1) and schedule.planned(long - 1)
+
+
+def test_checkpoints_are_denser_where_the_loss_moves():
+    schedule = Schedule(tiny("training.steps=100", "checkpoints.every=50", "checkpoints.sensitivity=0.1"))
+    loss = {step: 3.0 if step < 60 else max(0.1, 3.0 - 0.2 * (step - 60)) for step in range(101)}
+    kept = [step for step in range(101) if schedule.keeps(step, loss[step])]
+    assert kept[:2] == [0, 50] and len([step for step in kept if 60 <= step <= 80]) > 10
+    assert Schedule(tiny("checkpoints.sensitivity=0.1"), last_kept_loss=2.0).keeps(3, 1.0)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("engine", ["functional", "handwritten", "fused"])
+def test_divergence_stops_with_advice(tmp_path, engine):
+    config = tiny(
+        "optimiser.learning_rate=1e12", f"training.engine={engine}", "training.steps=50", "evaluation.every=50",
+        "checkpoints.schedule=explicit", "checkpoints.steps=[1]",
+    )  # fmt: skip
+    with pytest.raises(DivergedError, match=r"training loss is nan at step \d+.*optimiser.learning_rate") as stopped:
+        for _ in train_to_disk(config, tmp_path / "run"):
+            pass
+    kept = load_run(tmp_path / "run")
+    assert all(np.isfinite(array).all() for array in kept.checkpoint(kept.steps[-1]).values())
+    assert f"the last good step that is kept is {kept.steps[-1]}" in str(stopped.value)
+    # What was measured since then is on disk too, up to the update that failed.
+    step = int(str(stopped.value).split("at step ")[1].split(";")[0])
+    assert kept.metrics().query("metric == 'loss'")["step"].tolist() == list(range(1, step + 1))
+    assert step > kept.steps[-1] == 1
+    with pytest.raises(DivergedError, match="that is kept is 1"):
+        for _ in resume(tmp_path / "run"):
+            pass
+
+
+def test_a_held_out_loss_that_is_not_finite_stops_before_its_step_is_kept():
+    """One update makes the weights so large that the held-out loss is NaN, before any training batch sees them."""
+    config = tiny(
+        "optimiser.learning_rate=1e30",
+        "optimiser.weight_decay=1e8",
+        "training.engine=functional",
+        "checkpoints.every=1",
+    )
+    with pytest.raises(DivergedError, match=r"held-out loss is nan at step 1; .* kept is 0"):
+        final(config)
+
+
+def test_weights_that_are_not_finite_are_not_kept_where_no_held_out_target_tells():
+    config = tiny(
+        "optimiser.weight_decay=1e30", "optimiser.learning_rate=1e30", "checkpoints.every=1",
+        "task.context=5", "evaluation.batch_size=1", "training.batch_size=64",
+    )  # fmt: skip
+    trainer, kept = Trainer(config, _statistics(config)), []
+    assert not trainer.held_out.in_context.any()
+    with pytest.raises(DivergedError, match=r"L0.W_K holds numbers that are not finite at step 1; .* kept is 0"):
+        for record in train(config, trainer=trainer):
+            kept.append(record.step)
+    assert kept == [0]
+
+
+def test_without_a_held_out_target_only_planned_steps_are_kept():
+    schedule = Schedule(tiny("checkpoints.every=4", "checkpoints.sensitivity=0.1"))
+    assert [step for step in range(13) if schedule.keeps(step, None)] == [0, 4, 8, 12]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "engine"),
+    [
+        ([], "handwritten"),
+        (["training.steps=100000"], "fused"),
+        (["model.family=full"], "functional"),
+        (["model.n_layers=3"], "functional"),
+        (["model.feed_forward=relu"], "functional"),
+        (["training.trained=[W_E, L1.W_O]"], "functional"),
+        (["training.engine=reference"], "reference"),
+    ],
+)
+def test_the_engine_is_chosen_by_the_config_and_says_why(overrides, engine):
+    name, reason = choose(tiny(*overrides), 12)
+    assert name == engine and reason
+
+
+@pytest.mark.parametrize("overrides", [["task.context=2040"], ["corpus.vocabulary=2030"]])
+def test_a_context_or_vocabulary_too_large_to_fold_falls_back(overrides):
+    config = tiny("training.steps=1", "training.batch_size=1", "evaluation.batch_size=1", "model.d_model=2", *overrides)
+    trainer = Trainer(config, _statistics(config))
+    assert trainer.engine_name == "functional" and "n_ctx + d_vocab = 20" in trainer.engine_reason
+    assert np.isfinite(trainer.update())
+    with pytest.raises(BirthlensError, match=r"'handwritten' cannot take this config: n_ctx \+ d_vocab = 20.*use auto"):
+        Trainer(config.changed(training={"engine": "handwritten"}), _statistics(config))
+
+
+UNUSABLE_NUMBA = {
+    "an import that fails": "raise ImportError('built for another numpy')",
+    "no directory for its cache": "def njit(*a, **k): return lambda f: cannot_cache()\n"
+    "def cannot_cache(): raise RuntimeError('cannot cache function: no locator available')",
+}
+
+
+@pytest.mark.parametrize("code", UNUSABLE_NUMBA.values(), ids=UNUSABLE_NUMBA)
+def test_a_numba_that_cannot_be_used_is_done_without(tmp_path, code):
+    """In a process of its own, with a broken numba first on the path: sampling and training go on without it."""
+    (tmp_path / "numba.py").write_text(code)
+    tiny("training.steps=100000").save(tmp_path / "config.json")
+    program = (
+        "from birthlens.config.run import RunConfig\n"
+        "from birthlens.tasks.corpus import statistics_of\n"
+        "from birthlens.errors import BirthlensError\n"
+        "from birthlens.training.loop import Trainer\n"
+        "config = RunConfig.load('config.json')\n"
+        "trainer = Trainer(config, statistics_of(config.corpus))\n"
+        "trainer.update()\n"
+        "print(trainer.engine_name, trainer.engine_reason)\n"
+        "try:\n"
+        "    config = config.changed(training={'engine': 'fused'})\n"
+        "    Trainer(config, statistics_of(config.corpus))\n"
+        "except BirthlensError as error:\n"
+        "    print(error)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    said, refused = done.stdout.splitlines()
+    assert said.startswith("handwritten the compiled kernels cannot be loaded (")
+    assert refused.startswith(
+        "training.engine = 'fused' cannot take this config: the compiled kernels cannot be loaded"
+    )
+
+
+def test_forcing_an_engine_that_cannot_is_an_error():
+    with pytest.raises(BirthlensError, match=r"'fused' cannot take this config.*W_E must stay frozen"):
+        choose(tiny("training.engine=fused", "training.trained=[W_E]"), 12)
+
+
+def test_a_loss_without_targets_is_refused():
+    with pytest.raises(BirthlensError, match=r"n_triggers = 0"):
+        next(train(tiny("task.n_triggers=0")))
