@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[1] / "birthlens"
 MODULES = sorted(ROOT.rglob("*.py"))
 LONGEST = 310
 """Lines of a module; one concept fits."""
+LONGER = {"training.simplified.kernels": 340}
+"""Modules that may be longer: Numba's disk cache notices edits of one file only, so all that it compiles is in one."""
 
 PLAN = {
     "": "errors shapes labels _version < system",
@@ -23,7 +25,7 @@ PLAN = {
     "runs": "files provenance < run writer < evaluation reuse",
     "training": """
         simplified.folding < simplified.buffers simplified.torch_step < simplified.kernels < simplified.numba_step
-        < engines < loop < loggers recording < sweep""",
+        < engines optimiser < loop < loggers recording < sweep""",
     "analysis.memories": """
         duals series < memory < layer_norms recall < circuits ledger top_associations < ideal ledger_nulls names
         recall_tables < birth_order ledger_tables < order_tables""",
@@ -120,7 +122,7 @@ def test_a_module_keeps_the_rules(path):
     tree = ast.parse(text)
     outside = {name.split(".")[0] for name in imported(tree)}
     assert not outside & {"pickle", "dill", "joblib"}, f"{path} imports a pickler"
-    assert len(text.splitlines()) <= LONGEST, f"{path} is too long for one concept"
+    assert len(text.splitlines()) <= LONGER.get(dotted(path), LONGEST), f"{path} is too long for one concept"
     assert "utils" not in path.name
     assert ast.get_docstring(tree), f"{path} does not say what it is"
 

@@ -91,7 +91,8 @@ def _autograd_step(model: nn.Module, parameters: list[Tensor], config: RunConfig
 
 def _optimiser(parameters: list[Tensor], config: RunConfig) -> torch.optim.Optimizer:
     settings = config.optimiser
-    rate, decay = settings.learning_rate, settings.weight_decay
+    rate = settings.learning_rate
+    decay = settings.weight_decay
     if settings.kind == "adamw":
         return torch.optim.AdamW(parameters, lr=rate, betas=settings.betas, weight_decay=decay)
     return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)
@@ -139,11 +140,13 @@ def hooked_probes(path: str | Path) -> dict[tuple[int, str, str, str, str], floa
 
 
 def _memories_of(model: HookedTransformer, triggers: list[int]) -> dict[tuple[str, str, str, str], float]:
-    tokens, place = range(model.cfg.d_vocab), model.W_pos
+    tokens = range(model.cfg.d_vocab)
+    place = model.W_pos
     by_token: Candidates = {"all": (tokens, tokens)}
     if len(triggers) > 1:
         by_token = {**by_token, "triggers": (triggers, triggers), "triggers among all": (triggers, tokens)}
-    ways, w_1 = len(triggers) if len(triggers) > 1 else 5, model.W_E @ model.OV[0, 0].AB
+    ways = len(triggers) if len(triggers) > 1 else 5
+    w_1 = model.W_E @ model.OV[0, 0].AB
     match, attend = (model.QK[layer, 0].AB / model.cfg.attn_scale for layer in (1, 0))
     # The last number is how far before its query the right entry of each stands.
     memories: list[tuple[str, Tensor, Tensor, Tensor, Candidates, int]] = [
@@ -176,14 +179,16 @@ def _memories_of(model: HookedTransformer, triggers: list[int]) -> dict[tuple[st
 
 def _read(scores: Tensor, answers: Tensor, ways: int) -> dict[str, float]:
     """Read one table whose row i should be won by column answers[i]."""
-    n, rows = scores.shape[1], torch.arange(len(scores))
+    n = scores.shape[1]
+    rows = torch.arange(len(scores))
     ways = min(ways, n)
     right = scores[rows, answers]
     is_wrong = torch.ones_like(scores, dtype=torch.bool)
     is_wrong[rows, answers] = False
     wrong = scores[is_wrong].view(len(scores), n - 1)
     rank = 1 + (wrong > right[:, None]).sum(1) + (wrong == right[:, None]).sum(1) / 2
-    recall, lead = (rank == 1).float().mean(), right - wrong.mean(1)
+    recall = (rank == 1).float().mean()
+    lead = right - wrong.mean(1)
     spread = wrong.std(1, correction=0)
     beaten = torch.ones_like(rank)
     for drawn in range(1, ways):
@@ -203,7 +208,8 @@ def _read(scores: Tensor, answers: Tensor, ways: int) -> dict[str, float]:
 
 def plain_sampler(task: BigramTask, n: int, generator: np.random.Generator) -> list[list[int]]:
     """Draw sequences with one `Generator.choice` a token, as a straightforward implementation does."""
-    config, statistics = task.config, task.statistics
+    config = task.config
+    statistics = task.statistics
     ids = np.arange(len(statistics))
     sequences = []
     for _ in range(n):

@@ -35,7 +35,8 @@ def training_step(config: RunConfig, rounds: int) -> list[Row]:
     Small batches take several steps a turn, as in training no step finds the caches full of another variant's data.
     """
     task, weights = _task_and_weights(config)
-    size, numbers = config.training.batch_size, itertools.count()
+    size = config.training.batch_size
+    numbers = itertools.count()
 
     def on_fresh_batches(step: Callable[[Any], None]) -> Callable[[], None]:
         return lambda: step(task.batch(size, 0, next(numbers)))
@@ -70,7 +71,8 @@ def sampling(config: RunConfig, rounds: int) -> list[Row]:
 def _sampling(config: RunConfig, triggers: str, rounds: int) -> list[Row]:
     size = config.training.batch_size
     task = BigramTask(config.task.changed(triggers=triggers), statistics_of(config.corpus))
-    rng, few = np.random.default_rng(0), max(1, size // 32)
+    rng = np.random.default_rng(0)
+    few = max(1, size // 32)
     variants: dict[str, Callable[[], object]] = {
         "plain": lambda: plain_sampler(task, few, rng),
         "numpy": lambda: task.sample(size, rng, compiled=False),
@@ -106,7 +108,9 @@ def interventions(config: RunConfig, n_sequences: int, rounds: int) -> list[Row]
     from birthlens.model.hooked import build
 
     task, weights = _task_and_weights(config)
-    batch, reference, model = task.batch(n_sequences, 1), task.batch(n_sequences, 2), build(weights)
+    batch = task.batch(n_sequences, 1)
+    reference = task.batch(n_sequences, 2)
+    model = build(weights)
     suite = {
         f"{head} {method}": at_heads("z", method, [head])
         for head in weights.heads
@@ -139,7 +143,8 @@ def checkpointing(config: RunConfig, rounds: int) -> list[Row]:
     """Saving a checkpoint, and what that adds to a step on average, at the config's schedule."""
     from birthlens.runs.writer import RunWriter
 
-    trainer, every = Trainer(config, statistics_of(config.corpus)), config.checkpoints.every
+    trainer = Trainer(config, statistics_of(config.corpus))
+    every = config.checkpoints.every
     with tempfile.TemporaryDirectory() as folder:
         header = {"name": trainer.engine_name, "reason": "a benchmark", "threads": trainer.engine.threads}
         writer = RunWriter.create(Path(folder) / "run", config, trainer.task.statistics, trainer.initial, header)
@@ -169,7 +174,8 @@ def engine_step(config: RunConfig, name: str) -> Callable[[], object]:
 
 def _plain_hooked(config: RunConfig) -> Callable[[], object]:
     task, weights = _task_and_weights(config)
-    step, numbers = hooked_step(weights, config), itertools.count()
+    step = hooked_step(weights, config)
+    numbers = itertools.count()
     return lambda: step(task.batch(config.training.batch_size, 0, next(numbers)))
 
 

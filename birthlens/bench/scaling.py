@@ -42,7 +42,9 @@ def useful_operations(batch: TokenBatch, d_model: int, d_vocab: int, feed_forwar
     """
     mask = batch.in_context.numpy()
     positions = np.arange(1, mask.shape[1] + 1)
-    pairs, n, reach = float((mask * positions).sum()), float(mask.sum()), (mask * positions).max(axis=1)
+    pairs = float((mask * positions).sum())
+    n = float(mask.sum())
+    reach = (mask * positions).max(axis=1)
     layer_0 = float((reach * (reach + 1)).sum()) * d_model
     logits = (6 if feed_forward else 5) * n * d_model * d_vocab
     return 2 * (layer_0 + 6 * pairs * d_model + 3 * n * d_model**2 + logits)
@@ -87,7 +89,8 @@ def measure(overrides: list[str], rounds: int) -> Row:
     before = peak_memory_mb()
     config = preset("paper", ["corpus.source=markov", "training.engine=fused", "evaluation.batch_size=1", *overrides])
     trainer = Trainer(config, statistics_of(config.corpus))
-    seconds, operations = [], []
+    seconds = []
+    operations = []
     peak = matmul_peak()
     for number in range(rounds + 1):
         batch = trainer.task.batch(config.training.batch_size, config.seeds.data, trainer.step)

@@ -19,7 +19,8 @@ Row = dict[str, Any]
 def training(config: RunConfig, setting: str, goal: float | None = None) -> list[Row]:
     """Train from nothing, with evaluations and checkpoints on disk, to the end or to an in-context accuracy above `goal`."""
     with tempfile.TemporaryDirectory() as folder:
-        start, accuracy = time.perf_counter(), 0.0
+        start = time.perf_counter()
+        accuracy = 0.0
         for record in train_to_disk(config, Path(folder) / "run"):
             found = [row["value"] for row in record.metrics if row["metric"] == "in_context_accuracy"]
             accuracy = found[-1] if found else accuracy
@@ -47,7 +48,8 @@ def ablation_suite(config: RunConfig, n_checkpoints: int, n_sequences: int) -> l
         path = Path(folder) / "run"
         synthetic_run(config, path, n_checkpoints)
         run = load_run(path)
-        batch, reference = run.task.batch(n_sequences, 1), run.task.batch(n_sequences, 2)
+        batch = run.task.batch(n_sequences, 1)
+        reference = run.task.batch(n_sequences, 2)
         start = time.perf_counter()
         table = execute(suite, run.checkpoints(), batch, reference, Path(folder) / "suite", statistics=run.statistics)
         return [
@@ -67,7 +69,8 @@ def memory(overrides: list[str], setting: str, rounds: int) -> list[Row]:
     rows = []
     for engine in ("handwritten", "fused"):
         found = in_a_process([*overrides, f"training.engine={engine}"], rounds)
-        peak, before = found["peak_memory_mb"], found["before_training_mb"]
+        peak = found["peak_memory_mb"]
+        before = found["before_training_mb"]
         facts = {"case": "memory", "setting": setting, "variant": engine, "peak_mb": peak, "before_mb": before}
         rows.append({**facts, "rounds": rounds})
     return rows

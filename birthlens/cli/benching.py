@@ -108,7 +108,8 @@ def _cases(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
 
     few = 3 if quick else 9
     small = "evaluation.batch_size=1"  # the trainers of a benchmark evaluate nothing
-    paper, paper64 = preset("paper", [small]), preset("paper", [small, "training.batch_size=64"])
+    paper = preset("paper", [small])
+    paper64 = preset("paper", [small, "training.batch_size=64"])
     return {
         "start": lambda: cases.start_up(paper, few),
         "sampling": lambda: cases.sampling(paper, few),

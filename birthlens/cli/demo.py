@@ -30,7 +30,9 @@ def demo(out: str) -> None:
         records = train_to_disk(config, out)
     trained = follow(records, out)
 
-    run, page, probes = load_run(out), Path(out) / "report.html", Path(out) / "memories.csv"
+    run = load_run(out)
+    page = Path(out) / "report.html"
+    probes = Path(out) / "memories.csv"
     table = probed(run, run.steps, "memories")
     overview(table[table["step"].isin(run.steps[:: max(1, len(run.steps) // 10)])])
     metrics = run.metrics()

@@ -128,11 +128,13 @@ def transplant(
     to_steps, from_steps = (
         thinned(loaded.steps, 6) if chosen is None else loaded.select(chosen) for chosen in (recipients, donors)
     )
-    batch, evaluate = evaluation_batch(loaded, sequences), _evaluator(loaded)
+    batch = evaluation_batch(loaded, sequences)
+    evaluate = _evaluator(loaded)
     if sources is None:
         steps = sorted({*to_steps, *from_steps})
         table = transplant_table(loaded.checkpoints(steps), batch, names, from_steps, to_steps, align, evaluate)
-        down, across = "to_step", "from_step"
+        down = "to_step"
+        across = "from_step"
     else:
         table = replacement_table(
             loaded.checkpoints(to_steps),
@@ -144,7 +146,8 @@ def transplant(
             bigram=_bigram(loaded),
             evaluate=evaluate,
         )
-        down, across = "step", "source"
+        down = "step"
+        across = "source"
     moved = ", ".join(table.attrs["moving"])
     if moved and sources is None and not align:
         _note(f"{moved} moves between steps, so that matrices change bases; see --align.")

@@ -45,7 +45,8 @@ def reproduce(
     from birthlens.claims.catalogue import claims_named
     from birthlens.claims.tiers import tier_named
 
-    chosen, scale = claims_named(claims), tier_named(tier)
+    chosen = claims_named(claims)
+    scale = tier_named(tier)
     if listing:
         show_rows(["claim", "sentence"], [[claim.id, claim.sentence] for claim in chosen])
         return
@@ -53,7 +54,8 @@ def reproduce(
     from birthlens.claims.scorecard import Result, Scorecard, scorecard_table
     from birthlens.viz.report.scorecard import write_scorecard_page
 
-    page, results = Path(out) / "scorecard.html", list[Result]()
+    page = Path(out) / "scorecard.html"
+    results = list[Result]()
 
     def draw(card: Scorecard) -> None:
         write_scorecard_page(card, page)

@@ -46,7 +46,8 @@ def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...])
             raise BirthlensError(f"option = {options[0]!r}: options are for tables; a run's figures have none.")
         run = load_run(source)
         chosen = run.select(steps)
-        figure, kept = draw(run, kind, chosen), drawn_steps(run, kind, chosen)
+        figure = draw(run, kind, chosen)
+        kept = drawn_steps(run, kind, chosen)
         if len(kept) < len(chosen):
             drawn = ", ".join(map(str, kept))
             click.echo(
@@ -102,7 +103,8 @@ def watch(run: str, once: bool, every: float) -> None:
 
     console = Console()
     live = console.is_terminal and not once
-    width, height = max(10, min(60, console.width - 54)), console.height if live else None
+    width = max(10, min(60, console.width - 54))
+    height = console.height if live else None
     watched = Watch(load_run(run), width, height)
     if not live:
         console.print(watched.frame())

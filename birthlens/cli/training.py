@@ -80,7 +80,9 @@ def follow(records: Iterable[StepRecord], out: str, logger: str | None = None) -
     from birthlens.training.loggers import log_to
 
     log = log_to(logger, Path(out)) if logger else None
-    last, accuracy, skipped = None, None, 0
+    last = None
+    accuracy = None
+    skipped = 0
     with _Bar(sys.stderr.isatty()) as bar, _log_on_stderr():
         for record in records:
             last = record
@@ -110,7 +112,8 @@ def _log_on_stderr() -> Iterator[None]:
     """Show what the package logs, a line each."""
     import logging
 
-    log, handler = logging.getLogger("birthlens"), logging.StreamHandler(sys.stderr)
+    log = logging.getLogger("birthlens")
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("birthlens: %(message)s"))
     level = log.level
     log.addHandler(handler)

@@ -131,7 +131,8 @@ def _sentence(path: str, kind: Any, value: Any, complaint: str) -> str:
     """Say what msgspec complains of as one sentence with field, value and what would be valid."""
     complaint, _, where = complaint.replace("`", "").partition(" - at $")
     for index in re.findall(r"\[(\d+)\]", where):
-        path, value = f"{path}.{index}", value[int(index)]
+        path = f"{path}.{index}"
+        value = value[int(index)]
     if isinstance(value, float) and value != value:
         complaint = "expected a finite number"
     elif Literal in (get_origin(kind), *map(get_origin, get_args(kind))):

@@ -76,7 +76,9 @@ def parameter_shapes(config: ModelConfig, d_vocab: int, n_ctx: int) -> dict[str,
         >>> list(parameter_shapes(ModelConfig(d_model=8, n_layers=1), d_vocab=5, n_ctx=4))
         ['W_E', 'W_pos', 'L0.W_Q', 'L0.W_K', 'L0.W_V', 'L0.W_O', 'W_U']
     """
-    d_model, heads, width = config.d_model, config.n_heads, config.d_head
+    d_model = config.d_model
+    heads = config.n_heads
+    width = config.d_head
     full = config.family == "full"
     shapes: dict[str, tuple[int, ...]] = {"W_E": (d_vocab, d_model)}
     if config.positions != "rotary":

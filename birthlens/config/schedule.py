@@ -40,7 +40,8 @@ class Schedule:
 
         `loss` is None where the held-out batch has no target of it; then only planned steps are kept.
         """
-        last, sensitivity = self.last_kept_loss, self.config.checkpoints.sensitivity
+        last = self.last_kept_loss
+        sensitivity = self.config.checkpoints.sensitivity
         fast = sensitivity > 0 and last is not None and loss is not None and abs(loss - last) > sensitivity * last
         if self.planned(step) or fast:
             self.last_kept_loss = loss

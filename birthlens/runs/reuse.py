@@ -16,14 +16,14 @@ from typing import Any, Literal
 
 from birthlens._version import __version__
 from birthlens.config.run import RunConfig
-from birthlens.tasks.corpus import statistics_of
-from birthlens.system import write_atomically
-from birthlens.errors import BirthlensError
-from birthlens.runs.provenance import TRAINING, code_digest, corpus_digest
-from birthlens.runs.files import read_metrics, read_notes, versions
-from birthlens.runs.run import Run
 from birthlens.config.schedule import Schedule
+from birthlens.errors import BirthlensError
 from birthlens.model.weights import load_tensors
+from birthlens.runs.files import read_metrics, read_notes, versions
+from birthlens.runs.provenance import TRAINING, code_digest, corpus_digest
+from birthlens.runs.run import Run
+from birthlens.system import write_atomically
+from birthlens.tasks.corpus import statistics_of
 
 Standing = Literal["trained", "continued", "reused"]
 _OURS = {"checkpoints", "tables.safetensors", "constants.safetensors", "metrics.jsonl", "run.json", "resume.safetensors",

@@ -11,10 +11,10 @@ import numpy as np
 
 from birthlens.config.model import parameter_shapes
 from birthlens.config.run import RunConfig
-from birthlens.tasks.corpus import BigramStatistics
 from birthlens.errors import BirthlensError
-from birthlens.runs.files import checkpoint_file, kept_steps, read_header, read_metrics, read_tables
 from birthlens.model.weights import Weights, load_tensors
+from birthlens.runs.files import checkpoint_file, kept_steps, read_header, read_metrics, read_tables
+from birthlens.tasks.corpus import BigramStatistics
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,12 +12,12 @@ import numpy as np
 
 from birthlens._version import __version__
 from birthlens.config.run import RunConfig
-from birthlens.tasks.corpus import BigramStatistics
-from birthlens.system import is_temporary, write_atomically
 from birthlens.errors import BirthlensError
-from birthlens.runs.provenance import TRAINING, code_digest
-from birthlens.runs.files import FORMAT, checkpoint_file, commit, listed_steps, read_metrics, read_notes, versions
 from birthlens.model.weights import Weights, load_tensors, save_tensors
+from birthlens.runs.files import FORMAT, checkpoint_file, commit, listed_steps, read_metrics, read_notes, versions
+from birthlens.runs.provenance import TRAINING, code_digest
+from birthlens.system import is_temporary, write_atomically
+from birthlens.tasks.corpus import BigramStatistics
 
 Array = np.ndarray
 

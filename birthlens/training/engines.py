@@ -69,14 +69,17 @@ class AutogradEngine(Engine):
     """Gradients by autograd, accumulated over chunks of sequences so that memory does not grow with the batch."""
 
     def __init__(self, name: str, parameters: dict[str, Tensor], logits_at: LogitsAt, chunk: int) -> None:
-        self.name, self.parameters = name, parameters
-        self._logits_at, self._chunk = logits_at, chunk
+        self.name = name
+        self.parameters = parameters
+        self._logits_at = logits_at
+        self._chunk = chunk
 
     def gradients(self, batch: TokenBatch, mask: Bool[Tensor, "batch pos"]) -> float:
         """Accumulate gradients chunk by chunk."""
         for parameter in self.parameters.values():
             parameter.grad = None
-        n, total = int(mask.sum()), 0.0
+        n = int(mask.sum())
+        total = 0.0
         for part, chosen in zip(batch.chunks(self._chunk), torch.split(mask, self._chunk), strict=True):
             if not chosen.any():
                 continue
@@ -88,7 +91,8 @@ class AutogradEngine(Engine):
     @torch.no_grad()
     def evaluate(self, batch: TokenBatch) -> tuple[Float[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
         """Run the forward pass chunk by chunk."""
-        losses, predictions = [], []
+        losses = []
+        predictions = []
         for part in batch.chunks(self._chunk):
             shape = part.tokens.shape
             logits = self._logits_at(part.tokens, torch.ones(shape, dtype=torch.bool))
@@ -101,7 +105,8 @@ class FoldedEngine(Engine):
     """The hand-written step, in torch or compiled; its arrays and the parameters share their memory."""
 
     def __init__(self, name: str, step: FoldedStep, arrays: Mapping[str, np.ndarray]) -> None:
-        self.name, self._step = name, step
+        self.name = name
+        self._step = step
         self.parameters = {key: torch.from_numpy(array) for key, array in arrays.items()}
         self.bits_depend_on_threads = name != "fused"
 

@@ -26,8 +26,12 @@ from birthlens.tasks.bigram import HELD_OUT, BigramTask
 from birthlens.tasks.corpus import BigramStatistics, statistics_of
 from birthlens.tasks.roles import summary
 from birthlens.training.engines import Engine, choose, engine
+from birthlens.training.optimiser import load_state, new_optimiser, saved_state
 
 Array = np.ndarray
+State = tuple[Mapping[str, Array], Mapping[str, Any]]
+"""The tensors of a saved step (weights by name, the optimiser's by `quantity/name`) and its notes."""
+
 _log = logging.getLogger("birthlens")
 
 
@@ -57,38 +61,41 @@ class StepRecord:
 
 
 class Trainer:
-    """Everything that moves during training.
+    """A model in training: its data, its weights, the engine that takes gradients, the optimiser and the schedule.
 
-    `state` is what `snapshot` returned at the step to continue from; `last_kept` is the last step that a record wanted kept.
+    `state` is what `snapshot` and `weights` gave at the step to continue from. `last_kept` is the last step that was kept.
+
+    Raises:
+        BirthlensError: where the config cannot be trained, or the state does not fit it.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        statistics: BigramStatistics,
-        state: tuple[Mapping[str, Array], Mapping[str, Any]] | None = None,
-    ) -> None:
-        if config.training.loss == "in_context" and config.task.n_triggers == 0:
-            raise BirthlensError(
-                "training.loss = 'in_context': with task.n_triggers = 0 there is no such target; use all."
-            )
+    def __init__(self, config: RunConfig, statistics: BigramStatistics, state: State | None = None) -> None:
+        _check_targets(config)
         self.config = config
         self.task = BigramTask(config.task, statistics)
-        self.initial = initial_weights(
-            config.model, len(statistics), config.task.context, np.random.default_rng(config.seeds.init)
-        )
-        self.engine_name, self.engine_reason = choose(config, len(statistics))
-        self.step, self.resumed = 0, state is not None
-        self.last_kept: int | None = None
-        tensors, notes = state or ({}, {})
-        start = {name: array for name, array in tensors.items() if "/" not in name}
-        self.engine: Engine = engine(self.engine_name, config, self.initial.replaced(start))
-        self.optimiser = _optimiser(config, self.engine)
-        self.schedule = Schedule(config, notes.get("last_kept_loss"))
-        if state is not None:
-            self.step = self.last_kept = int(notes["step"])
-            _restore(self.optimiser, self.engine, tensors)
         self.held_out = self.task.batch(config.evaluation.batch_size, config.seeds.evaluation, HELD_OUT)
+        generator = np.random.default_rng(config.seeds.init)
+        self.initial = initial_weights(config.model, len(statistics), config.task.context, generator)
+        self.engine_name, self.engine_reason = choose(config, len(statistics))
+        self.engine: Engine = engine(self.engine_name, config, self.initial)
+        self.optimiser = new_optimiser(config, self.engine.parameters)
+        self.schedule = Schedule(config)
+        self.step = 0
+        self.last_kept: int | None = None
+        self.resumed = state is not None
+        if state is not None:
+            self._restore(*state)
+
+    def _restore(self, tensors: Mapping[str, Array], notes: Mapping[str, Any]) -> None:
+        """Go to the step of a saved state: its weights, the optimiser's tensors, and what the schedule remembers."""
+        saved = self.initial.replaced({name: array for name, array in tensors.items() if "/" not in name})
+        with torch.no_grad():
+            for name, parameter in self.engine.parameters.items():
+                parameter.copy_(torch.from_numpy(np.array(saved[name])))
+        load_state(self.optimiser, self.engine.parameters, tensors)
+        self.schedule.last_kept_loss = notes.get("last_kept_loss")
+        self.step = int(notes["step"])
+        self.last_kept = self.step
 
     def weights(self) -> Weights:
         """Return a copy of all weights."""
@@ -96,12 +103,8 @@ class Trainer:
 
     def snapshot(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """Return the optimiser's tensors and notes, from which (with the weights) training continues to the bit."""
-        state: dict[str, Array] = {}
-        for name, parameter in self.engine.parameters.items():
-            for key, value in self.optimiser.state.get(parameter, {}).items():
-                if isinstance(value, torch.Tensor):
-                    state[f"{key}/{name}"] = value.detach().numpy().copy()
-        return state, {"step": self.step, "last_kept_loss": self.schedule.last_kept_loss, "engine": self.engine_name}
+        notes = {"step": self.step, "last_kept_loss": self.schedule.last_kept_loss, "engine": self.engine_name}
+        return saved_state(self.optimiser, self.engine.parameters), notes
 
     def update(self) -> float | None:
         """Take one step on a fresh batch; return its loss, or None where the batch held no position of the loss."""
@@ -183,28 +186,6 @@ def train(
         yield trainer.record(trainer.update())
 
 
-def _optimiser(config: RunConfig, engine: Engine) -> torch.optim.Optimizer:
-    settings = config.optimiser
-    parameters = list(engine.parameters.values())
-    if not parameters:
-        raise BirthlensError("training.trained = (): nothing would move; name at least one matrix.")
-    if settings.kind == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
-    return torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
-    )
-
-
-def _restore(optimiser: torch.optim.Optimizer, engine: Engine, tensors: Mapping[str, Array]) -> None:
-    for name, parameter in engine.parameters.items():
-        found = {key.removesuffix(f"/{name}"): value for key, value in tensors.items() if key.endswith(f"/{name}")}
-        for key, value in found.items():
-            if value.size != 1 and value.shape != tuple(parameter.shape):
-                raise BirthlensError(
-                    f"resume.safetensors has {key}/{name} of shape {value.shape}, not {tuple(parameter.shape)}; "
-                    "the run is damaged, train again."
-                )
-        if found:
-            optimiser.state[parameter] = {key: torch.from_numpy(np.array(value)) for key, value in found.items()}
+def _check_targets(config: RunConfig) -> None:
+    if config.training.loss == "in_context" and config.task.n_triggers == 0:
+        raise BirthlensError("training.loss = 'in_context': with task.n_triggers = 0 there is no such target; use all.")

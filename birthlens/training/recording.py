@@ -46,7 +46,8 @@ def resume(out: str | Path) -> Iterator[StepRecord]:
     config = run.config.changed(training=run.config.training.changed(engine=recorded["name"]))
     trainer = Trainer(config, run.statistics, kept)
     trainer.engine_reason = recorded["reason"]
-    before, now = recorded["threads"], trainer.engine.threads
+    before = recorded["threads"]
+    now = trainer.engine.threads
     unfinished = trainer.step < config.training.steps
     if trainer.engine.bits_depend_on_threads and before != now and unfinished:
         _log.warning(

@@ -68,14 +68,18 @@ class Scratch(NamedTuple):
 
 def new_tables(entries: int, d_model: int, d_vocab: int) -> KernelTables:
     """Allocate the tables; `fill` writes them."""
-    tall, square, wide = (entries, d_model), (d_model, d_model), (d_model, d_vocab)
+    tall = (entries, d_model)
+    square = (d_model, d_model)
+    wide = (d_model, d_vocab)
     shapes = (tall, tall, (entries, entries), square, square, wide, wide[::-1], wide, wide[::-1])
     return KernelTables(*map(_aligned, shapes))
 
 
 def fill(model: KernelTables, tables: Tables) -> None:
     """Copy a step's tables, and their transposes, to where the kernels read them."""
-    bilinear, direct, attended = tables.bilinear, tables.direct, tables.attended
+    bilinear = tables.bilinear
+    direct = tables.direct
+    attended = tables.attended
     sources = (*tables[:3], bilinear, bilinear.T, direct, direct.T, attended, attended.T)
     for target, source in zip(model, sources, strict=True):
         np.copyto(target, source)

@@ -116,7 +116,8 @@ class FoldedStep(ABC):
         self._weights = weights
         self._scale = np.float32(score_scale)
         self._codebook = np.zeros((self.n_pos + self.d_vocab, self.d_model), np.float32)
-        self._codebook[: self.n_ctx], self._codebook[self.n_pos :] = weights["W_pos"], weights["W_E"]
+        self._codebook[: self.n_ctx] = weights["W_pos"]
+        self._codebook[self.n_pos :] = weights["W_E"]
         with single_threaded_blas():
             self._values = self._codebook @ weights["L0.W_V"][0] @ weights["L0.W_O"][0]
         self._needs = Needs(
@@ -164,7 +165,8 @@ class FoldedStep(ABC):
         """Run the folded model over a batch; the sums are gradients of the mean loss."""
 
     def _fold(self) -> Tables:
-        weights, codebook = self._weights, self._codebook
+        weights = self._weights
+        codebook = self._codebook
         with single_threaded_blas():
             direct = weights["W_U"]
             if "L1.W_F" in weights:
@@ -180,7 +182,8 @@ class FoldedStep(ABC):
 
     def _unfold(self, tables: Tables, sums: Sums) -> dict[str, Array]:
         """Apply the chain rule from the tables back to the trained weights."""
-        weights, codebook = self._weights, self._codebook
+        weights = self._weights
+        codebook = self._codebook
         gradients: dict[str, Array] = {}
         with single_threaded_blas():
             if "L0.W_K" in self.trained:

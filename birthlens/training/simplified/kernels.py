@@ -28,9 +28,13 @@ Array = np.ndarray
 _EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
 _SUMS: dict[str, Any] = {**_EXACT, "fastmath": {"contract", "nsz", "reassoc"}}
 
-_SIGN, _MAGNITUDE = np.int32(31), np.int32(2**31 - 1)
+_SIGN = np.int32(31)
+_MAGNITUDE = np.int32(2**31 - 1)
 _LOG2_E = np.float32(1 / math.log(2))
-_ZERO, _HALF, _ONE, _NEGLIGIBLE = np.float32(0), np.float32(0.5), np.float32(1), np.float32(-40)
+_ZERO = np.float32(0)
+_HALF = np.float32(0.5)
+_ONE = np.float32(1)
+_NEGLIGIBLE = np.float32(-40)
 _C0, _C1, _C2, _C3, _C4, _C5, _C6 = (np.float32(math.log(2) ** k / math.factorial(k)) for k in range(7))
 
 
@@ -40,7 +44,8 @@ def run_sequences(
 ) -> None:
     """Run the sequences listed in `order`: fill their part of `outcome` and add their gradients to `sums`."""
     for b in order:
-        first, last = batch.starts[b], batch.starts[b + 1]
+        first = batch.starts[b]
+        last = batch.starts[b + 1]
         if first == last:
             continue
         n_tiles = batch.positions[last - 1] // KEYS + 1
@@ -63,8 +68,14 @@ def run_sequences(
 def attend_layer_0(sequence: Array, n_tiles: int, model: KernelTables, scratch: Scratch) -> None:
     """Fill the attention pattern and the output x1 of layer 0, as far as the key tiles reach."""
     d_model, d_vocab = model.direct.shape
-    scores, values, codebook, by_token = model.scores, model.values, model.codebook, scratch.by_token
-    value, resid, tokens, n_pos = scratch.value, scratch.resid, scratch.tokens, len(scratch.tokens)
+    scores = model.scores
+    values = model.values
+    codebook = model.codebook
+    by_token = scratch.by_token
+    value = scratch.value
+    resid = scratch.resid
+    tokens = scratch.tokens
+    n_pos = len(scratch.tokens)
     scratch.seen_from.fill(0)
     for t in range(n_tiles * KEYS):
         tokens[t] = sequence[t] if t < len(sequence) else 0
@@ -72,7 +83,8 @@ def attend_layer_0(sequence: Array, n_tiles: int, model: KernelTables, scratch: 
         for i in range(d_model):
             value[t, i] = values[t, i] + values[z, i]
     for block in range(n_tiles * KEYS // ROWS):
-        tiles, reach = scratch.pattern[block], block * ROWS // KEYS + 1
+        tiles = scratch.pattern[block]
+        reach = block * ROWS // KEYS + 1
         for i in range(ROWS):
             t = block * ROWS + i
             z = n_pos + tokens[t]
@@ -95,9 +107,15 @@ def read_layer_1(
     start: int, stop: int, batch: Batch, model: KernelTables, scratch: Scratch, outcome: StepOutcome
 ) -> None:
     """Attend from the targets `start` to `stop`, write their outcome, and leave the logits' gradient in `logits`."""
-    n, reach, i = stop - start, batch.positions[stop - 1] // KEYS + 1, 0
-    query, context, folded = scratch.query[:n], scratch.context[:n], scratch.folded[n : 2 * n]
-    logits, product, tiles = scratch.logits[:n], scratch.logits_product[:n], scratch.tiles
+    n = stop - start
+    reach = batch.positions[stop - 1] // KEYS + 1
+    i = 0
+    query = scratch.query[:n]
+    context = scratch.context[:n]
+    folded = scratch.folded[n : 2 * n]
+    logits = scratch.logits[:n]
+    product = scratch.logits_product[:n]
+    tiles = scratch.tiles
     weight = _ONE / np.float32(len(batch.targets))
     for row in range(n):
         t = batch.positions[start + row]
@@ -118,8 +136,12 @@ def read_layer_1(
     if len(outcome.logits):
         add(logits, outcome.logits[start:stop])
     for i in range(n):
-        row, target, best = logits[i], batch.targets[start + i], argmax(logits[i])
-        target_logit, top, total = row[target], row[best], _ZERO
+        row = logits[i]
+        target = batch.targets[start + i]
+        best = argmax(logits[i])
+        target_logit = row[target]
+        top = row[best]
+        total = _ZERO
         for j in range(len(row)):
             row[j] = exp2((row[j] - top) * _LOG2_E)
             total += row[j]
@@ -135,9 +157,14 @@ def differentiate_layer_1(
     start: int, stop: int, positions: Array, model: KernelTables, needs: Needs, scratch: Scratch, sums: Sums
 ) -> None:
     """Add the gradients of the targets `start` to `stop`, and their part of the gradient of x1."""
-    n, reach = stop - start, positions[stop - 1] // KEYS + 1
-    query, context, d_logits, tiles = scratch.query[:n], scratch.context[:n], scratch.logits[:n], scratch.tiles
-    d_context, d_folded = scratch.folded[:n], scratch.d_query[:n]
+    n = stop - start
+    reach = positions[stop - 1] // KEYS + 1
+    query = scratch.query[:n]
+    context = scratch.context[:n]
+    d_logits = scratch.logits[:n]
+    tiles = scratch.tiles
+    d_context = scratch.folded[:n]
+    d_folded = scratch.d_query[:n]
     if needs.attended:
         np.dot(context.T, d_logits, scratch.readout)
         add(scratch.readout, sums.attended)
@@ -178,8 +205,11 @@ def differentiate_layer_1(
 @njit(**_SUMS)
 def differentiate_layer_0(n_tiles: int, scratch: Scratch, d_scores: Array) -> None:
     """Add the gradient of layer 0's scores to that of the table which they were read from."""
-    tokens, by_token, tiles = scratch.tokens, scratch.by_token, scratch.tiles
-    n_pos, d_vocab = len(tokens), len(by_token)
+    tokens = scratch.tokens
+    by_token = scratch.by_token
+    tiles = scratch.tiles
+    n_pos = len(tokens)
+    d_vocab = len(by_token)
     for block in range(n_tiles * KEYS // ROWS):
         reach = block * ROWS // KEYS + 1
         for k in range(reach):
@@ -205,7 +235,8 @@ def differentiate_layer_0(n_tiles: int, scratch: Scratch, d_scores: Array) -> No
 @njit(**_SUMS)
 def attend(tiles: Array, start: int, reach: int, source: Array, target: Array, scratch: Scratch) -> None:
     """Fill `target` with the rows of the tiles from `start` on, times the keys' vectors in `source`."""
-    n, product = len(target), scratch.product
+    n = len(target)
+    product = scratch.product
     np.dot(tiles[0][start : start + n], source[:KEYS], target)
     for k in range(1, reach):
         i = scratch.seen_from[k]

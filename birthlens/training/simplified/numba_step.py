@@ -71,7 +71,8 @@ class FusedStep(FoldedStep):
 
         super().__init__(weights, score_scale, trained, pos_multiple=kernels.KEYS)
         self.threads = threads or torch.get_num_threads()
-        self._run_sequences, self._fill = kernels.run_sequences, buffers.fill
+        self._run_sequences = kernels.run_sequences
+        self._fill = buffers.fill
         sizes = len(self._codebook), self.d_model, self.d_vocab
         self._model = buffers.new_tables(*sizes)
         self._sums = [buffers.new_sums(*sizes) for _ in range(_MAX_PARTS)]

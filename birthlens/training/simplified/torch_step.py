@@ -19,7 +19,8 @@ from birthlens.shapes import Bool, Float, Int
 from birthlens.training.simplified.folding import Batch, FoldedStep, Needs, StepOutcome, Sums, Tables
 
 _SEQUENCES = 8
-_LAYER_0_QUERIES, _LAYER_1_QUERIES = 128, 64
+_LAYER_0_QUERIES = 128
+_LAYER_1_QUERIES = 64
 """Most queries per matrix product: later keys are left out block by block, which is what causality saves."""
 
 
@@ -99,13 +100,16 @@ class _Gradients(NamedTuple):
 def _run_chunk(chunk: _Chunk, folded: _Folded, needs: Needs, gradients: _Gradients, weight: float) -> list[Tensor]:
     """Return losses, predictions and logits [batch target ...], and add to the gradients of `weight` times the loss."""
     length = int(chunk.positions.max()) + 1
-    tokens, n_pos = chunk.tokens[:, :length], len(folded.codebook) - folded.direct.shape[1]
+    tokens = chunk.tokens[:, :length]
+    n_pos = len(folded.codebook) - folded.direct.shape[1]
     one_hot = functional.one_hot(tokens, folded.direct.shape[1]).float()
 
     def look_up(table: Float[Tensor, "entry column"]) -> Float[Tensor, "batch pos column"]:
         return table[n_pos:].index_select(0, tokens.flatten()).view(*tokens.shape, -1).add_(table[:length])
 
-    value, rows, resid = look_up(folded.values), look_up(folded.scores), look_up(folded.codebook)
+    value = look_up(folded.values)
+    rows = look_up(folded.scores)
+    resid = look_up(folded.codebook)
     patterns = []
     for start, stop in _blocks(length, _LAYER_0_QUERIES):
         scores = torch.baddbmm(rows[:, start:stop, :stop], rows[:, start:stop, n_pos:], one_hot[:, :stop].mT)
@@ -120,7 +124,8 @@ def _run_chunk(chunk: _Chunk, folded: _Folded, needs: Needs, gradients: _Gradien
     if needs.scores:
         for pattern, (start, stop) in zip(patterns, _blocks(length, _LAYER_0_QUERIES), strict=True):
             d_scores = _through_softmax(pattern, d_resid[:, start:stop] @ value[:, :stop].mT)
-            by_token, queries = d_scores @ one_hot[:, :stop], one_hot[:, start:stop].flatten(0, 1).T
+            by_token = d_scores @ one_hot[:, :stop]
+            queries = one_hot[:, start:stop].flatten(0, 1).T
             gradients.scores[start:stop, :stop] += d_scores.sum(0)
             gradients.scores[start:stop, n_pos:] += by_token.sum(0)
             gradients.scores[n_pos:, :stop] += queries @ d_scores.flatten(0, 1)
@@ -139,14 +144,16 @@ def _run_layer_1(
 ) -> tuple[Float[Tensor, "batch target"], Int[Tensor, "batch target"], Float[Tensor, "batch target d_vocab"]]:
     """Run some targets of a chunk from x1 to the loss and, where gradients are needed, back to x1."""
     reach = int(chunk.positions.max()) + 1
-    past, d_past = resid[:, :reach], d_resid[:, :reach]
+    past = resid[:, :reach]
+    d_past = d_resid[:, :reach]
     at = chunk.positions[..., None].expand(-1, -1, resid.shape[2])
     query = resid.gather(1, at)
     keyed = query @ folded.bilinear
     pattern = _attention(keyed @ past.mT, chunk.positions)
     context = pattern @ past
     logits = query @ folded.direct + context @ folded.attended
-    log_probs, target = logits.log_softmax(-1), chunk.targets[..., None]
+    log_probs = logits.log_softmax(-1)
+    target = chunk.targets[..., None]
     found = -log_probs.gather(-1, target)[..., 0], logits.argmax(-1), logits
     if not any(needs):
         return found
