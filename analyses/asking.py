@@ -20,11 +20,11 @@ import pandas as pd
 from birthlens.claims.claim import Statistic
 from birthlens.claims.grids import grid_table, over_seeds_table
 from birthlens.claims.tiers import TIERS
+from birthlens.config.differences import overrides
 from birthlens.config.run import RunConfig, read_tree
 from birthlens.runs.files import commit, versions
 from birthlens.runs.provenance import code_digest
 from birthlens.training.sweep import Grid, workers
-from birthlens.viz.report.reproduce import overrides
 
 HERE = Path(__file__).parent
 

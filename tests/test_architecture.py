@@ -17,7 +17,7 @@ LONGER = {"training.simplified.kernels": 340}
 
 PLAN = {
     "": "errors shapes labels _version < system",
-    "config": "base < model < run < presets schedule",
+    "config": "base < model < run < differences presets schedule",
     "tasks": """
         batch corpus sampling_kernel < roles sampling < bigram positions < predictors.prefix predictors.trigger_posterior
         < predictors.bag_of_tokens < predictors.reference < predictors.scores""",
@@ -39,10 +39,10 @@ PLAN = {
         < catalogue.theory statistics.behaviours statistics.orders < catalogue.memories < catalogue < book < reproduction""",
     "bench": "baselines pages scaling timing < cases < whole_runs",
     "viz": """
-        attention_frames figures.style html report.numbers report.reproduce watch
+        attention_frames figures.style html report.numbers report.command_of_run watch
         < figures.areas figures.curves figures.heatmaps notebook report.charts < figures report.leads report.page
         < figures.gallery report.scorecard < report.compare report.memories < report.story < report""",
-    "cli": "__init__ subjects tables training < basics benching probing reproducing < causal demo memory seeing",
+    "cli": "__init__ subjects tables training < basics benching many_runs probing < causal demo memory seeing",
     "top": "__init__ __main__",
 }
 """Packages from the ground up, and the modules of each from the ground up: one behind a < may import those before it."""

@@ -1,7 +1,7 @@
-"""The command line: it parses, calls and prints; everything else lives below.
+"""The command line: it parses arguments, calls the library and prints the results.
 
-Only the standard library and click are imported at the top of these modules, so that help and completion are instant, and
-a command imports no other's module.
+Only the standard library and click are imported at the top of these modules, so that help and completion are fast. Each
+command imports only its own module.
 """
 
 from __future__ import annotations
@@ -32,27 +32,34 @@ HOMES = {
     "attention": "seeing",
     "watch": "seeing",
     "memories": "memory",
-    "memory": "memory",
-    "transplant": "memory",
+    "associations": "memory",
+    "weight-patch": "memory",
     "order": "memory",
-    "reproduce": "reproducing",
-    "sweep": "reproducing",
+    "reproduce": "many_runs",
+    "sweep": "many_runs",
 }
-"""The module of every command, which has its name there."""
+"""The module that holds each command."""
+RENAMED = {"memory": "associations", "transplant": "weight-patch"}
+"""Old names of commands, which still work."""
 
 
 class Commands(click.Group):
-    """The commands of `HOMES`, each imported when it is asked for."""
+    """The commands of `HOMES`; each is imported when it is used."""
 
     def list_commands(self, ctx: click.Context | None) -> list[str]:
         """Name every command."""
         return sorted(HOMES)
 
     def get_command(self, ctx: click.Context | None, cmd_name: str) -> click.Command | None:
-        """Import one command, None where there is none of this name."""
+        """Import one command; return None where no command has this name."""
+        if cmd_name in RENAMED:
+            old = cmd_name
+            cmd_name = RENAMED[old]
+            if ctx is None or not ctx.resilient_parsing:
+                click.echo(f"birthlens: note: {old} is now called {cmd_name}; the old name still works.", err=True)
         if cmd_name not in HOMES:
             return None
-        command: click.Command = getattr(import_module(f"birthlens.cli.{HOMES[cmd_name]}"), cmd_name)
+        command: click.Command = getattr(import_module(f"birthlens.cli.{HOMES[cmd_name]}"), cmd_name.replace("-", "_"))
         return command
 
 
@@ -63,7 +70,7 @@ class Commands(click.Group):
 )
 @click.version_option(__version__, prog_name="birthlens")
 def group() -> None:
-    """Watch an induction head being born: train, probe, ablate, patch, read the memories, see it."""
+    """Train small transformers and study how an induction head forms: probe, ablate, patch, read weights, plot."""
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def corpus(file: str | None, style: str) -> None:
 @click.argument("run", type=click.Path())
 @format_option
 def steps(run: str, style: str) -> None:
-    """List the steps of a RUN whose weights are kept."""
+    """List the steps of a RUN at which its weights were kept."""
     from birthlens.runs.run import load_run
 
     loaded = load_run(run)

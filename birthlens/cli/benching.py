@@ -1,4 +1,4 @@
-"""`birthlens bench`: this machine, this build, against plain code, interleaved."""
+"""`birthlens bench`: time birthlens against plain code on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 CASES = ("start", "sampling", "step64", "step512", "full", "probes", "checkpoint", "interventions", "memory", "accuracy",
          "suite", "scaling")  # fmt: skip
 SLOW = ("step512", "memory", "accuracy", "suite")
-"""What --quick leaves out."""
+"""The cases that --quick leaves out."""
 
 
 @click.command(epilog="Example: birthlens bench --quick --out bench.json")
@@ -29,10 +29,10 @@ SLOW = ("step512", "memory", "accuracy", "suite")
 def bench(quick: bool, only: tuple[str, ...], out: str | None, files: tuple[str, ...], pages: tuple[str, ...]) -> None:
     """Measure birthlens against plain PyTorch, plain TransformerLens and plain Python on this machine.
 
-    Each case has a process of its own, in which variants take turns (A B A B ...); read the ratios, not the milliseconds.
+    Each case runs in its own process, in which variants take turns (A B A B ...); read the ratios, not the milliseconds.
     'spread' is half the distance between the quartiles as a share of the median; 'measured' is the share of the work that
-    was timed where a slow baseline is scaled up. The scaling table runs only when asked for (--only scaling). README.md and
-    docs/performance.md have their tables by --from bench.json --into README.md.
+    was timed where a slow baseline is scaled up. The scaling table runs with --only scaling only.
+    To write tables into a page, use --from bench.json --into README.md.
     """
     from birthlens.bench import pages as writing
     from birthlens.system import write_atomically
@@ -75,7 +75,9 @@ def _measured(quick: bool, only: tuple[str, ...]) -> dict[str, Any]:
             try:
                 found = pool.submit(_run, case, quick).result()
             except BrokenProcessPool:
-                raise BirthlensError(f"case {case!r} was killed, perhaps for want of memory; try the others.") from None
+                raise BirthlensError(
+                    f"case {case!r} was killed, perhaps because memory ran out; try the others."
+                ) from None
             rows += found
             _show(found)
     return {"machine": facts, "quick": quick, "rows": rows}

@@ -1,4 +1,4 @@
-"""`birthlens demo`: the main job in one command, from a text to a trained, probed and reported run."""
+"""`birthlens demo`: train a run on the embedded text, probe it and write a report, in one command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from birthlens.cli.training import follow
 def demo(out: str) -> None:
     """Train the demo run into OUT, probe it, say when each memory was learned, and write a report.
 
-    A finished demo run in OUT is used again, with its report; an interrupted one is continued.
+    A finished demo run in OUT is used again, with its report; an interrupted run is continued.
     """
     from birthlens.config.presets import preset
     from birthlens.runs.run import load_run
@@ -45,6 +45,6 @@ def demo(out: str) -> None:
         from birthlens.viz.report import write_report
 
         write_report([run], page)
-    click.echo(f"run     {out}  (docs/format.md says what is what)")
+    click.echo(f"run     {out}  (docs/format.md describes the files)")
     click.echo(f"probes  {probes}  ({len(table)} rows: every memory at every kept step)")
     click.echo(f"report  {page}  (open it in a browser)")

@@ -1,4 +1,4 @@
-"""`birthlens memories`, `memory`, `transplant` and `order`: weights read as associative memories."""
+"""`birthlens memories`, `associations`, `weight-patch` and `order`: read weights as associative memories."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from birthlens.runs.run import Run
     from birthlens.shapes import Float
 
-fold_option = click.option("--fold", is_flag=True, help="Fold layer norms into the matrices that read behind them.")
+fold_option = click.option("--fold", is_flag=True, help="Fold layer norms into the matrices that follow them.")
 MAP_METRICS = ("in_context_accuracy", "in_context_loss", "global_loss", "global_accuracy", "all_loss")
 
 
 @click.command(epilog="Example: birthlens memories runs/demo --steps every:5 --ledger")
 @click.argument("run", type=click.Path())
 @steps_option()
-@click.option("--ledger", is_flag=True, help="What each matrix is made of, instead of what it recalls.")
-@click.option("--cells", is_flag=True, help="With --ledger: book what no association explains on pairs of codebooks.")
-@click.option("--whole", is_flag=True, help="With --ledger: book the matrices whole, initial values included.")
+@click.option("--ledger", is_flag=True, help="Show what each matrix is made of instead of what it recalls.")
+@click.option("--cells", is_flag=True, help="With --ledger: assign what no association explains to pairs of codebooks.")
+@click.option("--whole", is_flag=True, help="With --ledger: analyse the whole matrices, initial values included.")
 @fold_option
 @click.option("--full", is_flag=True, help="On a terminal, print every row instead of the overview.")
 @out_option
@@ -43,9 +43,13 @@ def memories(
     from birthlens.runs.run import load_run
 
     if (cells or whole) and not ledger:
-        raise BirthlensError(f"{'--cells' if cells else '--whole'} is an option of the ledger; give --ledger too.")
+        raise BirthlensError(
+            f"{'--cells' if cells else '--whole'} works with --ledger only; add that, or leave it out."
+        )
     if fold and ledger:
-        raise BirthlensError("--fold with --ledger: the ledger's models have no layer norms; leave one of the two out.")
+        raise BirthlensError(
+            "--fold with --ledger: the models of the ledger have no layer norms; leave one of the two out."
+        )
     loaded = load_run(run)
     chosen = loaded.select(steps)
     table = _ledger(loaded, chosen, cells, whole) if ledger else _memories(loaded, chosen, fold)
@@ -55,17 +59,21 @@ def memories(
         deliver(table, out, style)
 
 
-@click.command(epilog="Example: birthlens memory runs/demo --matrix output_memory --step -1 --top 10")
+@click.command(epilog="Example: birthlens associations runs/demo --matrix output_memory --step -1 --top 10")
 @click.argument("run", type=click.Path())
 @click.option("--matrix", required=True, help="A role (output_memory), W_O^2, L1.W_O, or 'L1H0.QK: W_E -> W_E'.")
-@click.option("--step", default=-1, show_default=True, help="A kept step; -1 is the last.")
-@click.option("--top", default=20, show_default=True, type=click.IntRange(min=1), help="How many of each kind.")
-@click.option("--basis", type=click.Choice(["raw", "dual"]), default="raw", show_default=True, help="How to read it.")
+@click.option("--step", default=-1, show_default=True, help="A kept step; -1 is the last one.")
+@click.option("--top", default=20, show_default=True, type=click.IntRange(min=1), help="How many of each kind to list.")
+@click.option(
+    "--basis", type=click.Choice(["raw", "dual"]), default="raw", show_default=True, help="How to read the matrix."
+)
 @fold_option
 @out_option
 @format_option
-def memory(run: str, matrix: str, step: int, top: int, basis: str, fold: bool, out: str | None, style: str) -> None:
-    """List the strongest associations of one matrix of a RUN, the right ones and the wrong ones, with their labels."""
+def associations(
+    run: str, matrix: str, step: int, top: int, basis: str, fold: bool, out: str | None, style: str
+) -> None:
+    """List the strongest associations of one matrix of a RUN, right and wrong ones, with their labels."""
     from birthlens.analysis.memories.layer_norms import folded
     from birthlens.analysis.memories.names import memory_named
     from birthlens.analysis.memories.top_associations import top_associations_table
@@ -81,21 +89,23 @@ def memory(run: str, matrix: str, step: int, top: int, basis: str, fold: bool, o
     deliver(table, out, style, title=f"{found.name}, step {kept}, {basis}{', folded' if fold else ''}")
 
 
-@click.command(epilog="Example: birthlens transplant runs/demo --from 0,100,-1 --to 0,100,-1")
+@click.command(epilog="Example: birthlens weight-patch runs/demo --from 0,100,-1 --to 0,100,-1")
 @click.argument("run", type=click.Path())
-@click.option("--matrices", help="Names as for 'memory', L1.QK or L1.OV, joined by commas; + moves several at once.")
+@click.option(
+    "--matrices", help="Names as for 'associations', L1.QK or L1.OV, joined by commas; + moves several at once."
+)
 @click.option("--from", "donors", help="Steps to take a matrix from, as 0,100,-1 or every:N; by default up to six.")
-@click.option("--to", "recipients", help="Steps of the models that get it; by default up to six.")
+@click.option("--to", "recipients", help="Steps of the models that receive it; by default up to six.")
 @click.option("--by", "sources", help="Replace by initial, ideal, ideal_dual, ledger, without_ledger, rank:R instead.")
 @click.option("--align", is_flag=True, help="Turn donors into the recipient's basis (trained embeddings).")
 @click.option(
-    "--metric", type=click.Choice(MAP_METRICS), default=MAP_METRICS[0], show_default=True, help="What to print."
+    "--metric", type=click.Choice(MAP_METRICS), default=MAP_METRICS[0], show_default=True, help="The metric to print."
 )
 @click.option("--sequences", default=64, show_default=True, type=click.IntRange(min=1), help="Fresh sequences to run.")
 @click.option("--full", is_flag=True, help="On a terminal, print every row instead of the map.")
 @out_option
 @format_option
-def transplant(
+def weight_patch(
     run: str,
     matrices: str | None,
     donors: str | None,
@@ -110,7 +120,7 @@ def transplant(
 ) -> None:
     """Put matrices of one step of a RUN into the model of another step, and measure what the model then does.
 
-    A late matrix that lifts an early model is sufficient; an early one that breaks a late model was necessary. With --by,
+    A late matrix that improves an early model is sufficient; an early one that breaks a late model was necessary. With --by,
     each matrix is replaced by its ideal memory, its ledger projection, a truncation or its initial value, at the steps --to.
     """
     from birthlens.analysis.interventions.weight_patching import replacement_table, transplant_table
@@ -121,8 +131,8 @@ def transplant(
     loaded = load_run(run)
     if sources is not None and (align or donors is not None):
         raise BirthlensError(
-            f"{'--align' if align else '--from'} with --by: it is for matrices of other steps, and --by takes them from "
-            "elsewhere; leave one of the two out."
+            f"{'--align' if align else '--from'} with --by: it works with matrices of other steps, and --by takes them "
+            "from elsewhere; leave one of the two out."
         )
     names = None if matrices is None else [name.strip() for name in matrices.split(",")]
     to_steps, from_steps = (
@@ -150,9 +160,9 @@ def transplant(
         across = "source"
     moved = ", ".join(table.attrs["moving"])
     if moved and sources is None and not align:
-        _note(f"{moved} moves between steps, so that matrices change bases; see --align.")
+        _note(f"bases ({moved}) differ between steps, and so do the bases of the matrices; see --align.")
     elif moved and "initial" in set(table.get("source", ())):
-        _note(f"{moved} moves between steps, so that initial matrices stand in other bases.")
+        _note(f"bases ({moved}) differ between steps, so the initial matrices are in other bases.")
     if out is None and style == "table" and not full:
         for name, rows in table[table["metric"] == metric].groupby("matrix", sort=False):
             _print_map(rows, down, across, title=f"{metric} with {name} replaced")
@@ -162,15 +172,15 @@ def transplant(
 
 @click.command(epilog="Example: birthlens order runs/seed0 runs/seed1 runs/seed2")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(), metavar="RUN...")
-@click.option("--width", default=4.0, show_default=True, help="Standard deviations of the null band to leave.")
-@click.option("--sensitivity", is_flag=True, help="How the order depends on probe, threshold and candidate sets.")
+@click.option("--width", default=4.0, show_default=True, help="Width of the null band, in standard deviations.")
+@click.option("--sensitivity", is_flag=True, help="Show how the order depends on probe, threshold and candidate sets.")
 @out_option
 @format_option
 def order(runs: tuple[str, ...], width: float, sensitivity: bool, out: str | None, style: str) -> None:
     """Say over several RUNs (seeds) when each memory is born, and in which order, with exact intervals.
 
-    A memory is born when its right entries leave, for good, the band that shifted pairings of the same table make. The RUNs
-    must differ in nothing but their seeds.
+    A memory is born at the step from which its right entries stay outside the band that shifted pairings of the same table
+    span. The RUNs may differ in their seeds only.
     """
     import numpy as np
     import pandas as pd
@@ -189,14 +199,14 @@ def order(runs: tuple[str, ...], width: float, sensitivity: bool, out: str | Non
         if gap > 20:
             _note(f"checkpoints are up to {gap} steps apart, so onsets closer than that are ties.")
     if len(loaded) < 6:
-        _note(f"{len(loaded)} {'runs' if len(loaded) > 1 else 'run'}: a median's 95 % interval needs six at least.")
+        _note(f"{len(loaded)} {'runs' if len(loaded) > 1 else 'run'}: a 95 % interval of a median needs at least six.")
     _note_moving(onsets.attrs["moving_codebooks"])
     deliver(table, out, style)
 
 
 def _note_moving(moving: list[str]) -> None:
     if moving:
-        _note(f"{', '.join(moving)} moves in training: each step is read in its own codebooks.")
+        _note(f"codebooks ({', '.join(moving)}) change in training: each step is read in its own.")
 
 
 def _memories(run: Run, steps: list[int], fold: bool) -> pd.DataFrame:
@@ -214,8 +224,8 @@ def _ledger(run: Run, steps: list[int], cells: bool, whole: bool) -> pd.DataFram
     from birthlens.analysis.memories.names import is_paper_model
 
     if not is_paper_model(run.config.model):
-        raise BirthlensError("ledger: it books the matrices of the two-layer simplified model; leave --ledger out.")
-    # The ledger takes off the value at the first step it sees, whether that one is asked for or not.
+        raise BirthlensError("ledger: it exists for the two-layer simplified model; leave --ledger out.")
+    # The ledger subtracts the value at the first step that it is given, so that step is read in any case.
     read = sorted({run.steps[0], *steps})
     generator = np.random.default_rng(0)
     table = paper_ledger_table(
@@ -225,7 +235,7 @@ def _ledger(run: Run, steps: list[int], cells: bool, whole: bool) -> pd.DataFram
 
 
 def _ledger_overview(table: pd.DataFrame) -> None:
-    """Print shares by step, one table a matrix, under what chance gives to a family of that size."""
+    """Print shares by step, one table for each matrix, below the share that a family of that size gets by chance."""
     for name, rows in table.groupby("matrix", sort=False):
         wide = rows.pivot(index="step", columns="family", values="share")[list(dict.fromkeys(rows["family"]))]
         chance = rows.drop_duplicates("family")["null_rank"]
@@ -244,7 +254,7 @@ def _print_map(rows: pd.DataFrame, down: str, across: str, title: str) -> None:
 
 
 def _evaluator(run: Run) -> Evaluate:
-    """Return the evaluation of the run's own engine, the fastest there is for its model."""
+    """Return the evaluation of the fastest engine for the run's model."""
     from birthlens.training.engines import choose, engine
 
     name, _ = choose(run.config, len(run.statistics))

@@ -1,4 +1,4 @@
-"""`birthlens plot`, `report`, `attention` and `watch`: a run as figures, as a page, as patterns, and live."""
+"""`birthlens plot`, `report`, `attention` and `watch`: figures, pages, attention patterns and live progress of a run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...])
         from birthlens.runs.run import load_run
 
         if options:
-            raise BirthlensError(f"option = {options[0]!r}: options are for tables; a run's figures have none.")
+            raise BirthlensError(f"option = {options[0]!r}: options are for tables; figures of a run have none.")
         run = load_run(source)
         chosen = run.select(steps)
         figure = draw(run, kind, chosen)
@@ -59,9 +59,9 @@ def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...])
 @click.command(epilog="Example: birthlens report runs/demo --out report.html")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(), metavar="RUN...")
 @click.option("--out", default="report.html", show_default=True, type=click.Path(dir_okay=False), help="An .html file.")
-@click.option("--quick", is_flag=True, help="Leave the causal evidence out.")
+@click.option("--quick", is_flag=True, help="Leave out the causal analyses.")
 def report(runs: tuple[str, ...], out: str, quick: bool) -> None:
-    """Write one self-contained page that tells the story of a RUN, or compares several."""
+    """Write one self-contained page that describes a RUN, or compares several."""
     from birthlens.runs.run import load_run
     from birthlens.viz.report import write_report
 
@@ -91,7 +91,9 @@ def attention(
 
 @click.command(epilog="Example: birthlens watch runs/demo")
 @click.argument("run", type=click.Path())
-@click.option("--once", is_flag=True, help="Print one frame and stop; so it does where nobody looks.")
+@click.option(
+    "--once", is_flag=True, help="Print one frame and stop. This is the default where the output is not a terminal."
+)
 @click.option("--every", default=2.0, show_default=True, type=click.FloatRange(min=0.2), help="Seconds between frames.")
 def watch(run: str, once: bool, every: float) -> None:
     """Follow a RUN in the terminal until it is finished."""

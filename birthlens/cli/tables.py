@@ -1,6 +1,6 @@
-"""Tables as people and programs want them: aligned on a terminal, CSV or JSON in a pipe, a file by its ending.
+"""Print tables aligned, as CSV or as JSON, and write them to files in the format of their ending.
 
-A `SeriesTable` is a pandas table that is not one yet: as CSV it never has to be.
+A `SeriesTable` becomes a pandas table only where that is needed; CSV is written without pandas.
 """
 
 from __future__ import annotations

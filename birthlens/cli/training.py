@@ -1,4 +1,4 @@
-"""`birthlens train`, and a training followed on the screen."""
+"""`birthlens train`, and the progress of a training on the screen."""
 
 from __future__ import annotations
 
@@ -21,10 +21,15 @@ if TYPE_CHECKING:
 @click.argument("out", type=click.Path())
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
 @click.option("--preset", "preset_name", help="demo, laptop, paper or paper-full.")
-@click.option("--config", "config_file", type=click.Path(), help="A YAML or JSON file with sections of keys.")
+@click.option("--config", "config_file", type=click.Path(), help="A YAML or JSON file with a config.")
 @click.option("--corpus", "corpus_file", type=click.Path(), help="A UTF-8 text, or counts as .json or .csv.")
 @click.option("--resume", "resuming", is_flag=True, help="Continue the run in OUT from its last checkpoint.")
-@click.option("--log", "logger", type=click.Choice(["tensorboard", "wandb"]), help="Also log there (needs the extra).")
+@click.option(
+    "--log",
+    "logger",
+    type=click.Choice(["tensorboard", "wandb"]),
+    help="Also log to this service (needs the extra of the same name).",
+)
 @click.option("--show-config", is_flag=True, help="Print the config as YAML and train nothing.")
 def train(
     out: str,
@@ -38,11 +43,13 @@ def train(
 ) -> None:
     """Train a model into the new directory OUT, with checkpoints.
 
-    Without --preset or --config it trains the defaults, which are the paper's. Keys are those of --show-config.
+    Without --preset or --config the defaults are trained, which are the paper's settings. --show-config lists all keys.
     """
     if resuming:
         if show_config:
-            raise BirthlensError("--resume and --show-config exclude each other; run.json in OUT holds the config.")
+            raise BirthlensError(
+                "--resume and --show-config cannot be used together; run.json in OUT holds the config."
+            )
         if preset_name or config_file or corpus_file or overrides:
             raise BirthlensError("--resume takes its config from the run; leave out --preset, --config and overrides.")
         from birthlens.training.recording import resume
@@ -65,7 +72,7 @@ def _config(
     from birthlens.config.run import RunConfig, read_tree
 
     if preset_name and config_file:
-        raise BirthlensError(f"--preset {preset_name} and --config {config_file} exclude each other; give one.")
+        raise BirthlensError(f"--preset {preset_name} and --config {config_file} cannot be used together; give one.")
     tree = read_tree(config_file) if config_file else {}
     if preset_name:
         tree = preset(preset_name).to_data()
@@ -76,7 +83,7 @@ def _config(
 
 
 def follow(records: Iterable[StepRecord], out: str, logger: str | None = None) -> bool:
-    """Run the training to its end: a line on its engine, a bar on a terminal, a closing line; say if there was any."""
+    """Run the training to its end, with a progress bar on a terminal; return whether any step was trained."""
     from birthlens.training.loggers import log_to
 
     log = log_to(logger, Path(out)) if logger else None
@@ -100,7 +107,7 @@ def follow(records: Iterable[StepRecord], out: str, logger: str | None = None) -
     click.echo(f"{out}: {last.step} steps{reached}", err=True)
     if skipped:
         click.echo(
-            f"{out}: {skipped} of {last.step} updates did nothing, as their batches held no in-context target; "
+            f"{out}: {skipped} of {last.step} updates were skipped because their batches held no in-context target; "
             "use a larger training.batch_size or task.context, or a smaller task.offset",
             err=True,
         )
@@ -109,7 +116,7 @@ def follow(records: Iterable[StepRecord], out: str, logger: str | None = None) -
 
 @contextmanager
 def _log_on_stderr() -> Iterator[None]:
-    """Show what the package logs, a line each."""
+    """Show what the package logs, one line for each message."""
     import logging
 
     log = logging.getLogger("birthlens")
@@ -126,7 +133,7 @@ def _log_on_stderr() -> Iterator[None]:
 
 
 class _Bar:
-    """A rich progress bar with loss, accuracy and time left; silent where nobody looks."""
+    """A progress bar with loss, accuracy and remaining time; shown on a terminal only."""
 
     def __init__(self, visible: bool) -> None:
         self.visible = visible

@@ -343,5 +343,5 @@ def test_an_interrupted_reproduction_says_how_it_is_continued(tmp_path):
     process, _ = begun(tmp_path / "out")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 130 and "give the same command again to continue" in said
+    assert process.returncode == 130 and "run the same command again to continue" in said
     assert "--resume" not in said and "Traceback" not in said

@@ -190,7 +190,7 @@ def test_updates_without_a_target_are_told(tmp_path):
     rare = ["corpus.source=markov", "corpus.zipf_exponent=9", "task.offset=60", "task.n_triggers=2", "task.context=8"]
     size = ["model.d_model=8", "training.batch_size=2", "evaluation.batch_size=2", "training.steps=3"]
     done = birthlens("train", tmp_path / "run", *rare, "task.cycles=clean", *size)
-    assert "3 of 3 updates did nothing" in done.stderr and "training.batch_size" in done.stderr
+    assert "3 of 3 updates were skipped" in done.stderr and "training.batch_size" in done.stderr
 
 
 def test_binary_and_empty_corpora_are_refused(tmp_path):

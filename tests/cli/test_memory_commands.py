@@ -85,11 +85,11 @@ def test_the_ledger_books_a_linear_feed_forward_too(tmp_path):
     found = rows("memories", with_it, "--ledger", "--steps", "-1")
     successors = found[found["family"] == "successors"].iloc[0]
     assert successors["matrix"] == "feed_forward_memory" and successors["alone"] > successors["null_derangement"]
-    run("transplant", with_it, "--by", "ledger,without_ledger", "--to", "-1", "--sequences", "4")
+    run("weight-patch", with_it, "--by", "ledger,without_ledger", "--to", "-1", "--sequences", "4")
 
 
 def test_the_strongest_associations_carry_labels_and_scores(runs):
-    found = rows("memory", runs[0], "--matrix", "W_O^2", "--top", "3", "--step", "8")
+    found = rows("associations", runs[0], "--matrix", "W_O^2", "--top", "3", "--step", "8")
     assert found["kind"].tolist() == ["right"] * 3 + ["wrong"] * 3
     loaded = load_run(runs[0])
     scores = output_memory(loaded.weights(8)).scores()
@@ -105,24 +105,38 @@ def test_layer_norms_are_folded_where_there_are_some(runs, full_run):
     expected = memories_over(load_run(full_run), [12], fold=True)
     np.testing.assert_allclose(table["value"].astype(float), expected["value"], rtol=1e-6, atol=1e-9)
     assert expected.attrs["folded"]
-    name = ("memory", full_run, "--matrix", "L1H0.OV", "--top", "1")
+    name = ("associations", full_run, "--matrix", "L1H0.OV", "--top", "1")
     assert "raw, folded" in run(*name, "--fold").stdout and "folded" not in run(*name).stdout
     scores = [rows(*name, *flags)["score"][0] for flags in ([], ["--fold"])]
     assert scores[0] != scores[1]
 
 
 def test_any_circuit_has_a_name(full_run):
-    found = rows("memory", full_run, "--matrix", "L1H1.OV", "--top", "2")
+    found = rows("associations", full_run, "--matrix", "L1H1.OV", "--top", "2")
     assert len(found) == 4
     with pytest.raises(BirthlensError, match=r"has 16 readings; valid are 'L0H0.QK: W_E -> W_E'"):
-        run("memory", full_run, "--matrix", "L1H1.QK")
+        run("associations", full_run, "--matrix", "L1H1.QK")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "options"),
+    [
+        ("memory", "associations", ["--matrix", "W_O^2", "--top", "2"]),
+        ("transplant", "weight-patch", ["--to", "-1", "--from", "0", "--sequences", "4"]),
+    ],
+)
+def test_old_names_of_commands_work_and_say_the_new_ones(runs, old, new, options):
+    before, now = (run(name, runs[0], *options) for name in (old, new))
+    assert before.stdout == now.stdout != ""
+    assert f"{old} is now called {new}" in before.stderr and "called" not in now.stderr
+    assert old not in group.list_commands(None)
 
 
 def test_a_transplant_prints_a_map_and_writes_a_table(runs, tmp_path):
-    text = run("transplant", runs[0], "--from", "0,-1", "--to", "0,8,-1", "--sequences", "8").stdout
+    text = run("weight-patch", runs[0], "--from", "0,-1", "--to", "0,8,-1", "--sequences", "8").stdout
     assert text.count("to_step \\ from_step") == 3 and "output_memory replaced" in text
     out = tmp_path / "map.csv"
-    run("transplant", runs[0], "--from", "0,-1", "--to", "0,-1", "--sequences", "8", "--out", out,
+    run("weight-patch", runs[0], "--from", "0,-1", "--to", "0,-1", "--sequences", "8", "--out", out,
         "--matrices", "prev_token_memory+trigger_memory+output_memory")  # fmt: skip
     table = pd.read_csv(out)
     assert set(table.columns) == {"matrix", "from_step", "to_step", "metric", "value", "change", "drift", "n"}
@@ -131,7 +145,7 @@ def test_a_transplant_prints_a_map_and_writes_a_table(runs, tmp_path):
 
 
 def test_the_runs_engine_measures_what_the_forward_pass_does(runs):
-    found = rows("transplant", runs[0], "--from", "0", "--to", "-1", "--sequences", "8")
+    found = rows("weight-patch", runs[0], "--from", "0", "--to", "-1", "--sequences", "8")
     loaded = load_run(runs[0])
     first, last = loaded.weights(0), loaded.weights(12)
     table = subset_table(first, last, evaluation_batch(loaded, 8), evaluate=by_forward)
@@ -141,25 +155,27 @@ def test_the_runs_engine_measures_what_the_forward_pass_does(runs):
 
 
 def test_replacements_by_source(runs):
-    found = rows("transplant", runs[0], "--to", "-1", "--by", "ideal,ledger,rank:16", "--sequences", "8")
+    found = rows("weight-patch", runs[0], "--to", "-1", "--by", "ideal,ledger,rank:16", "--sequences", "8")
     assert set(found["source"]) == {"none", "ideal", "ledger", "rank:16"}
     assert found.loc[found["source"] == "rank:16", "change"].abs().max() < 1e-4
-    assert "step \\ source" in run("transplant", runs[0], "--by", "initial", "--sequences", "4").stdout
+    assert "step \\ source" in run("weight-patch", runs[0], "--by", "initial", "--sequences", "4").stdout
 
 
 def test_moving_codebooks_are_said(moving_run, full_run):
-    result = run("transplant", moving_run, "--from", "0", "--to", "-1", "--sequences", "4")
-    assert "note: W_E, W_U moves between steps" in result.stderr and "--align" in result.stderr
-    aligned = run("transplant", moving_run, "--from", "0", "--to", "-1", "--sequences", "4", "--align")
-    assert "moves" not in aligned.stderr
-    by = [run("transplant", moving_run, "--to", "0,-1", "--sequences", "4", "--by", by) for by in ("initial", "rank:2")]
-    assert "initial matrices stand in other bases" in by[0].stderr and "moves" not in by[1].stderr
-    assert "each step is read in its own codebooks" in run("memories", moving_run).stderr
+    result = run("weight-patch", moving_run, "--from", "0", "--to", "-1", "--sequences", "4")
+    assert "note: bases (W_E, W_U) differ between steps" in result.stderr and "--align" in result.stderr
+    aligned = run("weight-patch", moving_run, "--from", "0", "--to", "-1", "--sequences", "4", "--align")
+    assert "differ" not in aligned.stderr
+    by = [
+        run("weight-patch", moving_run, "--to", "0,-1", "--sequences", "4", "--by", by) for by in ("initial", "rank:2")
+    ]
+    assert "initial matrices are in other bases" in by[0].stderr and "differ" not in by[1].stderr
+    assert "each step is read in its own" in run("memories", moving_run).stderr
     with pytest.raises(BirthlensError, match="moves between checkpoints, so one ledger does not serve"):
         run("memories", moving_run, "--ledger")
     with pytest.raises(BirthlensError, match="leave --ledger out"):
         run("memories", full_run, "--ledger")
-    run("transplant", full_run, "--from", "0,-1", "--to", "-1", "--sequences", "4", "--align")
+    run("weight-patch", full_run, "--from", "0,-1", "--to", "-1", "--sequences", "4", "--align")
 
 
 def test_the_order_over_runs(runs):
@@ -212,17 +228,17 @@ def test_one_candidate_set_must_serve_all_seeds(runs):
 
 
 def test_what_an_order_rests_on_is_noted(runs, moving_run):
-    assert "2 runs: a median's 95 % interval needs six" in run("order", *runs).stderr
+    assert "2 runs: a 95 % interval of a median needs at least six" in run("order", *runs).stderr
     noted = run("order", moving_run)
-    assert "W_E, W_U moves in training: each step is read in its own codebooks" in noted.stderr
+    assert "codebooks (W_E, W_U) change in training: each step is read in its own" in noted.stderr
     assert "moves" not in run("order", runs[0]).stderr
 
 
 def test_what_is_named_twice_is_done_once(runs, full_run):
     for flags in (["--by", "rank:2,rank:2"], ["--from", "0,0"]):
-        text = run("transplant", runs[0], "--to", "-1,-1", "--sequences", "4", *flags).stdout
+        text = run("weight-patch", runs[0], "--to", "-1,-1", "--sequences", "4", *flags).stdout
         assert text.count("rank:2") == 3 * ("--by" in flags)
-    found = rows("transplant", full_run, "--to", "-1", "--by", "rank:2,rank:8", "--sequences", "4")
+    found = rows("weight-patch", full_run, "--to", "-1", "--by", "rank:2,rank:8", "--sequences", "4")
     biases = found[(found["source"] == "rank:8") & (found["metric"] == "all_loss")]  # heads of 8: nothing is cut
     assert biases["change"].abs().max() < 1e-5
 
@@ -230,19 +246,19 @@ def test_what_is_named_twice_is_done_once(runs, full_run):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["memory", "{run}", "--matrix", "W_V^9"], "names no memory"),
-        (["memory", "{run}", "--matrix", "output_memory", "--step", "5"], "step = 5 is not kept"),
-        (["transplant", "{run}", "--matrices", "W_K^7"], r"matrix = 'W_K\^7'"),
-        (["transplant", "{run}", "--from", "5"], "step = 5 is not kept"),
-        (["transplant", "{run}", "--by", "magic"], "source = 'magic'"),
+        (["associations", "{run}", "--matrix", "W_V^9"], "names no memory"),
+        (["associations", "{run}", "--matrix", "output_memory", "--step", "5"], "step = 5 is not kept"),
+        (["weight-patch", "{run}", "--matrices", "W_K^7"], r"matrix = 'W_K\^7'"),
+        (["weight-patch", "{run}", "--from", "5"], "step = 5 is not kept"),
+        (["weight-patch", "{run}", "--by", "magic"], "source = 'magic'"),
         (["memories", "{run}", "--steps", "soon"], "steps = 'soon'"),
-        (["memories", "{run}", "--cells"], "--cells is an option of the ledger"),
+        (["memories", "{run}", "--cells"], "--cells works with --ledger only"),
         (["memories", "{run}", "--fold"], "no layer norms to fold"),
         (["memories", "{run}", "--fold", "--ledger"], "--fold with --ledger"),
-        (["memory", "{run}", "--matrix", "W_O^2", "--fold"], "no layer norms to fold"),
-        (["memories", "{run}", "--whole"], "--whole is an option of the ledger"),
-        (["transplant", "{run}", "--by", "ideal", "--from", "0"], "--from with --by"),
-        (["transplant", "{run}", "--by", "initial", "--align"], "--align with --by"),
+        (["associations", "{run}", "--matrix", "W_O^2", "--fold"], "no layer norms to fold"),
+        (["memories", "{run}", "--whole"], "--whole works with --ledger only"),
+        (["weight-patch", "{run}", "--by", "ideal", "--from", "0"], "--from with --by"),
+        (["weight-patch", "{run}", "--by", "initial", "--align"], "--align with --by"),
         (["order", "{run}", "--width", "nan"], "width = nan"),
     ],
 )

@@ -25,8 +25,8 @@ from birthlens.viz.attention_frames import AttentionFrames
 from birthlens.viz.html import circuitsvis_bundle, escape
 from birthlens.viz.report import leads, report_page, write_report
 from birthlens.viz.report.charts import Chart, Level, Line, _ticks, number
+from birthlens.viz.report.command_of_run import command
 from birthlens.viz.report.numbers import Facts
-from birthlens.viz.report.reproduce import command
 
 VOID = {"meta", "link", "input", "br", "line", "path"}
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from birthlens.analysis.memories.names import is_paper_model
+from birthlens.config.differences import settings
 from birthlens.errors import BirthlensError
 from birthlens.runs.run import Run
 from birthlens.viz.html import escape
 from birthlens.viz.report import leads
 from birthlens.viz.report.charts import Chart, Level, Line
+from birthlens.viz.report.command_of_run import command
 from birthlens.viz.report.numbers import Facts, key_numbers
 from birthlens.viz.report.page import document, progress, section, shown, skipped, spelled, table
-from birthlens.viz.report.reproduce import command, settings
 
 MEASURED = (
     ("in_context_accuracy", "In-context accuracy", 1.0),

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from birthlens.config.differences import settings
 from birthlens.errors import BirthlensError
 from birthlens.labels import legible
 from birthlens.runs.run import Run
 from birthlens.viz.html import asset, escape, page, script_json
 from birthlens.viz.report.charts import number
-from birthlens.viz.report.reproduce import settings
 
 
 def section(name: str, title: str, body: str | Callable[[], str], lead: str = "") -> str:

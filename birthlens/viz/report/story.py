@@ -16,6 +16,7 @@ from birthlens.viz.attention_frames import run_frames
 from birthlens.viz.html import escape
 from birthlens.viz.report import leads
 from birthlens.viz.report.charts import Chart, Level, Line
+from birthlens.viz.report.command_of_run import command
 from birthlens.viz.report.memories import memory_tables
 from birthlens.viz.report.numbers import REFERENCES, Facts, key_numbers
 from birthlens.viz.report.page import (
@@ -30,7 +31,6 @@ from birthlens.viz.report.page import (
     skipped,
     table,
 )
-from birthlens.viz.report.reproduce import command
 
 FRAMES = 16
 MOST_EDGES = 14

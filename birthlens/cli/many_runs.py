@@ -1,4 +1,4 @@
-"""`birthlens reproduce` and `birthlens sweep`."""
+"""`birthlens reproduce` and `birthlens sweep`: commands that train many runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 processes_option = click.option(
-    "--processes", type=click.IntRange(min=1), help="How many at once; by default one a core, each of one thread."
+    "--processes", type=click.IntRange(min=1), help="How many at once; by default one per core, each with one thread."
 )
 
 
@@ -28,18 +28,18 @@ processes_option = click.option(
 @click.option(
     "--out", default="runs/reproduce", show_default=True, type=click.Path(), help="Runs, measurements, scorecard."
 )
-@click.option("--seeds", type=click.IntRange(min=1), help="How many, instead of the tier's.")
+@click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds, instead of the tier's.")
 @click.option("--list", "listing", is_flag=True, help="List the claims and run nothing.")
 @processes_option
 @format_option
 def reproduce(
     claims: tuple[str, ...], tier: str, out: str, seeds: int | None, listing: bool, processes: int | None, style: str
 ) -> None:
-    """Check CLAIMs of the paper, all by default: train what is missing, measure, judge.
+    """Check CLAIMs of the paper, by default all: train the missing runs, measure, and judge.
 
-    Writes scorecard.csv, scorecard.json and scorecard.html into --out, and keeps there what the same code found of other
-    claims. An interrupted reproduction is continued by the same command; what does not match its config, text and code is
-    not used again. A claim that fails is a result (exit status 0); a run or a statistic that could not be had is a failure
+    Writes scorecard.csv, scorecard.json and scorecard.html into --out, and keeps the results of the same code on other
+    claims. The same command continues an interrupted reproduction. Results of another config, text or code are not used
+    again. A claim that fails is a result (exit status 0); a run or a statistic that could not be computed is a failure
     (exit status 1).
     """
     from birthlens.claims.catalogue import claims_named
@@ -84,14 +84,14 @@ def reproduce(
 @click.command(epilog="Example: birthlens sweep grid.yaml --out runs/grid")
 @click.argument("grid", type=click.Path())
 @click.option("--out", default="runs/sweep", show_default=True, type=click.Path(), help="The folder of the runs.")
-@click.option("--seeds", type=click.IntRange(min=1), help="How many, instead of the file's.")
+@click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds, instead of the file's.")
 @processes_option
 @format_option
 def sweep(grid: str, out: str, seeds: int | None, processes: int | None, style: str) -> None:
     """Train every case and seed of GRID, a YAML or JSON file, and say where each run is.
 
-    Keys of the file: preset, overrides, cases (name -> overrides), axes (section.key -> values), seeds. Finished runs of the
-    same config are used again, unfinished ones continued.
+    Keys of the file: preset, overrides, cases (name -> overrides), axes (section.key -> values), seeds. Finished runs
+    of the same config are used again, and unfinished ones are continued.
     """
     import pandas as pd
 
@@ -115,11 +115,11 @@ def sweep(grid: str, out: str, seeds: int | None, processes: int | None, style: 
 
 @contextmanager
 def _continued_by_repeating(more: str = "") -> Iterator[None]:
-    """End an interrupted command with what to do next."""
+    """Say how to continue when the command is interrupted."""
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(f"birthlens: interrupted; give the same command again to continue{more}.", err=True)
+        click.echo(f"birthlens: interrupted; run the same command again to continue{more}.", err=True)
         sys.exit(130)
 
 

@@ -1,35 +1,19 @@
-"""The shortest command that makes a run again."""
+"""The settings in which two configs differ, as data and as `section.key=value` words."""
 
 from __future__ import annotations
 
 import json
-import shlex
 from typing import Any
 
-from birthlens.config.presets import PRESETS, preset
 from birthlens.config.run import RunConfig
-
-
-def command(config: RunConfig, out: str) -> str:
-    """Return `birthlens train OUT ...` with the preset that needs the fewest overrides, and these.
-
-    Example:
-        >>> command(preset("paper", ["model.d_model=64"]), "runs/mine")
-        'birthlens train runs/mine --preset paper model.d_model=64'
-    """
-    choices: list[tuple[str, list[str]]] = [("", overrides(RunConfig(), config))]
-    choices += [(f" --preset {name}", overrides(preset(name), config)) for name in PRESETS]
-    option, needed = min(choices, key=lambda choice: len(choice[1]))
-    words = "".join(f" {shlex.quote(word)}" for word in needed)
-    return f"birthlens train {shlex.quote(out)}{option}{words}"
 
 
 def overrides(base: RunConfig, wanted: RunConfig) -> list[str]:
     """List the `section.key=value` words that turn one config into another.
 
     Example:
-        >>> overrides(RunConfig(), preset("demo", ["training.steps=9"]))[0]
-        'task.context=48'
+        >>> overrides(RunConfig(), RunConfig.parse({"task": {"context": 48}}))
+        ['task.context=48']
     """
     return [f"{name}={_yaml(new)}" for name, (_, new) in differences(base, wanted).items()]
 
@@ -47,7 +31,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _yaml(value: Any) -> str:
-    """Spell a value as YAML in one line; text goes without quotes where it reads back as itself."""
+    """Write a value as YAML in one line, text without quotes where it reads back unchanged."""
     import yaml
 
     if isinstance(value, str):

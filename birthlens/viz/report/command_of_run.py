@@ -1,0 +1,23 @@
+"""The shortest command that trains a run again."""
+
+from __future__ import annotations
+
+import shlex
+
+from birthlens.config.differences import overrides
+from birthlens.config.presets import PRESETS, preset
+from birthlens.config.run import RunConfig
+
+
+def command(config: RunConfig, out: str) -> str:
+    """Return `birthlens train OUT ...` with the preset that needs the fewest overrides, and those overrides.
+
+    Example:
+        >>> command(preset("paper", ["model.d_model=64"]), "runs/mine")
+        'birthlens train runs/mine --preset paper model.d_model=64'
+    """
+    choices: list[tuple[str, list[str]]] = [("", overrides(RunConfig(), config))]
+    choices += [(f" --preset {name}", overrides(preset(name), config)) for name in PRESETS]
+    option, needed = min(choices, key=lambda choice: len(choice[1]))
+    words = "".join(f" {shlex.quote(word)}" for word in needed)
+    return f"birthlens train {shlex.quote(out)}{option}{words}"
