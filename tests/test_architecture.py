@@ -17,10 +17,11 @@ LONGER = {"training.simplified.kernels": 340}
 
 PLAN = {
     "": "errors shapes labels _version < system",
-    "config": "base < model < run < differences presets schedule",
+    "config": "base < model task < run < differences presets schedule",
     "tasks": """
-        batch corpus sampling_kernel < roles sampling < bigram positions < predictors.prefix predictors.trigger_posterior
-        < predictors.bag_of_tokens < predictors.reference < predictors.scores""",
+        batch corpus sampling_kernel < roles sampling < positions task < bigram markov facts noise < backcopy < kinds
+        < predictors.prefix predictors.trigger_posterior < predictors.bag_of_tokens < predictors.reference
+        < predictors.scores""",
     "model": "sites < components weights < alignment forward hooked initialisation < layout < hooks incremental",
     "runs": "files provenance < run writer < evaluation reuse",
     "training": """

@@ -20,6 +20,7 @@ import numpy as np
 from birthlens.bench.baselines import hooked_ablations, hooked_step, plain_sampler, plain_step
 from birthlens.bench.timing import Timing, interleaved
 from birthlens.config.run import RunConfig
+from birthlens.config.task import as_bigram
 from birthlens.model.initialisation import initial_weights
 from birthlens.model.weights import Weights
 from birthlens.tasks.bigram import BigramTask
@@ -70,7 +71,7 @@ def sampling(config: RunConfig, rounds: int) -> list[Row]:
 
 def _sampling(config: RunConfig, triggers: str, rounds: int) -> list[Row]:
     size = config.training.batch_size
-    task = BigramTask(config.task.changed(triggers=triggers), statistics_of(config.corpus))
+    task = BigramTask(as_bigram(config.task).changed(triggers=triggers), statistics_of(config.corpus))
     rng = np.random.default_rng(0)
     few = max(1, size // 32)
     variants: dict[str, Callable[[], object]] = {
@@ -147,7 +148,7 @@ def checkpointing(config: RunConfig, rounds: int) -> list[Row]:
     every = config.checkpoints.every
     with tempfile.TemporaryDirectory() as folder:
         header = {"name": trainer.engine_name, "reason": "a benchmark", "threads": trainer.engine.threads}
-        writer = RunWriter.create(Path(folder) / "run", config, trainer.task.statistics, trainer.initial, header)
+        writer = RunWriter.create(Path(folder) / "run", config, trainer.task, trainer.initial, header)
         numbers = itertools.count()
 
         def save() -> None:
@@ -182,7 +183,7 @@ def _plain_hooked(config: RunConfig) -> Callable[[], object]:
 def _task_and_weights(config: RunConfig) -> tuple[BigramTask, Weights]:
     statistics = statistics_of(config.corpus)
     weights = initial_weights(config.model, len(statistics), config.task.context, np.random.default_rng(0))
-    return BigramTask(config.task, statistics), weights
+    return BigramTask(as_bigram(config.task), statistics), weights
 
 
 def synthetic_run(config: RunConfig, path: Path, n_checkpoints: int) -> None:
@@ -190,10 +191,9 @@ def synthetic_run(config: RunConfig, path: Path, n_checkpoints: int) -> None:
     from birthlens.runs.writer import RunWriter
 
     config = config.changed(training=config.training.changed(steps=n_checkpoints - 1), checkpoints={"every": 1})
-    statistics = statistics_of(config.corpus)
-    _, weights = _task_and_weights(config)
+    task, weights = _task_and_weights(config)
     engine = {"name": "none", "reason": "a benchmark", "threads": 1}
-    writer = RunWriter.create(path, config, statistics, weights, engine)
+    writer = RunWriter.create(path, config, task, weights, engine)
     generator = np.random.default_rng(1)
     for step in range(n_checkpoints):
         moved = {name: weights[name] + 0.01 * generator.standard_normal(weights[name].shape) for name in config.trained}

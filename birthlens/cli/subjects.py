@@ -114,6 +114,9 @@ class Subject:
 
         from birthlens.analysis.interventions.corruptions import corrupt
 
+        if self.run is not None and corruption not in self.run.task.corruptions:
+            valid = ", ".join(self.run.task.corruptions) or "none"
+            raise BirthlensError(f"corruption = {corruption!r} is not defined for the run's task; it defines {valid}.")
         vocabulary = 0 if self.statistics is None else len(self.statistics)
         return corrupt(corruption, self.batch(n, 0), np.random.default_rng([self.seed, 11]), vocabulary)
 

@@ -54,6 +54,8 @@ class Section:
     section: ClassVar[str] = ""
     kinds: ClassVar[dict[str, Any]] = {}
     """The type of every field, in order."""
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came after the first format; plain data leaves them out at their defaults, and so stays the same."""
 
     def __init_subclass__(cls) -> None:
         hints = get_type_hints(cls, include_extras=True)
@@ -71,6 +73,11 @@ class Section:
 
     def _check(self) -> None:
         """Raise BirthlensError where values do not fit together."""
+
+    @classmethod
+    def chosen(cls, values: Mapping[Any, Any]) -> Section:
+        """Return the section that plain values stand for; a section of several kinds chooses one of them."""
+        return cls(**{str(name): value for name, value in values.items()})
 
     def _path(self, name: str) -> str:
         return f"{self.section}.{name}" if self.section else name
@@ -96,14 +103,18 @@ class Section:
 
     def to_data(self) -> dict[str, Any]:
         """Return plain data, as JSON and YAML can hold it, from which the same section can be made."""
-        return {name: _plain(value) for name, value in self.__dict__.items()}
+        return {
+            name: _plain(value)
+            for name, value in self.__dict__.items()
+            if name not in self.added or value != getattr(type(self), name)
+        }
 
 
 def _converted(path: str, kind: Any, value: Any) -> Any:
     """Return the value as its field's type."""
     if isinstance(kind, type) and issubclass(kind, Section):
         if isinstance(value, Mapping):
-            return kind(**{str(name): part for name, part in value.items()})
+            return kind.chosen(value)
         if not isinstance(value, kind):
             raise BirthlensError(f"{path} = {value!r}: it must be a section with keys of its own.")
         return value

@@ -15,18 +15,25 @@ def overrides(base: RunConfig, wanted: RunConfig) -> list[str]:
         >>> overrides(RunConfig(), RunConfig.parse({"task": {"context": 48}}))
         ['task.context=48']
     """
-    return [f"{name}={_yaml(new)}" for name, (_, new) in differences(base, wanted).items()]
+    kind = []
+    if base.task.kind != wanted.task.kind:
+        kind = [f"task.kind={wanted.task.kind}"]
+        base = base.changed(task=type(wanted.task)())
+    return kind + [f"{name}={_yaml(new)}" for name, (_, new) in differences(base, wanted).items()]
 
 
 def differences(first: RunConfig, second: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Return the settings in which two configs differ: name -> (first, second)."""
-    one, two = settings(first), settings(second)
-    return {name: (one[name], two[name]) for name in one if one[name] != two[name]}
+    """Return the settings in which two configs differ: name -> (first, second), None where one has no such setting."""
+    one = settings(first)
+    two = settings(second)
+    names = dict.fromkeys([*one, *two])
+    return {name: (one.get(name), two.get(name)) for name in names if one.get(name) != two.get(name)}
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
     """Flatten a config to section.key -> value."""
     tree = config.to_data()
+    tree["task"] = {"kind": config.task.kind, **tree["task"]}
     return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
 
 

@@ -17,7 +17,7 @@ class ModelConfig(Section):
 
     `init="authors"` has embeddings N(0, 1) and linear maps uniform in +-1/sqrt(d_model); `scaled` divides the embeddings
     by sqrt(d_model); `orthogonal` makes tokens, positions, remapped tokens and the unembedding jointly orthogonal as far
-    as d_model allows. `n_layers=1` is the one-layer control.
+    as d_model allows. `zeroed` names matrices that start at zero instead. `n_layers=1` is the one-layer control.
     """
 
     section: ClassVar[str] = "model"
@@ -30,6 +30,9 @@ class ModelConfig(Section):
     positions: Literal["random", "sinusoidal", "rotary"] = "random"
     scaled_scores: bool = True
     init: Literal["authors", "scaled", "orthogonal"] = "authors"
+    zeroed: tuple[str, ...] = ()
+
+    added: ClassVar[frozenset[str]] = frozenset({"zeroed"})
 
     def _check(self) -> None:
         if self.d_model % self.n_heads:

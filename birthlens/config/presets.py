@@ -1,4 +1,4 @@
-"""Named configurations: the demo, a laptop run, and the paper's two settings."""
+"""Named configurations: the demo, a laptop run, the paper's two settings, and one for each further task."""
 
 from __future__ import annotations
 
@@ -36,6 +36,38 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training": {"steps": 600, "batch_size": 64, "loss": "all"},
         "checkpoints": {"every": 20},
         "evaluation": {"batch_size": 64, "every": 20},
+    },
+    "noise": {
+        "task": {"kind": "noise", "context": 64},
+        "model": {"d_model": 128, "feed_forward": "linear", "zeroed": ["L1.W_F"]},
+        "optimiser": {"kind": "adamw", "learning_rate": 2e-3, "weight_decay": 1e-4},
+        "training": {"steps": 500, "batch_size": 64, "loss": "later_occurrence"},
+        "checkpoints": {"every": 25},
+        "evaluation": {"batch_size": 128, "every": 25},
+    },
+    "sinks": {
+        "task": {"kind": "backcopy", "context": 64},
+        "model": {"family": "full", "d_model": 64, "n_layers": 1, "feed_forward": "relu"},
+        "optimiser": {"kind": "adamw", "learning_rate": 3e-3, "weight_decay": 1e-4},
+        "training": {"steps": 600, "batch_size": 64, "loss": "all"},
+        "checkpoints": {"every": 50},
+        "evaluation": {"batch_size": 128, "every": 25},
+    },
+    "markov": {
+        "task": {"kind": "markov", "context": 64},
+        "model": {"family": "full", "d_model": 32, "init": "scaled"},
+        "optimiser": {"kind": "adamw", "learning_rate": 3e-3, "weight_decay": 1e-4},
+        "training": {"steps": 500, "batch_size": 64, "loss": "all"},
+        "checkpoints": {"every": 10},
+        "evaluation": {"batch_size": 128, "every": 10},
+    },
+    "facts": {
+        "task": {"kind": "facts", "context": 16, "relations": 8},
+        "model": {"family": "full", "d_model": 32, "n_layers": 1, "n_heads": 4, "feed_forward": "relu"},
+        "optimiser": {"kind": "adamw", "learning_rate": 3e-3, "weight_decay": 0.0},
+        "training": {"steps": 600, "batch_size": 256, "loss": "fact"},
+        "checkpoints": {"every": 25},
+        "evaluation": {"batch_size": 256, "every": 25},
     },
 }
 

@@ -12,8 +12,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
-from birthlens.config.base import Count, Fraction, Positive, Rate, Section, Steps
+from birthlens.config.base import Count, Positive, Rate, Section, Steps
 from birthlens.config.model import ModelConfig, parameter_names, trained_by_default
+from birthlens.config.task import TaskConfig as TaskConfig
+from birthlens.config.task import TaskSection
 from birthlens.errors import BirthlensError
 
 Share = Annotated[float, Meta(ge=0, lt=1)]
@@ -40,34 +42,11 @@ class CorpusConfig(Section):
             raise BirthlensError(f"corpus.path = {self.path!r}: source {self.source!r} needs the path of a file.")
 
 
-class TaskConfig(Section):
-    """The task of paper section 4.1: K in-context bigrams in a global chain, over `context` input tokens.
-
-    `cycles="published"` leaves triggers that lead into each other for ever in the data, as the authors do;
-    `cycles="clean"` draws outputs from the tokens that are no trigger of the sequence, so that nothing is absorbed.
-    """
-
-    section: ClassVar[str] = "task"
-    context: Annotated[int, Meta(ge=2)] = 256
-    n_triggers: Count = 5
-    triggers: Literal["fixed", "random"] = "fixed"
-    offset: Count = 0
-    outputs: Literal["uniform", "bigram"] = "uniform"
-    no_repeat: bool = False
-    cycles: Literal["published", "clean"] = "published"
-    split: Literal["none", "train", "test"] = "none"
-    split_fraction: Fraction = 0.75
-    show_latents: bool = False
-
-    def _check(self) -> None:
-        if self.show_latents and self.n_triggers > self.context:
-            raise BirthlensError(
-                f"task.n_triggers = {self.n_triggers}: with show_latents at most task.context = {self.context} fit."
-            )
-
-
 class OptimiserConfig(Section):
-    """SGD with momentum, or AdamW, with one constant learning rate."""
+    """SGD with momentum, or AdamW.
+
+    The learning rate grows linearly over the first `warm_up` steps, and with `decay` falls from there to zero at the end.
+    """
 
     section: ClassVar[str] = "optimiser"
     kind: Literal["sgd", "adamw"] = "sgd"
@@ -75,19 +54,24 @@ class OptimiserConfig(Section):
     momentum: Share = 0.9
     weight_decay: Rate = 1e-4
     betas: tuple[Share, Share] = (0.9, 0.99)
+    warm_up: Count = 0
+    decay: Literal["none", "linear", "cosine"] = "none"
+
+    added: ClassVar[frozenset[str]] = frozenset({"warm_up", "decay"})
 
 
 class TrainingConfig(Section):
     """How long, on what loss, and which matrices move when.
 
-    `trained=None` trains the paper's choice for the family; `freeze_until` maps a matrix to the step from which it moves.
+    `loss` is the role of the positions that count: in_context, all, or another role of the task. `trained=None` trains the
+    paper's choice for the family; `freeze_until` maps a matrix to the step from which it moves.
     `engine` names the training step: `auto` takes the fastest valid one, `reference` is TransformerLens with autograd.
     """
 
     section: ClassVar[str] = "training"
     steps: Count = 300
     batch_size: Positive = 512
-    loss: Literal["in_context", "all"] = "in_context"
+    loss: str = "in_context"
     trained: tuple[str, ...] | None = None
     freeze_until: Steps = {}
     engine: Literal["auto", "fused", "handwritten", "functional", "reference"] = "auto"
@@ -138,7 +122,7 @@ class RunConfig(Section):
     """
 
     corpus: CorpusConfig = CorpusConfig()
-    task: TaskConfig = TaskConfig()
+    task: TaskSection = TaskConfig()
     model: ModelConfig = ModelConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     training: TrainingConfig = TrainingConfig()
@@ -152,6 +136,11 @@ class RunConfig(Section):
             if name not in valid:
                 raise BirthlensError(
                     f"training.trained = {name!r} names no matrix of the model; valid: {', '.join(valid)}."
+                )
+        for name in self.model.zeroed:
+            if name not in valid:
+                raise BirthlensError(
+                    f"model.zeroed = {name!r} names no matrix of the model; valid: {', '.join(valid)}."
                 )
         for name, step in self.training.freeze_until.items():
             if name not in self.trained:

@@ -49,6 +49,24 @@ class Schedule:
         return False
 
 
+def learning_rate(config: RunConfig, step: int) -> float:
+    """Return the rate of the update that follows `step`: warm-up, then the decay (`OptimiserConfig`).
+
+    Example:
+        >>> words = ["training.steps=10", "optimiser.warm_up=2", "optimiser.decay=linear", "optimiser.learning_rate=1"]
+        >>> [round(learning_rate(RunConfig.parse({}, words), step), 3) for step in (0, 1, 2, 6, 9)]
+        [0.5, 1.0, 1.0, 0.5, 0.125]
+    """
+    settings = config.optimiser
+    if step < settings.warm_up:
+        return settings.learning_rate * (step + 1) / settings.warm_up
+    if settings.decay == "none":
+        return settings.learning_rate
+    done = (step - settings.warm_up) / max(config.training.steps - settings.warm_up, 1)
+    share = 1 - done if settings.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return settings.learning_rate * share
+
+
 def _is_power(step: int, per_decade: int) -> bool:
     """Say whether a step is a whole number of `per_decade`-ths of a decade, rounded; only its neighbours can be."""
     below = math.floor(math.log10(step) * per_decade)

@@ -39,6 +39,8 @@ def initial_weights(
             tensors[name] = tensors[name] / math.sqrt(config.d_model)
     if config.init == "orthogonal":
         tensors |= _orthogonal(config, d_vocab, n_ctx, tensors, generator)
+    for name in config.zeroed:
+        tensors[name] = np.zeros_like(tensors[name])
     return Weights(config, {name: tensor.astype(dtype) for name, tensor in tensors.items()})
 
 

@@ -23,7 +23,7 @@ from birthlens.runs.files import read_metrics, read_notes, versions
 from birthlens.runs.provenance import TRAINING, code_digest, corpus_digest
 from birthlens.runs.run import Run
 from birthlens.system import write_atomically
-from birthlens.tasks.corpus import statistics_of
+from birthlens.tasks.kinds import chain_of
 
 Standing = Literal["trained", "continued", "reused"]
 _OURS = {"checkpoints", "tables.safetensors", "constants.safetensors", "metrics.jsonl", "run.json", "resume.safetensors",
@@ -62,7 +62,7 @@ def _reason(config: RunConfig, path: Path) -> str:
         raise BirthlensError(
             "the run has another config than the one asked for; delete it or choose another directory."
         )
-    if digest != corpus_digest(statistics_of(config.corpus)):
+    if digest != corpus_digest(chain_of(config)):
         raise BirthlensError(
             "the run was trained on another text than its corpus now is; delete it or restore the text."
         )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformer_lens import HookedTransformer
 
-    from birthlens.tasks.bigram import BigramTask
+    from birthlens.tasks.task import Task
 
 Array = np.ndarray
 
@@ -73,11 +73,11 @@ class Run:
         return None if self.trigger_ids is None else self.trigger_ids.tolist()
 
     @cached_property
-    def task(self) -> BigramTask:
+    def task(self) -> Task:
         """The task, ready to sample batches."""
-        from birthlens.tasks.bigram import BigramTask
+        from birthlens.tasks.kinds import task_of
 
-        return BigramTask(self.config.task, self.statistics)
+        return task_of(self.config.task, self.statistics)
 
     @cached_property
     def constants(self) -> dict[str, Array]:

@@ -17,7 +17,7 @@ from birthlens.model.weights import Weights, load_tensors, save_tensors
 from birthlens.runs.files import FORMAT, checkpoint_file, commit, listed_steps, read_metrics, read_notes, versions
 from birthlens.runs.provenance import TRAINING, code_digest
 from birthlens.system import is_temporary, write_atomically
-from birthlens.tasks.corpus import BigramStatistics
+from birthlens.tasks.task import Task
 
 Array = np.ndarray
 
@@ -37,7 +37,7 @@ class RunWriter:
         cls,
         path: str | Path,
         config: RunConfig,
-        statistics: BigramStatistics,
+        task: Task,
         weights: Weights,
         engine: Mapping[str, Any],
     ) -> Self:
@@ -56,10 +56,9 @@ class RunWriter:
             raise BirthlensError(
                 f"out = {str(path)!r} cannot be made: {error.strerror}; choose another place."
             ) from None
-        from birthlens.tasks.bigram import fixed_triggers
-
+        statistics = task.statistics
         tables = {"unigram": statistics.unigram, "bigram": statistics.bigram}
-        triggers = fixed_triggers(config.task, statistics)
+        triggers = task.fixed_triggers
         if triggers is not None:
             tables["triggers"] = triggers
         save_tensors(path / "tables.safetensors", tables)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 
 from torch import Tensor
 
@@ -17,6 +17,9 @@ class TokenBatch:
     `occurrence` is 0 where the token is no trigger, else how many times that trigger has occurred up to and including the
     position. `absorbed` marks triggers from which the sequence runs through triggers for ever. The list of triggers in
     front (show_latents) carries no count and is never absorbed.
+
+    `marks` holds the masks of the roles that the task defines itself; they come before the ones that are read from
+    `occurrence` and `absorbed` (`roles.role_masks`). A mark "all" says which positions have a target at all.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -25,17 +28,23 @@ class TokenBatch:
     outputs: Int[Tensor, "batch n_triggers"]
     occurrence: Int[Tensor, "batch pos"]
     absorbed: Bool[Tensor, "batch pos"]
+    marks: Mapping[str, Bool[Tensor, "batch pos"]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, rows: slice) -> TokenBatch:
-        return TokenBatch(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return self.taken(rows)
+
+    def taken(self, rows: slice | Int[Tensor, "row"]) -> TokenBatch:
+        """Return some sequences of the batch: a slice of them, or those of the given indices in that order."""
+        tensors = {each.name: getattr(self, each.name)[rows] for each in fields(self) if each.name != "marks"}
+        return TokenBatch(**tensors, marks={role: mask[rows] for role, mask in self.marks.items()})
 
     @property
     def in_context(self) -> Bool[Tensor, "batch pos"]:
-        """Positions whose target can be predicted from the context and from nothing else: occurrence >= 2."""
-        return self.occurrence >= 2
+        """Positions whose target can be predicted from the context only: occurrence >= 2, or what the task marks so."""
+        return self.marks.get("in_context", self.occurrence >= 2)
 
     @property
     def listed(self) -> Bool[Tensor, "batch pos"]:
@@ -44,8 +53,8 @@ class TokenBatch:
 
     @property
     def is_global(self) -> Bool[Tensor, "batch pos"]:
-        """Positions whose target follows the global bigrams: the token is no trigger."""
-        return (self.occurrence == 0) & ~self.listed
+        """Positions whose target follows the global bigrams: the token is no trigger, or what the task marks so."""
+        return self.marks.get("global", (self.occurrence == 0) & ~self.listed)
 
     def chunks(self, size: int) -> Iterator[TokenBatch]:
         """Yield the batch in consecutive parts of at most `size` sequences."""

@@ -9,22 +9,24 @@ tokens              z_1 ~ pi_u; z_{t+1} = o_k if z_t = q_k, else ~ pi_b(. | z_t)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
-from birthlens.config.run import TaskConfig
+from birthlens.config.task import TaskConfig
 from birthlens.errors import BirthlensError
+from birthlens.labels import counted
 from birthlens.shapes import Bool, Float, Int
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.corpus import BigramStatistics
 from birthlens.tasks.sampling import Categorical, chain, uniforms
+from birthlens.tasks.task import Task
 
 Array = np.ndarray
-HELD_OUT = 2**40
-"""Index of the held-out batch of training; no training run gets there, so that equal seeds share no batch."""
 
 
-class BigramTask:
+class BigramTask(Task):
     """Sample batches of the task.
 
     Raises:
@@ -38,8 +40,21 @@ class BigramTask:
         ((3, 16), True)
     """
 
+    Config = TaskConfig
+    title = "global and in-context bigrams"
+    roles = {
+        "in_context": "a trigger that occurred before: its output is known from the context, and from nothing else",
+        "in_context_unabsorbed": "the same without absorbed positions, which are free copies",
+        "first_occurrence": "a trigger's first occurrence: what follows cannot be predicted",
+        "global": "a token that is no trigger: the next token follows the bigrams of the corpus",
+    }
+    shown_predictors = ("uniform", "unigram", "bigram", "bag", "bayes")
+    corruptions = ("other_outputs", "first_replaced", "triggers_swapped", "shifted")
+    predictors_home = "birthlens.tasks.predictors.reference:PREDICTORS"
+    config: TaskConfig
+
     def __init__(self, config: TaskConfig, statistics: BigramStatistics) -> None:
-        self.config, self.statistics = config, statistics
+        super().__init__(config, statistics)
         n, k = len(statistics), config.n_triggers
         possible = n - config.offset if config.triggers == "fixed" else int((statistics.unigram > 0).sum())
         if k > max(possible, 0):
@@ -47,7 +62,7 @@ class BigramTask:
                 f"task.n_triggers = {k}: the vocabulary of {n} tokens leaves {max(possible, 0)} "
                 f"(task.triggers = {config.triggers!r}, task.offset = {config.offset}); choose at most that many."
             )
-        self.fixed_triggers = fixed_triggers(config, statistics)
+        self._triggers_of_all = fixed_triggers(config, statistics)
         self._allowed = _split_mask(config, n)
         self._first = Categorical(statistics.unigram[None])
         self._rows = Categorical(statistics.bigram)
@@ -58,6 +73,48 @@ class BigramTask:
             excluded = k if config.cycles == "clean" else int(config.no_repeat)
             if int(self._allowed.sum()) <= excluded:
                 raise _no_output_left(config)
+
+    @property
+    def fixed_triggers(self) -> Int[Array, "n_triggers"] | None:
+        """Ids of the fixed triggers, or None where every sequence draws its own."""
+        return self._triggers_of_all
+
+    @property
+    def exact(self) -> str | None:
+        """The predictor that is the exact law of the next token given the prefix; None where there is none."""
+        return "bayes"
+
+    @property
+    def setting(self) -> str:
+        """How many triggers there are, and of which kind."""
+        return f"K = {self.config.n_triggers} {self.config.triggers}"
+
+    def story(self, source: str, labels: Sequence[str]) -> str:
+        """Say what sequences follow; see `Task.story`."""
+        n = self.config.n_triggers
+        said = f"of {self.config.context} tokens, which follow {source} ({len(labels)} tokens)"
+        if n == 0:
+            return f"{said}; no token is a trigger, so nothing can be copied from the context."
+        ids = self.fixed_triggers
+        which = "drawn for each sequence" if ids is None else " ".join(labels[i] for i in ids)
+        return (
+            f"{said} except after {counted(n, 'trigger')} ({which}): whatever followed a trigger first in a sequence "
+            "follows it again. From a trigger's second time on its successor can thus be known, but only by looking back "
+            "and copying it; how often the model does is its in-context accuracy."
+        )
+
+    def check_loss(self, loss: str) -> None:
+        """Raise BirthlensError where `training.loss` names no role that positions of this task can have."""
+        super().check_loss(loss)
+        if loss != "all" and loss != "global" and self.config.n_triggers == 0:
+            raise BirthlensError(
+                f"training.loss = {loss!r}: with task.n_triggers = 0 there is no such target; use all."
+            )
+
+    @property
+    def roles_are_known(self) -> bool:
+        """Whether the prefix tells the role of its last token, so that entropies may stand for losses."""
+        return self.fixed_triggers is not None or self.config.show_latents
 
     def output_distribution(self, triggers: Int[Array, "batch n_triggers"]) -> Float[Array, "batch n_triggers d_vocab"]:
         """Return the exact law of each trigger's output.
@@ -109,10 +166,6 @@ class BigramTask:
             occurrence=torch.from_numpy(occurrence[:, :-1]),
             absorbed=torch.from_numpy(absorbed),
         )
-
-    def batch(self, n: int, seed: int, index: int = 0) -> TokenBatch:
-        """Draw batch number `index` of the stream `seed`; it depends on nothing else, so any batch can be made again."""
-        return self.sample(n, np.random.default_rng([seed, index]))
 
     def _triggers(self, n: int, generator: np.random.Generator) -> Int[Array, "batch n_triggers"]:
         k = self.config.n_triggers

@@ -10,7 +10,6 @@ Roles add to those of `behaviour.role_masks` (which belong to the token at a pos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 
 import numpy as np
 import torch
@@ -60,7 +59,7 @@ def token_roles(batch: TokenBatch) -> Int[Tensor, "batch pos"]:
 
 def take(batch: TokenBatch, rows: Int[Tensor, "row"]) -> TokenBatch:
     """Return some sequences of a batch, in the order given."""
-    return TokenBatch(*(getattr(batch, field.name)[rows] for field in fields(batch)))
+    return batch.taken(rows)
 
 
 def batch_of_tokens(

@@ -31,12 +31,13 @@ def role_masks(batch: TokenBatch) -> dict[str, Bool[Tensor, "batch pos"]]:
     """Return the mask of each role."""
     seen = batch.occurrence
     return {
-        "in_context": seen >= 2,
-        "in_context_unabsorbed": (seen >= 2) & ~batch.absorbed,
+        "in_context": batch.in_context,
+        "in_context_unabsorbed": batch.in_context & ~batch.absorbed,
         "first_occurrence": seen == 1,
         "trigger": seen >= 1,
         "global": batch.is_global,
         "all": torch.ones_like(batch.absorbed),
+        **batch.marks,
     }
 
 

@@ -18,13 +18,15 @@ import numpy as np
 import torch
 
 from birthlens.config.run import RunConfig
-from birthlens.config.schedule import Schedule
+from birthlens.config.schedule import Schedule, learning_rate
 from birthlens.errors import BirthlensError
 from birthlens.model.initialisation import initial_weights
 from birthlens.model.weights import Weights
-from birthlens.tasks.bigram import HELD_OUT, BigramTask
-from birthlens.tasks.corpus import BigramStatistics, statistics_of
+from birthlens.tasks.batch import TokenBatch
+from birthlens.tasks.corpus import BigramStatistics
+from birthlens.tasks.kinds import chain_of, task_of
 from birthlens.tasks.roles import summary
+from birthlens.tasks.task import HELD_OUT, checked_batch
 from birthlens.training.engines import Engine, choose, engine
 from birthlens.training.optimiser import load_state, new_optimiser, saved_state
 
@@ -70,10 +72,10 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, statistics: BigramStatistics, state: State | None = None) -> None:
-        _check_targets(config)
         self.config = config
-        self.task = BigramTask(config.task, statistics)
-        self.held_out = self.task.batch(config.evaluation.batch_size, config.seeds.evaluation, HELD_OUT)
+        self.task = task_of(config.task, statistics)
+        self.task.check_loss(config.training.loss)
+        self.held_out = self._held_out()
         generator = np.random.default_rng(config.seeds.init)
         self.initial = initial_weights(config.model, len(statistics), config.task.context, generator)
         self.engine_name, self.engine_reason = choose(config, len(statistics))
@@ -97,6 +99,11 @@ class Trainer:
         self.step = int(notes["step"])
         self.last_kept = self.step
 
+    def _held_out(self) -> TokenBatch:
+        """Draw the batch that the model is evaluated on, and hold a task of somebody's own to the protocol."""
+        n = self.config.evaluation.batch_size
+        return checked_batch(self.task, self.task.batch(n, self.config.seeds.evaluation, HELD_OUT), n)
+
     def weights(self) -> Weights:
         """Return a copy of all weights."""
         return self.initial.replaced(self.engine.tensors())
@@ -110,7 +117,7 @@ class Trainer:
         """Take one step on a fresh batch; return its loss, or None where the batch held no position of the loss."""
         config = self.config.training
         batch = self.task.batch(config.batch_size, self.config.seeds.data, self.step)
-        mask = batch.in_context if config.loss == "in_context" else torch.ones_like(batch.absorbed)
+        mask = self.task.loss_mask(batch, config.loss)
         loss = None
         if mask.any():
             loss = self.engine.gradients(batch, mask)
@@ -118,6 +125,8 @@ class Trainer:
             for name, parameter in self.engine.parameters.items():
                 if self.step < config.freeze_until.get(name, 0):
                     parameter.grad = None  # torch's optimisers skip it: no decay, no momentum
+            for group in self.optimiser.param_groups:
+                group["lr"] = learning_rate(self.config, self.step)
             self.optimiser.step()
         self.step += 1
         return loss
@@ -177,15 +186,10 @@ def train(
         >>> record.weights["L1.W_O"].shape
         (1, 16, 16)
     """
-    trainer = trainer or Trainer(config, statistics or statistics_of(config.corpus))
+    trainer = trainer or Trainer(config, statistics or chain_of(config))
     if trainer.step == 0 or trainer.step < config.training.steps:
         _log.info(f"engine {trainer.engine_name}: {trainer.engine_reason}")
     if trainer.step == 0 and not trainer.resumed:
         yield trainer.record(None)
     while trainer.step < config.training.steps:
         yield trainer.record(trainer.update())
-
-
-def _check_targets(config: RunConfig) -> None:
-    if config.training.loss == "in_context" and config.task.n_triggers == 0:
-        raise BirthlensError("training.loss = 'in_context': with task.n_triggers = 0 there is no such target; use all.")

@@ -11,7 +11,7 @@ from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
 from birthlens.runs.run import Run
 from birthlens.runs.writer import RunWriter
-from birthlens.tasks.corpus import statistics_of
+from birthlens.tasks.kinds import chain_of
 from birthlens.training.loop import DivergedError, StepRecord, Trainer, train
 
 _log = logging.getLogger("birthlens")
@@ -23,10 +23,10 @@ def train_to_disk(config: RunConfig, out: str | Path) -> Iterator[StepRecord]:
     Raises:
         BirthlensError: where the directory holds anything already, or the config cannot be trained.
     """
-    statistics = statistics_of(config.corpus)
+    statistics = chain_of(config)
     trainer = Trainer(config, statistics)
     engine = {"name": trainer.engine_name, "reason": trainer.engine_reason, "threads": trainer.engine.threads}
-    writer = RunWriter.create(out, config, statistics, trainer.initial, engine)
+    writer = RunWriter.create(out, config, trainer.task, trainer.initial, engine)
     yield from _recorded(writer, trainer)
 
 

@@ -92,7 +92,7 @@ class Watch:
         head = Text.assemble(
             (str(self.run.path), "bold"),
             f"  {config.model.family}, d = {config.model.d_model}, {counted(config.model.n_layers, 'layer')}, "
-            f"T = {config.task.context}, K = {config.task.n_triggers} {config.task.triggers}, {engine} engine",
+            f"T = {config.task.context}, {self.run.task.setting}, {engine} engine",
         )
         try:
             steps = self.run.steps

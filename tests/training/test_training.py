@@ -191,7 +191,7 @@ def test_two_hundred_checkpoints_of_the_papers_model_stay_under_60_mb(tmp_path):
     """Random numbers, which no encoding shrinks, in the place of what training would leave."""
     config = preset("paper", ["training.steps=995"])
     trainer = Trainer(config, _statistics(config))
-    writer = RunWriter.create(tmp_path / "run", config, trainer.task.statistics, trainer.initial, {"name": "none"})
+    writer = RunWriter.create(tmp_path / "run", config, trainer.task, trainer.initial, {"name": "none"})
     generator = np.random.default_rng(0)
     shapes = {name: trainer.initial[name].shape for name in config.trained}
     columns = {"split": "held_out", "metric": "in_context_unabsorbed_accuracy", "n": 128 * 256}

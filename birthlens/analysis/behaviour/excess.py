@@ -17,17 +17,15 @@ from torch import Tensor
 from birthlens.errors import BirthlensError
 from birthlens.shapes import Bool, Float
 from birthlens.tasks.batch import TokenBatch
-from birthlens.tasks.bigram import BigramTask
 from birthlens.tasks.predictors.reference import (
-    PREDICTORS,
     cross_entropy,
     entropies,
     predict,
-    roles_are_known,
     smoothed,
 )
 from birthlens.tasks.predictors.scores import SMOOTHING
-from birthlens.tasks.roles import TOKEN_ROLES, losses, role_masks
+from birthlens.tasks.roles import losses, role_masks
+from birthlens.tasks.task import Task
 
 Array = np.ndarray
 
@@ -49,17 +47,19 @@ def clustered_mean(values: Float[Array, "batch pos"], mask: Bool[Array, "batch p
     return mean, error
 
 
-def floors_table(task: BigramTask, batch: TokenBatch) -> pd.DataFrame:
+def floors_table(task: Task, batch: TokenBatch) -> pd.DataFrame:
     """Estimate the lowest reachable loss by role: columns role, floor, error, n, estimator.
 
     Where the prefix tells the role, the floor is the mean entropy of the Bayes prediction (`entropy`: fewer random parts);
     else it is the mean loss of the Bayes prediction (`loss`). `error` is one standard error over the batch.
     """
-    probabilities = predict("bayes", task, batch)
+    if task.exact is None:
+        raise BirthlensError("this task has no exact law of the next token, so there is no floor to state.")
+    probabilities = predict(task.exact, task, batch)
     entropy, loss = entropies(probabilities), cross_entropy(probabilities, batch.targets.numpy())
     rows = []
     for role, mask in role_masks(batch).items():
-        told = roles_are_known(task) or role == "all"
+        told = task.roles_are_known or role == "all"
         estimator = "entropy" if told and role != "in_context_unabsorbed" else "loss"
         mean, error = clustered_mean(entropy if estimator == "entropy" else loss, mask.numpy())
         rows.append((role, mean, error, int(mask.sum()), estimator))
@@ -68,9 +68,9 @@ def floors_table(task: BigramTask, batch: TokenBatch) -> pd.DataFrame:
 
 def excess_loss_table(
     logits: Float[Tensor, "batch pos d_vocab"],
-    task: BigramTask,
+    task: Task,
     batch: TokenBatch,
-    predictors: Sequence[str] = tuple(PREDICTORS),
+    predictors: Sequence[str] | None = None,
     smoothing: float = SMOOTHING,
     position_bins: int = 8,
     occurrences: int = 8,
@@ -82,7 +82,7 @@ def excess_loss_table(
     """
     mine = losses(logits.double(), batch.targets).numpy()
     rows = []
-    for name in predictors:
+    for name in task.predictors if predictors is None else predictors:
         theirs = _reference_loss(name, task, batch, smoothing)
         for by, group, mask in _groups(batch, position_bins, occurrences):
             if mask.any():
@@ -94,10 +94,10 @@ def excess_loss_table(
 
 def divergence_table(
     checkpoints: Iterable[tuple[int, Float[Tensor, "batch pos d_vocab"]]],
-    task: BigramTask,
+    task: Task,
     batch: TokenBatch,
-    predictors: Sequence[str] = tuple(PREDICTORS),
-    roles: Sequence[str] = TOKEN_ROLES,
+    predictors: Sequence[str] | None = None,
+    roles: Sequence[str] | None = None,
     positions: int = 4096,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -108,10 +108,13 @@ def divergence_table(
     and role), n.
     """
     mask = _some_positions(batch, positions, seed)
-    references = {name: predict(name, task, batch)[mask] for name in predictors}
+    names = task.predictors if predictors is None else predictors
+    references = {name: predict(name, task, batch)[mask] for name in names}
     own = {name: -entropies(p) for name, p in references.items()}
     chosen = torch.from_numpy(mask)
-    members = {role: member[chosen].numpy() for role, member in role_masks(batch).items() if role in roles}
+    members = {
+        role: member[chosen].numpy() for role, member in role_masks(batch).items() if roles is None or role in roles
+    }
     rows = []
     for step, logits in checkpoints:
         log_model = logits[chosen].double().log_softmax(-1).numpy()
@@ -128,9 +131,9 @@ def divergence_table(
     return table
 
 
-def _reference_loss(name: str, task: BigramTask, batch: TokenBatch, smoothing: float) -> Float[Array, "batch pos"]:
+def _reference_loss(name: str, task: Task, batch: TokenBatch, smoothing: float) -> Float[Array, "batch pos"]:
     probabilities = predict(name, task, batch)
-    share = 0.0 if name == "bayes" else smoothing
+    share = 0.0 if name == task.exact else smoothing
     return cross_entropy(smoothed(probabilities, share), batch.targets.numpy())
 
 

@@ -56,7 +56,7 @@ def memory_series_over(
         run.checkpoints(steps),
         triggers=run.triggers,
         bigram=run.statistics.bigram,
-        outputs=_possible_outputs(run),
+        outputs=run.config.task.possible_outputs(len(run.statistics), run.triggers),
         bases=bases,  # type: ignore[arg-type]
     )
 
@@ -93,17 +93,3 @@ def attention_over(run: Run, steps: Iterable[int] | None = None, batch: TokenBat
     from birthlens.analysis.behaviour.attention import attention_table
 
     return attention_table(run.checkpoints(steps), batch if batch is not None else evaluation_batch(run))
-
-
-def _possible_outputs(run: Run) -> list[int] | None:
-    """List the tokens that can be outputs, where the config rules some out for every sequence; else None."""
-    config, n = run.config.task, len(run.statistics)
-    possible = np.ones(n, dtype=bool)
-    border = int(config.split_fraction * n)
-    if config.split == "train":
-        possible[border:] = False
-    if config.split == "test":
-        possible[:border] = False
-    if config.cycles == "clean" and run.trigger_ids is not None:
-        possible[run.trigger_ids] = False
-    return None if possible.all() else np.flatnonzero(possible).tolist()

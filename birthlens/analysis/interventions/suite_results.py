@@ -12,7 +12,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,7 +152,8 @@ def _damaged(path: Path) -> BirthlensError:
 
 def _described(batch: TokenBatch) -> dict[str, Any]:
     content = hashlib.sha256()
-    for name, tensor in asdict(batch).items():
+    tensors = {each.name: getattr(batch, each.name) for each in fields(batch) if each.name != "marks"}
+    for name, tensor in (tensors | dict(batch.marks)).items():
         content.update(name.encode() + tensor.contiguous().numpy().tobytes())
     return {"sequences": len(batch), "positions": int(batch.tokens.shape[1]), "sha256": content.hexdigest()}
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from birthlens.analysis.theory.first_step import zeroed
 from birthlens.analysis.theory.gradients import MATRICES, Readout, simplified_gradients, simplified_pass
 from birthlens.config.model import ModelConfig
-from birthlens.config.run import TaskConfig
+from birthlens.config.task import TaskConfig
 from birthlens.errors import BirthlensError
 from birthlens.model.forward import tensors_of
 from birthlens.model.initialisation import initial_weights

@@ -16,13 +16,15 @@ from birthlens.analysis.interventions.ablation import ablation_table
 from birthlens.analysis.interventions.weight_patching import by_forward
 from birthlens.claims.claim import Evidence
 from birthlens.claims.statistics.timing import first_crossing, lag, slope
+from birthlens.config.task import as_bigram
 from birthlens.errors import BirthlensError
 from birthlens.runs.evaluation import evaluation_batch
 from birthlens.runs.run import Run
 from birthlens.shapes import Float
-from birthlens.tasks.bigram import HELD_OUT, BigramTask
+from birthlens.tasks.bigram import BigramTask
 from birthlens.tasks.predictors.scores import reference_table
 from birthlens.tasks.roles import summary
+from birthlens.tasks.task import HELD_OUT
 
 Array = np.ndarray
 IN_CONTEXT = "in_context_unabsorbed"
@@ -99,7 +101,7 @@ def out_of_distribution(evidence: Evidence) -> dict[str, float]:
     found = {}
     for trained, run in evidence.runs.items():
         for tested in ("uniform", "bigram"):
-            task = BigramTask(run.config.task.changed(outputs=tested), run.statistics)
+            task = BigramTask(as_bigram(run.config.task).changed(outputs=tested), run.statistics)
             found[f"{trained}_on_{tested}"] = tested_on(run, task, evidence.seed)
     found["gain"] = found["uniform_on_uniform"] - found["bigram_on_uniform"]
     found["gap"] = found["uniform_on_bigram"] - found["bigram_on_uniform"]
@@ -110,7 +112,7 @@ def unseen_outputs(evidence: Evidence) -> dict[str, float]:
     """Test a run trained on a part of the tokens as outputs on outputs that it never saw."""
     run, found = evidence.runs["run"], {}
     for split in ("train", "test"):
-        task = BigramTask(run.config.task.changed(split=split), run.statistics)
+        task = BigramTask(as_bigram(run.config.task).changed(split=split), run.statistics)
         found[f"on_{split}"] = tested_on(run, task, evidence.seed)
     return {**found, "lost": found["on_train"] - found["on_test"]}
 

@@ -8,7 +8,8 @@ from birthlens.analysis.theory.first_step import ENTRIES, PREDICTIONS, first_ste
 from birthlens.analysis.theory.three_steps import Recipe, ablations, three_steps_table
 from birthlens.claims.claim import Evidence
 from birthlens.config.model import ModelConfig
-from birthlens.config.run import CorpusConfig, TaskConfig
+from birthlens.config.run import CorpusConfig
+from birthlens.config.task import TaskConfig
 from birthlens.tasks.bigram import BigramTask
 from birthlens.tasks.corpus import statistics_of
 

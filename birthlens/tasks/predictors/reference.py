@@ -24,15 +24,16 @@ from birthlens.tasks.bigram import BigramTask
 from birthlens.tasks.predictors.bag_of_tokens import bag_of_tokens
 from birthlens.tasks.predictors.prefix import known_triggers, shown_prefix, successor_counts, trigger_outputs
 from birthlens.tasks.predictors.trigger_posterior import TriggerPosterior
+from birthlens.tasks.task import Task
 
 Array = np.ndarray
 
 
-def predict(name: str, task: BigramTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
+def predict(name: str, task: Task, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
     """Return the probabilities that a reference predictor gives to the next token at every position.
 
     Raises:
-        BirthlensError: for a name that is not in `PREDICTORS`.
+        BirthlensError: for a name that is none of the task's predictors.
 
     Example:
         >>> from birthlens.config.run import TaskConfig
@@ -42,9 +43,10 @@ def predict(name: str, task: BigramTask, batch: TokenBatch) -> Float[Array, "bat
         >>> predict("bayes", task, batch).shape, bool(np.allclose(predict("bag", task, batch).sum(-1), 1))
         ((3, 16, 7), True)
     """
-    if name not in PREDICTORS:
-        raise BirthlensError(f"predictor = {name!r} is unknown; valid predictors are {', '.join(PREDICTORS)}.")
-    return PREDICTORS[name](task, batch)
+    if name not in task.predictors:
+        valid = ", ".join(task.predictors) or "none for this task"
+        raise BirthlensError(f"predictor = {name!r} is unknown; valid predictors are {valid}.")
+    return task.predictors[name](task, batch)
 
 
 def uniform(task: BigramTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
@@ -144,8 +146,3 @@ def cross_entropy(
 def entropies(probabilities: Float[Array, "*axes d_vocab"]) -> Float[Array, "*axes"]:
     """Return the entropy of each distribution, in nats."""
     return -(probabilities * np.log(np.where(probabilities > 0, probabilities, 1.0))).sum(-1)
-
-
-def roles_are_known(task: BigramTask) -> bool:
-    """Say whether the prefix tells the role of its last token, so that entropies may stand for losses."""
-    return task.fixed_triggers is not None or task.config.show_latents

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from birthlens.tasks.batch import TokenBatch
-from birthlens.tasks.bigram import BigramTask
-from birthlens.tasks.predictors.reference import PREDICTORS, cross_entropy, predict, smoothed
+from birthlens.tasks.predictors.reference import cross_entropy, predict, smoothed
 from birthlens.tasks.roles import role_masks
+from birthlens.tasks.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SMOOTHING = 0.01
-"""Share of the uniform law mixed into every predictor but Bayes where its loss is taken: the others rule out what occurs."""
+"""Share of the uniform law mixed into every predictor but the exact one where its loss is taken: they rule out tokens."""
 
 
 def reference_table(
-    task: BigramTask, batch: TokenBatch, predictors: Sequence[str] = tuple(PREDICTORS), smoothing: float = SMOOTHING
+    task: Task, batch: TokenBatch, predictors: Sequence[str] | None = None, smoothing: float = SMOOTHING
 ) -> pd.DataFrame:
     """Score reference predictors on a batch: columns predictor, role, metric ("loss", "accuracy"), value, n.
 
@@ -32,11 +32,11 @@ def reference_table(
 
     targets, rows = batch.targets.numpy(), []
     masks = {role: mask.numpy() for role, mask in role_masks(batch).items() if mask.any()}
-    for name in predictors:
+    for name in task.predictors if predictors is None else predictors:
         probabilities = predict(name, task, batch)
         tied = np.isclose(probabilities, probabilities.max(-1, keepdims=True), rtol=1e-9, atol=0)
         right = np.take_along_axis(tied, targets[..., None], -1)[..., 0] / tied.sum(-1)
-        loss = cross_entropy(probabilities if name == "bayes" else smoothed(probabilities, smoothing), targets)
+        loss = cross_entropy(probabilities if name == task.exact else smoothed(probabilities, smoothing), targets)
         for role, mask in masks.items():
             rows.append((name, role, "loss", float(loss[mask].mean()), int(mask.sum())))
             rows.append((name, role, "accuracy", float(right[mask].mean()), int(mask.sum())))

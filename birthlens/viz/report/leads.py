@@ -61,33 +61,27 @@ def glossary() -> str:
 def trained(run: Run) -> str:
     """Say what was trained, on what, to do what."""
     config, statistics = run.config, run.statistics
-    model, task = config.model, config.task
+    model = config.model
     heads = f"{counted(model.n_layers, 'layer')} with {counted(model.n_heads, 'head')} each"
-    said = (
-        f"A {model.family} transformer of {heads} (width {model.d_model}) was trained to predict the next token in "
-        f"sequences of {task.context} tokens, which follow {TABLE_SOURCES[config.corpus.source]} ({len(statistics)} tokens)"
-    )
-    if task.n_triggers == 0:
-        return f"{said}; no token is a trigger, so nothing can be copied from the context."
-    ids = run.trigger_ids
-    which = "drawn for each sequence" if ids is None else " ".join(legible(statistics.vocab[i]) for i in ids)
+    labels = [legible(token) for token in statistics.vocab]
+    said = run.task.story(TABLE_SOURCES[config.corpus.source], labels)
     scored = "Only these in-context targets were trained on." if config.training.loss == "in_context" else ""
     return (
-        f"{said} except after {counted(task.n_triggers, 'trigger')} ({which}): whatever followed a trigger first in a "
-        "sequence follows it again. From a trigger's second time on its successor can thus be known, but only by looking "
-        f"back and copying it; how often the model does is its in-context accuracy. {scored}"
+        f"A {model.family} transformer of {heads} (width {model.d_model}) was trained to predict the next token in "
+        f"sequences {said} {scored}"
     ).strip()
 
 
 def birth(facts: Facts) -> str:
     """Say when the model learned to copy, and beside what that is to be seen."""
-    steps, values = facts.series("in_context_accuracy")
+    headline, name = facts.headline
+    steps, values = facts.series(f"{headline}_accuracy")
     said = []
     if values:
-        bag = facts.reference("bag", "in_context", "accuracy")
+        bag = facts.reference("bag", headline, "accuracy")
         above = first_above(steps, values, REACHED)
         when = f"has not exceeded {REACHED}" if above is None else f"first exceeds {REACHED} at step {above}"
-        said.append(f"In-context accuracy {when} and is {number(values[-1])} at step {steps[-1]}.")
+        said.append(f"{name.capitalize()} accuracy {when} and is {number(values[-1])} at step {steps[-1]}.")
         if math.isfinite(bag):
             verb = "is more than" if values[-1] > bag else "is not more than"
             said.append(f"That {verb} a bag of tokens reaches without any order ({number(bag)}).")
@@ -104,7 +98,7 @@ def exceeded(names: Sequence[str], facts: Sequence[Facts]) -> str:
     at: list[str] = []
     never: list[str] = []
     for name, one in zip(names, facts, strict=True):
-        above = first_above(*one.series("in_context_accuracy"), REACHED)
+        above = first_above(*one.series(f"{one.headline[0]}_accuracy"), REACHED)
         if above is None:
             never.append(name)
         else:

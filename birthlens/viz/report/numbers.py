@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from birthlens.tasks.batch import TokenBatch
 
-REFERENCES = ("uniform", "unigram", "bigram", "bag", "bayes")
 REACHED = 0.9
 
 
@@ -63,7 +62,18 @@ class Facts:
     @cached_property
     def references(self) -> pd.DataFrame:
         """Reference predictors on them."""
-        return reference_table(self.run.task, self.batch, REFERENCES)
+        return reference_table(self.run.task, self.batch, self.predictors)
+
+    @cached_property
+    def predictors(self) -> tuple[str, ...]:
+        """The reference predictors to show, from the least to the best informed."""
+        return self.run.task.shown_predictors or tuple(self.run.task.predictors)
+
+    @property
+    def headline(self) -> tuple[str, str]:
+        """The role whose accuracy tells whether the task has been learned, and its name in a sentence."""
+        role = self.run.task.headline
+        return role, self.run.task.shown_roles[role]
 
     @cached_property
     def recalls(self) -> pd.DataFrame:
@@ -123,21 +133,26 @@ def first_above(steps: Sequence[int], values: Sequence[float], level: float) -> 
 def key_numbers(facts: Facts, memories: bool) -> list[KeyNumber]:
     """Return the numbers that sum a run up; those of the three memories where `memories`."""
     out = []
-    for role, said in (
-        ("in_context", "in-context accuracy"),
-        ("in_context_unabsorbed", "in-context accuracy, absorbed positions left out"),
-    ):
-        chance, best = facts.reference("uniform", role, "accuracy"), facts.reference("bayes", role, "accuracy")
-        about = f"bag of tokens (approximate): {facts.reference('bag', role, 'accuracy'):.3f}"
+    task = facts.run.task
+    exact = task.exact or ""
+    headline, headline_name = facts.headline
+    names = {headline: f"{headline_name} accuracy"}
+    if f"{headline}_unabsorbed" in task.roles:
+        names[f"{headline}_unabsorbed"] = f"{headline_name} accuracy, absorbed positions left out"
+    for role, said in names.items():
+        chance, best = facts.reference("uniform", role, "accuracy"), facts.reference(exact, role, "accuracy")
+        bag = facts.reference("bag", role, "accuracy")
+        about = f"bag of tokens (approximate): {bag:.3f}" if np.isfinite(bag) else ""
         out.append(KeyNumber(said, facts.last(f"{role}_accuracy"), chance, best, about))
-    for role, said in (("in_context", "in-context loss (nats)"), ("global", "global loss (nats)")):
-        chance, best = facts.reference("uniform", role, "loss"), facts.reference("bayes", role, "loss")
-        trained = "trained on" if role == "in_context" or facts.run.config.training.loss == "all" else "not trained on"
+    for role, name in task.shown_roles.items():
+        said = f"{name} loss (nats)"
+        chance, best = facts.reference("uniform", role, "loss"), facts.reference(exact, role, "loss")
+        trained = "trained on" if facts.run.config.training.loss in (role, "all") else "not trained on"
         out.append(KeyNumber(said, facts.last(f"{role}_loss"), chance, best, trained))
-    steps, values = facts.series("in_context_accuracy")
+    steps, values = facts.series(f"{headline}_accuracy")
     reached = first_above(steps, values, REACHED)
     step = float("nan") if reached is None else float(reached)
-    out.append(KeyNumber(f"first step with in-context accuracy above {REACHED}", step))
+    out.append(KeyNumber(f"first step with {headline_name} accuracy above {REACHED}", step))
     if memories:
         for memory in ("output_memory", "trigger_memory", "prev_token_memory"):
             for candidates in facts.readings(memory):

@@ -10,6 +10,7 @@ from birthlens.analysis.interventions.causal_tables import changes, edge_ablatio
 from birthlens.analysis.memories.names import is_paper_model
 from birthlens.errors import BirthlensError
 from birthlens.labels import in_words, label
+from birthlens.runs.evaluation import evaluation_batch
 from birthlens.runs.run import Run
 from birthlens.viz import notebook
 from birthlens.viz.attention_frames import run_frames
@@ -18,7 +19,7 @@ from birthlens.viz.report import leads
 from birthlens.viz.report.charts import Chart, Level, Line
 from birthlens.viz.report.command_of_run import command
 from birthlens.viz.report.memories import memory_tables
-from birthlens.viz.report.numbers import REFERENCES, Facts, key_numbers
+from birthlens.viz.report.numbers import Facts, key_numbers
 from birthlens.viz.report.page import (
     config_rows,
     corpus_facts,
@@ -52,10 +53,11 @@ def story(run: Run, causal: bool = True) -> str:
 
 
 def _subtitle(facts: Facts) -> str:
-    accuracy, said = facts.last("in_context_accuracy"), f"{progress(facts.run)}."
+    headline, name = facts.headline
+    accuracy, said = facts.last(f"{headline}_accuracy"), f"{progress(facts.run)}."
     if math.isfinite(accuracy):
-        bag = facts.reference("bag", "in_context", "accuracy")
-        said += f" In-context accuracy {accuracy:.3f}"
+        bag = facts.reference("bag", headline, "accuracy")
+        said += f" {name.capitalize()} accuracy {accuracy:.3f}"
         said += f"; a bag of tokens (approximate) reaches {bag:.3f}." if math.isfinite(bag) else "."
     return said[0].upper() + said[1:]
 
@@ -74,14 +76,16 @@ def _numbers(facts: Facts) -> str:
 
 def _birth(facts: Facts) -> str:
     charts = []
-    for role, said in (("in_context", "In-context"), ("global", "Global")):
+    for role, said in facts.run.task.shown_roles.items():
         for metric in ("loss", "accuracy"):
             steps, values = facts.series(f"{role}_{metric}")
             if values:
-                levels = [Level(label(name), facts.reference(name, role, metric)) for name in REFERENCES]
+                levels = [Level(label(name), facts.reference(name, role, metric)) for name in facts.predictors]
                 series = [Line("model", steps, values)]
                 top = 1.0 if metric == "accuracy" else None
-                charts.append(Chart(f"{said} {metric}{' (nats)' if metric == 'loss' else ''}", series, levels, top))
+                charts.append(
+                    Chart(f"{said.capitalize()} {metric}{' (nats)' if metric == 'loss' else ''}", series, levels, top)
+                )
     if not charts:
         raise BirthlensError("the run has no measurement yet.")
     return f'<p>{escape(leads.birth(facts))}</p><div class="grid">{"".join(chart.html() for chart in charts)}</div>'
@@ -134,8 +138,10 @@ def _circuits(facts: Facts) -> str:
 
 
 def _causes(run: Run) -> str:
-    if run.config.task.n_triggers == 0:
-        return skipped("the task has no triggers, so there is no in-context accuracy to lose.")
+    if not evaluation_batch(run, 8).in_context.any():
+        return skipped(
+            "no target of this task is known from the context only, so there is no in-context accuracy to lose."
+        )
     heads = changes(head_ablations_table(run, notebook.thinned(run.steps, 9)))
     series = [
         Line(str(name), [int(s) for s in rows["step"]], [float(v) for v in rows["change"]])

@@ -1,0 +1,241 @@
+"""The task section of a config: one strict set of keys for each kind of task, chosen by `task.kind`.
+
+A kind is a name of `KINDS`, an entry point of the group `birthlens.tasks`, or `module:Class`: a task class of the user's
+own, whose attribute `Config` is a subclass of `TaskSection`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, ClassVar, Literal
+
+from msgspec import Meta
+
+from birthlens.config.base import Count, Fraction, Positive, Section
+from birthlens.errors import BirthlensError
+
+Context = Annotated[int, Meta(ge=2)]
+Probability = Annotated[float, Meta(ge=0, lt=1)]
+LARGEST_TABLE = 1_000_000
+"""The most transition probabilities of one sequence's chain."""
+ENTRY_POINTS = "birthlens.tasks"
+"""The group of entry points through which an installed package offers tasks of its own."""
+
+
+class TaskSection(Section):
+    """What every task has: its kind, and how many input tokens a sequence has."""
+
+    section: ClassVar[str] = "task"
+    kind: ClassVar[str] = ""
+    context: Context = 64
+
+    @classmethod
+    def chosen(cls, values: Mapping[Any, Any]) -> Section:
+        """Return the section of the kind that `values` name, made of the other values; without a name, the bigram task."""
+        others = {str(name): value for name, value in values.items() if name != "kind"}
+        return section_of(values.get("kind", TaskConfig.kind))(**others)
+
+    def possible_outputs(self, d_vocab: int, fixed_triggers: Sequence[int] | None) -> list[int] | None:
+        """List the tokens that can be copied from the context, where the task rules some out; else None."""
+        return None
+
+    def to_data(self) -> dict[str, Any]:
+        """Return plain data; the kind is left out for the bigram task, as in configs that were written before."""
+        named = {} if self.kind == TaskConfig.kind else {"kind": self.kind}
+        return {**named, **super().to_data()}
+
+
+class TaskConfig(TaskSection):
+    """The bigram task (paper section 4.1): K in-context bigrams in a global chain, over `context` input tokens.
+
+    `cycles="published"` leaves triggers that lead into each other indefinitely in the data, as the authors do;
+    `cycles="clean"` draws outputs from the tokens that are no trigger of the sequence, so that nothing is absorbed.
+    """
+
+    kind: ClassVar[str] = "bigram"
+    context: Context = 256
+    n_triggers: Count = 5
+    triggers: Literal["fixed", "random"] = "fixed"
+    offset: Count = 0
+    outputs: Literal["uniform", "bigram"] = "uniform"
+    no_repeat: bool = False
+    cycles: Literal["published", "clean"] = "published"
+    split: Literal["none", "train", "test"] = "none"
+    split_fraction: Fraction = 0.75
+    show_latents: bool = False
+
+    def _check(self) -> None:
+        if self.show_latents and self.n_triggers > self.context:
+            raise BirthlensError(
+                f"task.n_triggers = {self.n_triggers}: with show_latents at most task.context = {self.context} fit."
+            )
+
+    def possible_outputs(self, d_vocab: int, fixed_triggers: Sequence[int] | None) -> list[int] | None:
+        """List the tokens that can be outputs, where the config rules some out for every sequence; else None."""
+        border = int(self.split_fraction * d_vocab)
+        excluded: set[int] = set()
+        if self.split == "train":
+            excluded |= set(range(border, d_vocab))
+        if self.split == "test":
+            excluded |= set(range(border))
+        if self.cycles == "clean" and fixed_triggers is not None:
+            excluded |= set(fixed_triggers)
+        return [token for token in range(d_vocab) if token not in excluded] if excluded else None
+
+
+def as_bigram(section: TaskSection) -> TaskConfig:
+    """Return the section of a bigram task.
+
+    Raises:
+        BirthlensError: for a section of another kind.
+    """
+    if not isinstance(section, TaskConfig):
+        raise BirthlensError(f"task.kind = {section.kind!r}: this is defined for the bigram task only.")
+    return section
+
+
+class NoiseConfig(TaskSection):
+    """Noisy in-context recall (Chen, Bruna, Bietti 2024).
+
+    After a trigger comes the noise token with probability `alpha`, else the trigger's output in this sequence.
+    """
+
+    kind: ClassVar[str] = "noise"
+    n_triggers: Positive = 3
+    offset: Count = 0
+    alpha: Probability = 0.5
+
+
+class BackcopyConfig(TaskSection):
+    """Bigram-Backcopy (Guo et al. 2024): `<bos>` comes first, and a trigger is followed by the token before it."""
+
+    kind: ClassVar[str] = "backcopy"
+    n_triggers: Positive = 3
+    offset: Count = 0
+
+
+class MarkovConfig(TaskSection):
+    """In-context Markov chains (Edelman et al. 2024): each sequence has a chain of its own over `states` tokens.
+
+    Rows are drawn from a Dirichlet distribution of the given `concentration`. The next token depends on the `order` tokens
+    before it. `chains` is how many chains there are in all (Park et al. 2024), drawn with `chains_seed`; 0 draws a new chain
+    for each sequence. A sequence starts with uniform tokens, or as published with the stationary law of its chain.
+    """
+
+    kind: ClassVar[str] = "markov"
+    states: Annotated[int, Meta(ge=2, le=4096)] = 3
+    order: Literal[1, 2] = 1
+    concentration: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
+    start: Literal["uniform", "stationary"] = "uniform"
+    chains: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    chains_seed: Count = 0
+
+    def _check(self) -> None:
+        if self.context <= self.order:
+            raise BirthlensError(f"task.context = {self.context}: it must be larger than task.order = {self.order}.")
+        if self.start == "stationary" and self.order != 1:
+            raise BirthlensError(f"task.start = 'stationary': it is defined for task.order = 1, not {self.order}.")
+        if self.states ** (self.order + 1) > LARGEST_TABLE:
+            raise BirthlensError(
+                f"task.states = {self.states}: with task.order = {self.order} each sequence would have "
+                f"{self.states ** (self.order + 1)} transition probabilities; at most {LARGEST_TABLE} are possible."
+            )
+
+
+class FactsConfig(TaskSection):
+    """Factual recall (Nichani, Lee, Bietti 2024): the answer to a subject and a relation that stand among noise tokens.
+
+    `<eos>` comes last, and its target is the answer. Each relation has `answers` possible answers of its own. `structured`
+    spreads them evenly over the subjects; otherwise they are drawn uniformly with `facts_seed`.
+    """
+
+    kind: ClassVar[str] = "facts"
+    context: Annotated[int, Meta(ge=3)] = 32
+    subjects: Positive = 16
+    relations: Positive = 4
+    answers: Positive = 8
+    noise_tokens: Positive = 20
+    structured: bool = True
+    facts_seed: Count = 0
+
+
+KINDS: dict[str, type[TaskSection]] = {
+    kind.kind: kind for kind in (TaskConfig, NoiseConfig, BackcopyConfig, MarkovConfig, FactsConfig)
+}
+"""The section of every kind of task that comes with birthlens."""
+
+
+def section_of(kind: object) -> type[TaskSection]:
+    """Return the config section of a kind of task.
+
+    Raises:
+        BirthlensError: for an unknown kind; the message lists the known ones.
+    """
+    if isinstance(kind, str) and kind in KINDS:
+        return KINDS[kind]
+    if not isinstance(kind, str):
+        raise _unknown(kind)
+    return _own_section(kind)
+
+
+@cache
+def own_task(kind: str) -> Any:
+    """Import a task class that does not come with birthlens: `module:Class`, or the name of an entry point.
+
+    Raises:
+        BirthlensError: where there is no such class; the message says what was looked for.
+    """
+    module, colon, name = kind.partition(":")
+    if not colon:
+        return _from_entry_point(kind)
+    try:
+        return getattr(_imported(module), name)
+    except (ImportError, ValueError) as error:
+        raise BirthlensError(f"task.kind = {kind!r}: the module {module!r} cannot be imported ({error}).") from None
+    except AttributeError:
+        raise BirthlensError(f"task.kind = {kind!r}: the module {module!r} has no class {name!r}.") from None
+
+
+@cache
+def _own_section(kind: str) -> type[TaskSection]:
+    section = getattr(own_task(kind), "Config", None)
+    if not (isinstance(section, type) and issubclass(section, TaskSection)):
+        raise BirthlensError(
+            f"task.kind = {kind!r}: its attribute Config is {section!r}; it must be a subclass of TaskSection."
+        )
+    return type(section.__name__, (section,), {"kind": kind, "__doc__": section.__doc__, "__annotations__": {}})
+
+
+def _imported(module: str) -> ModuleType:
+    """Import a module by name, also from the working directory, where a user's own task often is."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        here = str(Path.cwd())
+        if error.name != module.partition(".")[0] or here in sys.path:
+            raise
+        sys.path.append(here)
+        try:
+            return import_module(module)
+        finally:
+            sys.path.remove(here)
+
+
+def _from_entry_point(kind: str) -> Any:
+    from importlib.metadata import entry_points
+
+    for found in entry_points(group=ENTRY_POINTS):
+        if found.name == kind:
+            return found.load()
+    raise _unknown(kind)
+
+
+def _unknown(kind: object) -> BirthlensError:
+    return BirthlensError(
+        f"task.kind = {kind!r} is unknown; valid are {', '.join(KINDS)}, or a class of your own as module:Class."
+    )

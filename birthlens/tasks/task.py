@@ -1,0 +1,202 @@
+"""What a task is: everything that training, probes, interventions and reports ask, and that differs from task to task.
+
+A task is a class with a config section, a vocabulary with a global chain, and a law from which token batches are drawn. Only
+`sample` must be written; the other parts have defaults that say "this task has none".
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from birthlens.config.task import TaskSection
+from birthlens.errors import BirthlensError
+from birthlens.shapes import Bool, Float, Int
+from birthlens.tasks.batch import TokenBatch
+from birthlens.tasks.corpus import BigramStatistics
+from birthlens.tasks.roles import role_masks
+
+Array = np.ndarray
+HELD_OUT = 2**40
+"""Index of the held-out batch of training; no training run gets there, so that equal seeds share no batch."""
+
+Predictor = Callable[[Any, TokenBatch], Float[Array, "batch pos d_vocab"]]
+"""Maps a task and a batch to the probabilities of the next token at every position."""
+
+
+@dataclass(frozen=True)
+class ExpectedMemory:
+    """An association that a solution of the task should store, and where to read it.
+
+    `circuit` names a memory as `analysis.memories.names.memory_named` takes it, for instance "output_memory" or
+    "L0H0.OV: W_E -> W_U". Entry i of `queries` should be answered by entry i of `answers`; chance is one in the number of
+    the circuit's outputs.
+    """
+
+    name: str
+    circuit: str
+    queries: tuple[int, ...]
+    answers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.queries) != len(self.answers) or not self.queries:
+            raise BirthlensError(
+                f"memory {self.name!r} has {len(self.queries)} queries and {len(self.answers)} answers; "
+                "give one answer for each query, and at least one."
+            )
+
+
+class Task(ABC):
+    """A law of token sequences, and what is known about it.
+
+    `statistics` is the global chain over the task's whole vocabulary, special tokens included. `roles` describes the roles
+    of positions that matter for the task; their masks come with each batch. `corruptions` names those that make sense for
+    patching (`interventions.corruptions`).
+    """
+
+    Config: ClassVar[type[TaskSection]]
+    needs_corpus: ClassVar[bool] = True
+    title: ClassVar[str] = ""
+    roles: ClassVar[Mapping[str, str]] = {}
+    corruptions: ClassVar[tuple[str, ...]] = ()
+    shown_roles: ClassVar[Mapping[str, str]] = {"in_context": "in-context", "global": "global"}
+    """The roles that reports and figures draw, with their names in a sentence; the headline comes first."""
+    shown_predictors: ClassVar[tuple[str, ...]] = ()
+    """The predictors that reports and figures draw; empty for all of them."""
+    predictors_home: ClassVar[str] = ""
+    """Where the table of the reference predictors is, from the least to the best informed, as module:NAME."""
+
+    def __init__(self, config: Any, statistics: BigramStatistics) -> None:
+        self.config = config
+        self.statistics = statistics
+
+    @classmethod
+    def chain(cls, config: Any, corpus: BigramStatistics | None) -> BigramStatistics:
+        """Return the global chain over the task's vocabulary, made from the corpus's (None where it needs none)."""
+        assert corpus is not None
+        return corpus
+
+    @property
+    def fixed_triggers(self) -> Int[Array, "n_triggers"] | None:
+        """Ids of the triggers that all sequences share, or None where there are none."""
+        return None
+
+    @property
+    def roles_are_known(self) -> bool:
+        """Whether the prefix tells the role of its last token, so that entropies may stand for losses."""
+        return True
+
+    @property
+    def exact(self) -> str | None:
+        """The predictor that is the exact law of the next token given the prefix; None where there is none."""
+        return None
+
+    @property
+    def headline(self) -> str:
+        """The role whose accuracy tells whether the task has been learned."""
+        return next(iter(self.shown_roles))
+
+    @property
+    def setting(self) -> str:
+        """The task's own settings in a few words, for a line that stays short."""
+        return str(self.config.kind)
+
+    def story(self, source: str, labels: Sequence[str]) -> str:
+        """Say what sequences follow, to end the sentence "... was trained to predict the next token in sequences".
+
+        `source` names the corpus, `labels` are the tokens as they can be shown.
+        """
+        return f"of {self.config.context} tokens of the task {self.config.kind} ({len(self.statistics)} tokens)."
+
+    @property
+    def memories(self) -> tuple[ExpectedMemory, ...]:
+        """The associations that a solution should store, beside those of the paper's two-layer model."""
+        return ()
+
+    @abstractmethod
+    def sample(self, n: int, generator: np.random.Generator) -> TokenBatch:
+        """Draw n sequences; the same state of the generator gives the same batch."""
+
+    def batch(self, n: int, seed: int, index: int = 0) -> TokenBatch:
+        """Draw batch number `index` of the stream `seed`; it depends on nothing else, so any batch can be made again."""
+        return self.sample(n, np.random.default_rng([seed, index]))
+
+    @property
+    def predictors(self) -> Mapping[str, Predictor]:
+        """The reference predictors by name, from the least to the best informed; empty where the task has none."""
+        if not self.predictors_home:
+            return {}
+        module, _, name = self.predictors_home.partition(":")
+        return getattr(import_module(module), name)
+
+    def check_loss(self, loss: str) -> None:
+        """Raise BirthlensError where `training.loss` names no role that positions of this task can have."""
+        valid = ("all", *(role for role in self.roles if role != "all"))
+        if loss not in valid:
+            raise BirthlensError(f"training.loss = {loss!r} is no role of this task; valid are {', '.join(valid)}.")
+
+    def loss_mask(self, batch: TokenBatch, loss: str) -> Bool[Tensor, "batch pos"]:
+        """Return the positions whose loss is trained on, for `training.loss`: the name of a role.
+
+        Raises:
+            BirthlensError: for a name that is no role of the task; the message lists the valid ones.
+        """
+        masks = role_masks(batch)
+        if loss not in masks:
+            raise BirthlensError(f"training.loss = {loss!r}: the batch has no such role; it has {', '.join(masks)}.")
+        return masks[loss]
+
+
+def checked_batch(task: Task, batch: object, n: int) -> TokenBatch:
+    """Return a batch that a task of somebody's own drew, or say which part of it breaks the protocol.
+
+    Raises:
+        BirthlensError: where `sample` returned anything but a TokenBatch of the right shape, vocabulary and marks.
+    """
+    where = f"{type(task).__name__}.sample({n})"
+    if not isinstance(batch, TokenBatch):
+        raise BirthlensError(f"{where} returned a {type(batch).__name__}; it must return a TokenBatch.")
+    shape = (n, task.config.context)
+    d_vocab = len(task.statistics)
+    for name, ids in (("tokens", batch.tokens), ("targets", batch.targets)):
+        if tuple(ids.shape) != shape or ids.dtype != torch.int64:
+            raise BirthlensError(
+                f"{where} returned {name} of shape {tuple(ids.shape)} and type {ids.dtype}; it must be {shape}, torch.int64."
+            )
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < d_vocab:
+            raise BirthlensError(
+                f"{where} returned {name} from {int(ids.min())} to {int(ids.max())}; valid are 0 to {d_vocab - 1}."
+            )
+    for name, mask in role_masks(batch).items():
+        if tuple(mask.shape) != shape or mask.dtype != torch.bool:
+            raise BirthlensError(
+                f"{where} returned the mark {name!r} of shape {tuple(mask.shape)} and type {mask.dtype}; "
+                f"it must be {shape}, torch.bool."
+            )
+    return batch
+
+
+def plain_batch(
+    tokens: Int[Array, "batch pos_plus_one"],
+    occurrence: Int[Array, "batch pos"],
+    marks: Mapping[str, Bool[Array, "batch pos"]],
+) -> TokenBatch:
+    """Make a batch of whole sequences (inputs and, one place on, targets) without outputs of their own."""
+    sequences = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))
+    nothing = sequences.new_zeros(len(sequences), 0)
+    return TokenBatch(
+        tokens=sequences[:, :-1],
+        targets=sequences[:, 1:],
+        triggers=nothing,
+        outputs=nothing,
+        occurrence=torch.from_numpy(np.ascontiguousarray(occurrence, dtype=np.int64)),
+        absorbed=torch.zeros_like(sequences[:, :-1], dtype=torch.bool),
+        marks={name: torch.from_numpy(np.ascontiguousarray(mask)) for name, mask in marks.items()},
+    )
