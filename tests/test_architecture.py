@@ -33,7 +33,7 @@ PLAN = {
     "analysis.interventions": """
         scoring spec weight_patching < corruptions replacements suite_results < edges < backends < runner
         < ablation attribution < patching suite < causal_tables edge_tables""",
-    "analysis.behaviour": "attention decomposition excess head_weights < head_scores trajectory",
+    "analysis.behaviour": "attention decomposition excess head_weights noisy_recall sinks < head_scores trajectory",
     "analysis.theory": "gradients width < first_step outer_products < three_steps updates",
     "claims": """
         claim tiers < __init__ grids identity scorecard statistics.copying statistics.theory statistics.timing

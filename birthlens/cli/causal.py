@@ -225,7 +225,7 @@ def edges(
     )  # fmt: skip
 
 
-KINDS = ("heads", "weights", "attention", "composition", "transfer", "in-context-learning")
+KINDS = ("heads", "weights", "attention", "composition", "transfer", "in-context-learning", "sinks")
 
 
 @click.command(epilog="Example: birthlens scores runs/demo --kind transfer")
@@ -239,7 +239,8 @@ def scores(subject: str, kind: str, steps: str, batch_size: int, seed: int, out:
     """Score every head of a RUN or of a model directory, each score beside its chance level.
 
     heads: previous-token, duplicate-token and induction scores from patterns; weights: the same and copying from weights;
-    attention: the paper's probes; composition: Q, K, V; transfer: repeated random sequences, trigger and other tokens apart.
+    attention: the paper's probes; composition: Q, K, V; transfer: repeated random sequences, trigger and other tokens apart;
+    sinks: attention to the first token, and the norms that go with it.
     Every column is explained in docs/tables.md.
     """
     import numpy as np
@@ -247,6 +248,7 @@ def scores(subject: str, kind: str, steps: str, batch_size: int, seed: int, out:
     from birthlens.analysis.behaviour.attention import attention_table
     from birthlens.analysis.behaviour.head_scores import in_context_learning_table, scores_table, transfer_table
     from birthlens.analysis.behaviour.head_weights import composition_table, weight_scores_table
+    from birthlens.analysis.behaviour.sinks import sink_table
 
     loaded = load(subject, steps, seed)
     generator = np.random.default_rng([seed, 7])
@@ -259,6 +261,7 @@ def scores(subject: str, kind: str, steps: str, batch_size: int, seed: int, out:
             "composition": lambda: composition_table(models, generator),
             "transfer": lambda: transfer_table(models, generator, batch_size, triggers=loaded.triggers),
             "in-context-learning": lambda: in_context_learning_table(models, loaded.batch(batch_size, 0)),
+            "sinks": lambda: sink_table(models, loaded.batch(batch_size, 0)),
         }
         table = calls[kind]()
     deliver(table, out, style)
