@@ -37,7 +37,8 @@ PLAN = {
     "analysis.theory": "gradients width < first_step outer_products < three_steps updates",
     "claims": """
         claim tiers < __init__ grids identity scorecard statistics.copying statistics.theory statistics.timing
-        < catalogue.theory statistics.behaviours statistics.orders < catalogue.memories < catalogue < book < reproduction""",
+        < catalogue.theory statistics.behaviours statistics.facts statistics.markov statistics.noise statistics.orders
+        < catalogue.memories statistics.sinks < catalogue.memory_line < catalogue < book < reproduction""",
     "bench": "baselines pages scaling timing < cases < whole_runs",
     "viz": """
         attention_frames figures.style html report.numbers report.command_of_run watch

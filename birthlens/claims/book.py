@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from birthlens.claims import catalogue
-from birthlens.claims.claim import Claim
+from birthlens.claims.claim import PAPERS, Claim
 from birthlens.claims.identity import digest, made_of
 from birthlens.claims.scorecard import Measured, Result, Scorecard, read_results, write_scorecard
 from birthlens.claims.tiers import Tier
@@ -78,8 +78,10 @@ def command_of(claims: Sequence[Claim], tier: Tier, seeds: int | None = None) ->
     Example:
         >>> from birthlens.claims.tiers import TIERS
         >>> command_of(catalogue.CLAIMS, TIERS["laptop"])
-        'birthlens reproduce all --tier laptop'
+        'birthlens reproduce all --paper all --tier laptop'
     """
-    every = [claim.id for claim in claims] == [claim.id for claim in catalogue.CLAIMS]
-    asked = "all" if every else " ".join(claim.id for claim in claims)
+    ids = [claim.id for claim in claims]
+    papers = (*PAPERS, "all")
+    whole = next((paper for paper in papers if ids == [c.id for c in catalogue.claims_named((), paper)]), None)
+    asked = " ".join(ids) if whole is None else "all" if whole == "birth" else f"all --paper {whole}"
     return f"birthlens reproduce {asked} --tier {tier.name}" + (f" --seeds {seeds}" if seeds else "")

@@ -34,6 +34,16 @@ BOUND = " is a bound"
 """What is added to the name of a quantity to mark it as a bound; its value is then 1."""
 
 
+PAPERS = {
+    "birth": "Birth of a Transformer: A Memory Viewpoint (Bietti et al. 2023)",
+    "noise": "noisy in-context recall (Chen, Bruna, Bietti 2024)",
+    "sinks": "Bigram-Backcopy and attention sinks (Guo et al. 2024)",
+    "markov": "in-context Markov chains (Edelman et al. 2024; Park et al. 2024)",
+    "facts": "factual recall (Nichani, Lee, Bietti 2024)",
+}
+"""The papers that claims are from."""
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What a statistic sees of one seed: a finished run for each case, the seed, and the tier's settings of the claim."""
@@ -92,7 +102,7 @@ class Claim:
 
     `settings` go to the statistic, `tiers` replaces some of them at a tier, `overrides` are added to every case at a tier.
     `seeds` says how many where not as many as the tier has are wanted. `unchecked` is the reason why a claim is listed and
-    not checked; `only` names the one tier that can check it.
+    not checked; `only` names the one tier that can check it. `paper` is a key of `PAPERS`.
     """
 
     id: str
@@ -105,6 +115,7 @@ class Claim:
     overrides: Mapping[str, Sequence[str]] = field(default_factory=dict)
     seeds: Mapping[str, int] = field(default_factory=dict)
     only: str | None = None
+    paper: str = "birth"
     unchecked: str = ""
 
     def __post_init__(self) -> None:

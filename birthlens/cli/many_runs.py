@@ -26,6 +26,12 @@ processes_option = click.option(
 @click.argument("claims", nargs=-1, metavar="[CLAIM|all]...")
 @click.option("--tier", default="laptop", show_default=True, help="laptop (minutes) or paper (hours).")
 @click.option(
+    "--paper",
+    default="birth",
+    show_default=True,
+    help="Whose claims where none is named: birth, noise, sinks, markov, facts, or all.",
+)
+@click.option(
     "--out", default="runs/reproduce", show_default=True, type=click.Path(), help="Runs, measurements, scorecard."
 )
 @click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds, instead of the tier's.")
@@ -33,9 +39,16 @@ processes_option = click.option(
 @processes_option
 @format_option
 def reproduce(
-    claims: tuple[str, ...], tier: str, out: str, seeds: int | None, listing: bool, processes: int | None, style: str
+    claims: tuple[str, ...],
+    tier: str,
+    paper: str,
+    out: str,
+    seeds: int | None,
+    listing: bool,
+    processes: int | None,
+    style: str,
 ) -> None:
-    """Check CLAIMs of the paper, by default all: train the missing runs, measure, and judge.
+    """Check CLAIMs, by default all of a paper: train the missing runs, measure, and judge.
 
     Writes scorecard.csv, scorecard.json and scorecard.html into --out, and keeps the results of the same code on other
     claims. The same command continues an interrupted reproduction. Results of another config, text or code are not used
@@ -45,10 +58,10 @@ def reproduce(
     from birthlens.claims.catalogue import claims_named
     from birthlens.claims.tiers import tier_named
 
-    chosen = claims_named(claims)
+    chosen = claims_named(claims, paper)
     scale = tier_named(tier)
     if listing:
-        show_rows(["claim", "sentence"], [[claim.id, claim.sentence] for claim in chosen])
+        show_rows(["paper", "claim", "sentence"], [[claim.paper, claim.id, claim.sentence] for claim in chosen])
         return
     from birthlens.claims.reproduction import reproduce
     from birthlens.claims.scorecard import Result, Scorecard, scorecard_table

@@ -15,7 +15,7 @@ from msgspec import Meta
 from birthlens.config.base import Count, Positive, Rate, Section, Steps
 from birthlens.config.model import ModelConfig, parameter_names, trained_by_default
 from birthlens.config.task import TaskConfig as TaskConfig
-from birthlens.config.task import TaskSection
+from birthlens.config.task import TaskSection, section_of
 from birthlens.errors import BirthlensError
 
 Share = Annotated[float, Meta(ge=0, lt=1)]
@@ -166,9 +166,12 @@ class RunConfig(Section):
     def parse(cls, data: dict[Any, Any] | None = None, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
         """Build a config from nested plain data and `section.key=value` overrides (values in YAML spelling)."""
         tree: dict[str, Any] = _sections({} if data is None else data)
+        before = dict(tree.get("task", {}))
         for override in overrides:
             section, key, value = _split_override(override)
             tree.setdefault(section, {})[key] = value
+        if "task" in tree:
+            tree["task"] = _of_the_kind(before, tree["task"])
         return cls(**tree)
 
     @classmethod
@@ -221,6 +224,17 @@ def _sections(data: Any) -> dict[str, dict[str, Any]]:
         if wrong := [name for name in (section, *tree[section]) if not isinstance(name, str)]:
             raise BirthlensError(f"{section} has the key {wrong[0]!r}; sections and keys are names.")
     return tree
+
+
+def _of_the_kind(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Drop what an override of `task.kind` leaves behind: keys of the kind before, at their defaults, that nobody set."""
+    then = before.get("kind", TaskConfig.kind)
+    if after.get("kind", then) == then:
+        return after
+    defaults = section_of(then)().to_data()
+    kept = section_of(after["kind"]).kinds
+    untouched = {key for key, value in before.items() if key in defaults and value == defaults[key]}
+    return {key: value for key, value in after.items() if key in kept or key == "kind" or key not in untouched}
 
 
 def _split_override(override: str) -> tuple[str, str, Any]:

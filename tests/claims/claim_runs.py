@@ -23,8 +23,10 @@ TINY = ("corpus.source=markov", "corpus.vocabulary=12", "task.context=32", "task
 @cache
 def run(*overrides):
     """Train a run with overrides on the tiny base, or return the one that was."""
-    free = "model.family=full" in overrides or "model.n_layers=1" in overrides
-    config = RunConfig.parse({}, [*TINY, *(["training.engine=functional"] if free else []), *overrides])
+    free = {"model.family=full", "model.n_layers=1", "model.feed_forward=relu"} & set(overrides)
+    without_triggers = {"task.kind=markov", "task.kind=facts"} & set(overrides)
+    base = [word for word in TINY if not (without_triggers and word.startswith("task.n_triggers"))]
+    config = RunConfig.parse({}, [*base, *(["training.engine=functional"] if free else []), *overrides])
     outcome = prepare(config, run_path(config, HOME))
     assert outcome.state != "failed", outcome.message
     return Run(outcome.path)

@@ -19,9 +19,9 @@ from birthlens.claims.statistics.timing import first_crossing, lag, slope
 from birthlens.model import forward
 from birthlens.runs.evaluation import evaluation_batch
 from birthlens.runs.run import Run
-from birthlens.tasks.bigram import HELD_OUT
 from birthlens.tasks.predictors.reference import predict
 from birthlens.tasks.roles import losses, summary
+from birthlens.tasks.task import HELD_OUT
 
 WIDE = ("model.d_model=128", "training.steps=1", "evaluation.batch_size=64", "task.n_triggers=3")
 ACCURACY = f"{behaviours.IN_CONTEXT}_accuracy"

@@ -15,7 +15,7 @@ from scipy import stats
 
 from birthlens.analysis.behaviour.trajectory import memories_over
 from birthlens.claims.catalogue import CLAIMS, claims_named
-from birthlens.claims.claim import Claim, Evidence, Expectation, interval, joint
+from birthlens.claims.claim import PAPERS, Claim, Evidence, Expectation, interval, joint
 from birthlens.claims.grids import grid_table, over_seeds_table
 from birthlens.claims.statistics import behaviours, copying, orders
 from birthlens.claims.statistics.timing import first_crossing
@@ -84,7 +84,11 @@ def test_half_made_claims_are_refused():
 
 
 def test_names_are_checked():
-    assert claims_named(()) == claims_named(["all"]) == CLAIMS
+    assert claims_named((), "all") == CLAIMS
+    assert claims_named(()) == claims_named(["all"]) == tuple(claim for claim in CLAIMS if claim.paper == "birth")
+    assert {claim.paper for claim in CLAIMS} == set(PAPERS)
+    with pytest.raises(BirthlensError, match="'moth' is unknown; valid are all, birth, noise"):
+        claims_named((), "moth")
     assert [claim.id for claim in claims_named(["two-layers", "global-first"])] == ["global-first", "two-layers"]
     with pytest.raises(BirthlensError, match="'perpetuum' is unknown; valid are all, global-first"):
         claims_named(["perpetuum"])
@@ -109,7 +113,7 @@ def test_the_catalogue_is_sound():
     assert CLAIMS[0].reason("laptop") == "" and "--tier paper" in claims_named(["reference-run"])[0].reason("laptop")
 
 
-SMALL = {"sequences": 48, "d_model": 32, "context": 16, "widths": (16, 32), "until": 20}
+SMALL = {"from": 10, "sequences": 48, "d_model": 32, "context": 16, "widths": (16, 32), "until": 20}
 
 
 @pytest.mark.parametrize("claim", [claim for claim in CLAIMS if claim.statistic], ids=lambda claim: claim.id)

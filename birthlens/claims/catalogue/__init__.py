@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from birthlens.claims.catalogue.memories import DENSE, MEMORIES, RANDOM
+from birthlens.claims.catalogue.memory_line import MEMORY_LINE
 from birthlens.claims.catalogue.theory import THEORY
-from birthlens.claims.claim import Claim, Expectation
+from birthlens.claims.claim import PAPERS, Claim, Expectation
 from birthlens.claims.statistics import behaviours, copying
 from birthlens.errors import BirthlensError
 
@@ -169,18 +170,23 @@ CLAIMS: tuple[Claim, ...] = (
         sentence="Large language models form their induction heads by the same mechanism.",
         unchecked="their training runs cannot be repeated on two cores, nor are their early checkpoints at hand",
     ),
+    *MEMORY_LINE,
 )
 
 
-def claims_named(names: Sequence[str]) -> tuple[Claim, ...]:
-    """Return claims by id, in the catalogue's order; none or 'all' means every one.
+def claims_named(names: Sequence[str], paper: str = "birth") -> tuple[Claim, ...]:
+    """Return claims by id, in the catalogue's order; none or 'all' means every one of a paper (of all with paper 'all').
 
     Raises:
-        BirthlensError: for an unknown id; the message lists the valid ones.
+        BirthlensError: for an unknown id or paper; the message lists the valid ones.
     """
+    if paper not in (*PAPERS, "all"):
+        raise BirthlensError(f"paper = {paper!r} is unknown; valid are all, {', '.join(PAPERS)}.")
     known = {claim.id for claim in CLAIMS}
     if unknown := [name for name in names if name != "all" and name not in known]:
         raise BirthlensError(
             f"claim = {unknown[0]!r} is unknown; valid are all, {', '.join(claim.id for claim in CLAIMS)}."
         )
-    return CLAIMS if not names or "all" in names else tuple(claim for claim in CLAIMS if claim.id in names)
+    if names and "all" not in names:
+        return tuple(claim for claim in CLAIMS if claim.id in names)
+    return tuple(claim for claim in CLAIMS if paper in (claim.paper, "all"))

@@ -1,0 +1,64 @@
+"""Statistics of factual recall (Nichani, Lee, Bietti 2024): relations before facts, and who stores them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from birthlens.analysis.behaviour.noisy_recall import truncated
+from birthlens.claims.claim import Evidence
+from birthlens.claims.statistics.timing import first_crossing
+from birthlens.model import forward
+from birthlens.model.weights import Weights
+from birthlens.runs.evaluation import evaluation_batch
+from birthlens.tasks.batch import TokenBatch
+from birthlens.tasks.facts import FactsTask, named
+
+
+def sequential(evidence: Evidence) -> dict[str, float]:
+    """Return how many steps after relation accuracy 0.9 the fact accuracy passes 0.5, and the best stage in between.
+
+    `stage` is the largest relation accuracy less fact accuracy over the checkpoints: 1 - 1/answers where only the relation
+    is used.
+    """
+    run = evidence.runs["run"]
+    task = run.task
+    assert isinstance(task, FactsTask)
+    batch = evaluation_batch(run, evidence.settings.get("sequences", 256))
+    found = np.array([accuracies(weights, task, batch) for _, weights in run.checkpoints()])
+    steps = np.array(run.steps, dtype=float)
+    relation, fact = found[:, 0], found[:, 1]
+    return {
+        "steps_later": first_crossing(steps, fact, 0.5) - first_crossing(steps, relation, 0.9),
+        "stage": float((relation - fact).max()),
+        "last_accuracy": float(fact[-1]),
+    }
+
+
+def stored_in(evidence: Evidence) -> dict[str, float]:
+    """Return the accuracy of the last checkpoint without its feed-forward, and without what its heads write."""
+    run = evidence.runs["run"]
+    task = run.task
+    assert isinstance(task, FactsTask)
+    weights = run.weights(-1)
+    batch = evaluation_batch(run, evidence.settings.get("sequences", 256))
+    without_mlp = weights.replaced({"L0.W_in": truncated(weights["L0.W_in"], 0, keep=True)})
+    without_heads = weights.replaced({"L0.W_O": np.zeros_like(weights["L0.W_O"])})
+    return {
+        "accuracy": accuracies(weights, task, batch)[1],
+        "without_mlp": accuracies(without_mlp, task, batch)[1],
+        "without_heads": accuracies(without_heads, task, batch)[1],
+    }
+
+
+@torch.no_grad()
+def accuracies(weights: Weights, task: FactsTask, batch: TokenBatch) -> tuple[float, float]:
+    """Return the share of predictions that are an answer of the right relation, and that are the right answer."""
+    tensors = forward.tensors_of(weights)
+    logits = forward.logits(tensors, weights.config, batch.tokens)[:, -1]
+    predicted = logits.argmax(-1).numpy()
+    _, relation = named(task, batch)
+    of_relation = (predicted - task.eos - 1) // task.config.answers
+    inside = (predicted > task.eos) & (of_relation == relation)
+    right = predicted == batch.targets[:, -1].numpy()
+    return float(inside.mean()), float(right.mean())
