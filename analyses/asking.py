@@ -21,10 +21,12 @@ from birthlens.claims.claim import Statistic
 from birthlens.claims.grids import grid_table, over_seeds_table
 from birthlens.claims.tiers import TIERS
 from birthlens.config.differences import overrides
-from birthlens.config.run import RunConfig, read_tree
+from birthlens.config.run import RunConfig
+from birthlens.reading import read_mapping
 from birthlens.runs.files import commit, versions
 from birthlens.runs.provenance import code_digest
-from birthlens.training.sweep import Grid, workers
+from birthlens.training.grid import Grid
+from birthlens.training.workers import workers
 
 HERE = Path(__file__).parent
 
@@ -46,7 +48,7 @@ def options(script: str, doc: str | None, tiers: bool = True, **numbers: int) ->
 
 def grid_of(script: str, arguments: argparse.Namespace) -> Grid:
     """Read the grid beside a script, on the base of the tier."""
-    tree = read_tree(HERE / "configs" / f"{Path(script).stem}.yaml")
+    tree = read_mapping(HERE / "configs" / f"{Path(script).stem}.yaml", "sweep")
     tree["overrides"] = [*TIERS[arguments.tier].base, *tree.get("overrides", [])]
     arguments.grid = Grid.parse(tree, arguments.seeds)
     return arguments.grid
@@ -90,7 +92,7 @@ def keep(
     named = {out.with_stem(f"{out.stem}_{part}"): found for part, found in parts.items()}
     for path, found in (named if table is None else {out: table, **named}).items():
         found.round(4).to_csv(path, index=False)
-    drawn = [] if grid is None else list(grid.seeds)
+    drawn = [] if grid is None else list(grid.seeds or ())
     seeds = drawn if table is None or "seed" not in table else sorted(map(int, set(table["seed"])))
     out.with_suffix(".json").write_text(json.dumps(made_by(arguments, seeds, grid), indent=1) + "\n", encoding="utf-8")
 

@@ -13,7 +13,8 @@ from asking import keep, options
 from birthlens import preset
 from birthlens.analysis.behaviour.trajectory import memories_over
 from birthlens.runs.run import Run
-from birthlens.training.sweep import Grid, runs_of
+from birthlens.training.grid import Grid
+from birthlens.training.sweep import runs_of
 
 PROMISED = {
     "in_context_accuracy": 0.95,

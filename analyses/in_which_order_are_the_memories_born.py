@@ -27,7 +27,8 @@ from birthlens import preset
 from birthlens.analysis.memories.birth_order import birth_order_table, order_sensitivity_table
 from birthlens.analysis.memories.order_tables import chosen_sets, crossings_table, onsets_table, scores_table
 from birthlens.runs.run import Run
-from birthlens.training.sweep import Grid, runs_of
+from birthlens.training.grid import Grid
+from birthlens.training.sweep import runs_of
 
 WIDTHS = [2.0, 4.0, 8.0]
 BASES = ("raw", "dual")

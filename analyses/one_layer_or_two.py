@@ -9,7 +9,8 @@ import pandas as pd
 from asking import keep, options
 
 from birthlens import preset
-from birthlens.training.sweep import Grid, runs_of
+from birthlens.training.grid import Grid
+from birthlens.training.sweep import runs_of
 
 OVERRIDES = ["task.cycles=clean", "training.batch_size=128", "training.steps=400", "checkpoints.every=100",
              "evaluation.every=20", "evaluation.batch_size=256"]  # fmt: skip

@@ -29,7 +29,8 @@ from birthlens.analysis.memories.ledger_tables import paper_ledger_table
 from birthlens.runs.evaluation import evaluation_batch
 from birthlens.runs.run import Run
 from birthlens.training.engines import choose, engine
-from birthlens.training.sweep import Grid, runs_of
+from birthlens.training.grid import Grid
+from birthlens.training.sweep import runs_of
 from birthlens.viz import figures
 
 OVERRIDES = ["training.batch_size=128", "checkpoints.every=20", "evaluation.every=20", "evaluation.batch_size=256"]

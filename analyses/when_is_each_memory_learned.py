@@ -20,7 +20,8 @@ from asking import keep, options
 from birthlens import preset
 from birthlens.analysis.behaviour.trajectory import memories_over
 from birthlens.runs.run import Run
-from birthlens.training.sweep import Grid, runs_of
+from birthlens.training.grid import Grid
+from birthlens.training.sweep import runs_of
 
 STEPS = [0, 20, 40, 60, 80, 100, 120, 140, 160, 200, 220, 300]
 OVERRIDES = ["training.batch_size=128", "checkpoints.every=20", "evaluation.every=20", "evaluation.batch_size=256"]

@@ -36,7 +36,7 @@ from birthlens.analysis.interventions.edge_tables import (
     steps_with_gap,
 )
 from birthlens.runs.run import Run
-from birthlens.training.sweep import Grid
+from birthlens.training.grid import Grid
 
 HERE = Path(__file__).parent
 PRESETS = {

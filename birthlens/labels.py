@@ -11,6 +11,8 @@ _PLACES = {"embed": "tokens", "pos_embed": "positions", "W_E": "tokens", "W_pos"
 _PLACE = re.compile(
     r"L(\d+)H(\d+)(?:\.(q|k|v|QK|OV))?|L(\d+)\.mlp|pos_embed|embed|W_E|W_pos|W_U|\s*->\s*|>|(?<= )x(?= )"
 )
+_STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode categories of controls, formats (text direction), surrogates, and separators of lines and paragraphs."""
 _VISIBLE = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍", "": "∅"}
 
 
@@ -56,6 +58,37 @@ def in_words(address: str) -> str:
         return f" {word} " if word == "→" else word
 
     return _PLACE.sub(spell, address)
+
+
+def shown(value: object, longest: int = 200) -> str:
+    r"""Return the repr of a value for a message: on one line, cut to `longest` characters, and never an error.
+
+    Example:
+        >>> shown("a\x1b[2J"), shown([1, 2, 3], 6)
+        ("'a\\x1b[2J'", '[1, 2…')
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        text = f"a {type(value).__name__} too large to print"
+    return shortened(" ".join(text.split("\n")), longest)
+
+
+def neutral(text: str) -> str:
+    r"""Replace each character that could steer a terminal or hide text by its code point; line ends and tabs stay.
+
+    Example:
+        >>> neutral("run\x1b[2J"), neutral("a\u202eb"), neutral("π = 3")
+        ('runU+001B[2J', 'aU+202Eb', 'π = 3')
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        f"U+{ord(character):04X}"
+        if character not in "\n\t" and unicodedata.category(character) in _STEERING
+        else character
+        for character in text
+    )
 
 
 def shortened(text: str, longest: int) -> str:

@@ -16,7 +16,7 @@ LONGER = {"training.simplified.kernels": 340}
 """Modules that may be longer: Numba's disk cache notices edits of one file only, so all that it compiles is in one."""
 
 PLAN = {
-    "": "errors shapes labels _version < system",
+    "": "errors shapes labels _version < reading system",
     "config": "base < model task < run < differences presets schedule",
     "tasks": """
         batch corpus sampling_kernel < roles sampling < positions task < bigram markov facts noise < backcopy < kinds
@@ -26,7 +26,7 @@ PLAN = {
     "runs": "files provenance < run writer < evaluation reuse",
     "training": """
         simplified.folding < simplified.buffers simplified.torch_step < simplified.kernels < simplified.numba_step
-        < engines optimiser < loop < loggers recording < sweep""",
+        < engines optimiser < loop < loggers recording grid workers < sweep""",
     "analysis.memories": """
         duals series < memory < layer_norms recall < circuits ledger top_associations < ideal ledger_nulls names
         recall_tables < birth_order ledger_tables < order_tables""",

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from birthlens.claims.claim import Evidence, Statistic, interval
-from birthlens.training.sweep import Grid, runs_of
+from birthlens.training.grid import Grid
+from birthlens.training.sweep import runs_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,8 @@ from birthlens.config.run import CorpusConfig, RunConfig
 from birthlens.runs.files import versions
 from birthlens.runs.provenance import TRAINING, code_digest, corpus_digest
 from birthlens.tasks.corpus import statistics_of
-from birthlens.training.sweep import Grid, run_path
+from birthlens.training.grid import Grid
+from birthlens.training.sweep import run_path
 
 
 def configs_of(claim: Claim, tier: Tier, seeds: Sequence[int]) -> dict[tuple[str, int], RunConfig]:

@@ -24,7 +24,8 @@ from birthlens.claims.tiers import Tier
 from birthlens.config.run import RunConfig
 from birthlens.runs.run import Run
 from birthlens.system import cores, write_atomically
-from birthlens.training.sweep import Outcome, prepare, run_path, told_when_killed, workers
+from birthlens.training.sweep import Outcome, outcome_of, prepare, run_path
+from birthlens.training.workers import WorkerKilledError, workers
 
 
 @dataclass
@@ -59,8 +60,7 @@ def reproduce(
     `seeds` replaces the number of seeds of the tier and of every claim. What is on disk and matches is used again: an
     interrupted reproduction continues. `also` is called whenever the scorecard's files are written.
 
-    Raises:
-        BirthlensError: where a worker process is killed.
+    A run or measurement that fails, or whose process is killed, is a problem of its claims, and the others go on.
     """
     folder = Path(folder)
     (folder / "measurements").mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def reproduce(
     for claim in claims:
         if claim.reason(tier.name):
             yield book.judge(claim, [], set())
-    with workers(processes) as pool, told_when_killed():
+    with workers(processes) as pool:
         for event in _work(jobs, folder, pool, (processes or cores()) + 1):
             if isinstance(event, Outcome):
                 book.costs[event.path] = event
@@ -90,21 +90,21 @@ def _work(jobs: Sequence[_Job], folder: Path, pool: Executor, room: int) -> Iter
         wanted |= {path: job.configs[case] for case, path in job.paths.items()}
         job.waiting = set(job.paths.values())
     to_train, to_measure = deque(wanted.items()), deque(job for job in jobs if not job.waiting)
-    pending: dict[Future[Any], _Job | None] = {}
+    pending: dict[Future[Any], _Job | Path] = {}
     while pending or to_train or to_measure:
         while to_measure and len(pending) < room:
             job = to_measure.popleft()
             pending[pool.submit(_measure, job, folder)] = job
         while to_train and len(pending) < room:
             path, config = to_train.popleft()
-            pending[pool.submit(prepare, config, path)] = None
+            pending[pool.submit(prepare, config, path)] = path
         for future in wait(pending, return_when=FIRST_COMPLETED).done:
             finished = pending.pop(future)
-            if finished is not None:
-                finished.measured = future.result()
+            if isinstance(finished, _Job):
+                finished.measured = _measured(future, finished)
                 yield finished
                 continue
-            outcome = future.result()
+            outcome = outcome_of(future, finished)
             yield outcome
             for job in (job for job in jobs if outcome.path in job.waiting):
                 job.waiting.discard(outcome.path)
@@ -112,6 +112,13 @@ def _work(jobs: Sequence[_Job], folder: Path, pool: Executor, room: int) -> Iter
                     job.problems.append(outcome.message)
                 if not job.waiting:
                     to_measure.append(job)
+
+
+def _measured(future: Future[Measured], job: _Job) -> Measured:
+    try:
+        return future.result()
+    except WorkerKilledError as error:
+        return Measured(job.seed, problem=str(error))
 
 
 def _measure(job: _Job, folder: Path) -> Measured:

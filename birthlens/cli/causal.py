@@ -74,12 +74,12 @@ def ablate(
     command, and what is done is not done again.
     """
     from birthlens.analysis.interventions.suite import Suite, execute
-    from birthlens.config.run import read_tree
+    from birthlens.reading import read_mapping
 
     if suite_file is not None:
         if beside := given("heads", "methods", "components", "metrics", "seed"):
             raise BirthlensError(f"{', '.join(beside)}: the suite's file says these; leave them out beside --suite.")
-        suite = Suite.from_data(read_tree(suite_file))
+        suite = Suite.from_data(read_mapping(suite_file, "suite"))
     else:
         data: dict[str, Any] = {"heads": heads, "methods": names("methods", methods), "components": components}
         data |= {"seed": seed} | ({} if metrics is None else {"metrics": names("metrics", metrics)})

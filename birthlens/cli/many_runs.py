@@ -108,7 +108,8 @@ def sweep(grid: str, out: str, seeds: int | None, processes: int | None, style: 
     """
     import pandas as pd
 
-    from birthlens.training.sweep import Grid, run_path
+    from birthlens.training.grid import Grid
+    from birthlens.training.sweep import run_path
     from birthlens.training.sweep import sweep as train
 
     configs = Grid.load(grid, seeds).configs()

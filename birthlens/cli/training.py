@@ -69,11 +69,12 @@ def _config(
     preset_name: str | None, config_file: str | None, corpus_file: str | None, overrides: tuple[str, ...]
 ) -> RunConfig:
     from birthlens.config.presets import preset
-    from birthlens.config.run import RunConfig, read_tree
+    from birthlens.config.run import RunConfig
+    from birthlens.reading import read_mapping
 
     if preset_name and config_file:
         raise BirthlensError(f"--preset {preset_name} and --config {config_file} cannot be used together; give one.")
-    tree = read_tree(config_file) if config_file else {}
+    tree = read_mapping(config_file, "config") if config_file else {}
     if preset_name:
         tree = preset(preset_name).to_data()
     if corpus_file:

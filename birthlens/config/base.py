@@ -20,6 +20,7 @@ from typing import (
 from msgspec import Meta, ValidationError, convert
 
 from birthlens.errors import BirthlensError
+from birthlens.labels import shown
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
@@ -65,7 +66,7 @@ class Section:
         for name, value in values.items():
             if name not in self.kinds:
                 valid = ", ".join(self.kinds)
-                raise BirthlensError(f"{self._path(name)} = {value!r} is unknown; valid keys are {valid}.")
+                raise BirthlensError(f"{self._path(name)} = {shown(value)} is unknown; valid keys are {valid}.")
         for name, kind in self.kinds.items():
             value = values[name] if name in values else getattr(type(self), name)
             self.__dict__[name] = _converted(self._path(name), kind, value)
@@ -116,7 +117,7 @@ def _converted(path: str, kind: Any, value: Any) -> Any:
         if isinstance(value, Mapping):
             return kind.chosen(value)
         if not isinstance(value, kind):
-            raise BirthlensError(f"{path} = {value!r}: it must be a section with keys of its own.")
+            raise BirthlensError(f"{path} = {shown(value)}: it must be a section with keys of its own.")
         return value
     numeric = not {int, float}.isdisjoint(_leaves(kind))
     if numeric and hasattr(value, "item") and not getattr(value, "shape", True):
@@ -149,7 +150,7 @@ def _sentence(path: str, kind: Any, value: Any, complaint: str) -> str:
     elif Literal in (get_origin(kind), *map(get_origin, get_args(kind))):
         complaint = f"expected {' or '.join(map(repr, _leaves(kind)))}"
     complaint = re.sub(r"\barray\b", "list", re.sub(r"\bobject\b", "mapping", complaint))
-    return f"{path} = {value!r}: {complaint[0].lower()}{complaint[1:]}."
+    return f"{path} = {shown(value)}: {complaint[0].lower()}{complaint[1:]}."
 
 
 def _plain(value: Any) -> Any:

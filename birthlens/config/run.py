@@ -17,6 +17,8 @@ from birthlens.config.model import ModelConfig, parameter_names, trained_by_defa
 from birthlens.config.task import TaskConfig as TaskConfig
 from birthlens.config.task import TaskSection, section_of
 from birthlens.errors import BirthlensError
+from birthlens.labels import shortened, shown
+from birthlens.reading import parse_yaml, read_mapping
 
 Share = Annotated[float, Meta(ge=0, lt=1)]
 
@@ -177,7 +179,7 @@ class RunConfig(Section):
     @classmethod
     def load(cls, path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
         """Read a YAML or JSON file."""
-        return cls.parse(read_tree(path), overrides)
+        return cls.parse(read_mapping(path, "config"), overrides)
 
     def save(self, path: str | Path) -> None:
         """Write the config as YAML, or as JSON where the name ends in .json."""
@@ -194,32 +196,14 @@ class RunConfig(Section):
         return str(yaml.safe_dump(self.to_data(), sort_keys=False))
 
 
-def read_tree(path: str | Path) -> dict[Any, Any]:
-    """Read a YAML or JSON mapping; raise BirthlensError where the file is missing or no mapping."""
-    import yaml
-
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BirthlensError(f"config = {str(path)!r} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise BirthlensError(f"config = {str(path)!r} is neither YAML nor JSON ({reason}).") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise BirthlensError(f"config = {str(path)!r} holds a {type(tree).__name__}; it must map sections to keys.")
-    return tree
-
-
 def _sections(data: Any) -> dict[str, dict[str, Any]]:
     """Copy nested plain data as sections; one with nothing in it keeps its defaults."""
     if not isinstance(data, dict):
-        raise BirthlensError(f"config = {data!r}: it must map sections to keys.")
+        raise BirthlensError(f"config = {shown(data)}: it must map sections to keys.")
     tree: dict[str, dict[str, Any]] = {}
     for section, keys in data.items():
         if not isinstance(keys, dict | Section | None):
-            raise BirthlensError(f"{section} = {keys!r}: it must be a section with keys of its own.")
+            raise BirthlensError(f"{section} = {shown(keys)}: it must be a section with keys of its own.")
         tree[section] = keys.to_data() if isinstance(keys, Section) else dict(keys or {})
         if wrong := [name for name in (section, *tree[section]) if not isinstance(name, str)]:
             raise BirthlensError(f"{section} has the key {wrong[0]!r}; sections and keys are names.")
@@ -237,16 +221,11 @@ def _of_the_kind(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any
     return {key: value for key, value in after.items() if key in kept or key == "kind" or key not in untouched}
 
 
-def _split_override(override: str) -> tuple[str, str, Any]:
-    import yaml
-
-    name, equals, text = override.partition("=")
+def _split_override(override: object) -> tuple[str, str, Any]:
+    name, equals, text = override.partition("=") if isinstance(override, str) else ("", "", "")
     section, dot, key = name.strip().partition(".")
     if not (equals and dot and section and key):
         raise BirthlensError(
-            f"override = {override!r}: write it as section.key=value, for instance training.steps=100."
+            f"override = {shown(override)}: write it as section.key=value, for instance training.steps=100."
         )
-    try:
-        return section, key, yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise BirthlensError(f"{name} = {text!r} is no YAML value.") from None
+    return section, key, parse_yaml(text, f"{shortened(name, 80)} = {shown(text, 80)}")

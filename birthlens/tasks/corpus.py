@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from birthlens.config.run import CorpusConfig
 from birthlens.errors import BirthlensError
+from birthlens.labels import shortened, shown
+from birthlens.reading import LARGE, decode_json, read_text
 from birthlens.shapes import Float, Int, Num
 
 Array = np.ndarray
+_ROWS = "must hold rows of numbers, all of the same length."
+MOST_TOKENS = 2**14
+"""Tokens of the largest vocabulary; its table of bigrams has 2 GB."""
+MOST_COUNTED = 2.0**53
+"""The largest sum of counts, beyond which single counts are lost in rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +73,18 @@ def from_text(text: str, name: str = "corpus") -> BigramStatistics:
     """
     if "\0" in text:
         raise BirthlensError(f"{name} holds NUL characters; a corpus is UTF-8 text, not a binary file.")
-    codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4").astype(np.int64)
+    try:
+        codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4").astype(np.int64)
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise BirthlensError(f"{name} holds the lone surrogate U+{code:04X}, which is not a character.") from None
     occurrences = np.bincount(codes)
     characters = np.flatnonzero(occurrences)
-    if len(characters) < 2:
-        raise BirthlensError(f"{name} has {len(characters)} distinct characters; a corpus needs at least 2.")
     n = len(characters)
+    if not 2 <= n <= MOST_TOKENS:
+        raise BirthlensError(
+            f"{name} has {n} distinct characters; a corpus needs at least 2 and at most {MOST_TOKENS}."
+        )
     index = np.zeros(len(occurrences), dtype=np.int64)
     index[characters] = np.arange(n)
     ids = index[codes]
@@ -94,16 +105,27 @@ def from_counts(
     """
     counts = np.asarray(counts)
     n = len(vocab)
+    if n > MOST_TOKENS:
+        raise BirthlensError(f"{name} has {n} tokens; at most {MOST_TOKENS} are possible.")
     if counts.shape != (n, n) or n < 2:
         raise BirthlensError(f"{name} has shape {counts.shape} for {n} tokens; it must be square, at least 2 by 2.")
     if len(set(vocab)) != n:
         raise BirthlensError(f"{name} lists a token twice; labels must be distinct.")
-    if not np.isfinite(counts).all() or (counts < 0).any() or counts.sum() == 0:
+    for token in vocab:
+        if not token.isascii() and not _is_text(token):
+            raise BirthlensError(
+                f"{name} has the label {shown(token)} with a lone surrogate, which is not a character."
+            )
+    if not np.isfinite(counts).all() or (counts < 0).any() or not (counts > 0).any():
         raise BirthlensError(f"{name} must hold finite counts of at least 0 and not only zeros.")
+    with np.errstate(over="ignore"):
+        total = counts.sum(dtype=np.float64)
+    if total > MOST_COUNTED:
+        raise BirthlensError(f"{name} counts more than 2**53 bigrams; divide all counts by a number.")
     if unigram_counts is None:
         unigram_counts = counts.sum(0) + counts.sum(1)
     unigram = np.asarray(unigram_counts, dtype=np.float64)
-    if unigram.shape != (n,) or not np.isfinite(unigram).all() or (unigram < 0).any() or unigram.sum() == 0:
+    if unigram.shape != (n,) or not np.isfinite(unigram.sum()) or (unigram < 0).any() or unigram.sum() == 0:
         raise BirthlensError(
             f"{name} has unigram counts of shape {unigram.shape}; it needs {n}, finite, at least 0, not all 0."
         )
@@ -140,12 +162,7 @@ def from_file(path: Path, source: str | None = None) -> BigramStatistics:
     """
     if source is None:
         source = "counts" if path.suffix in (".json", ".csv") else "text"
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise BirthlensError(f"corpus.path = {str(path)!r} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise BirthlensError(f"{path} is not UTF-8 text (byte {error.start}); convert it first.") from None
+    text = read_text(path, "corpus.path", LARGE)
     if source == "text":
         return from_text(text, str(path))
     return _counts_from_csv(text, str(path)) if path.suffix == ".csv" else _counts_from_json(text, str(path))
@@ -161,37 +178,47 @@ def embedded_text() -> str:
 
 
 def _counts_from_json(text: str, name: str) -> BigramStatistics:
-    try:
-        tree = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BirthlensError(f"{name} is no table of counts: no JSON at line {error.lineno}.") from None
+    tree = decode_json(text, name)
     if not isinstance(tree, dict) or not {"vocab", "counts"} <= tree.keys() <= {"vocab", "counts", "unigram"}:
         raise BirthlensError(f"{name} is no table of counts: it must map 'vocab', 'counts' and, if known, 'unigram'.")
-    if not isinstance(tree["vocab"], list):
+    vocab = tree["vocab"]
+    if not isinstance(vocab, list) or not all(isinstance(token, str | int | float) for token in vocab):
         raise BirthlensError(f"{name} is no table of counts: 'vocab' must list the tokens.")
-    unigram = _numbers(tree["unigram"], 1, f"{name}: 'unigram'") if "unigram" in tree else None
-    return from_counts(tuple(map(str, tree["vocab"])), _numbers(tree["counts"], 2, f"{name}: 'counts'"), unigram, name)
+    unigram = None
+    if "unigram" in tree:
+        (unigram,) = _numbers([tree["unigram"]], f"{name}: 'unigram' must hold a list of numbers.")
+    return from_counts(tuple(map(str, vocab)), _numbers(tree["counts"], f"{name}: 'counts' {_ROWS}"), unigram, name)
 
 
-def _numbers(rows: Any, axes: int, what: str) -> Num[Array, "..."]:
-    """Make an array of nested lists, or raise BirthlensError where they are ragged or hold something else than numbers."""
-    try:
-        array = np.array(rows)
-    except ValueError:
-        array = np.array(None)
-    if array.dtype.kind not in "iuf" or array.ndim != axes:
-        shape = "a list of numbers" if axes == 1 else "rows of numbers, all of the same length"
-        raise BirthlensError(f"{what} must hold {shape}.")
+def _numbers(rows: object, otherwise: str) -> Num[Array, "rows columns"]:
+    """Make an array of nested lists; raise BirthlensError where they are ragged or hold something other than numbers."""
+    wrong = BirthlensError(otherwise)
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, list) for row in rows):
+        raise wrong
+    if len({len(row) for row in rows}) > 1 or not all({int, float}.issuperset(map(type, row)) for row in rows):
+        raise wrong
+    array = np.array(rows)
+    if array.dtype.kind not in "iuf":  # whole numbers of more than 64 bits
+        raise wrong
     return array
 
 
 def _counts_from_csv(text: str, name: str) -> BigramStatistics:
-    header, *rows = [row for row in csv.reader(io.StringIO(text)) if row] or [[]]
+    try:
+        header, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row] or [[]]
+    except csv.Error as error:
+        raise BirthlensError(f"{name} is no table of counts: it is not CSV ({error}).") from None
     try:
         cells = [[float(cell) for cell in row[1:]] for row in rows]
     except ValueError as error:
-        raise BirthlensError(f"{name} is no table of counts: {str(error).rsplit(': ', 1)[-1]} is no number.") from None
-    counts = _numbers(cells, 2, name)
+        cell = str(error).rsplit(": ", 1)[-1]
+        raise BirthlensError(f"{name} is no table of counts: {shortened(cell, 80)} is no number.") from None
+    counts = _numbers(cells, f"{name} {_ROWS}")
     if [row[0] for row in rows] != header[1:]:
         raise BirthlensError(f"{name}: the labels of its rows must be those of its columns, in the same order.")
     return from_counts(tuple(header[1:]), counts, None, name)
+
+
+def _is_text(token: str) -> bool:
+    """Say whether a label has no lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in token)

@@ -10,7 +10,7 @@ import pytest
 
 from birthlens.config.run import RunConfig
 from birthlens.runs.files import versions
-from birthlens.training.sweep import Grid
+from birthlens.training.grid import Grid
 
 ANALYSES = Path(__file__).parents[2] / "analyses"
 

@@ -23,7 +23,7 @@ from birthlens.claims.tiers import TIERS, tier_named
 from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
 from birthlens.model import forward
-from birthlens.training.sweep import Grid
+from birthlens.training.grid import Grid
 
 finite = st.floats(-1e3, 1e3)
 

@@ -106,6 +106,10 @@ def test_counts_that_cannot_be_a_chain(tmp_path):
         from_counts(("a", "b"), np.ones((2, 2)), np.array([np.inf, 1]))
     with pytest.raises(BirthlensError, match="cannot be read"):
         from_file(tmp_path / "absent.txt")
+    with pytest.raises(BirthlensError, match="at most 16384"):
+        from_text("".join(map(chr, range(1, 20_000))))
+    with pytest.raises(BirthlensError, match="lone surrogate"):
+        from_text("ab\ud800")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +117,7 @@ def test_counts_that_cannot_be_a_chain(tmp_path):
     [
         ("c.json", '{"vocab": ["a", "b"]}', "must map 'vocab', 'counts'"),
         ("c.json", "[1]", "must map 'vocab', 'counts'"),
-        ("c.json", "{", "no JSON at line 1"),
+        ("c.json", "{", "is not JSON .line 1"),
         ("c.json", '{"vocab": 2, "counts": [[1, 2], [2, 1]]}', "'vocab' must list the tokens"),
         (
             "c.json",
@@ -124,6 +128,15 @@ def test_counts_that_cannot_be_a_chain(tmp_path):
         ("c.json", '{"vocab": ["a", "b"], "counts": [1, 2]}', "'counts' must hold rows of numbers"),
         ("c.json", '{"vocab": ["a", "b"], "counts": [[1, 2], [2, 1]], "unigram": [[1]]}', "'unigram' must hold a list"),
         ("c.json", '{"vocab": ["a", "b"], "counts": [[1, 2], [2, 1]], "unigram": [Infinity, 1]}', "finite"),
+        ("c.json", '{"vocab": ["a", "\\ud800"], "counts": [[1, 2], [2, 1]]}', "lone surrogate"),
+        ("c.json", '{"vocab": ["a", "b"], "counts": [[1, 1e17], [2, 1]]}', "more than 2..53 bigrams"),
+        ("c.json", '{"vocab": ["a", "b"], "counts": [[1, 1e308], [1e308, 1]]}', "more than 2..53 bigrams"),
+        ("c.json", '{"vocab": ["a", "b"], "counts": [[1, ' + "1" * 30 + "], [2, 1]]}", "'counts' must hold rows"),
+        ("c.json", '{"vocab": ["a", "b"], "counts": [[1, true], [2, 1]]}', "'counts' must hold rows"),
+        ("c.json", "[" * 100_000, "levels deep"),
+        ("c.json", '{"vocab": [["a"], "b"], "counts": [[1, 2], [2, 1]]}', "'vocab' must list the tokens"),
+        ("c.csv", "a" * 200_000, "is not CSV"),
+        ("c.csv", ",a,b\na,1,inf\nb,1,2\n", "finite"),
         ("c.csv", "", "must hold rows of numbers"),
         ("c.csv", ",a,b\na,1,x\nb,1,2\n", "'x' is no number"),
         ("c.csv", ",a,b\na,1\nb,1,2\n", "all of the same length"),

@@ -1,7 +1,9 @@
 """Sweeps: what is there and matches is used again, what is not is trained, what is something else is refused by name."""
 
 import json
+import os
 import shutil
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
 from birthlens.runs.run import load_run
+from birthlens.training.grid import Grid
 from birthlens.training.recording import train_to_disk
-from birthlens.training.sweep import Grid, prepare, run_path, runs_of, sweep, trained
+from birthlens.training.sweep import outcome_of, prepare, run_path, runs_of, sweep, trained
+from birthlens.training.workers import WorkerKilledError, workers
 
 TINY = {
     "corpus": {"source": "markov", "vocabulary": 12},
@@ -50,12 +54,47 @@ def test_a_grid_is_every_case_with_every_seed():
         ({"cases": ["a"]}, "cases = ['a']"),
         ({"axes": {"task.offset": 3}}, "it must map names to lists"),
         ({"overrides": "training.steps=3"}, "give a list"),
+        ({"overrides": [1]}, "give a list"),
+        ({"overrides": {}}, "give a list"),
+        ({"cases": {"a": [None]}}, "cases.a = [None]"),
+        ({"cases": 0}, "it must map names to lists"),
+        ({"cases": {"1": [], 1: []}}, "the same text"),
+        ({"preset": ["demo"]}, "give the name of a preset"),
+        ({"seeds": True}, "seeds = True"),
+        ({1: 2}, "1 is unknown"),
+        ({"axes": {"task.offset": []}}, "list at least one value"),
+        ({"axes": {"task.offset": [1, 1]}}, "two cases have the name 'task.offset=1'"),
+        ({"axes": {"task.offset=3 #": [1]}}, "without '='"),
+        ({"axes": {f"task.a{i}": list(range(10)) for i in range(12)}}, "has 1000000000000 runs"),
+        ({"seeds": 10**12}, "has 1000000000000 runs"),
+        ({"cases": {"a": ["task.offset=3"]}, "axes": {"task.offset": [1]}}, "is set in cases.a and listed in axes"),
+        ({"seeds": 2, "overrides": ["seeds.data=0"]}, "seeds.data is set in overrides"),
+        ({"seeds": 2, "axes": {"seeds.init": [0, 1]}}, "seeds.init is set in axes"),
+        ({"seeds": 2, "cases": {"a": ["seeds.init = 3"]}}, "seeds.init is set in cases.a"),
     ],
 )
 def test_a_wrong_grid_is_refused(tree, said):
     with pytest.raises(BirthlensError, match="sweep") as error:
         Grid.parse(tree)
     assert said in str(error.value)
+
+
+def test_seeds_that_a_sweep_lists_are_those_that_it_trains():
+    grid = Grid.parse({"axes": {"seeds.init": [0, 1, 2]}, "overrides": ["seeds.data=7"]})
+    assert {(config.seeds.init, config.seeds.data) for config in grid.configs().values()} == {(0, 7), (1, 7), (2, 7)}
+    assert [seed for _, seed in grid.configs()] == [0, 1, 2]
+    with pytest.raises(BirthlensError, match="is set in axes"):
+        Grid.parse({"axes": {"seeds.init": [0, 1, 2]}}, seeds=2)
+
+
+def test_a_seed_of_the_base_or_a_case_is_not_overwritten():
+    base = RunConfig.parse(TINY, ["seeds.init=4", "seeds.data=5"])
+    (config,) = Grid(base, {"one": ()}).configs().values()
+    assert config == base
+    with pytest.raises(BirthlensError, match=r"seeds\.init = 4, but the number of seeds"):
+        Grid(base, {"one": ()}, seeds=(0, 1)).configs()
+    same = RunConfig.parse(TINY, ["seeds.init=4", "seeds.data=4"])
+    assert list(Grid(same, {"one": ()}, seeds=(4,)).configs().values()) == [same]
 
 
 def test_equal_configs_share_a_run_and_a_second_sweep_trains_nothing(tmp_path):
@@ -212,6 +251,47 @@ def test_a_run_that_diverges_fails_alone(tmp_path):
     assert failed.state == "failed" and "optimiser.learning_rate" in failed.message
     with pytest.raises(BirthlensError, match="learning_rate"):
         runs_of(Grid(diverging, {"base": ()}), tmp_path, processes=1)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(MemoryError(), "out of memory"), (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero")]
+)
+def test_a_run_that_fails_in_any_way_fails_alone(tmp_path, monkeypatch, error, said):
+    from birthlens.training import recording
+
+    real = recording.train_to_disk
+
+    def failing(config, path):
+        if config.task.triggers == "random":
+            raise error
+        return real(config, path)
+
+    monkeypatch.setattr(recording, "train_to_disk", failing)
+    outcomes = list(sweep(list(GRID.configs().values()), tmp_path, processes=1))
+    assert sorted(outcome.state for outcome in outcomes) == ["failed", "failed", "trained", "trained"]
+    assert all(said in outcome.message for outcome in outcomes if outcome.state == "failed")
+
+
+def test_a_folder_that_cannot_be_made_fails_every_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    (outcome,) = sweep([CONFIG], tmp_path / "file" / "runs", processes=1)
+    assert outcome.state == "failed" and "Not a directory" in outcome.message
+
+
+def killed(number):
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_killed_process_fails_its_task_alone():
+    with workers(2) as pool:
+        futures = [pool.submit(killed, number) for number in range(5)]
+        with pytest.raises(WorkerKilledError, match="killed"):
+            futures[1].result()
+        assert [future.result() for number, future in enumerate(futures) if number != 1] == [0, 2, 3, 4]
+    outcome = outcome_of(futures[1], run_path(CONFIG, "folder"))
+    assert outcome.state == "failed" and "out of memory?" in outcome.message
 
 
 def test_two_sweeps_at_once_train_each_run_once(tmp_path):
