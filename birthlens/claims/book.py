@@ -28,7 +28,10 @@ class Book:
     def __init__(
         self, claims: Sequence[Claim], tier: Tier, folder: Path, seeds: int | None = None, also: Also | None = None
     ) -> None:
-        self.tier, self.folder, self.also, self.seeds = tier, folder, also, seeds
+        self.tier = tier
+        self.folder = folder
+        self.also = also
+        self.seeds = seeds
         self.costs: dict[Path, Outcome] = {}
         self._started = time.perf_counter()
         others = [claim for claim in catalogue.CLAIMS if claim.id not in {asked.id for asked in claims}]

@@ -89,7 +89,8 @@ def _work(jobs: Sequence[_Job], folder: Path, pool: Executor, room: int) -> Iter
     for job in jobs:
         wanted |= {path: job.configs[case] for case, path in job.paths.items()}
         job.waiting = set(job.paths.values())
-    to_train, to_measure = deque(wanted.items()), deque(job for job in jobs if not job.waiting)
+    to_train = deque(wanted.items())
+    to_measure = deque(job for job in jobs if not job.waiting)
     pending: dict[Future[Any], _Job | Path] = {}
     while pending or to_train or to_measure:
         while to_measure and len(pending) < room:
@@ -127,12 +128,14 @@ def _measure(job: _Job, folder: Path) -> Measured:
         return Measured(job.seed, problem="; ".join(job.problems))
     file = folder / "measurements" / f"{job.claim.id}.{job.tier.name}.seed{job.seed}.json"
     identity = {**job.made_of, "seed": job.seed, "runs": {case: path.name for case, path in job.paths.items()}}
-    known, again = _read(file), ""
+    known = _read(file)
+    again = ""
     if known:
         if known["made_of"] == identity:
             return Measured(job.seed, numbers(known["values"]), "", known["seconds"], known["cpu_seconds"])
         again = f"measured again: before it was of {difference(known['made_of'], identity)}"
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall = time.perf_counter()
+    cpu = time.process_time()
     assert job.claim.statistic is not None  # claims without one have no jobs
     try:
         runs = {case: Run(path) for case, path in job.paths.items()}
@@ -161,7 +164,8 @@ def _jobs(claim: Claim, tier: Tier, runs: Path, seeds: int | None) -> list[_Job]
     if claim.reason(tier.name):
         return []
     count = seeds or claim.seeds.get(tier.name, tier.seeds)
-    configs, identity = configs_of(claim, tier, range(count)), made_of(claim, tier)
+    configs = configs_of(claim, tier, range(count))
+    identity = made_of(claim, tier)
     jobs = []
     for seed in range(count):
         mine = {case: configs[case, seed] for case in claim.cases}

@@ -172,7 +172,8 @@ def write_scorecard(card: Scorecard, folder: Path) -> None:
 
 def read_results(folder: Path, claims: Sequence[Claim]) -> list[Result]:
     """Read what an earlier scorecard says of some claims; nothing where there is none, or it is damaged."""
-    known, found = {claim.id: claim for claim in claims}, []
+    known = {claim.id: claim for claim in claims}
+    found = []
     try:
         for one in json.loads((folder / "scorecard.json").read_text(encoding="utf-8"))["claims"]:
             measured = [

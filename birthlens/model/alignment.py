@@ -30,7 +30,8 @@ PARTNERS = {"W_Q": "W_K", "W_K": "W_Q", "b_Q": "W_K", "b_K": "W_Q", "W_V": "W_O"
 
 def codebooks(weights: Weights, like: Weights | None = None) -> Float[Array, "entry d_model"]:
     """Stack token, position and unembedding vectors, each family scaled to mean square 1 (in `like`, by default itself)."""
-    scale, found = like or weights, []
+    scale = like or weights
+    found = []
     for name in ("W_E", "W_pos", "W_U"):
         if name in weights:
             size = np.sqrt((scale[name].astype(np.float64) ** 2).mean())
@@ -53,7 +54,8 @@ def rotation(donor: Weights, recipient: Weights) -> Float[Array, "d_model d_mode
     """
     if donor.config != recipient.config:
         raise BirthlensError("alignment: donor and recipient are different models; their configs must agree.")
-    a, b = codebooks(donor, recipient), codebooks(recipient)
+    a = codebooks(donor, recipient)
+    b = codebooks(recipient)
     if not _has_norms(donor):
         return _procrustes(a, b)
     a, b = (rows - rows.mean(1, keepdims=True) for rows in (a, b))
@@ -85,7 +87,8 @@ def rotated(weights: Weights, turn: Float[Array, "d_model d_model"]) -> Weights:
         raise BirthlensError("rotation: behind layer norms the direction of the mean, (1, ..., 1), must stay.")
     changed: dict[str, Array] = {}
     for name in weights:
-        short, tensor = name.split(".")[-1], weights[name]
+        short = name.split(".")[-1]
+        tensor = weights[name]
         if short in _READERS or short == "W_U":
             tensor = turn.T @ tensor
         if short in _WRITERS or short in ("W_E", "W_pos"):
@@ -104,7 +107,8 @@ def aligned(donor: Weights, recipient: Weights, names: Sequence[str]) -> dict[st
     found = {}
     for name in names:
         layer, _, short = name.rpartition(".")
-        partner, tensor = f"{layer}.{PARTNERS.get(short)}", turned[name]
+        partner = f"{layer}.{PARTNERS.get(short)}"
+        tensor = turned[name]
         if partner in recipient and partner not in names:
             axis = -2 if partner.endswith("W_O") else -1  # of d_head in the partner
             inner = [np.moveaxis(weights[partner], axis, -1) for weights in (turned, recipient)]

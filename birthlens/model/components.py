@@ -43,7 +43,8 @@ def has_norms(sizes: Sizes) -> bool:
 
 def has_mlp(sizes: Sizes, layer: int) -> bool:
     """Say whether a layer has a feed-forward."""
-    family, kind = getattr(sizes, "family", None), getattr(sizes, "feed_forward", None)
+    family = getattr(sizes, "family", None)
+    kind = getattr(sizes, "feed_forward", None)
     if kind is None:
         return not getattr(sizes, "attn_only", False)
     return kind != "none" and (family == "full" or layer == sizes.n_layers - 1)
@@ -62,7 +63,8 @@ def is_parallel(sizes: Sizes) -> bool:
 
 def precedes(edge: Edge, parallel: bool) -> bool:
     """Say whether the sender writes before the receiver reads (`parallel` blocks feed both halves the block's input)."""
-    sender, receiver = edge.sender, edge.receiver
+    sender = edge.sender
+    receiver = edge.receiver
     if isinstance(sender, Embedding) or not isinstance(receiver, HeadInput | Mlp):
         return True
     if isinstance(sender, Head) and isinstance(receiver, Mlp) and not parallel:
@@ -102,7 +104,8 @@ def edges_of(sizes: Sizes, receivers: Iterable[Receiver] | None = None) -> list[
         (19, ['embed->logits', 'pos_embed->logits', 'L0H0->logits', 'L1H0->logits'])
     """
     chosen = receivers_of(sizes) if receivers is None else list(receivers)
-    senders, parallel = senders_of(sizes), is_parallel(sizes)
+    senders = senders_of(sizes)
+    parallel = is_parallel(sizes)
     edges = [Edge(sender, receiver) for receiver in chosen for sender in senders]
     return [edge for edge in edges if precedes(edge, parallel)]
 

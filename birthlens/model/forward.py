@@ -122,10 +122,12 @@ def _queries_keys_values(
 
 def _rotated(x: Float[Tensor, "batch head pos d_head"]) -> Float[Tensor, "batch head pos d_head"]:
     """Turn adjacent pairs of axes (2i, 2i+1) by the angle pos / 10000^(2i/d_head)."""
-    d, n = x.shape[-1], x.shape[-2]
+    d = x.shape[-1]
+    n = x.shape[-2]
     frequency = 10000 ** (torch.arange(0, d, 2, dtype=x.dtype) / d)
     angle = torch.arange(n, dtype=x.dtype)[:, None] / frequency
-    even, odd = x[..., 0::2], x[..., 1::2]
+    even = x[..., 0::2]
+    odd = x[..., 1::2]
     turned = torch.stack([even * angle.cos() - odd * angle.sin(), odd * angle.cos() + even * angle.sin()], dim=-1)
     return rearrange(turned, "batch head pos half two -> batch head pos (half two)")
 

@@ -52,7 +52,8 @@ class LinearFeedForward(CanBeUsedAsMLP):  # type: ignore[misc]
         self.register_buffer("W_out", torch.eye(d, dtype=cfg.dtype))
         self.register_buffer("b_in", torch.zeros(d, dtype=cfg.dtype))
         self.register_buffer("b_out", torch.zeros(d, dtype=cfg.dtype))
-        self.hook_pre, self.hook_post = HookPoint(), HookPoint()
+        self.hook_pre = HookPoint()
+        self.hook_post = HookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """Return x @ W_F."""

@@ -89,7 +89,8 @@ class HookedTrace:
     """An unedited pass of a hooked model: the activations at some points, and logits under edits."""
 
     def __init__(self, model: HookedModel, tokens: Int[Tensor, "batch pos"], points: Iterable[Point] = ()) -> None:
-        self.model, self.tokens = model, tokens
+        self.model = model
+        self.tokens = tokens
         self._known = captured(model, tokens, points)
 
     def value(self, point: Point) -> Tensor:

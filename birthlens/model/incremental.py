@@ -26,7 +26,8 @@ FROM_QUERIES = ("resid_read", "q", "mean_input", "pattern", "z", "attn_out", "ml
 """Sites that exist at the read positions only, in the last layer."""
 
 
-WIDE, BLOCK = 64, 64
+WIDE = 64
+BLOCK = 64
 """From this width of a head on, causal attention goes by blocks of so many queries (measured against torch's own)."""
 
 
@@ -52,7 +53,9 @@ class Trace:
         base: Trace | None = None,
         wanted: Iterable[Point] = (),
     ) -> None:
-        self.model, self.tokens, self.rows = model, tokens, rows
+        self.model = model
+        self.tokens = tokens
+        self.rows = rows
         self._wanted = frozenset(wanted)
         self._edits: Edits = edits or {}
         self._base = base
@@ -147,7 +150,8 @@ class Trace:
         return f"L{layer}.W_F" in self.model.tensors or f"L{layer}.W_in" in self.model.tensors
 
     def _projected(self, site: str, layer: int) -> Float[Tensor, "batch pos head d_head"]:
-        model, name = self.model, f"L{layer}.b_{site.upper()}"
+        model = self.model
+        name = f"L{layer}.b_{site.upper()}"
         if layer == 0 and site in model.look_ups and not self._input_edited():
             return model.looked_up(site, self.tokens)[:, :, None]
         x = self.value(Point("resid_read" if site == "q" else "resid_pre", layer))
@@ -158,7 +162,8 @@ class Trace:
         return out + model.tensors[name] if name in model.tensors else out
 
     def _queries_and_keys(self, layer: int) -> tuple[Tensor, Tensor]:
-        q, k = self.value(Point("q", layer)).transpose(1, 2), self.value(Point("k", layer)).transpose(1, 2)
+        q = self.value(Point("q", layer)).transpose(1, 2)
+        k = self.value(Point("k", layer)).transpose(1, 2)
         if self.model.config.positions == "rotary" and layer == 0:
             # As in TransformerLens, q and k are seen (and edited) before they are turned.
             return _turned(q, self.rows if self._restricted(Point("q", layer)) else None, k.shape[-2]), _rotated(k)
@@ -205,20 +210,24 @@ class Trace:
 
     def _mean_input(self, layer: int) -> Float[Tensor, "batch row d_model"]:
         """Average the layer's input by its attention: W_K goes to the queries, of which there may be few."""
-        x, scale = self.value(Point("resid_pre", layer)), self.model.scale
+        x = self.value(Point("resid_pre", layer))
+        scale = self.model.scale
         queries = self.value(Point("q", layer))[:, :, 0] @ self.model.keys_folded[layer]
         rows = self.rows if self._restricted(Point("mean_input", layer)) else None
         if rows is None:
             return causal_attention(queries[:, None], x[:, None], x[:, None], scale)[:, 0]
         means = []
         for part, seen in rows.blocks:
-            keys, bias = x[:, :seen], rows.bias[:, part, :seen]
+            keys = x[:, :seen]
+            bias = rows.bias[:, part, :seen]
             pattern = torch.baddbmm(bias, queries[:, part], keys.transpose(1, 2), alpha=scale).softmax(-1)
             means.append(pattern @ keys)
         return torch.cat(means, 1)
 
     def _fed_forward(self, layer: int) -> Float[Tensor, "batch row d_model"]:
-        model, tensors, name = self.model, self.model.tensors, f"L{layer}"
+        model = self.model
+        tensors = self.model.tensors
+        name = f"L{layer}"
         read = model.normed(f"{name}.ln2", self.value(Point("resid_read", layer)))
         if model.config.family == "simplified":
             read = read + self.value(Point("attn_out", layer))
@@ -247,7 +256,8 @@ def causal_attention(
     future = torch.full((n, n), float("-inf")).triu(1)
     out = values.new_empty(*queries.shape[:2], values.shape[-1])
     for start in range(0, n, BLOCK):
-        rows, seen = slice(start, start + BLOCK), min(start + BLOCK, n)
+        rows = slice(start, start + BLOCK)
+        seen = min(start + BLOCK, n)
         scores = torch.baddbmm(future[rows, :seen], queries[:, rows], keys[:, :seen].transpose(1, 2), alpha=scale)
         out[:, rows] = scores.softmax(-1) @ values[:, :seen]
     return out.view(*q.shape[:3], -1)

@@ -41,7 +41,8 @@ class Weights(Mapping[str, Array]):
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, Array]) -> None:
         names = parameter_names(config)
-        missing, unknown = [n for n in names if n not in tensors], [n for n in tensors if n not in names]
+        missing = [n for n in names if n not in tensors]
+        unknown = [n for n in tensors if n not in names]
         if missing or unknown:
             raise BirthlensError(
                 f"weights: missing {missing}, unknown {unknown}; the model has exactly {', '.join(names)}."
@@ -126,7 +127,8 @@ def stacked(checkpoints: Sequence[Weights]) -> Weights:
     first, *others = checkpoints
 
     def stack(name: str) -> Array:
-        start, rest = first[name], [weights[name] for weights in others]
+        start = first[name]
+        rest = [weights[name] for weights in others]
         same = all(tensor is start or np.array_equal(tensor, start) for tensor in rest)
         return start if same else np.stack([start, *rest])
 

@@ -55,7 +55,8 @@ class BigramTask(Task):
 
     def __init__(self, config: TaskConfig, statistics: BigramStatistics) -> None:
         super().__init__(config, statistics)
-        n, k = len(statistics), config.n_triggers
+        n = len(statistics)
+        k = config.n_triggers
         possible = n - config.offset if config.triggers == "fixed" else int((statistics.unigram > 0).sum())
         if k > max(possible, 0):
             raise BirthlensError(
@@ -121,7 +122,8 @@ class BigramTask(Task):
 
         Where the exclusions leave a bigram row without mass, the output is uniform over what they allow.
         """
-        config, n = self.config, len(self.statistics)
+        config = self.config
+        n = len(self.statistics)
         allowed = np.broadcast_to(self._allowed, (*triggers.shape, n)).copy()
         if config.no_repeat:
             np.put_along_axis(allowed, triggers[..., None], False, axis=-1)
@@ -141,7 +143,8 @@ class BigramTask(Task):
     def sample(self, n: int, generator: np.random.Generator, compiled: bool | None = None) -> TokenBatch:
         """Draw n sequences; the same generator state gives the same batch, compiled or not."""
         config = self.config
-        k, length = config.n_triggers, config.context + 1
+        k = config.n_triggers
+        length = config.context + 1
         triggers = self._triggers(n, generator)
         outputs = self._outputs(triggers, generator)
         overrides = np.full((n, len(self.statistics)), -1, dtype=np.int64)
@@ -198,7 +201,8 @@ def cycling(
     """Say of each trigger whether following outputs from it meets triggers for ever."""
     match = outputs[:, :, None] == triggers[:, None, :]
     alive = match.any(-1)
-    each, onward = np.arange(len(triggers))[:, None], match.argmax(-1) if match.shape[-1] else np.zeros_like(triggers)
+    each = np.arange(len(triggers))[:, None]
+    onward = match.argmax(-1) if match.shape[-1] else np.zeros_like(triggers)
     for _ in range(triggers.shape[1] - 1):
         alive = alive & alive[each, onward]
     return alive

@@ -126,7 +126,8 @@ class FactsTask(Task):
 def named(task: FactsTask, batch: TokenBatch) -> tuple[Int[Array, "batch"], Int[Array, "batch"]]:
     """Return the subject and the relation of each sequence."""
     tokens = batch.tokens.numpy()
-    first, end = task.first_relation, task.first_relation + task.config.relations
+    first = task.first_relation
+    end = task.first_relation + task.config.relations
     each = np.arange(len(tokens))
     subject = tokens[each, (tokens < first).argmax(1)]
     relation = tokens[each, ((tokens >= first) & (tokens < end)).argmax(1)] - first

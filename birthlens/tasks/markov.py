@@ -97,7 +97,9 @@ class MarkovTask(Task):
     def sample(self, n: int, generator: np.random.Generator) -> TokenBatch:
         """Draw n sequences; the same state of the generator gives the same batch."""
         config = self.config
-        states, order, length = config.states, config.order, config.context + 1
+        states = config.states
+        order = config.order
+        length = config.context + 1
         rows = self._rows(n, generator) if self.pool is None else self.pool[generator.integers(config.chains, size=n)]
         steps = rows.cumsum(-1)
         uniform = generator.random((n, length))

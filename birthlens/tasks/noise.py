@@ -113,7 +113,8 @@ class NoiseTask(Task):
 
     def sample(self, n: int, generator: np.random.Generator) -> TokenBatch:
         """Draw n sequences; the same state of the generator gives the same batch."""
-        k, length = len(self._triggers), self.config.context + 1
+        k = len(self._triggers)
+        length = self.config.context + 1
         outputs = self.outputs[generator.integers(len(self.outputs), size=(n, k))]
         uniform = uniforms((n, length), generator)
         noisy = uniforms((n, length), generator) < self.config.alpha
@@ -137,7 +138,8 @@ def labelled(
     noise: int,
 ) -> TokenBatch:
     """Mark the roles of sequences; `index` gives a trigger's place among the outputs, -1 for other tokens."""
-    current, following = tokens[:, :-1], tokens[:, 1:]
+    current = tokens[:, :-1]
+    following = tokens[:, 1:]
     n, context = current.shape
     each = np.arange(n)
     occurrence = np.zeros((n, context), dtype=np.int64)

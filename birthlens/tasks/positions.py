@@ -75,7 +75,8 @@ def batch_of_tokens(
         >>> batch.in_context.tolist()
         [[False, False, True]]
     """
-    tokens, targets = sequences[:, :-1], sequences[:, 1:]
+    tokens = sequences[:, :-1]
+    targets = sequences[:, 1:]
     if scored is None:
         same = (tokens[:, :, None] == tokens[:, None]) & (targets[:, :, None] == targets[:, None])
         scored = same.tril(-1).any(-1)
@@ -102,7 +103,8 @@ def repeated_tokens(
     else:
         once = generator.integers(d_vocab, size=(n, length))
     sequences = torch.from_numpy(np.tile(once, (1, repeats)))
-    tokens, targets = sequences[:, :-1], sequences[:, 1:]
+    tokens = sequences[:, :-1]
+    targets = sequences[:, 1:]
     occurrence = torch.arange(repeats).repeat_interleave(length)[:-1].expand_as(tokens) + 1
     nothing = tokens.new_zeros(n, 0)
     return TokenBatch(tokens, targets, nothing, nothing, occurrence, torch.zeros_like(tokens, dtype=torch.bool))
@@ -113,7 +115,8 @@ def check_tokens(batch: TokenBatch, d_vocab: int, n_ctx: int, name: str = "the b
     for field, ids in (("tokens", batch.tokens), ("targets", batch.targets)):
         if ids.numel() == 0:
             raise BirthlensError(f"{name} holds no {field}; give at least one sequence of at least one position.")
-        lowest, highest = int(ids.min()), int(ids.max())
+        lowest = int(ids.min())
+        highest = int(ids.max())
         if lowest < 0 or highest >= d_vocab:
             wrong = lowest if lowest < 0 else highest
             raise BirthlensError(

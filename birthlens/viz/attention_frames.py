@@ -81,7 +81,8 @@ class AttentionFrames:
 
         A level is 1/65535, so four decimals survive; two heads, 64 tokens and 20 steps take a quarter of a megabyte.
         """
-        n, levels = len(self.tokens), np.rint(self.patterns.clip(0, 1) * LEVELS).astype("<u2")
+        n = len(self.tokens)
+        levels = np.rint(self.patterns.clip(0, 1) * LEVELS).astype("<u2")
         rows, columns = np.tril_indices(n) if self.causal else np.indices((n, n)).reshape(2, -1)
         return {
             "steps": list(self.steps),
@@ -112,8 +113,10 @@ def run_frames(
     """
     _check_length(length)
     ids, roles = _sequence(run, tokens, row)
-    ids, roles = ids[:length], roles[:length]
-    patterns, chosen = [], _checked(heads, run.config.model.n_layers, run.config.model.n_heads)
+    ids = ids[:length]
+    roles = roles[:length]
+    patterns = []
+    chosen = _checked(heads, run.config.model.n_layers, run.config.model.n_heads)
     for _, weights in run.checkpoints(steps):
         with torch.no_grad():
             found = forward.activations(forward.tensors_of(weights), weights.config, ids[None]).patterns
@@ -151,7 +154,8 @@ def model_frames(
 
 def batch_roles(batch: TokenBatch, row: int = 0) -> tuple[tuple[str, ...], ...]:
     """Name the roles of each position of one sequence."""
-    seen, absorbed = batch.occurrence[row].tolist(), batch.absorbed[row].tolist()
+    seen = batch.occurrence[row].tolist()
+    absorbed = batch.absorbed[row].tolist()
     return _roles(seen, absorbed)
 
 
@@ -171,7 +175,8 @@ def _sequence(
         if not 0 <= row < len(batch):
             raise BirthlensError(f"row = {row}: the batch has rows 0 to {len(batch) - 1}.")
         return batch.tokens[row], batch_roles(batch, row)
-    vocab, context = run.statistics.vocab, run.config.task.context
+    vocab = run.statistics.vocab
+    context = run.config.task.context
     ids = ids_of(batch, vocab) if isinstance(batch, str) else [int(i) for i in batch]
     if not 0 < len(ids) <= context:
         raise BirthlensError(f"tokens = {len(ids)} of them; the run's context holds 1 to {context}.")

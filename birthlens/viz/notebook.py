@@ -35,7 +35,8 @@ class AttentionPicture:
         """Return the picture as HTML to stand on a page that has `scripts()` at its end; `number` tells twins apart."""
         data = script_json({**self.frames.payload(), "alt": self.alt})
         name = f"bl-{sha256(data.encode()).hexdigest()[:10]}-{number}"
-        frames, last = self.frames, len(self.frames.steps) - 1
+        frames = self.frames
+        last = len(self.frames.steps) - 1
         slider = f"""
 <label class="bl-slide">step <output class="bl-step">{frames.steps[-1]}</output>
 <input class="bl-steps" type="range" min="0" max="{last}" step="1" value="{last}" aria-label="checkpoint"></label>"""

@@ -88,7 +88,8 @@ class Watch:
         from rich.table import Table
         from rich.text import Text
 
-        config, engine = self.run.config, self.run.header["engine"]["name"]
+        config = self.run.config
+        engine = self.run.header["engine"]["name"]
         head = Text.assemble(
             (str(self.run.path), "bold"),
             f"  {config.model.family}, d = {config.model.d_model}, {counted(config.model.n_layers, 'layer')}, "
@@ -113,7 +114,8 @@ class Watch:
 
     def rows(self, steps: Sequence[int]) -> list[tuple[str, str, str, str]]:
         """Return a line for each measurement: name, sparkline, last value, range or chance."""
-        metrics, out = self.run.metrics(), []
+        metrics = self.run.metrics()
+        out = []
         train = metrics[(metrics["split"] == "train") & (metrics["metric"] == "loss")].sort_values("step")
         held_out = metrics[metrics["split"] == "held_out"].sort_values("step")
         series = [("training loss", train)]
@@ -128,7 +130,8 @@ class Watch:
 
     def progress(self, steps: Sequence[int], now: float | None = None) -> str:
         """Say how far the run is, how fast it goes, and how long the rest will take."""
-        planned, last = self.run.config.training.steps, steps[-1]
+        planned = self.run.config.training.steps
+        last = steps[-1]
         done = f"step {last} of {planned}, {len(steps)} checkpoints"
         if last >= planned:
             return f"{done}: finished"

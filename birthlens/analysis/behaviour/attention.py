@@ -114,10 +114,12 @@ def attention_table(models: Models, batch: TokenBatch, role: str = "in_context",
 
 
 def _probe(seen: Watched, role: str, shares: Shares) -> None:
-    batch, tokens = seen.batch, seen.batch.tokens
+    batch = seen.batch
+    tokens = seen.batch.tokens
     masks = position_role_masks(batch)
     after_trigger = masks["first_successor"] | masks["later_successor"]
-    in_context, visible = masks[role], torch.arange(1, tokens.shape[1] + 1)
+    in_context = masks[role]
+    visible = torch.arange(1, tokens.shape[1] + 1)
     evenly = (1 / visible).expand(tokens.shape)
     before = torch.nn.functional.pad(tokens[:, :-1], (1, 0), value=-1)
     predicted = seen.logits.argmax(-1)

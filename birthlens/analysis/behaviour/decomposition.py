@@ -54,14 +54,17 @@ def decompose(weights: Weights, tokens: Int[Array, "pos"] | Sequence[int], paths
     """
     z = _checked(weights, tokens)
     terms: Terms = {"W_E": _exact(weights, "W_E")[z], "W_pos": _exact(weights, "W_pos")[: len(z)]}
-    before, scores, patterns = [terms], {}, {}
+    before = [terms]
+    scores = {}
+    patterns = {}
     for layer in range(weights.n_layers):
         block = f"L{layer}"
         normal = _normalised(weights, f"{block}.ln1", terms)
         written: Terms = {}
         for number in range(weights.n_heads):
             head = Head(layer, number)
-            queries, keys = _projected(weights, head, "Q", normal), _projected(weights, head, "K", normal)
+            queries = _projected(weights, head, "Q", normal)
+            keys = _projected(weights, head, "K", normal)
             scores[head] = weights.score_scale * sum(queries.values()) @ np.sum(list(keys.values()), axis=0).T
             patterns[head] = _causal_softmax(scores[head])
             out = _exact(weights, f"{block}.W_O")[number]
@@ -148,7 +151,9 @@ def logit_split_table(
 def _checked(weights: Weights, tokens: Int[Array, "pos"] | Sequence[int]) -> Int[Array, "pos"]:
     if "W_pos" not in weights:
         raise BirthlensError("This model has rotary positions: its scores are no sum over residual terms.")
-    z, (vocabulary, context) = np.asarray(tokens, dtype=np.int64), (len(weights["W_E"]), len(weights["W_pos"]))
+    z = np.asarray(tokens, dtype=np.int64)
+    vocabulary = len(weights["W_E"])
+    context = len(weights["W_pos"])
     if z.ndim != 1 or not 0 < len(z) <= context or z.min() < 0 or z.max() >= vocabulary:
         raise BirthlensError(f"tokens: give one sequence of 1 to {context} tokens from 0 to {vocabulary - 1}.")
     return z
@@ -178,7 +183,8 @@ def _normalised(weights: Weights, norm: str, terms: Terms, scale: Array | None =
 
 def _projected(weights: Weights, head: Head, side: str, terms: Terms) -> Terms:
     """Return the terms through a head's W_Q, W_K or W_V; its bias is one more term."""
-    block, matrix = f"L{head.layer}", _exact(weights, f"L{head.layer}.W_{side}")[head.head]
+    block = f"L{head.layer}"
+    matrix = _exact(weights, f"L{head.layer}.W_{side}")[head.head]
     seen = {name: value @ matrix for name, value in terms.items()}
     if f"{block}.b_{side}" not in weights:
         return seen

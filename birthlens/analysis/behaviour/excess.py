@@ -38,7 +38,8 @@ def clustered_mean(values: Float[Array, "batch pos"], mask: Bool[Array, "batch p
         (1.0, 0.0)
     """
     counts = mask.sum(1)
-    n, rows = counts.sum(), int((counts > 0).sum())
+    n = counts.sum()
+    rows = int((counts > 0).sum())
     if n == 0:
         return float("nan"), float("nan")
     mean = float(values[mask].mean())
@@ -56,7 +57,8 @@ def floors_table(task: Task, batch: TokenBatch) -> pd.DataFrame:
     if task.exact is None:
         raise BirthlensError("this task has no exact law of the next token, so there is no floor to state.")
     probabilities = predict(task.exact, task, batch)
-    entropy, loss = entropies(probabilities), cross_entropy(probabilities, batch.targets.numpy())
+    entropy = entropies(probabilities)
+    loss = cross_entropy(probabilities, batch.targets.numpy())
     rows = []
     for role, mask in role_masks(batch).items():
         told = task.roles_are_known or role == "all"

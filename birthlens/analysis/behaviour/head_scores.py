@@ -60,7 +60,8 @@ def scores_table(models: Models, batch: TokenBatch, chunk: int = CHUNK) -> pd.Da
         for seen in watch(model, batch, chunk):
             visible = torch.arange(1, batch.tokens.shape[1] + 1)
             for score, targets in pattern_targets(seen.batch).items():
-                chance, there = targets.sum(-1) / visible, targets.any(-1)
+                chance = targets.sum(-1) / visible
+                there = targets.any(-1)
                 for head, pattern in seen.heads:
                     shares.add((head.layer, str(head), score), (pattern * targets).sum(-1), chance, there)
         rows += [(step, *row) for row in shares.rows()]
@@ -78,7 +79,8 @@ def in_context_learning_table(
 
     n = batch.tokens.shape[1]
     width = max(n // 8, 1)
-    early, late = early or slice(width, 2 * width), late or slice(n - width, n)
+    early = early or slice(width, 2 * width)
+    late = late or slice(n - width, n)
     rows = []
     for step, model in models:
         found = torch.cat([losses(seen.logits, seen.batch.targets) for seen in watch(model, batch)])
@@ -132,7 +134,8 @@ def transfer_table(
             for group, where in groups.items():
                 for head, pattern in seen.heads:
                     for score, wanted in targets.items():
-                        value, chance = (pattern * wanted).sum(-1), wanted.sum(-1) / visible
+                        value = (pattern * wanted).sum(-1)
+                        chance = wanted.sum(-1) / visible
                         shares.add((head.layer, str(head), group, score), value, chance, where)
                 even = torch.full(loss.shape, 1 / d_vocab)
                 shares.add((None, None, group, "accuracy"), correct, even, where)
@@ -153,7 +156,8 @@ def vocabulary_and_context(model: object) -> tuple[int, int]:
 
 def _same_place(n: int, copy: int) -> Bool[Tensor, "query_pos key_pos"]:
     """Mark, for each query in a later copy, the successor of its place in the copy before."""
-    queries, keys = torch.arange(n)[:, None], torch.arange(n)
+    queries = torch.arange(n)[:, None]
+    keys = torch.arange(n)
     return keys == queries - copy + 1
 
 

@@ -121,14 +121,18 @@ def composition_table(
 
 
 def _scored(parts: HeadWeights, tokens: Sequence[int] | None) -> Iterator[tuple[Head, tuple[object, ...]]]:
-    embedding, positions = parts.embedding, parts.positions
+    embedding = parts.embedding
+    positions = parts.positions
     d_vocab = len(embedding)
     count = min(d_vocab, MOST_TOKENS)
     chosen = np.linspace(0, d_vocab - 1, count).astype(int) if tokens is None else np.asarray(tokens, dtype=int)
-    states, readout, n = embedding[chosen], parts.unembedding[:, chosen], len(chosen)
+    states = embedding[chosen]
+    readout = parts.unembedding[:, chosen]
+    n = len(chosen)
     remapped = {head: states @ parts.matrix("W_V", head) @ parts.matrix("W_O", head) for head in parts.heads}
     for head in parts.heads:
-        queries, keys = parts.matrix("W_Q", head), parts.matrix("W_K", head)
+        queries = parts.matrix("W_Q", head)
+        keys = parts.matrix("W_K", head)
         asked = states @ queries @ keys.T
         if positions is not None and len(positions) > 1:
             scores = positions @ queries @ keys.T @ positions.T

@@ -53,7 +53,8 @@ class FunctionalBackend:
     def __init__(self, weights: Weights) -> None:
         self.model = BlockLayout(weights)
         self.sizes: Sizes = weights.config
-        self.d_vocab, self.n_ctx = self.model.d_vocab, self.model.n_ctx
+        self.d_vocab = self.model.d_vocab
+        self.n_ctx = self.model.n_ctx
 
     def open(self, tokens: Int[Tensor, "batch pos"], rows: Rows | None, points: Iterable[Point]) -> Unedited:
         """Open a lazy trace."""
@@ -76,7 +77,8 @@ class HookedBackend:
     def __init__(self, model: HookedModel) -> None:
         self.model = model
         self.sizes: Sizes = model.cfg
-        self.d_vocab, self.n_ctx = int(model.cfg.d_vocab), int(model.cfg.n_ctx)
+        self.d_vocab = int(model.cfg.d_vocab)
+        self.n_ctx = int(model.cfg.n_ctx)
 
     def open(self, tokens: Int[Tensor, "batch pos"], rows: Rows | None, points: Iterable[Point]) -> Unedited:
         """Run once and keep the points."""

@@ -49,7 +49,8 @@ def edge_ablations_table(run: Run, steps: Sequence[int], n: int = 32, method: st
         edges = [edge for edge in edges if isinstance(edge.sender, Head)]
     cases = {str(edge): (EdgeIntervention(edge, method),) for edge in edges}
     measured, reference = _batches(run, n)
-    scoring, tables = Scoring.of(measured, CAUSAL_METRICS), []
+    scoring = Scoring.of(measured, CAUSAL_METRICS)
+    tables = []
     for step, weights in run.checkpoints(steps):
         table = evaluate(weights, cases, measured, scoring, reference).table(np.random.default_rng(0))
         table.insert(0, "step", step)

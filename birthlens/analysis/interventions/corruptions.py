@@ -41,7 +41,8 @@ class Pair:
     alternatives: Int[Tensor, "batch pos"] | None = None
 
     def __post_init__(self) -> None:
-        clean, corrupted = tuple(self.clean.tokens.shape), tuple(self.corrupted.tokens.shape)
+        clean = tuple(self.clean.tokens.shape)
+        corrupted = tuple(self.corrupted.tokens.shape)
         if clean != corrupted:
             raise BirthlensError(f"the corrupted batch has shape {corrupted}, the clean one {clean}; they must agree.")
         if not self.scored.any():
@@ -88,7 +89,8 @@ def first_replaced(batch: TokenBatch, generator: np.random.Generator, d_vocab: i
     """Replace each trigger's first occurrence by a token that is no trigger; score the second occurrence."""
     _needs_triggers(batch)
     fresh = _other_tokens(batch, batch.outputs, generator, d_vocab)
-    sequence, index = _sequence(batch), _trigger_index(batch)
+    sequence = _sequence(batch)
+    index = _trigger_index(batch)
     first = batch.occurrence == 1
     sequence[:, :-1] = torch.where(first, fresh.gather(1, index.clamp(min=0)), batch.tokens)
     corrupted = _relabelled(batch, sequence, batch.outputs)
@@ -106,7 +108,8 @@ def triggers_swapped(batch: TokenBatch, generator: np.random.Generator, d_vocab:
         if len(firsts) < 2:
             continue
         order = torch.from_numpy(generator.permutation(len(firsts)))
-        places, moved = firsts[order], tokens[firsts[order.roll(1)]]
+        places = firsts[order]
+        moved = tokens[firsts[order.roll(1)]]
         sequence[row, places] = moved
         for place, token in zip(places, moved, strict=True):
             # The second occurrence of the token that now stands at `place` is promised what now follows that place.
@@ -186,7 +189,8 @@ def _relabelled(
     listed: Bool[Tensor, "batch pos"] | None = None,
 ) -> TokenBatch:
     """Make a batch of changed sequences; occurrences are counted anew, after the list of triggers where there is one."""
-    tokens, targets = sequence[:, :-1].contiguous(), sequence[:, 1:].contiguous()
+    tokens = sequence[:, :-1].contiguous()
+    targets = sequence[:, 1:].contiguous()
     listed = batch.listed if listed is None else listed
     is_trigger = (tokens[:, :, None] == batch.triggers[:, None]) & ~listed[..., None]
     occurrence = (is_trigger.cumsum(1) * is_trigger).sum(-1)

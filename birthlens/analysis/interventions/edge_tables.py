@@ -140,7 +140,8 @@ def births_table(
         if group.empty:
             rows.append((edge, metric, *[float("nan")] * 5))
             continue
-        values, steps = group[value].to_numpy(), group["step"].to_numpy()
+        values = group[value].to_numpy()
+        steps = group["step"].to_numpy()
         bounds = [name for name in (f"{value}_low", f"{value}_high") if name in group] or [value]
         # The end of the interval that is nearest to 0, on the side of the value itself.
         sure = (group[bounds].to_numpy() * np.sign(values)[:, None]).min(1)

@@ -152,7 +152,8 @@ def patched_table(
         weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws).astype(float)
         drawn = _recovered(forward.sums[1:], clean.sums[0], corrupted.sums[0], weights)
         low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-        frame["recovered_low"], frame["recovered_high"] = low.reshape(-1), high.reshape(-1)
+        frame["recovered_low"] = low.reshape(-1)
+        frame["recovered_high"] = high.reshape(-1)
     frame["n"] = np.tile(forward.counts.sum(0).astype(int), len(cases))
     return frame
 
@@ -180,7 +181,8 @@ def patched_outcomes(
 
 def _recovered(patched: np.ndarray, clean: np.ndarray, corrupted: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return recovered [draw case metric] from sums [case batch metric], [batch metric] and draws [draw batch]."""
-    low, high = weights @ corrupted, weights @ clean
+    low = weights @ corrupted
+    high = weights @ clean
     gap = high - low
     with np.errstate(invalid="ignore", divide="ignore"):
         share = (np.einsum("ds,csm->dcm", weights, patched) - low[:, None]) / gap[:, None]

@@ -78,11 +78,16 @@ class Kept:
     def __init__(
         self, values: Mapping[Point, Tensor], index: Int[Tensor, "batch"], rows: Rows | None, restricted: set[Point]
     ) -> None:
-        self._values, self._index, self._rows, self._restricted = values, index, rows, restricted
+        self._values = values
+        self._index = index
+        self._rows = rows
+        self._restricted = restricted
 
     def value(self, point: Point) -> Tensor:
         """Return the chosen sequences' activation (at the rows, where the point is restricted to them)."""
-        value, index, rows = self._values[point], self._index, self._rows
+        value = self._values[point]
+        index = self._index
+        rows = self._rows
         if rows is None or point not in self._restricted:
             return value[index]
         if point.site == "pattern":
@@ -174,7 +179,8 @@ def ideal_pattern(
     """Return the uniform causal pattern, or all attention on the position before (the first attends to itself)."""
     keys = torch.arange(pattern.shape[-1])
     queries = (torch.arange(pattern.shape[-2])[None] if rows is None else rows.index)[..., None]
-    uniform, previous = (keys <= queries) / (queries + 1), keys == (queries - 1).clamp(min=0)
+    uniform = (keys <= queries) / (queries + 1)
+    previous = keys == (queries - 1).clamp(min=0)
     return (uniform if method == "uniform" else previous).to(pattern.dtype)[:, None]
 
 

@@ -92,7 +92,8 @@ def evaluate(
     labels = (BASELINE, *cases)
     sums = torch.zeros(len(labels), len(batch), len(scoring.metrics), dtype=torch.float64)
     for index in torch.split(order, chunk):
-        part, scores = take(batch, index), scoring[index]
+        part = take(batch, index)
+        scores = scoring[index]
         rows = Rows.of(scores.read) if by_rows else None
         scores = scores if rows is None else scores.at(rows)
         runs: dict[Need, Unedited] = {}
@@ -193,7 +194,8 @@ def _survey(
     averages: dict[str, Averages] = {}
     kept: dict[str, dict[Point, Tensor]] = {}
     for source in {source for source, method in wanted if method in MEANS}:
-        donor, points = _donor(source, batch, reference), points_to_average(wanted, source)
+        donor = _donor(source, batch, reference)
+        points = points_to_average(wanted, source)
         resampled = wanted.get((source, "resample"), set())
         averages[source] = Averages(by_role=(source, "mean_role") in wanted)
         keep: dict[Point, Tensor] = {}

@@ -70,7 +70,8 @@ def reserve(directory: Path, described: Mapping[str, Any]) -> None:
     if not path.exists():
         write_manifest(path, described)
         return
-    before, now = _read(path), json.loads(json.dumps(described))
+    before = _read(path)
+    now = json.loads(json.dumps(described))
     if not isinstance(before, dict):
         raise _damaged(path)
     if different := [key for key in now if now[key] != before.get(key)]:

@@ -57,7 +57,8 @@ def by_forward(
     weights: Weights, batch: TokenBatch, chunk: int = 16
 ) -> tuple[Float[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
     """Run any model over the batch: loss and predicted token at every position."""
-    tensors, found = forward.tensors_of(weights), []
+    tensors = forward.tensors_of(weights)
+    found = []
     with torch.inference_mode():
         for part in batch.chunks(chunk):
             logits = forward.logits(tensors, weights.config, part.tokens)
@@ -244,7 +245,8 @@ def _ledger_projections(
     found: Tensors = {}
     for role, (circuit, ledger) in paper_ledgers(weights, triggers, cells=False, bigram=bigram).items():
         coefficients = np.concatenate(list(ledger.coefficients(circuit.matrix).values()))
-        fit, name = (coefficients * ledger.u.T) @ ledger.v, MEMORY_PARAMETERS[role]
+        fit = (coefficients * ledger.u.T) @ ledger.v
+        name = MEMORY_PARAMETERS[role]
         layer, short = name.split(".")
         if short not in PARTNERS:
             found[name] = fit
@@ -256,7 +258,8 @@ def _ledger_projections(
 
 
 def _truncated(weights: Weights, name: str, source: str) -> Float[Array, "..."]:
-    matrix, text = weights[name], source.removeprefix("rank:")
+    matrix = weights[name]
+    text = source.removeprefix("rank:")
     if name.rpartition(".")[2].startswith("b_") or matrix.ndim < 2:
         return matrix
     if not text.isdigit() or not 1 <= int(text) <= min(matrix.shape[-2:]):

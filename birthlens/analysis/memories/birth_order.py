@@ -87,7 +87,8 @@ def standardised_table(
     """
     import pandas as pd
 
-    rows, moving = [], Moving([prev_token_head])
+    rows = []
+    moving = Moving([prev_token_head])
     with threadpool_limits(1):  # see recall.memory_table
         for steps, weights in chunks(checkpoints):
             moving.watch(weights)
@@ -103,7 +104,8 @@ def standardised_table(
                         shifted_scores(probe.memory, association, basis), (len(steps), len(association.candidates))
                     )
                     for step, scores in zip(steps, found, strict=True):
-                        null, sizes = scores[1:], (len(association.queries), len(scores) - 1)
+                        null = scores[1:]
+                        sizes = (len(association.queries), len(scores) - 1)
                         row = (
                             step,
                             probe.name,
@@ -173,7 +175,9 @@ def birth_order_table(onsets: pd.DataFrame, level: float = 0.95) -> pd.DataFrame
     if onsets.empty or onsets.duplicated(["seed", "memory"]).any():
         raise BirthlensError("onsets: give one row for each seed and memory; choose one probe and candidate set.")
     wide = _wide(onsets, onsets["seed"].unique())
-    times, names, rows = wide.to_numpy(), list(wide.columns), []
+    times = wide.to_numpy()
+    names = list(wide.columns)
+    rows = []
     for name, column in zip(names, times.T, strict=True):
         rows.append(("onset", name, float(np.median(column)), *median_interval(column.tolist(), level)))
     shares: list[tuple[str, str, Array]] = []
@@ -200,7 +204,8 @@ def share_interval(successes: float | int, n: int, level: float = 0.95) -> tuple
     """
     from scipy.stats import beta
 
-    tail, failures = (1 - level) / 2, n - successes
+    tail = (1 - level) / 2
+    failures = n - successes
     low = float(beta.ppf(tail, successes, failures + 1)) if successes > 0 else 0.0
     high = float(beta.ppf(1 - tail, successes + 1, failures)) if failures > 0 else 1.0
     return low, high
@@ -236,7 +241,8 @@ def order_sensitivity_table(onsets: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows, seeds = [], onsets["seed"].unique()
+    rows = []
+    seeds = onsets["seed"].unique()
     keyed = onsets.assign(basis=onsets["basis"].fillna("raw") if "basis" in onsets else "raw")
     for (probe, threshold, basis), group in keyed.groupby(["probe", "threshold", "basis"], sort=True):
         names = list(dict.fromkeys(group["memory"]))
@@ -246,7 +252,8 @@ def order_sensitivity_table(onsets: pd.DataFrame) -> pd.DataFrame:
             orders = [_order(list(wide.columns), row) for row in wide.to_numpy()]
             common = max(sorted(set(orders)), key=orders.count)
             label = "; ".join(f"{name.removesuffix('_memory')}: {of}" for name, of in zip(names, sets, strict=True))
-            count, n = orders.count(common), len(orders)
+            count = orders.count(common)
+            n = len(orders)
             rows.append((probe, threshold, basis, label, common, count / n, *share_interval(count, n), n))
     columns = ["probe", "threshold", "basis", "candidates", "order", "share", "low", "high", "n"]
     table = pd.DataFrame(rows, columns=columns)

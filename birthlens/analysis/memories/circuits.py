@@ -72,13 +72,15 @@ def positions(weights: Weights) -> Codebook:
 
 def qk_circuit(weights: Weights, head: Head) -> Circuit:
     """Return W_Q W_K^T of a head, query side left, factored."""
-    left, right = weights.of_head(head, "W_Q"), weights.of_head(head, "W_K").swapaxes(-1, -2)
+    left = weights.of_head(head, "W_Q")
+    right = weights.of_head(head, "W_K").swapaxes(-1, -2)
     return Circuit(f"{head}.QK", left, right, layer=head.layer)
 
 
 def ov_circuit(weights: Weights, head: Head) -> Circuit:
     """Return W_V W_O of a head, what is attended left, factored."""
-    left, right = weights.of_head(head, "W_V"), weights.of_head(head, "W_O")
+    left = weights.of_head(head, "W_V")
+    right = weights.of_head(head, "W_O")
     return Circuit(f"{head}.OV", left, right, writes="readout", layer=head.layer)
 
 
@@ -160,7 +162,8 @@ def all_memories(
     positions by the shift t -> t - 1, tokens with positions not at all.
     """
     chosen = list(weights.heads if heads is None else heads)
-    words, readout = tokens(weights, labels), unembedding(weights, labels)
+    words = tokens(weights, labels)
+    readout = unembedding(weights, labels)
     places = [positions(weights)] if "W_pos" in weights else []
     for head in chosen:
         earlier = [words.through(ov_circuit(weights, other)) for other in chosen if other.layer < head.layer]

@@ -104,7 +104,8 @@ def ideal_matrices(
         raise BirthlensError(f"model.feed_forward = {config.feed_forward!r}: a bigram table needs the linear W_F.")
     strengths = strengths or Strengths()
     exact = {name: tensor.astype(np.float64) for name, tensor in weights.items()}
-    embed, position = exact["W_E"], exact["W_pos"]
+    embed = exact["W_E"]
+    position = exact["W_pos"]
     remapped = embed @ exact["L0.W_V"][0] @ exact["L0.W_O"][0]
     # What the input of each layer is made of; the key side of layer 1 also holds what layer 0 wrote.
     token0, position0 = _readers([embed, position], codebooks)

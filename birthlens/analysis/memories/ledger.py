@@ -86,7 +86,8 @@ class Ledger:
         cells: bool = True,
     ) -> None:
         self.has_cells = cells
-        self.inputs, self.outputs = _side("inputs", inputs), _side("outputs", outputs)
+        self.inputs = _side("inputs", inputs)
+        self.outputs = _side("outputs", outputs)
         self.families = tuple(associations)
         if len({family.name for family in self.families}) < len(self.families):
             raise BirthlensError("ledger: two associations have the same name; names are the columns of its table.")
@@ -106,7 +107,8 @@ class Ledger:
         self.v = np.concatenate([v for _, v in pairs] or [np.empty((0, width[1]))])
         ends = np.cumsum([0, *(len(u) for u, _ in pairs)])
         self.slices = [slice(start, stop) for start, stop in pairwise(ends)]
-        self.input_parts, self.output_parts = _mean_projections(self.inputs), _mean_projections(self.outputs)
+        self.input_parts = _mean_projections(self.inputs)
+        self.output_parts = _mean_projections(self.outputs)
 
     def outer_products(self, family: Family) -> tuple[Float[Array, "pair d_in"], Float[Array, "pair d_out"]]:
         """Return the input and output vectors of a family's pairs, in float64."""
@@ -133,9 +135,11 @@ class Ledger:
         A zero matrix has shares NaN. `alone` is what each association explains if it is the only family.
         """
         matrix = self._checked(matrix)
-        energy, scores = np.einsum("...ij,...ij->...", matrix, matrix), self.scores(matrix)
+        energy = np.einsum("...ij,...ij->...", matrix, matrix)
+        scores = self.scores(matrix)
         explained = {subset: self._explained(scores, subset) for subset in subsets(len(self.families))}
-        inputs, outputs = sum(self.input_parts.values()), sum(self.output_parts.values())
+        inputs = sum(self.input_parts.values())
+        outputs = sum(self.output_parts.values())
         spanned = inputs @ matrix @ outputs
         coefficients = scores @ self.gram_inverse(tuple(range(len(self.families))))
         rest = spanned - (coefficients[..., None, :] * self.u.T) @ self.v
@@ -180,7 +184,8 @@ class Ledger:
 
     @cached_property
     def _gram(self) -> Float[Array, "pair pair"]:
-        u, v = unit_rows(self.u), unit_rows(self.v)
+        u = unit_rows(self.u)
+        v = unit_rows(self.v)
         return np.asarray((u @ u.T) * (v @ v.T))
 
     @cached_property
@@ -221,7 +226,8 @@ def projection(vectors: Float[Array, "entry d"]) -> Float[Array, "d d"]:
 
 def _mean_projections(codebooks: dict[str, Codebook]) -> dict[str, Float[Array, "d d"]]:
     """Return, for each codebook, the mean over all orders of the projection on what it adds to those before it."""
-    names, spans = tuple(codebooks), {}
+    names = tuple(codebooks)
+    spans = {}
     for subset in subsets(len(names)):
         vectors = [codebooks[names[i]].vectors for i in subset]
         width = codebooks[names[0]].width

@@ -59,7 +59,8 @@ class Nulls:
         transposed = exact.swapaxes(-1, -2)
         energy = np.einsum("...ij,...ij->...", exact, exact)[..., None, None]
         with np.errstate(invalid="ignore", divide="ignore"):
-            rows, columns = exact @ transposed / energy, transposed @ exact / energy
+            rows = exact @ transposed / energy
+            columns = transposed @ exact / energy
         return {
             "rank": {name: np.asarray(np.trace(form) / len(form)) for name, form in self.rows.items()},
             "rows": {name: np.asarray(np.einsum("ij,...ij->...", form, rows)) for name, form in self.rows.items()},
@@ -72,7 +73,8 @@ class Nulls:
 def _forms(ledger: Ledger, known: Array, free: Array, known_parts: Forms, free_parts: Forms, cell_name: str) -> Forms:
     # With covariance A on the known side and I / d' on the free one, E[b_p b_q] = (u_p A u_q) (v_p v_q) / d', so the
     # expectation of each quadratic form b^T K b is <A, U^T (K o V V^T / d') U>.
-    width, everything = free.shape[1], tuple(range(len(ledger.families)))
+    width = free.shape[1]
+    everything = tuple(range(len(ledger.families)))
     overlap = free @ free.T / width
     explained = {}
     for subset in subsets(len(everything)):

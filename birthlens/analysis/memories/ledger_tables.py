@@ -57,14 +57,12 @@ def ledger_table(
     """
     import pandas as pd
 
-    nulls, wrong = (
-        Nulls.of(ledger),
-        {
-            family.name: Derangements.of(ledger, family, draws, generator)
-            for family in ledger.families
-            if generator is not None and len(family.association.queries) > 1
-        },
-    )
+    nulls = Nulls.of(ledger)
+    wrong = {
+        family.name: Derangements.of(ledger, family, draws, generator)
+        for family in ledger.families
+        if generator is not None and len(family.association.queries) > 1
+    }
     rows: list[list[object]] = []
     iterator = iter(matrices)
     with threadpool_limits(1):  # see recall.memory_table
@@ -129,9 +127,12 @@ def paper_ledgers(
 
     With `cells=False` these associations are on their own, and all else is residual.
     """
-    words, places, readout = tokens(weights), positions(weights), unembedding(weights)
+    words = tokens(weights)
+    places = positions(weights)
+    readout = unembedding(weights)
     remapped = words.through(ov_circuit(weights, prev_token_head))
-    count, context = len(words), len(places)
+    count = len(words)
+    context = len(places)
     same = Association.identity(count)
     next_one = Association.of(((t, t + 1) for t in range(context - 1)), name="next")
     kept = list(range(count)) if triggers is None else list(triggers)
@@ -209,7 +210,8 @@ def paper_ledger_table(
             "call ledger_table for each checkpoint with its own codebooks (paper_ledgers)."
         )
     circuits = [(step, paper_circuits(weights, prev_token_head, induction_head)) for step, weights in read]
-    ledgers, tables = paper_ledgers(first, triggers, prev_token_head, induction_head, cells, bigram), []
+    ledgers = paper_ledgers(first, triggers, prev_token_head, induction_head, cells, bigram)
+    tables = []
     for name, (initial, ledger) in ledgers.items():
         matrices = [(step, found[name].matrix) for step, found in circuits]
         tables.append(ledger_table(matrices, ledger, name, initial.matrix if minus_initial else None, draws, generator))
@@ -226,9 +228,11 @@ def _rows(
     nulls: dict[str, dict[str, Array]],
     wrong: dict[str, Derangements],
 ) -> list[list[object]]:
-    shares, coefficients = ledger.shares(stack), ledger.coefficients(stack)
+    shares = ledger.shares(stack)
+    coefficients = ledger.coefficients(stack)
     deranged = {family: pairing.shares(stack) for family, pairing in wrong.items()}
-    nan, rows = float("nan"), []
+    nan = float("nan")
+    rows = []
     ranks = {
         f"{a} x {b}": round(float(np.trace(m) * np.trace(n)))
         for a, m in ledger.input_parts.items()
@@ -240,9 +244,11 @@ def _rows(
             return [float(np.broadcast_to(nulls[null][family], len(steps))[i]) for null in NULLS]
 
         for family in ledger.families:
-            values, draws = coefficients[family.name][i], deranged.get(family.name)
+            values = coefficients[family.name][i]
+            draws = deranged.get(family.name)
             quantiles = [nan, nan] if draws is None else [float(draws[i].mean()), float(np.quantile(draws[i], 0.95))]
-            share, alone = float(shares.associations[family.name][i]), float(shares.alone[family.name][i])
+            share = float(shares.associations[family.name][i])
+            alone = float(shares.alone[family.name][i])
             row = [step, name, family.name, "association", share, alone, float(values.mean()), float(values.std())]
             rows.append([*row, len(values), *nulls_of(family.name), *quantiles])
         for cell, values in shares.cells.items():

@@ -243,8 +243,12 @@ class AssociativeMemory:
         Each comes with its steps (none where there is one checkpoint) and its slice of `queries`: it belongs at
         `[*steps, ..., rows, :]`. A block may be written to and is gone at the next: one buffer serves them all.
         """
-        (inputs, outputs), (left, right) = self.vectors(basis), (self.circuit.left, self.circuit.right)
-        inputs, outputs, width = inputs[..., queries, :] @ left, outputs[..., candidates, :], len(candidates)
+        (inputs, outputs) = self.vectors(basis)
+        left = self.circuit.left
+        right = self.circuit.right
+        inputs = inputs[..., queries, :] @ left
+        outputs = outputs[..., candidates, :]
+        width = len(candidates)
         height = min(len(queries), max(BLOCK_ROWS, BLOCK_ENTRIES // width))
         depth = max(1, BLOCK_ENTRIES // (height * width * math.prod(self.steps[1:])))
         stacks: list[tuple[slice, ...]] = [()]
@@ -252,7 +256,8 @@ class AssociativeMemory:
             stacks = [(slice(first, first + depth),) for first in range(0, self.steps[0], depth)]
         buffer = np.empty(0, dtype=np.result_type(inputs, outputs, left if right is None else right))
         for steps in stacks:
-            rows, columns = self._at(inputs, steps), self._at(outputs, steps)
+            rows = self._at(inputs, steps)
+            columns = self._at(outputs, steps)
             # Here and not for all steps at once, or the products would leave the cache before they are read.
             columns = columns if right is None else columns @ self._at(right, steps).swapaxes(-1, -2)
             axes = np.broadcast_shapes(rows.shape[:-2], columns.shape[:-2])

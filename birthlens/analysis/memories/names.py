@@ -52,7 +52,8 @@ def parameters_named(config: ModelConfig, text: str) -> tuple[str, ...]:
         >>> parameters_named(ModelConfig(), "W_O^2+prev_token_memory"), parameters_named(ModelConfig(), "L1.QK")
         (('L1.W_O', 'L0.W_K'), ('L1.W_Q', 'L1.W_K'))
     """
-    known, found = parameter_names(config), []
+    known = parameter_names(config)
+    found = []
     for part in (part.strip() for part in text.split("+")):
         layer, _, circuit = part.partition(".")
         names = [_parameter(config, part)]

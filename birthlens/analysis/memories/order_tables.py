@@ -60,7 +60,8 @@ def chosen_sets(onsets: pd.DataFrame, sets: Mapping[str, Sequence[str]] | None =
     Raises:
         BirthlensError: where none of a memory's sets is there, or not for every seed; the message lists those that are.
     """
-    kept, wanted = [], {**MATCHED, **(sets or {})}
+    kept = []
+    wanted = {**MATCHED, **(sets or {})}
     for memory, rows in onsets.groupby("memory", sort=False):
         names = [name for name in wanted.get(str(memory), ()) if name in set(rows["candidates"])]
         if not names:
@@ -109,7 +110,8 @@ def _seeds(runs: Sequence[Run]) -> list[int]:
                 f"run = {str(run.path)!r} is a {model.family} model of {model.n_layers} layers; the order of birth is of "
                 "the three memories of the two-layer simplified model."
             )
-    first, seen = runs[0], dict[tuple[int, int], Run]()
+    first = runs[0]
+    seen = dict[tuple[int, int], Run]()
     for run in runs:
         if difference := _difference(first, run):
             raise BirthlensError(

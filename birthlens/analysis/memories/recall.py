@@ -76,10 +76,8 @@ class Association:
     ) -> Association:
         """Build from pairs (query, right entry); candidates default to all right entries."""
         listed = list(pairs)
-        queries, right = (
-            np.array([q for q, _ in listed], dtype=np.int64),
-            np.array([r for _, r in listed], dtype=np.int64),
-        )
+        queries = np.array([q for q, _ in listed], dtype=np.int64)
+        right = np.array([r for _, r in listed], dtype=np.int64)
         return cls(name, queries, right, _distinct(right if candidates is None else np.array(candidates, np.int64)))
 
     @classmethod
@@ -124,8 +122,10 @@ class Association:
     def rights(self, pairs: slice) -> tuple[Int[Array, "hit"], Int[Array, "hit"]]:
         """Return (place among `pairs`, candidate column) of every right entry of each of these pairs' queries."""
         columns, start, count = self._rights
-        start, count = start[pairs], count[pairs]
-        pair, before = np.repeat(np.arange(len(count)), count), np.cumsum(count) - count
+        start = start[pairs]
+        count = count[pairs]
+        pair = np.repeat(np.arange(len(count)), count)
+        before = np.cumsum(count) - count
         return pair, columns[np.arange(len(pair)) + (start - before)[pair]]
 
     @cached_property
@@ -158,10 +158,12 @@ def pair_readings(
     memory: AssociativeMemory, association: Association, basis: Basis = "raw", scale: float = 1.0
 ) -> PairReadings:
     """Read every pair of the association, in blocks of rows."""
-    columns, wrong = association.columns, association.choices - 1
+    columns = association.columns
+    wrong = association.choices - 1
     found = np.empty((6, *memory.steps, len(columns)))
     for steps, rows, scores in memory.blocks(association.queries, association.candidates, basis):
-        hits, counts = (..., *association.rights(rows)), wrong[rows]
+        hits = (..., *association.rights(rows))
+        counts = wrong[rows]
         right = scores[..., np.arange(scores.shape[-2]), columns[rows]]
         scores[hits] = 0
         # In the scores' own precision, or entries that tie with the right one would no longer.
@@ -171,7 +173,8 @@ def pair_readings(
         squares = np.einsum("...rc,...rc->...r", scores, scores)
         std = np.sqrt(squares / np.where(counts > 1, counts, np.nan))  # one wrong entry has no spread
         scores[hits] = -np.inf
-        lead, best = right - mean, scores.max(-1)
+        lead = right - mean
+        best = scores.max(-1)
         rank = 1 + _count(scores > lead[..., None]) + _count(scores == lead[..., None]) / 2
         top = np.maximum(lead, best)
         scores -= top[..., None]
@@ -209,7 +212,8 @@ def readings(
         >>> float(readings(memory, Association.identity(3))["recall"].round(3))
         0.667
     """
-    pairs, chance = pair_readings(memory, association, basis, scale), association.chance
+    pairs = pair_readings(memory, association, basis, scale)
+    chance = association.chance
     recall = (pairs.rank == 1).mean(-1)
     lead = pairs.right - pairs.mean_wrong
     with np.errstate(invalid="ignore", divide="ignore"):

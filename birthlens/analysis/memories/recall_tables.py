@@ -61,7 +61,8 @@ class Probe:
         self, steps: Sequence[int], basis: Basis, metric: str, candidates: str, values: Array, chance: float, n: int
     ) -> Series:
         """Return a metric of this memory over steps; `values` may be one number where no step changes it."""
-        layer, every = self.memory.circuit.layer, np.broadcast_to(values, len(steps)).astype(np.float64)
+        layer = self.memory.circuit.layer
+        every = np.broadcast_to(values, len(steps)).astype(np.float64)
         return Series(steps, self.name, layer, self.head, basis, metric, candidates, every, chance, n)
 
 
@@ -78,7 +79,9 @@ def paper_probes(
     can. Sets: "all"; "triggers" (queries and candidates); "triggers among all" and "outputs among all" (queries only);
     "first 64" positions, a codebook of their own.
     """
-    vocabulary, scale, probes = weights["W_E"].shape[-2], weights.score_scale, []
+    vocabulary = weights["W_E"].shape[-2]
+    scale = weights.score_scale
+    probes = []
     everything = Association.identity(vocabulary)
     narrowed = []
     if triggers is not None and len(triggers) > 1:
@@ -235,21 +238,25 @@ def _readings(
 
 
 def _share(steps: Sequence[int], probe: Probe, association: Association) -> Iterator[Series]:
-    width, values = probe.memory.circuit.width, frobenius_share(probe.memory, association)
-    chance, count = 1 / (width[0] * width[1]), len(association.queries)
+    width = probe.memory.circuit.width
+    values = frobenius_share(probe.memory, association)
+    chance = 1 / (width[0] * width[1])
+    count = len(association.queries)
     yield probe.series(steps, "raw", "frobenius_share", association.name, values, chance, count)
 
 
 def _rank(steps: Sequence[int], probe: Probe) -> Iterator[Series]:
     # A Gaussian d x d' matrix has a participation ratio of d d' / (d + d'), by its first two Marchenko-Pastur moments.
-    circuit, (d_in, d_out) = probe.memory.circuit, probe.memory.circuit.width
+    circuit = probe.memory.circuit
+    (d_in, d_out) = probe.memory.circuit.width
     chance = d_in * d_out / (d_in + d_out) if circuit.left.shape[-1] >= min(d_in, d_out) else float("nan")
     yield probe.series(steps, "raw", "effective_rank", "all", circuit.effective_rank(), chance, d_in * d_out)
 
 
 def _spread(step: int, probe: Probe) -> Iterator[Series]:
     memory = probe.memory
-    queries, candidates = np.arange(len(memory.inputs)), np.arange(len(memory.outputs))
+    queries = np.arange(len(memory.inputs))
+    candidates = np.arange(len(memory.outputs))
     variance = np.concatenate([scores.var(-1) for _, _, scores in memory.blocks(queries, candidates)])
     value = np.asarray(probe.scale * np.sqrt(variance.mean()))
     yield probe.series([step], "raw", "spread", "all", value, float("nan"), len(queries))
@@ -257,6 +264,7 @@ def _spread(step: int, probe: Probe) -> Iterator[Series]:
 
 def _kl(steps: Sequence[int], weights: Weights, bigram: Array, leave_out: Sequence[int]) -> Iterator[Series]:
     probe = Probe("feed_forward_memory", "", feed_forward_memory(weights), (), 1.0)
-    scores, name = probe.memory.scores(), "all but triggers" if len(leave_out) else "all"
+    scores = probe.memory.scores()
+    name = "all but triggers" if len(leave_out) else "all"
     values, uniform = (feed_forward_kl(table, bigram, leave_out) for table in (scores, np.zeros(scores.shape[-2:])))
     yield probe.series(steps, "raw", "kl", name, values, float(uniform), len(bigram) - len(set(leave_out)))

@@ -86,7 +86,8 @@ class SeriesTable:
         place = COLUMNS.index("value")
         for single in self._by_memory():
             constants = [getattr(single, name) for name in COLUMNS]
-            before, after = _spelled(constants[1:place]), _spelled(constants[place + 1 :])
+            before = _spelled(constants[1:place])
+            after = _spelled(constants[place + 1 :])
             for step, value in zip(single.step, single.value.tolist(), strict=True):
                 lines[step].append(f"{step},{before},{'' if value != value else value},{after}")
         return "\n".join([_spelled(COLUMNS), *chain.from_iterable(lines[step] for step in sorted(lines)), ""])

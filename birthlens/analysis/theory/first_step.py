@@ -86,7 +86,8 @@ def first_step_table(
     uniform and W_O not zero). Columns: d_model, seed, start, prediction, entries (all, diagonal, off_diagonal),
     correlation, n (entries compared).
     """
-    d_vocab, rows = len(task.statistics), []
+    d_vocab = len(task.statistics)
+    rows = []
     for seed in seeds:
         batch = task.batch(sequences, seed)
         for width in widths:
@@ -107,7 +108,8 @@ def first_step_table(
 def _measure(
     weights: Weights, batch: TokenBatch
 ) -> tuple[Float[Array, "input output"], Float[Array, "batch pos d_vocab"]]:
-    tensors, total = tensors_of(weights), int(batch.in_context.sum())
+    tensors = tensors_of(weights)
+    total = int(batch.in_context.sum())
     gradient: Array = np.zeros(weights["L1.W_O"].shape[1:])
     predicted = []
     for part in batch.chunks(_CHUNK):

@@ -54,7 +54,9 @@ def estimate(draws: Iterable[Float[Array, "*shape"]]) -> Estimate:
         >>> found.mean.tolist(), found.error.tolist(), found.n
         ([1.0], [1.0], 2)
     """
-    n, mean, squares = 0, np.zeros(()), np.zeros(())
+    n = 0
+    mean = np.zeros(())
+    squares = np.zeros(())
     for draw in draws:
         n += 1
         step = draw - mean
@@ -92,7 +94,8 @@ def noisy_gradient(
     n = len(inputs)
     predicted = _softmax(inputs @ matrix @ outputs.T)
     observed = np.eye(len(outputs))[targets]
-    model_means, data_means = predicted.T @ inputs / n, observed.T @ inputs / n  # p(k) mu_hat_k and p(k) mu_k
+    model_means = predicted.T @ inputs / n
+    data_means = observed.T @ inputs / n  # p(k) mu_hat_k and p(k) mu_k
     return np.asarray((model_means - data_means).T @ outputs)
 
 
@@ -176,7 +179,8 @@ def simplified_gradients(
     value_map = tensors["L1.W_V"][0]
     to_values = g @ tensors["L1.W_O"][0].T
     g_scores = scale * _through_softmax(run.p1, to_values @ (run.x1 @ value_map).transpose(1, 2))
-    query_map, key_map = tensors["L1.W_Q"][0], tensors["L1.W_K"][0]
+    query_map = tensors["L1.W_Q"][0]
+    key_map = tensors["L1.W_K"][0]
     if "L1.W_K" in wanted:
         queries = g_scores.transpose(1, 2) @ readout.centre(run.x1 @ query_map, mask)
         out["L1.W_K"] = torch.einsum("bsd,bse->de", run.x1, queries)[None]

@@ -84,7 +84,8 @@ class ZipfMemory:
 
     def margins(self, scores: Float[Array, "token output"]) -> Float[Array, "token"]:
         """Return the right score less the best wrong one."""
-        each, wrong = np.arange(self.tokens), scores.copy()
+        each = np.arange(self.tokens)
+        wrong = scores.copy()
         wrong[each, self.right] = -np.inf
         return np.asarray(scores[each, self.right] - wrong.max(1))
 
@@ -106,19 +107,22 @@ def memory_training_table(memory: ZipfMemory, rates: Sequence[float], steps: int
     Columns: rate, step, loss, error, recall (share of tokens), margin (mean weighted by frequency), least_margin,
     frequent_margin (of the most frequent token), interference, rose (whether the loss rose at this step).
     """
-    rows, each = [], np.arange(memory.tokens)
+    rows = []
+    each = np.arange(memory.tokens)
     for rate in rates:
         before = np.inf
         for step, matrix in enumerate(memory.descent(rate, steps)):
             scores = memory.scores(matrix)
-            margins, right = memory.margins(scores), scores[each, memory.right]
+            margins = memory.margins(scores)
+            right = scores[each, memory.right]
             top = scores.max(1)
             loss = float(memory.frequencies @ (top + np.log(np.exp(scores - top[:, None]).sum(1)) - right))
             wrong = np.delete(scores.reshape(-1), each * scores.shape[1] + memory.right).reshape(memory.tokens, -1)
             noise = float(np.sqrt(wrong.var(axis=1).mean()))
             recalled = margins > 0
             error = float(memory.frequencies @ ~recalled)
-            mean, least = float(memory.frequencies @ margins), float(margins.min())
+            mean = float(memory.frequencies @ margins)
+            least = float(margins.min())
             rows.append((rate, step, loss, error, recalled.mean(), mean, least, margins[0], noise, loss > before))
             before = loss
     columns = ["rate", "step", "loss", "error", "recall", "margin", "least_margin", "frequent_margin", "interference"]

@@ -101,16 +101,19 @@ def memories(weights: Weights, task: BigramTask) -> dict[str, Memory]:
     (left) with queries (right): the transposed QK circuit.
     """
     n = len(task.statistics)
-    tokens, output_tokens = np.arange(n), np.arange(n)
+    tokens = np.arange(n)
+    output_tokens = np.arange(n)
     if task.fixed_triggers is not None:
         tokens = np.sort(task.fixed_triggers)
         laws = task.output_distribution(task.fixed_triggers[None])[0]
         output_tokens = np.flatnonzero(laws.sum(0) > 0)
-    embedding, positions = weights["W_E"], weights["W_pos"][: task.config.context]
+    embedding = weights["W_E"]
+    positions = weights["W_pos"][: task.config.context]
     remapped = embedding @ weights["L0.W_V"][0] @ weights["L0.W_O"][0]
     everywhere = np.arange(len(positions))
     queries = [weights[f"L{layer}.W_Q"][0] for layer in (0, 1)]
-    scale, heard = weights.score_scale, embedding @ weights["L1.W_V"][0]
+    scale = weights.score_scale
+    heard = embedding @ weights["L1.W_V"][0]
     return {
         "L1.W_O": Memory(heard, weights["W_U"].T, True, False, output_tokens, 1.0),
         "L1.W_K": Memory(remapped, embedding @ queries[1], False, False, tokens, scale),
@@ -125,15 +128,18 @@ def three_steps_table(recipe: Recipe, task: BigramTask, model: ModelConfig) -> p
     (the recall of each matrix as `recall L1.W_O`, and in_context_accuracy), value, chance, n (queries, or positions).
     A gradient of exactly zero stores nothing: rate and strength are 0.
     """
-    d_vocab, context = len(task.statistics), task.config.context
+    d_vocab = len(task.statistics)
+    context = task.config.context
     weights = zeroed(initial_weights(model, d_vocab, context, np.random.default_rng(recipe.seed)))
-    tensors, parts = tensors_of(weights), memories(weights, task)
+    tensors = tensors_of(weights)
+    parts = memories(weights, task)
     readout = Readout(recipe.direct_path, _log_frequency(recipe, task), recipe.centred)
     strengths = dict(zip(MATRICES, recipe.strengths, strict=True))
     rows = []
     for step, name in enumerate(recipe.order, start=1):
         gradient = _gradient(tensors, weights.score_scale, task, recipe, step, name, readout)
-        size, memory = float(np.linalg.norm(gradient)), parts[name]
+        size = float(np.linalg.norm(gradient))
+        memory = parts[name]
         moved = -memory.projected(gradient) if recipe.projected else -gradient
         reach = float(np.abs(memory.right_scores(moved)).mean())
         rate = strengths[name] / reach if reach > 0 else 0.0
@@ -162,7 +168,8 @@ def ablations(
     task = TaskConfig(context=context, triggers="random", cycles="clean", no_repeat=True)
     model = ModelConfig(d_model=d_model, init="orthogonal")
     iid = independent_tokens(statistics, uniform=True)
-    gaussian, published = model.changed(init="authors"), task.changed(cycles="published", no_repeat=False)
+    gaussian = model.changed(init="authors")
+    published = task.changed(cycles="published", no_repeat=False)
     naive = replace(recipe, bias=False, centred=False, direct_path=True, projected=False)
     return {
         "theorem": (recipe, task, iid, model),
@@ -252,5 +259,6 @@ def _readings(
     for part in batch.chunks(_CHUNK):
         mask = part.in_context
         found = simplified_pass(tensors, scale, part.tokens, readout).logits[mask].argmax(-1)
-        right, total = right + int((found == part.targets[mask]).sum()), total + int(mask.sum())
+        right = right + int((found == part.targets[mask]).sum())
+        total = total + int(mask.sum())
     return [*out, ("in_context_accuracy", right / max(total, 1), 1 / len(task.statistics), total)]

@@ -34,10 +34,12 @@ _CHUNK = 64
 
 def families(weights: Weights) -> dict[str, dict[str, Factors]]:
     """Return orthonormal bases (input side, output side) of each matrix's families; W_K pairs a key with a query."""
-    embedding, positions = weights["W_E"], weights["W_pos"]
+    embedding = weights["W_E"]
+    positions = weights["W_pos"]
     remapped = embedding @ weights["L0.W_V"][0] @ weights["L0.W_O"][0]
     sources = {"tokens": embedding, "positions": positions, "remapped": remapped}
-    value, unembedding = weights["L1.W_V"][0], _basis(weights["W_U"].T)
+    value = weights["L1.W_V"][0]
+    unembedding = _basis(weights["W_U"].T)
     keys = {name: _basis(vectors) for name, vectors in sources.items()}
     asked = [{name: _basis(vectors @ weights[f"L{layer}.W_Q"][0]) for name, vectors in sources.items()}
              for layer in (0, 1)]  # fmt: skip
@@ -54,7 +56,8 @@ def families(weights: Weights) -> dict[str, dict[str, Factors]]:
 
 def ideal_memories(weights: Weights, context: int) -> dict[str, Float[Array, "d_in d_out"]]:
     """Return the three sums of outer products that make an induction head."""
-    embedding, positions = weights["W_E"], weights["W_pos"][:context]
+    embedding = weights["W_E"]
+    positions = weights["W_pos"][:context]
     remapped = embedding @ weights["L0.W_V"][0] @ weights["L0.W_O"][0]
     return {
         "L1.W_O": (embedding @ weights["L1.W_V"][0]).T @ weights["W_U"].T,
@@ -76,7 +79,10 @@ def update_cosine_table(
     Raises:
         BirthlensError: for a model that the closed-form gradients do not cover, or fewer than two checkpoints.
     """
-    batch, rows, previous, bases = task.batch(sequences, seed), [], None, {}
+    batch = task.batch(sequences, seed)
+    rows = []
+    previous = None
+    bases = {}
     for step, weights in checkpoints:
         if previous is None:
             check_simplified(weights)

@@ -55,7 +55,8 @@ def width_table(
     unknown = [kind for kind in vectors if kind not in VECTORS]
     if unknown:
         raise BirthlensError(f"vectors = {unknown[0]!r} is unknown; valid are {', '.join(VECTORS)}.")
-    d_vocab, n_ctx = len(task.statistics), task.config.context
+    d_vocab = len(task.statistics)
+    n_ctx = task.config.context
     triggers = None if task.fixed_triggers is None else task.fixed_triggers.tolist()
     rows: list[tuple[object, ...]] = []
     for seed in seeds:

@@ -62,7 +62,8 @@ def global_first(evidence: Evidence) -> dict[str, float]:
     """
     run = evidence.runs["run"]
     floors = floors_table(run.task, evaluation_batch(run)).set_index("role")["floor"]
-    uniform, halves = math.log(len(run.statistics)), {}
+    uniform = math.log(len(run.statistics))
+    halves = {}
     for role in ("global", "in_context"):
         steps, loss = held_out(run, f"{role}_loss")
         halves[role] = first_crossing(steps, -loss, -(uniform + float(floors[role])) / 2)
@@ -84,7 +85,8 @@ def against_the_bag(evidence: Evidence) -> dict[str, float]:
 
     The predictor is asked on the very batch that both runs were measured on.
     """
-    one, two = evidence.runs["one layer"], evidence.runs["two layers"]
+    one = evidence.runs["one layer"]
+    two = evidence.runs["two layers"]
     batch = two.task.batch(two.config.evaluation.batch_size, two.config.seeds.evaluation, HELD_OUT)
     table = reference_table(two.task, batch, ["bag"]).set_index(["role", "metric"])["value"]
     ceiling = float(table["in_context", "accuracy"])
@@ -110,7 +112,8 @@ def out_of_distribution(evidence: Evidence) -> dict[str, float]:
 
 def unseen_outputs(evidence: Evidence) -> dict[str, float]:
     """Test a run trained on a part of the tokens as outputs on outputs that it never saw."""
-    run, found = evidence.runs["run"], {}
+    run = evidence.runs["run"]
+    found = {}
     for split in ("train", "test"):
         task = BigramTask(as_bigram(run.config.task).changed(split=split), run.statistics)
         found[f"on_{split}"] = tested_on(run, task, evidence.seed)
@@ -129,7 +132,8 @@ def slower(evidence: Evidence) -> dict[str, float]:
 
     `steps_later` is a `timing.lag`; the ratios are NaN where either run never got there.
     """
-    fast, slow = evidence.runs["fast"], evidence.runs["slow"]
+    fast = evidence.runs["fast"]
+    slow = evidence.runs["slow"]
     steps = {"fast": emergence(fast), "slow": emergence(slow)}
     targets = {name: steps[name] * targets_per_step(run) for name, run in (("fast", fast), ("slow", slow))}
     ends = (float(fast.config.training.steps), float(slow.config.training.steps))
@@ -164,7 +168,8 @@ def targets_per_step(run: Run, sequences: int = 256) -> float:
 
 def heads_removed(evidence: Evidence) -> dict[str, float]:
     """Ablate each head at the end: what the in-context accuracy, and the global loss and accuracy, lose."""
-    run, method = evidence.runs["run"], evidence.settings["method"]
+    run = evidence.runs["run"]
+    method = evidence.settings["method"]
     tasks = run.config.seeds.evaluation + evidence.seed
     batch, reference = (run.task.batch(128, tasks, index) for index in (1, 2))
     metrics = [f"{IN_CONTEXT}.accuracy", "global.loss", "global.accuracy"]

@@ -29,8 +29,12 @@ def early_copies(evidence: Evidence) -> dict[str, float]:
     """
     run = evidence.runs["run"]
     batch = run.task.batch(evidence.settings.get("sequences", 64), run.config.seeds.evaluation + evidence.seed, 1)
-    tensors, quarter = forward.tensors_of(run.weights(-1)), run.config.task.context // 4
-    used, chance, right, back = [], [], [], []
+    tensors = forward.tensors_of(run.weights(-1))
+    quarter = run.config.task.context // 4
+    used = []
+    chance = []
+    right = []
+    back = []
     with torch.inference_mode():
         for part in batch.chunks(16):
             seen = forward.activations(tensors, run.config.model, part.tokens)
@@ -38,7 +42,9 @@ def early_copies(evidence: Evidence) -> dict[str, float]:
             chance.append(_early_share(part, quarter))
             right.append(seen.logits.argmax(-1) == part.targets)
             back.append(_to_previous(seen))
-    early, by_chance, correct = torch.cat(used).double(), torch.cat(chance), torch.cat(right)
+    early = torch.cat(used).double()
+    by_chance = torch.cat(chance)
+    correct = torch.cat(right)
     profile = _profile(back)
     asked = batch.in_context & ~batch.absorbed
     late = asked & (torch.arange(asked.shape[1]) >= 2 * quarter)

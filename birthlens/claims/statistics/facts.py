@@ -27,7 +27,8 @@ def sequential(evidence: Evidence) -> dict[str, float]:
     batch = evaluation_batch(run, evidence.settings.get("sequences", 256))
     found = np.array([accuracies(weights, task, batch) for _, weights in run.checkpoints()])
     steps = np.array(run.steps, dtype=float)
-    relation, fact = found[:, 0], found[:, 1]
+    relation = found[:, 0]
+    fact = found[:, 1]
     return {
         "steps_later": first_crossing(steps, fact, 0.5) - first_crossing(steps, relation, 0.9),
         "stage": float((relation - fact).max()),

@@ -61,7 +61,8 @@ def top_down(evidence: Evidence) -> dict[str, float]:
     """Return how many steps before layer 0's half-rise on the position before layer 1's on matching keys comes."""
     run = evidence.runs["run"]
     batch = evaluation_batch(run, evidence.settings.get("sequences", 32))
-    matching, lag = [], []
+    matching = []
+    lag = []
     for _, weights in run.checkpoints():
         for_match, for_lag = statistical_induction(weights, batch)
         matching.append(for_match)

@@ -62,9 +62,11 @@ def avoidance(evidence: Evidence) -> dict[str, float]:
     task = run.task
     assert isinstance(task, NoiseTask)
     weights = run.weights(-1)
-    on_noise, fair = np.zeros(0), np.zeros(0)
+    on_noise = np.zeros(0)
+    fair = np.zeros(0)
     for mass, share in _successor_attention(weights, run, task, evidence.settings.get("sequences", 64)):
-        on_noise, fair = np.append(on_noise, mass), np.append(fair, share)
+        on_noise = np.append(on_noise, mass)
+        fair = np.append(fair, share)
     return {"on_noise": float(on_noise.mean()), "of_fair_share": float(on_noise.mean() / fair.mean())}
 
 
@@ -72,7 +74,8 @@ def avoidance(evidence: Evidence) -> dict[str, float]:
 def noise_probability(weights: Weights, batch: TokenBatch, noise: int, chunk: int = 32) -> float:
     """Return the mean probability of the noise token at the second and later occurrences of triggers."""
     tensors = forward.tensors_of(weights)
-    total, n = 0.0, 0
+    total = 0.0
+    n = 0
     for part in batch.chunks(chunk):
         mask = part.marks["later_occurrence"]
         probabilities = forward.logits(tensors, weights.config, part.tokens)[mask].double().softmax(-1)
@@ -93,7 +96,8 @@ def _successor_attention(
         successor: Bool[torch.Tensor, "batch query_pos key_pos"] = before[:, None, :] == part.tokens[:, :, None]
         successor &= torch.ones_like(successor).tril()
         noisy = successor & (part.tokens == task.noise)[:, None, :]
-        counts, noisy_counts = successor.sum(-1), noisy.sum(-1)
+        counts = successor.sum(-1)
+        noisy_counts = noisy.sum(-1)
         chosen = part.marks["later_occurrence"] & (noisy_counts > 0) & (noisy_counts < counts)
         attended = (pattern * successor).sum(-1)[chosen]
         yield (

@@ -72,12 +72,16 @@ def frozen_first(evidence: Evidence) -> dict[str, float]:
     born there by then, since a share of nothing says nothing. `delay_*`: steps by which its birth is later than in the free
     run (`timing.lag`).
     """
-    until, matrix = evidence.settings["until"], evidence.settings["memory"]
-    frozen, free = evidence.runs["frozen"], evidence.runs["free"]
+    until = evidence.settings["until"]
+    matrix = evidence.settings["memory"]
+    frozen = evidence.runs["frozen"]
+    free = evidence.runs["free"]
     found = {"accuracy_frozen": accuracy_at(frozen, until), "accuracy_free": accuracy_at(free, until)}
     found["accuracy_lost"] = found["accuracy_free"] - found["accuracy_frozen"]
-    late, usual = scores_at(frozen, until), scores_at(free, until)
-    births, normal = onsets(frozen), onsets(free)
+    late = scores_at(frozen, until)
+    usual = scores_at(free, until)
+    births = onsets(frozen)
+    normal = onsets(free)
     ends = float(free.steps[-1]), float(frozen.steps[-1])
     for name in MEMORY_NAMES:
         if name != matrix:
@@ -114,7 +118,8 @@ def early_positions(evidence: Evidence) -> dict[str, float]:
     last = float(run.steps[-1] + 1)
     births = np.nan_to_num([onset(run.steps, column) for column in recalled.T], nan=last)
     quarter = recalled.shape[1] // 4
-    early, late = recalled[-1, :quarter].mean(), recalled[-1, -quarter:].mean()
+    early = recalled[-1, :quarter].mean()
+    late = recalled[-1, -quarter:].mean()
     return {
         "rank_correlation": float(spearmanr(np.arange(len(births)), births).statistic),
         "early": float(early),

@@ -49,7 +49,8 @@ def first_step(evidence: Evidence) -> dict[str, float]:
     model = ModelConfig(init=settings["init"])
     table = first_step_table(task, model, widths, settings["sequences"], (evidence.seed,), ("zero",))
     correlation = table.set_index(["prediction", "entries", "d_model"])["correlation"]
-    small, large = min(widths), max(widths)
+    small = min(widths)
+    large = max(widths)
     found: dict[str, float] = {}
     for name in PREDICTIONS:
         found |= {f"{entries}_{name}": float(correlation[name, entries, large]) for entries in ENTRIES}

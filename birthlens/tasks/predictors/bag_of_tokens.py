@@ -35,7 +35,8 @@ _LEAST_LOG = -1e4  # stands for log 0 where minus infinity would meet itself
 
 def bag_of_tokens(task: BigramTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
     """Return the prediction at every position; positions that list the triggers (show_latents) are not treated apart."""
-    tokens, n = batch.tokens.numpy(), len(task.statistics)
+    tokens = batch.tokens.numpy()
+    n = len(task.statistics)
     shown = shown_prefix(task)
     triggers = batch.triggers.numpy()
     counts = token_counts(tokens, n)

@@ -74,7 +74,8 @@ def in_context_copy(task: BigramTask, batch: TokenBatch) -> Float[Array, "batch 
 
 def bayes_optimal(task: BigramTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
     """Give the law of the next token given the whole prefix and the rules of the task."""
-    tokens, n = batch.tokens.numpy(), len(task.statistics)
+    tokens = batch.tokens.numpy()
+    n = len(task.statistics)
     triggers = known_triggers(task, batch)
     if triggers is None:
         posterior = TriggerPosterior(task)
@@ -94,7 +95,9 @@ def with_shown_triggers(
     task: BigramTask, batch: TokenBatch, probabilities: Float[Array, "batch pos d_vocab"]
 ) -> Float[Array, "batch pos d_vocab"]:
     """Overwrite where show_latents lists the triggers: the next one is known, or drawn as they are; then comes pi_u."""
-    tokens, unigram_law, shown = batch.tokens.numpy(), task.statistics.unigram, shown_prefix(task)
+    tokens = batch.tokens.numpy()
+    unigram_law = task.statistics.unigram
+    shown = shown_prefix(task)
     for t in range(shown):
         if t == shown - 1:
             probabilities[:, t] = unigram_law

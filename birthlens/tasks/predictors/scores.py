@@ -30,7 +30,8 @@ def reference_table(
     import numpy as np
     import pandas as pd
 
-    targets, rows = batch.targets.numpy(), []
+    targets = batch.targets.numpy()
+    rows = []
     masks = {role: mask.numpy() for role, mask in role_masks(batch).items() if mask.any()}
     for name in task.predictors if predictors is None else predictors:
         probabilities = predict(name, task, batch)

@@ -41,7 +41,8 @@ class TriggerPosterior:
     @cached_property
     def output_weights(self) -> Float[Array, "d_vocab d_vocab"]:
         """Weight of each output, given that the row is a trigger and the output is no other trigger; rows sum to >= 1."""
-        config, statistics = self.task.config, self.task.statistics
+        config = self.task.config
+        statistics = self.task.statistics
         n = len(statistics)
         laws = self.task.output_distribution(np.arange(n)[:, None])[:, 0]
         return laws / self._outside(laws) if config.cycles == "clean" else laws
@@ -101,14 +102,18 @@ class TriggerPosterior:
         n = len(self.task.statistics)
         each = np.arange(n_rows)
         with np.errstate(divide="ignore"):
-            log_bigram, log_output = np.log(self.task.statistics.bigram), np.log(self.output_law)
+            log_bigram = np.log(self.task.statistics.bigram)
+            log_output = np.log(self.output_law)
         first = np.full((n_rows, n), -1)
-        log_in, log_out = np.zeros((n_rows, n)), np.zeros((n_rows, n))
-        inside, outside = np.empty((n_rows, length, n)), np.empty((n_rows, length, n))
+        log_in = np.zeros((n_rows, n))
+        log_out = np.zeros((n_rows, n))
+        inside = np.empty((n_rows, length, n))
+        outside = np.empty((n_rows, length, n))
         successor = np.empty((n_rows, length, n), dtype=np.int64)
         for t in range(length):
             if t > 0:
-                a, b = tokens[:, t - 1], tokens[:, t]
+                a = tokens[:, t - 1]
+                b = tokens[:, t]
                 fresh = first[each, a] < 0
                 first[each, a] = np.where(fresh, b, first[each, a])
                 log_in[each, a] += np.where(fresh, log_output[a, b], np.where(first[each, a] == b, 0, -np.inf))
@@ -136,7 +141,8 @@ class TriggerPosterior:
         self, inside: Array, outside: Array, successor: Array, token: Array
     ) -> tuple[Float[Array, "n d_vocab"], Float[Array, "n d_vocab"]]:
         """Rule out, given that `token` is a trigger, its successor and all whose successor it is."""
-        each, n = np.arange(len(token)), inside.shape[1]
+        each = np.arange(len(token))
+        n = inside.shape[1]
         seen = successor[each, token]
         rivals: Bool[Array, "n d_vocab"] = (successor == token[:, None]) | (np.arange(n) == seen[:, None])
         changed = np.where(rivals, 0.0, inside)
@@ -158,7 +164,8 @@ class TriggerPosterior:
 
     def _block_masses(self, inside: Array, outside: Array, token: Array) -> tuple[Array, Array]:
         s, weight = self._quadrature
-        unigram, k = self.task.statistics.unigram, self.task.config.n_triggers
+        unigram = self.task.statistics.unigram
+        k = self.task.config.n_triggers
         late = np.exp(-unigram[:, None] * s)  # P(the clock of a rings after s), [d_vocab node]
         early = -np.expm1(-unigram[:, None] * s)
         # chosen[i]: i triggers so far, all before s; closed[i]: the last of them rings at s itself.
@@ -169,7 +176,8 @@ class TriggerPosterior:
             mine = token == a
             stay = np.where(mine, 1.0, outside[:, a])[:, None] * np.where(mine[:, None], 1.0, late[a])
             come = np.where(mine, 0.0, inside[:, a])[:, None]
-            join, last = come * early[a], come * (unigram[a] * late[a])
+            join = come * early[a]
+            last = come * (unigram[a] * late[a])
             closed[1:] = closed[1:] * stay + closed[:-1] * join + chosen[:-1] * last
             chosen[1:] = chosen[1:] * stay + chosen[:-1] * join
             chosen[0] *= stay

@@ -44,7 +44,8 @@ def ledger_areas(table: pd.DataFrame) -> Figure:
         steps = list(wide.index)
         if len(steps) == 1:
             ax.set_xticks(steps)
-            bands, steps = [np.repeat(band, 2) for band in bands], [steps[0] - 0.5, steps[0] + 0.5]
+            bands = [np.repeat(band, 2) for band in bands]
+            steps = [steps[0] - 0.5, steps[0] + 0.5]
         else:
             ax.locator_params(axis="x", nbins=5, integer=True)
         ax.stackplot(steps, bands, labels=names, colors=colours, linewidth=0.4, edgecolor="white")
@@ -65,7 +66,8 @@ def _bands(wide: pd.DataFrame, kinds: dict[str, str]) -> tuple[list[np.ndarray],
     cells = sorted(
         (family for family in families if kinds[family] == "cell"), key=lambda f: -float(np.max(wide[f].to_numpy()))
     )
-    large, small = cells[:MOST_CELLS], cells[MOST_CELLS:]
+    large = cells[:MOST_CELLS]
+    small = cells[MOST_CELLS:]
     rest = [family for family in families if kinds[family] not in ("association", "cell")]
     bands = [wide[family].to_numpy() for family in (*named, *large)]
     names = [*named, *large]

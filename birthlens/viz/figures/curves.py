@@ -112,7 +112,8 @@ def _recalls_in_one(ax: Axes, recalls: pd.DataFrame) -> None:
         rows = of[of["candidates"] == (wanted if (of["candidates"] == wanted).any() else "all")].sort_values("step")
         if rows.empty:  # a model without positions has no previous-token memory
             continue
-        colour, count = COLOURS[number], f"{rows['n'].iloc[0]}{' triggers' if wanted == 'triggers' else ''}"
+        colour = COLOURS[number]
+        count = f"{rows['n'].iloc[0]}{' triggers' if wanted == 'triggers' else ''}"
         ax.plot(
             rows["step"], rows["value"], color=colour, ls=DASHES[number], label=f"{label(name)} (n = {count})", zorder=3
         )
@@ -146,7 +147,8 @@ def recall_curves(
         sets = [c for c in candidates if ((table["memory"] == name) & (table["candidates"] == c)).any()]
         for number, chosen in enumerate(sets):
             series = table[(table["memory"] == name) & (table["candidates"] == chosen)].sort_values("step")
-            colour, count = COLOURS[number], int(series["n"].iloc[0])
+            colour = COLOURS[number]
+            count = int(series["n"].iloc[0])
             ax.plot(series["step"], series["value"], color=colour, ls=DASHES[number], label=f"{chosen} (n = {count})")
             ax.plot(series["step"], series["chance"], color=colour, ls=":", lw=1.0)
         ax.set_title(label(name))
@@ -190,7 +192,8 @@ def timeline(
             ax.plot(rows["step"], rows[value], color="#BBBBBB", lw=0.8, zorder=1)
             continue
         number = leading.index(name)
-        colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+        colour = COLOURS[number % len(COLOURS)]
+        dash = DASHES[number % len(DASHES)]
         ax.plot(rows["step"], rows[value], color=colour, ls=dash, label=str(name), zorder=3)
         if low in rows and high in rows:
             ax.fill_between(rows["step"], rows[low], rows[high], color=colour, alpha=0.1, lw=0, zorder=2)
@@ -213,7 +216,8 @@ def _floors(ax: Axes, references: pd.DataFrame | None, names: Sequence[str], rol
         assert references is not None
         chosen = (references["predictor"] == name) & (references["role"] == role) & (references["metric"] == metric)
         for value in references[chosen]["value"]:
-            colour, dash = COLOURS[1 + number % 6], DASHES[1 + number % 5]
+            colour = COLOURS[1 + number % 6]
+            dash = DASHES[1 + number % 5]
             ax.axhline(value, color=colour, ls=dash, lw=1.1, zorder=2, label=f"{label(name)}: {value:.3g}")
             found.append(float(value))
     return found

@@ -34,10 +34,14 @@ from birthlens.viz.figures.style import (
 if TYPE_CHECKING:
     import pandas as pd
 
-LONGEST_NAME, LONGEST_TOKEN = 24, 10
+LONGEST_NAME = 24
+LONGEST_TOKEN = 10
 """Characters of a label that are shown: of a row or column of any table, and of a token."""
 
-LARGEST, SMALLER, SMALLEST, LINE = 8.0, 6.5, 5.5, 1.3
+LARGEST = 8.0
+SMALLER = 6.5
+SMALLEST = 5.5
+LINE = 1.3
 """Font sizes of labels in points (the largest, the least before level labels are turned, the least of all), and lines."""
 
 HEADS_DOWN = 4
@@ -96,7 +100,8 @@ def transplant_map(table: pd.DataFrame, metric: str | None = None) -> Figure:
     table = table[table["metric"] == chosen]
     columns_needed(table, "matrix")
     matrices = list(dict.fromkeys(table["matrix"]))
-    low, high = float(table["value"].min()), float(table["value"].max())
+    low = float(table["value"].min())
+    high = float(table["value"].max())
     limits = (0.0, 1.0) if "accuracy" in chosen or "recall" in chosen else (low, high)
     figure, axes = panels(1, len(matrices), 2.6, 2.7)
     image = None
@@ -157,12 +162,14 @@ def attention_maps(frames: AttentionFrames, steps: Sequence[int] | None = None) 
     if missing := [step for step in chosen if step not in frames.steps]:
         raise BirthlensError(f"steps = {missing} are not among the frames' steps {list(frames.steps)}.")
     if len(frames.heads) <= HEADS_DOWN:
-        columns, shown = len(chosen), list(product(frames.heads, chosen))
+        columns = len(chosen)
+        shown = list(product(frames.heads, chosen))
     else:
         columns = next((n for n in (4, 3) if len(frames.heads) % n == 0), 4)
         shown = [(head, step) for step in chosen for head in frames.heads]
     figure, axes = panels(-(-len(shown) // columns), columns, 2.35, 2.3, "compressed")
-    tokens, image = [shortened(printable(token), LONGEST_TOKEN) for token in frames.marked], None
+    tokens = [shortened(printable(token), LONGEST_TOKEN) for token in frames.marked]
+    image = None
     flat = [ax for line in axes for ax in line]
     for place, (ax, (head, step)) in enumerate(zip(flat, shown, strict=False)):
         pattern = frames.patterns[frames.steps.index(step), frames.heads.index(head)]
@@ -170,7 +177,8 @@ def attention_maps(frames: AttentionFrames, steps: Sequence[int] | None = None) 
         image = ax.imshow(np.where(future, np.nan, pattern), vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
         ax.set_title(f"{head}, step {step}")
         _plain(ax)
-        lowest, leftmost = place + columns >= len(shown), place % columns == 0
+        lowest = place + columns >= len(shown)
+        leftmost = place % columns == 0
         _ticks(ax, tokens if lowest else [], tokens if leftmost else [])
     for ax in flat[len(shown) :]:
         ax.set_axis_off()
@@ -222,7 +230,8 @@ def _cells(
     low, high = limits or ((float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0))
     if centre is not None and limits is None:
         bound = max(abs(low - centre), abs(high - centre)) or 1.0
-        low, high = centre - bound, centre + bound
+        low = centre - bound
+        high = centre + bound
     colours = SEQUENTIAL if centre is None else DIVERGING
     image = ax.imshow(values, vmin=low, vmax=high, cmap=colours, aspect="auto", interpolation="nearest")
     _plain(ax)
@@ -262,7 +271,10 @@ def _fit(axis: Axis, names: Sequence[str], inches: float, across: bool) -> None:
     """
     if not names:
         return
-    pitch, size, every, upright = 72 * inches / len(names), LARGEST, 1, False  # pitch in points
+    pitch = 72 * inches / len(names)
+    size = LARGEST
+    every = 1
+    upright = False  # pitch in points
     widest = max(_width(name) for name in names) + 0.6
     counting = (
         [*names] == [str(n) for n in range(int(names[0]), int(names[0]) + len(names))]

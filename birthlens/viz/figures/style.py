@@ -25,7 +25,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 GREY = "#6E6E6E"
-SEQUENTIAL, DIVERGING = "cividis", "RdBu_r"
+SEQUENTIAL = "cividis"
+DIVERGING = "RdBu_r"
 ENDINGS = (".png", ".svg", ".pdf")
 
 STYLE: dict[Any, Any] = {

@@ -8,9 +8,14 @@ from dataclasses import dataclass, field
 
 from birthlens.viz.html import escape, script_json
 
-WIDTH, HEIGHT = 460, 270
-LEFT, RIGHT, TOP, BOTTOM = 48, 14, 12, 40
-COLOURS, LEVELS = 8, 5
+WIDTH = 460
+HEIGHT = 270
+LEFT = 48
+RIGHT = 14
+TOP = 12
+BOTTOM = 40
+COLOURS = 8
+LEVELS = 5
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,8 @@ class Chart:
         for line in self.series:
             finite = [(step, v) for step, v in zip(line.steps, line.values, strict=True) if math.isfinite(v)]
             if finite:
-                (s0, v0), (s1, v1) = finite[0], finite[-1]
+                (s0, v0) = finite[0]
+                (s1, v1) = finite[-1]
                 said.append(f"{line.name} goes from {number(v0)} at step {s0} to {number(v1)} at step {s1}")
         said += [f"{level.name} lies at {number(level.value)}" for level in self.levels if math.isfinite(level.value)]
         return f"{self.title}: " + "; ".join(said) + "."
@@ -134,7 +140,8 @@ class Chart:
         return TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     def _path(self, line: Line, first: int, last: int) -> str:
-        out, drawing = [], False
+        out = []
+        drawing = False
         for step, value in zip(line.steps, line.values, strict=True):
             if not math.isfinite(value):
                 drawing = False

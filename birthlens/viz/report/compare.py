@@ -30,7 +30,8 @@ RECALLED = (
 
 def comparison(runs: Sequence[Run]) -> str:
     """Return the page of several runs."""
-    names, facts = run_names(runs), [Facts(run) for run in runs]
+    names = run_names(runs)
+    facts = [Facts(run) for run in runs]
     steps = sorted({step for one in facts for step in one.steps})
     sections = [
         section("numbers", "Key numbers", lambda: _numbers(names, facts)),
@@ -106,7 +107,8 @@ def _memories(names: Sequence[str], facts: Sequence[Facts]) -> str:
         return skipped("the three memories have known places in the two-layer simplified model only.")
     charts = []
     for memory, candidates, title in RECALLED:
-        lines, levels = [], []
+        lines = []
+        levels = []
         for colour, name, one in known:
             if candidates in one.readings(memory):
                 steps, values, chance = one.recall_series(memory, candidates)

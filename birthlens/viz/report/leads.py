@@ -60,7 +60,8 @@ def glossary() -> str:
 
 def trained(run: Run) -> str:
     """Say what was trained, on what, to do what."""
-    config, statistics = run.config, run.statistics
+    config = run.config
+    statistics = run.statistics
     model = config.model
     heads = f"{counted(model.n_layers, 'layer')} with {counted(model.n_heads, 'head')} each"
     labels = [legible(token) for token in statistics.vocab]
@@ -164,7 +165,8 @@ def edges(table: pd.DataFrame) -> str:
 
 def attention(frames: AttentionFrames) -> str:
     """Say which head looks one place back, and which one looks at what followed a trigger earlier, at the last step."""
-    patterns, n = frames.patterns[-1], len(frames.tokens)
+    patterns = frames.patterns[-1]
+    n = len(frames.tokens)
     back = np.stack([np.diagonal(pattern, -1) for pattern in patterns]).mean(1) if n > 1 else np.zeros(len(patterns))
     head = frames.heads[int(back.argmax())]
     said = f"On this sequence, at step {frames.steps[-1]}, {head} looks most at the token before "

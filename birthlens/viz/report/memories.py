@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from birthlens.runs.run import Run
 
 MOST_ENTRIES = 96
-MOST_LABELS, LONGEST_LABEL = 16, 6
+MOST_LABELS = 16
+LONGEST_LABEL = 6
 
 
 def memory_tables(run: Run, steps: Sequence[int]) -> str:
@@ -42,7 +43,8 @@ def _table(name: str, tables: Sequence[pd.DataFrame], steps: Sequence[int]) -> s
         raise BirthlensError(f"the {name} holds scores that are not finite; the run has diverged.")
     bound = float(np.abs(shifted).max()) or 1.0
     first = tables[0]
-    rows, columns = [str(label) for label in first.index], [str(label) for label in first.columns]
+    rows = [str(label) for label in first.index]
+    columns = [str(label) for label in first.columns]
     data = {
         "steps": list(steps),
         "bound": round(bound, 4),

@@ -140,13 +140,15 @@ def key_numbers(facts: Facts, memories: bool) -> list[KeyNumber]:
     if f"{headline}_unabsorbed" in task.roles:
         names[f"{headline}_unabsorbed"] = f"{headline_name} accuracy, absorbed positions left out"
     for role, said in names.items():
-        chance, best = facts.reference("uniform", role, "accuracy"), facts.reference(exact, role, "accuracy")
+        chance = facts.reference("uniform", role, "accuracy")
+        best = facts.reference(exact, role, "accuracy")
         bag = facts.reference("bag", role, "accuracy")
         about = f"bag of tokens (approximate): {bag:.3f}" if np.isfinite(bag) else ""
         out.append(KeyNumber(said, facts.last(f"{role}_accuracy"), chance, best, about))
     for role, name in task.shown_roles.items():
         said = f"{name} loss (nats)"
-        chance, best = facts.reference("uniform", role, "loss"), facts.reference(exact, role, "loss")
+        chance = facts.reference("uniform", role, "loss")
+        best = facts.reference(exact, role, "loss")
         trained = "trained on" if facts.run.config.training.loss in (role, "all") else "not trained on"
         out.append(KeyNumber(said, facts.last(f"{role}_loss"), chance, best, trained))
     steps, values = facts.series(f"{headline}_accuracy")

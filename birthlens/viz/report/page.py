@@ -55,7 +55,8 @@ def framed(header: Sequence[str], rows: str, caption: str, classes: str, caption
 
     The caption (text) names the frame, and stands over the table where `captioned`.
     """
-    head, said = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header), escape(caption)
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
+    said = escape(caption)
     above = f"<caption>{said}</caption>" if captioned else ""
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{said}"><table class="{classes}">'
@@ -65,7 +66,8 @@ def framed(header: Sequence[str], rows: str, caption: str, classes: str, caption
 
 def corpus_facts(run: Run) -> list[tuple[str, str]]:
     """Say what the run's chain is."""
-    statistics, config = run.statistics, run.config.corpus
+    statistics = run.statistics
+    config = run.config.corpus
     triggers = run.trigger_ids
     spelled = (
         "drawn for each sequence" if triggers is None else " ".join(legible(statistics.vocab[i]) for i in triggers)
@@ -112,7 +114,8 @@ def shown(value: float) -> str:
 
 def progress(run: Run) -> str:
     """Say how far a run is."""
-    last, planned = run.steps[-1], run.config.training.steps
+    last = run.steps[-1]
+    planned = run.config.training.steps
     if last >= planned:
         return f"finished, {planned} steps"
     return f"unfinished: step {last} of {planned}; `birthlens train {run.path} --resume` continues it"

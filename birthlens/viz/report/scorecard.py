@@ -22,7 +22,8 @@ RULE = (
     "A claim passes where the 95 % interval over seeds of each of its numbers lies wholly on the claimed side, "
     "and fails where one lies wholly on the other. Dashed lines are bounds, dots are seeds, bars are the intervals."
 )
-WIDTH, HEIGHT = 260, 34
+WIDTH = 260
+HEIGHT = 34
 
 
 def scorecard_page(card: Scorecard) -> str:
@@ -67,7 +68,8 @@ def _overview(results: Sequence[Result]) -> str:
 
 
 def _one(result: Result) -> str:
-    claim, tier = result.claim, result.tier
+    claim = result.claim
+    tier = result.tier
     columns = ("number", "wanted", "mean [95 % interval]", "seeds", "verdict")
     body = ""
     for row in result.rows():
@@ -116,7 +118,8 @@ def _whisker(row: dict[str, Any], result: Result) -> str:
     expectation = next(one for one in result.claim.expectations if one.quantity == row["quantity"])
     bounds = [bound for bound in (expectation.above, expectation.below) if math.isfinite(bound)]
     ends = [value for value in (*seeds, *bounds, row["low"], row["high"]) if math.isfinite(value)]
-    low, high = min(ends), max(ends)
+    low = min(ends)
+    high = max(ends)
     margin = 0.08 * (high - low) or 1.0
 
     def x(value: float) -> float:

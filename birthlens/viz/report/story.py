@@ -54,7 +54,8 @@ def story(run: Run, causal: bool = True) -> str:
 
 def _subtitle(facts: Facts) -> str:
     headline, name = facts.headline
-    accuracy, said = facts.last(f"{headline}_accuracy"), f"{progress(facts.run)}."
+    accuracy = facts.last(f"{headline}_accuracy")
+    said = f"{progress(facts.run)}."
     if math.isfinite(accuracy):
         bag = facts.reference("bag", headline, "accuracy")
         said += f" {name.capitalize()} accuracy {accuracy:.3f}"
@@ -100,7 +101,8 @@ def _memories(facts: Facts) -> str:
         ("trigger_memory", "Trigger memory: where to look"),
         ("prev_token_memory", "Previous-token memory: one place back"),
     ):
-        series, levels = [], []
+        series = []
+        levels = []
         for colour, candidates in enumerate(facts.readings(memory)):
             steps, values, chance = facts.recall_series(memory, candidates)
             asked = facts.queries(memory, candidates)
