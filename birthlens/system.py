@@ -1,8 +1,9 @@
-"""The machine: durable writes (a file is either the old one or the whole new one), and the cores of this process."""
+"""The machine: durable writes, which leave either the old file or the whole new one, and the cores of this process."""
 
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         >>> target.read_bytes()
         b'kept'
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -39,7 +40,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Say whether a file is what a kill leaves of `write_atomically`."""
+    """Say whether a file is a temporary one of `write_atomically`, which a killed writer leaves behind."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 

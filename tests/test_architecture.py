@@ -23,10 +23,11 @@ PLAN = {
         < predictors.prefix predictors.trigger_posterior < predictors.bag_of_tokens < predictors.reference
         < predictors.scores""",
     "model": "sites < components weights < alignment forward hooked initialisation < layout < hooks incremental",
-    "runs": "files provenance < run writer < evaluation reuse",
+    "runs": """
+        files lock provenance seal < header metrics < state tables < run < evaluation writer < reuse""",
     "training": """
         simplified.folding < simplified.buffers simplified.torch_step < simplified.kernels < simplified.numba_step
-        < engines optimiser < loop < loggers recording grid workers < sweep""",
+        < engines optimiser < loop < loggers recording replay grid workers < sweep""",
     "analysis.memories": """
         duals series < memory < layer_norms recall < circuits ledger top_associations < ideal ledger_nulls names
         recall_tables < birth_order ledger_tables < order_tables""",

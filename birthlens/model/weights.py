@@ -10,7 +10,8 @@ Nothing here imports torch, so weights are read in an instant.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -135,26 +136,79 @@ def stacked(checkpoints: Sequence[Weights]) -> Weights:
     return Weights(first.config, {name: stack(name) for name in first})
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors to a safetensors file, atomically."""
+def save_tensors(
+    path: Path,
+    tensors: Mapping[str, Array],
+    metadata: Mapping[str, str] | None = None,
+    seal: Callable[[bytes], bytes] | None = None,
+) -> bytes:
+    """Write tensors to a safetensors file, atomically, and return its bytes; `seal` may add a digest to them."""
     from safetensors.numpy import save
 
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    write_atomically(path, save(contiguous, dict(metadata) if metadata else None))
+    data: bytes = save(contiguous, dict(metadata) if metadata else None)
+    if seal is not None:
+        data = seal(data)
+    write_atomically(path, data)
+    return data
 
 
-def load_tensors(path: Path) -> dict[str, Array]:
-    """Read a safetensors file; raise BirthlensError, naming the file, where it is missing or damaged."""
+def load_tensors(path: Path, check: Callable[[bytes], None] | None = None) -> dict[str, Array]:
+    """Read a safetensors file; `check` sees its bytes first, and may raise BirthlensError with a reason.
+
+    Raises:
+        BirthlensError: where the file is missing, damaged, or fails the check; the file is named.
+    """
+    return load_with_metadata(path, check)[0]
+
+
+def load_with_metadata(
+    path: Path, check: Callable[[bytes], None] | None = None
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """Read the tensors and the metadata of a safetensors file; it raises what `load_tensors` raises."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     try:
-        return dict(load(path.read_bytes()))
+        data = path.read_bytes()
+        if check is not None:
+            check(data)
+        tensors = dict(load(data))
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return tensors, header.get("__metadata__") or {}
     except FileNotFoundError:
-        raise BirthlensError(f"{path} is missing; the run is incomplete or was moved in part.") from None
+        raise BirthlensError(f"{path} is missing; the run is incomplete, or only a part of it was moved.") from None
     except OSError as error:
         raise BirthlensError(f"{path} cannot be read: {error.strerror}.") from None
-    except (SafetensorError, ValueError) as error:
+    except BirthlensError as error:
+        raise BirthlensError(f"{path} is damaged ({error}); restore it or train again.") from None
+    except (SafetensorError, ValueError, KeyError) as error:
         raise BirthlensError(
-            f"{path} is damaged or no safetensors file ({error}); restore it or train again."
+            f"{path} is damaged or not a safetensors file ({error}); restore it or train again."
         ) from None
+
+
+def check_tensors(file: Path, tensors: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise BirthlensError, naming the file, where tensors are not exactly those of `shapes`, in finite float32."""
+    if missing := [name for name in shapes if name not in tensors]:
+        raise BirthlensError(f"{file} lacks {', '.join(missing)}; the run is damaged.")
+    if unknown := [name for name in tensors if name not in shapes]:
+        raise BirthlensError(f"{file} also holds {', '.join(unknown)}, which do not belong there; the run is damaged.")
+    for name, tensor in tensors.items():
+        if tensor.shape != shapes[name]:
+            raise BirthlensError(
+                f"{file} has {name} of shape {tensor.shape}, not {shapes[name]}; the run is damaged, train again."
+            )
+        if tensor.dtype != np.float32:
+            raise BirthlensError(f"{file} has {name} in {tensor.dtype}, not float32; the run is damaged.")
+        if not _is_finite(tensor):
+            raise BirthlensError(f"{file} has numbers in {name} that are not finite; the run is damaged.")
+
+
+def _is_finite(tensor: Array) -> bool:
+    flat = tensor.reshape(-1)
+    with np.errstate(all="ignore"):
+        square = np.dot(
+            flat, flat
+        )  # one pass; it overflows for very large numbers, which are then looked at one by one
+    return bool(np.isfinite(square)) or bool(np.isfinite(flat).all())

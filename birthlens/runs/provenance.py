@@ -1,8 +1,15 @@
 """What made a number: digests of the code and of the corpus that it came from.
 
-The digest of a module covers its source and that of every module of birthlens that it imports, directly or not: as syntax
-trees without docstrings, so that words, comments and layout do not count, and whatever can change a number does. What only
-draws, prints or writes pages is imported by none of them, and is left out by itself.
+The digest of a module covers its statements and those of every module of birthlens that it imports, directly or not. It is
+meant to change where a number could change, and nowhere else:
+
+- Statements are digested as syntax trees without docstrings, so comments and layout do not count.
+- Names of modules, and the order of top-level statements, do not count: they are digested one by one and sorted. A function
+  that moves to another module keeps its digest.
+- Of an import from birthlens, the imported name counts together with the statement that defines it, and the module does not.
+  Imports of other packages count as they are. Imports for type checkers only do not count.
+
+Code that only draws, prints or writes pages is not imported by what computes, so it is left out.
 """
 
 from __future__ import annotations
@@ -10,7 +17,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,23 +40,40 @@ def code_digest(module: str, home: Path = _HOME) -> str:
         >>> len(code_digest(TRAINING)), code_digest(TRAINING) == code_digest("birthlens.tasks.corpus")
         (16, False)
     """
-    found = hashlib.sha256()
-    for name, text in sorted(sources(module, home).items()):
-        found.update(f"{name}\n{text}\n".encode())
-    return found.hexdigest()[:_DIGITS]
+    found = sources(module, home)
+    texts = {text for source in found.values() for text in source.statements}
+    for source in found.values():
+        texts |= {f"{name} as {other}: {_meaning(home, name, found)}" for home, name, other in source.own}
+    return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:_DIGITS]
 
 
-def sources(module: str, home: Path = _HOME) -> dict[str, str]:
-    """Return what is digested: module -> its syntax tree as text."""
-    waiting, found = [module], dict[str, str]()
+@dataclass(frozen=True)
+class Source:
+    """What a module is digested by: its statements, and what it imports from birthlens (module, name, name here)."""
+
+    statements: tuple[str, ...]
+    own: tuple[tuple[str, str, str], ...]
+    imports: tuple[str, ...]
+    definitions: Mapping[str, str]
+
+
+def sources(module: str, home: Path = _HOME) -> dict[str, Source]:
+    """Return what is digested, by module."""
+    waiting = [module]
+    found: dict[str, Source] = {}
     while waiting:
         name = waiting.pop()
         file = _file(name, home)
         if name in found or file is None:
             continue
-        found[name], imported = _read(file)
-        waiting += [other for other in imported if other.split(".")[0] == "birthlens"]
+        found[name] = _read(file)
+        waiting += [other for other in found[name].imports if other.split(".")[0] == "birthlens"]
     return found
+
+
+def _meaning(module: str, name: str, found: Mapping[str, Source]) -> str:
+    """Return the digest of the statements that define an imported name; empty for a module."""
+    return found[module].definitions.get(name, "") if module in found else ""
 
 
 def corpus_digest(statistics: BigramStatistics) -> str:
@@ -60,36 +85,53 @@ def corpus_digest(statistics: BigramStatistics) -> str:
 
 
 def _file(name: str, home: Path) -> Path | None:
-    """Find the source of a module; None for a name that is no module (a function that is imported by its full name)."""
+    """Return the source file of a module, or None for a name that is not a module (an imported function's full name)."""
     place = home.joinpath(*name.split("."))
     for file in (place.with_suffix(".py"), place / "__init__.py"):
         if file.is_file():
             return file
-    elsewhere = getattr(sys.modules.get(name), "__file__", None)  # a statistic of somebody's own
+    elsewhere = getattr(sys.modules.get(name), "__file__", None)  # a statistic that a user wrote
     return Path(elsewhere) if elsewhere and name.split(".")[0] != "birthlens" else None
 
 
 @cache
-def _read(file: Path) -> tuple[str, tuple[str, ...]]:
-    """Return a module's tree without its docstrings, and all names that it imports when it runs."""
+def _read(file: Path) -> Source:
+    """Read a module without its docstrings and without what only type checkers read."""
     tree = ast.parse(file.read_bytes())
-    imported = tuple(_imports(tree))
-    for node in ast.walk(tree):
+    imports: list[str] = []
+    own: list[tuple[str, str, str]] = []
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
         match node:
             case ast.Module() | ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
                 if ast.get_docstring(node, clean=False) is not None:
                     node.body = node.body[1:]
-    return ast.dump(tree), imported
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                node.body = [ast.Pass()]
+            case ast.Import():
+                imports += [alias.name for alias in node.names]
+            case ast.ImportFrom(module=str(module), level=0):
+                imports += [module, *(f"{module}.{alias.name}" for alias in node.names)]
+                if module.split(".")[0] == "birthlens":
+                    own += [(module, alias.name, alias.asname or alias.name) for alias in node.names]
+                    node.module = None
+                    node.names = []
+        waiting += ast.iter_child_nodes(node)
+    definitions: dict[str, str] = {}
+    statements = []
+    for statement in tree.body:
+        text = ast.dump(statement)
+        statements.append(text)
+        for name in _defined(statement):
+            digest = hashlib.sha256(f"{definitions.get(name, '')}{text}".encode()).hexdigest()
+            definitions[name] = digest
+    return Source(tuple(statements), tuple(own), tuple(imports), definitions)
 
 
-def _imports(node: ast.AST) -> Iterator[str]:
-    """Yield the imported names below a node, but those for type checkers only."""
-    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-        return
-    if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-        yield node.module
-        yield from (f"{node.module}.{alias.name}" for alias in node.names)
-    for child in ast.iter_child_nodes(node):
-        yield from _imports(child)
+def _defined(statement: ast.stmt) -> Iterator[str]:
+    """Yield the names that a top-level statement defines."""
+    for target in getattr(statement, "targets", [getattr(statement, "target", statement)]):
+        name = getattr(target, "name", getattr(target, "id", None))
+        if isinstance(name, str):
+            yield name

@@ -1,16 +1,17 @@
-"""The standing of a run's directory: may it be used again or continued, or must it be made anew, and why.
+"""Whether a run's directory may be used again or continued, or must be trained anew, and why.
 
 A run is used again only where all of this holds: its config is the one asked for, its corpus tables are those of the text
-as it is now, the training code and the packages are those that made it, and nothing that the schedule keeps or measures is
-missing or damaged. Made by something else or damaged, it is made anew; another config or another text is refused, since
-somebody put it there.
+as it is now, the packages are those that made it, and nothing that the schedule keeps or measures is missing or damaged.
+Where the training code has another digest, the run is judged by effect: a replay of its first steps with the present code
+must give its weights and measurements to the bit. A run that fails this, or is damaged, is trained anew. A run of another
+config or another text is refused, since somebody put it there.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,46 +19,57 @@ from birthlens._version import __version__
 from birthlens.config.run import RunConfig
 from birthlens.config.schedule import Schedule
 from birthlens.errors import BirthlensError
-from birthlens.model.weights import load_tensors
-from birthlens.runs.files import read_metrics, read_notes, versions
+from birthlens.runs.files import CHECKPOINTS, CONSTANTS, COST, HEADER, METRICS, RESUME, TABLES, versions
+from birthlens.runs.header import read_header, seal_of
+from birthlens.runs.lock import LOCK, only_writer
 from birthlens.runs.provenance import TRAINING, code_digest, corpus_digest
 from birthlens.runs.run import Run
+from birthlens.runs.seal import content_digest
 from birthlens.system import write_atomically
 from birthlens.tasks.kinds import chain_of
 
 Standing = Literal["trained", "continued", "reused"]
-_OURS = {"checkpoints", "tables.safetensors", "constants.safetensors", "metrics.jsonl", "run.json", "resume.safetensors",
-         "cost.json"}  # fmt: skip
+Replay = Callable[[Run], int | None]
+"""Replay the first steps of a run with the present code: the last step that is equal to the bit, None where one differs."""
+_OURS = {CHECKPOINTS, TABLES, CONSTANTS, METRICS, HEADER, RESUME, COST}
 _DAMAGES = (BirthlensError, OSError, ValueError, TypeError, KeyError, AttributeError)
-"""What reading a file raises that is not what it was."""
+"""Errors that damaged files raise."""
 
 
-def standing(config: RunConfig, path: Path) -> tuple[Standing, str]:
-    """Say what has to be done for a run, and why where it must be made anew; what stood there is then cleared away.
+def standing(config: RunConfig, path: Path, replay: Replay) -> tuple[Standing, str]:
+    """Say what has to be done for a run, and why; a run that must be trained anew is cleared away.
 
     Raises:
-        BirthlensError: where the directory holds something else; it is left alone.
+        BirthlensError: where the directory holds something else, which is left as it is, or another process writes it.
     """
     if not path.exists():
         return "trained", ""
-    reason = _reason(config, path)
-    if not reason:
-        return ("reused" if Run(path).finished else "continued"), ""
-    if strangers := {file.name for file in path.iterdir() if not file.name.startswith(".")} - _OURS:
-        raise BirthlensError(f"it cannot be used ({reason}) and holds {', '.join(sorted(strangers))}; move that away.")
-    shutil.rmtree(path)
+    with only_writer(path):
+        reason, note = _judged(config, path, replay)
+        if not reason:
+            return ("reused" if Run(path).finished else "continued"), note
+        present = [file for file in path.iterdir() if file.name != LOCK]
+        if strangers := {file.name for file in present if not file.name.startswith(".")} - _OURS:
+            raise BirthlensError(
+                f"it cannot be used ({reason}) and holds {', '.join(sorted(strangers))}; move that away."
+            )
+        for file in present:
+            if file.is_dir() and not file.is_symlink():
+                shutil.rmtree(file)
+            else:
+                file.unlink()
     return "trained", f"anew, since {reason}"
 
 
-def _reason(config: RunConfig, path: Path) -> str:
-    """Say why a directory cannot be used; empty where it can."""
-    if not (path / "run.json").exists():
-        return "it was stopped before its first checkpoint"
+def _judged(config: RunConfig, path: Path, replay: Replay) -> tuple[str, str]:
+    """Return why a directory cannot be used (empty where it can), and a note for one that can."""
+    if not (path / HEADER).exists():
+        return "it was stopped before its first checkpoint", ""
     try:
         run = Run(path)
         digest = corpus_digest(run.statistics)
     except _DAMAGES as error:
-        return f"it is damaged: {error}"
+        return f"it is damaged: {error}", ""
     if run.config != config:
         raise BirthlensError(
             "the run has another config than the one asked for; delete it or choose another directory."
@@ -66,41 +78,57 @@ def _reason(config: RunConfig, path: Path) -> str:
         raise BirthlensError(
             "the run was trained on another text than its corpus now is; delete it or restore the text."
         )
-    if other := made_by_other(run.header):
-        return other
+    if other := made_by_other_packages(run.header):
+        return other, ""
     try:
-        return _damage(run)
+        if damage := _damage(run):
+            return damage, ""
+        return _by_other_code(run, replay)
     except _DAMAGES as error:
-        return f"it is damaged: {error}"
+        return f"it is damaged: {error}", ""
 
 
-def made_by_other(header: Mapping[str, Any]) -> str:
-    """Say by which other code or packages a run was made; empty where by these."""
-    then = {**header.get("versions", {}), "birthlens": header.get("birthlens")}
-    for package, version in {**versions(), "birthlens": __version__}.items():
-        if then.get(package) != version:
+def _by_other_code(run: Run, replay: Replay) -> tuple[str, str]:
+    """Return why a run cannot be used (empty where it can), and a note where other code made the same numbers."""
+    before = (run.header["birthlens"], run.header.get("code"))
+    now = (__version__, code_digest(TRAINING))
+    if before == now:
+        return "", "" if run.verified else "unverified, since format 1 has no digests"
+    last = replay(run)
+    if last is None:
+        return (
+            f"it was made by other code (birthlens {before[0]} with training code {before[1]}, this is {now[0]} with "
+            f"{now[1]}), whose first steps give other numbers",
+            "",
+        )
+    unverified = "" if run.verified else "; unverified, since format 1 has no digests"
+    return "", f"made by other code, of which {last} steps replayed here are equal to the bit{unverified}"
+
+
+def made_by_other_packages(header: Mapping[str, Any]) -> str:
+    """Say by which other packages a run was made; empty where by these."""
+    then = header["versions"]
+    for package, version in versions().items():
+        if package != "birthlens" and then.get(package) != version:
             return f"it was made by other code ({package} {then.get(package)}, this is {version})"
-    if header.get("code") != code_digest(TRAINING):
-        return f"it was made by other code (its training code is {header.get('code')}, this is {code_digest(TRAINING)})"
     return ""
 
 
 def _damage(run: Run) -> str:
-    """Look for what the schedule kept or measured and is no longer there; files that do not open raise."""
+    """Look for what the schedule kept or measured and is no longer there; damaged files raise an error."""
     cost(run.path)
-    schedule, steps = Schedule(run.config), run.steps
+    schedule = Schedule(run.config)
+    steps = run.steps
     last = steps[-1]
     if not run.finished:
-        file = run.path / "resume.safetensors"
-        load_tensors(file)
-        last = read_notes(file)["step"]
+        last = run.state()[1]["step"]
     expected = [step for step in range(last + 1) if schedule.planned(step)]
     if lost := sorted({*expected, last} - set(steps)):
         return f"it is damaged: step {lost[0]} is not kept"
-    for _ in run.checkpoints():  # each must open and be whole
+    for _ in run.checkpoints():  # each must be whole
         pass
     measured: dict[int, set[str]] = {}
-    for row in read_metrics(run.path):
+    for row in run.rows():
         if row["split"] == "held_out":
             measured.setdefault(row["step"], set()).add(row["metric"])
     every = set[str]().union(*measured.values())
@@ -112,12 +140,23 @@ def _damage(run: Run) -> str:
 
 def cost(path: Path) -> tuple[float, float]:
     """Return the seconds and CPU seconds that a run has cost so far."""
-    file = path / "cost.json"
-    found = json.loads(file.read_text()) if file.exists() else {}
-    return float(found.get("seconds", 0.0)), float(found.get("cpu_seconds", 0.0))
+    file = path / COST
+    if not file.exists():
+        return 0.0, 0.0
+    try:
+        found = json.loads(file.read_bytes())
+        spent = (float(found["seconds"]), float(found["cpu_seconds"]))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BirthlensError(f"{file} is damaged ({error}); delete it or train again.") from None
+    seal = seal_of(read_header(path))
+    if seal is not None and found.get("digest") != seal.digest(COST, content_digest(found).encode()):
+        raise BirthlensError(f"{file} is damaged (its content does not match its digest); delete it or train again.")
+    return spent
 
 
 def write_cost(path: Path, spent: Sequence[float]) -> None:
     """Keep what a run has cost."""
-    report = {"seconds": round(spent[0], 3), "cpu_seconds": round(spent[1], 3)}
-    write_atomically(path / "cost.json", json.dumps(report).encode())
+    report: dict[str, Any] = {"seconds": round(spent[0], 3), "cpu_seconds": round(spent[1], 3)}
+    if (seal := seal_of(read_header(path))) is not None:
+        report["digest"] = seal.digest(COST, content_digest(report).encode())
+    write_atomically(path / COST, json.dumps(report).encode())

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from birthlens.config.model import parameter_shapes
 from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
-from birthlens.model.weights import Weights, load_tensors
-from birthlens.runs.files import checkpoint_file, kept_steps, read_header, read_metrics, read_tables
+from birthlens.model.weights import Weights, check_tensors, load_tensors
+from birthlens.runs.files import CONSTANTS, HEADER, RESUME, TABLES, checkpoint_file, checkpoint_name, kept_steps
+from birthlens.runs.header import check_of, read_header, seal_of
+from birthlens.runs.metrics import COLUMNS, read_metrics
+from birthlens.runs.state import check_state, read_state
+from birthlens.runs.tables import read_tables
 from birthlens.tasks.corpus import BigramStatistics
 
 if TYPE_CHECKING:
@@ -23,10 +28,14 @@ if TYPE_CHECKING:
     from birthlens.tasks.task import Task
 
 Array = np.ndarray
+_log = logging.getLogger("birthlens")
 
 
 class Run:
     """Read a run: its config, its task, its metrics and the weights at any kept step.
+
+    Every file is checked against its digest when it is read, and its content for being what the config asks for. Runs of
+    format 1 have no digests; a warning says so, and `verified` is False.
 
     Raises:
         BirthlensError: where the directory holds no run, a newer or damaged one, or lacks a step; the file is named.
@@ -38,7 +47,9 @@ class Run:
         try:
             self.config = RunConfig.parse(self.header["config"])
         except BirthlensError as error:
-            raise BirthlensError(f"{self.path / 'run.json'} holds a config that cannot be read: {error}") from None
+            raise BirthlensError(f"{self.path / HEADER} holds a config that cannot be read: {error}") from None
+        if not self.verified:
+            _log.warning(f"{self.path} has format 1, which has no digests: its files are read unverified.")
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {len(self.steps)} checkpoints, last step {self.steps[-1]})"
@@ -49,13 +60,18 @@ class Run:
         return kept_steps(self.path)
 
     @property
+    def verified(self) -> bool:
+        """Whether the format has digests, against which every file is checked when it is read."""
+        return seal_of(self.header) is not None
+
+    @property
     def finished(self) -> bool:
         """Whether training reached its last step."""
         return self.steps[-1] >= self.config.training.steps
 
     @cached_property
     def _tables(self) -> dict[str, Array]:
-        return read_tables(self.path, len(self.header["vocab"]))
+        return read_tables(self.path, self.header, self.config)
 
     @cached_property
     def statistics(self) -> BigramStatistics:
@@ -77,22 +93,32 @@ class Run:
         """The task, ready to sample batches."""
         from birthlens.tasks.kinds import task_of
 
-        return task_of(self.config.task, self.statistics)
+        task = task_of(self.config.task, self.statistics)
+        if _listed(task.fixed_triggers) != _listed(self.trigger_ids):
+            raise BirthlensError(
+                f"{self.path / TABLES} has triggers {_listed(self.trigger_ids)}, the task {_listed(task.fixed_triggers)}; "
+                "the run is damaged."
+            )
+        return task
 
     @cached_property
     def constants(self) -> dict[str, Array]:
         """Parameters that training never moves."""
-        return self._load(self.path / "constants.safetensors")
+        shapes = {name: shape for name, shape in self._shapes.items() if name not in self._trained}
+        return self._load(self.path / CONSTANTS, CONSTANTS, shapes)
 
     def checkpoint(self, step: int) -> dict[str, Array]:
         """Return the trained parameters at a kept step."""
         file = checkpoint_file(self.path, step)
         if not file.exists():
             raise BirthlensError(f"step = {step} is not kept in {self.path}; kept steps are {_listing(self.steps)}.")
-        tensors = self._load(file)
-        if missing := [name for name in self._trained if name not in tensors]:
-            raise BirthlensError(f"{file} lacks {', '.join(missing)}; the run is damaged.")
-        return tensors
+        return self._load(file, checkpoint_name(step), {name: self._shapes[name] for name in self._trained})
+
+    def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Return what training continues from: the optimiser's tensors, and notes that say at least the `step`."""
+        state = read_state(self.path, self.header)
+        check_state(self.path, self.config, self._shapes, state, self.rows())
+        return state
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -102,24 +128,16 @@ class Run:
     def _trained(self) -> tuple[str, ...]:
         return self.config.trained
 
-    def _load(self, file: Path) -> dict[str, Array]:
-        tensors = load_tensors(file)
-        for name, tensor in tensors.items():
-            if name in self._shapes and tensor.shape != self._shapes[name]:
-                raise BirthlensError(
-                    f"{file} has {name} of shape {tensor.shape}, not {self._shapes[name]}; the run is damaged, train again."
-                )
+    def _load(self, file: Path, name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+        tensors = load_tensors(file, check_of(self.header, name))
+        check_tensors(file, tensors, shapes)
         return tensors
 
     def weights(self, step: int) -> Weights:
         """Return all weights at a kept step; a negative step counts from the end (-1 is the last)."""
         if step < 0:
             step = self.select(str(step))[0]
-        tensors = self.constants | self.checkpoint(step)
-        missing = [name for name in self._shapes if name not in tensors]
-        if missing:
-            raise BirthlensError(f"{checkpoint_file(self.path, step)} lacks {', '.join(missing)}; the run is damaged.")
-        return Weights(self.config.model, tensors)
+        return Weights(self.config.model, self.constants | self.checkpoint(step))
 
     def checkpoints(self, steps: Iterable[int] | None = None) -> Iterator[tuple[int, Weights]]:
         """Yield (step, weights) lazily, for the given steps or for all."""
@@ -128,7 +146,8 @@ class Run:
 
     def stacked(self, names: Iterable[str], steps: Iterable[int] | None = None) -> dict[str, Array]:
         """Return parameters as arrays with a leading step axis; constants are repeated without a copy."""
-        steps, names = list(self.steps if steps is None else steps), list(names)
+        steps = list(self.steps if steps is None else steps)
+        names = list(names)
         moving = [self.checkpoint(step) for step in steps]
         out: dict[str, Array] = {}
         for name in names:
@@ -139,7 +158,7 @@ class Run:
                 out[name] = np.stack([tensors[name] for tensors in moving])
             else:
                 valid = ", ".join(self._shapes)
-                raise BirthlensError(f"{name!r} is no parameter of this run; valid names are {valid}.")
+                raise BirthlensError(f"{name!r} is not a parameter of this run; valid names are {valid}.")
         return out
 
     def model(self, step: int = -1) -> HookedTransformer:
@@ -152,7 +171,15 @@ class Run:
         """Return what training measured: columns step, split ('train' or 'held_out'), metric, value, n."""
         import pandas as pd
 
-        return pd.DataFrame(read_metrics(self.path), columns=["step", "split", "metric", "value", "n"])
+        return pd.DataFrame(self.rows(), columns=list(COLUMNS))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the same measurements as a list of mappings."""
+        seal = seal_of(self.header)
+        end = None
+        if seal is not None and (self.path / RESUME).exists():
+            end = read_state(self.path, self.header)[1]["metrics"]  # read first: training may append meanwhile
+        return read_metrics(self.path, seal, end)
 
     def select(self, text: str) -> list[int]:
         """Read a choice of kept steps: 'all', 'last', 'every:N' (of the kept ones), or a list such as '0,100,-1'."""
@@ -181,6 +208,10 @@ class Run:
 def load_run(path: str | Path) -> Run:
     """Open a run for reading."""
     return Run(path)
+
+
+def _listed(ids: Array | None) -> list[int]:
+    return [] if ids is None else ids.tolist()
 
 
 def _listing(steps: list[int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -13,24 +13,69 @@ import numpy as np
 from birthlens._version import __version__
 from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
-from birthlens.model.weights import Weights, load_tensors, save_tensors
-from birthlens.runs.files import FORMAT, checkpoint_file, commit, listed_steps, read_metrics, read_notes, versions
+from birthlens.model.weights import Weights, save_tensors
+from birthlens.runs import metrics as lines
+from birthlens.runs.files import (
+    CHECKPOINTS,
+    CONSTANTS,
+    HEADER,
+    RESUME,
+    TABLES,
+    checkpoint_file,
+    checkpoint_name,
+    commit,
+    listed_steps,
+    temporaries,
+    versions,
+)
+from birthlens.runs.header import FORMAT, seal_of, write_header
+from birthlens.runs.lock import LOCK
 from birthlens.runs.provenance import TRAINING, code_digest
-from birthlens.system import is_temporary, write_atomically
+from birthlens.runs.run import Run
+from birthlens.runs.seal import BLANK, Seal, digest_of
+from birthlens.runs.tables import table_fault
+from birthlens.system import is_temporary
 from birthlens.tasks.task import Task
 
 Array = np.ndarray
+_log = logging.getLogger("birthlens")
+
+
+def directory_of(out: str | Path) -> Path:
+    """Return the directory for a new run, which is made where it does not exist.
+
+    Raises:
+        BirthlensError: where there is something else than a run or an empty directory, or it cannot be made.
+    """
+    if not str(out):
+        raise BirthlensError("out = '' is no name; choose a new directory.")
+    path = Path(out)
+    if path.exists() and not path.is_dir():
+        raise BirthlensError(f"out = {str(path)!r} is a file; choose a new directory.")
+    if path.exists() and not (path / HEADER).exists() and not _is_fresh(path):
+        raise BirthlensError(f"out = {str(path)!r} already holds other files; choose a new directory.")
+    try:
+        (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BirthlensError(f"out = {str(path)!r} cannot be made: {error.strerror}; choose another place.") from None
+    return path
 
 
 class RunWriter:
     """Write a run. Only whole files appear, in an order that lets a run be resumed after a kill at any moment.
 
+    A writer does not lock the run; whoever trains holds `lock.only_writer`.
+
     Raises:
-        BirthlensError: where the directory already holds something, or (resuming) no run of this config.
+        BirthlensError: where the directory already holds something, or (resuming) no run.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, seal: Seal | None) -> None:
         self.path = path
+        self._seal = seal
+        self._digest = ""
+        for file in temporaries(path):
+            file.unlink(missing_ok=True)
 
     @classmethod
     def create(
@@ -42,28 +87,18 @@ class RunWriter:
         engine: Mapping[str, Any],
     ) -> Self:
         """Start a new run directory; nothing that exists is overwritten."""
-        if not str(path):
-            raise BirthlensError("out = '' is no name; choose a new directory.")
-        path = Path(path)
-        if path.exists() and not path.is_dir():
-            raise BirthlensError(f"out = {str(path)!r} is a file; choose a new directory.")
-        if path.exists() and not _is_fresh(path):
-            what = "a run (use --resume to continue it)" if (path / "run.json").exists() else "other files"
-            raise BirthlensError(f"out = {str(path)!r} already holds {what}; choose a new directory.")
-        try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        path = directory_of(path)
+        if (path / HEADER).exists():
             raise BirthlensError(
-                f"out = {str(path)!r} cannot be made: {error.strerror}; choose another place."
-            ) from None
+                f"out = {str(path)!r} already holds a run (use --resume to continue it); choose a new directory."
+            )
         statistics = task.statistics
         tables = {"unigram": statistics.unigram, "bigram": statistics.bigram}
-        triggers = task.fixed_triggers
-        if triggers is not None:
-            tables["triggers"] = triggers
-        save_tensors(path / "tables.safetensors", tables)
+        if task.fixed_triggers is not None:
+            tables["triggers"] = task.fixed_triggers
+        if reason := table_fault(tables, statistics.vocab, config):
+            raise BirthlensError(f"the statistics cannot be trained on: what they give {reason}.")
         constants = {name: weights[name] for name in weights if name not in config.trained}
-        save_tensors(path / "constants.safetensors", constants)
         header = {
             "format": FORMAT,
             "birthlens": __version__,
@@ -73,10 +108,18 @@ class RunWriter:
             "engine": dict(engine),
             "versions": versions(),
             "commit": commit(),
+            "files": {
+                TABLES: digest_of(save_tensors(path / TABLES, tables)),
+                CONSTANTS: digest_of(save_tensors(path / CONSTANTS, constants)),
+            },
         }
         # The header comes last: a directory with a header is a whole run.
-        write_atomically(path / "run.json", json.dumps(header, indent=1, ensure_ascii=False).encode())
-        return cls(path)
+        return cls(path, write_header(path, header))
+
+    @classmethod
+    def reopen(cls, run: Run) -> Self:
+        """Go on writing a run, in the format that it has."""
+        return cls(run.path, seal_of(run.header))
 
     def keep(
         self,
@@ -88,42 +131,51 @@ class RunWriter:
     ) -> None:
         """Keep a step: its metrics so far, its weights, then what resuming needs, which names the step."""
         self.log(metrics)
-        save_tensors(checkpoint_file(self.path, step), tensors)
-        save_tensors(self.path / "resume.safetensors", state, {"notes": json.dumps({**notes, "step": step})})
+        self._save(checkpoint_file(self.path, step), checkpoint_name(step), tensors, {})
+        end = {} if self._seal is None else {"metrics": self._digest}
+        self._save(self.path / RESUME, RESUME, state, {"notes": json.dumps({**notes, "step": step, **end})})
+
+    def _save(self, file: Path, name: str, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
+        if (seal := self._seal) is None:
+            save_tensors(file, tensors, metadata)
+        else:
+            save_tensors(file, tensors, {**metadata, "digest": BLANK}, lambda data: seal.sealed(name, data))
 
     def log(self, metrics: Iterable[Mapping[str, Any]]) -> None:
         """Append measurements; a line that a kill tears is dropped when read."""
-        lines = "".join(json.dumps(row) + "\n" for row in metrics)
-        if lines:
-            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(lines)
-                file.flush()
-                os.fsync(file.fileno())
+        text, self._digest = lines.lines_of(metrics, self._seal, self._digest)
+        lines.append(self.path, text)
 
-    def rewind(self) -> tuple[dict[str, Array], dict[str, Any]] | None:
+    def rewind(self, run: Run) -> tuple[dict[str, Array], dict[str, Any]] | None:
         """Go back to the last resumable step, and forget what came after.
 
-        Return its tensors (weights and the optimiser's) and notes, or None where a kill came before the first such step.
+        Return its tensors (weights and the optimiser's) and notes. Return None where training starts again from step 0: a
+        kill came before the first such step, or the weights of that step are gone.
         """
-        file = self.path / "resume.safetensors"
-        if not file.exists() and not any(listed_steps(self.path)):
-            self._forget_after(-1)
+        if not (self.path / RESUME).exists() and not any(listed_steps(self.path)):
+            self._forget_after(run, -1)
             return None
-        state, notes = load_tensors(file), read_notes(file)
-        tensors = load_tensors(checkpoint_file(self.path, notes["step"]))
-        self._forget_after(notes["step"])
+        state, notes = run.state()
+        if not checkpoint_file(self.path, notes["step"]).exists():
+            _log.warning(f"{checkpoint_file(self.path, notes['step'])} is missing; training starts again from step 0.")
+            self._forget_after(run, -1)
+            return None
+        tensors = run.checkpoint(notes["step"])
+        self._forget_after(run, notes["step"])
         return {**tensors, **state}, notes
 
-    def _forget_after(self, step: int) -> None:
+    def _forget_after(self, run: Run, step: int) -> None:
+        rows = [row for row in run.rows() if row["step"] <= step]
         for later in listed_steps(self.path):
             if later > step:
                 checkpoint_file(self.path, later).unlink()
-        kept = [row for row in read_metrics(self.path) if row["step"] <= step]
-        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self._digest = lines.rewrite(self.path, rows, self._seal)
 
 
 def _is_fresh(path: Path) -> bool:
-    """Say whether a directory holds nothing but what a run leaves that is killed before its header is written."""
-    ours = {"checkpoints", "tables.safetensors", "constants.safetensors"}
+    """Say whether a directory holds nothing but what is left of a run that was killed before its header was written."""
+    ours = {CHECKPOINTS, TABLES, CONSTANTS, LOCK}
     strangers = [file for file in path.iterdir() if file.name not in ours and not is_temporary(file)]
-    return not strangers and not any((path / "checkpoints").glob("*"))
+    folder = path / CHECKPOINTS
+    kept = [file for file in folder.iterdir() if not is_temporary(file)] if folder.is_dir() else []
+    return not strangers and not kept

@@ -15,19 +15,20 @@ from birthlens.shapes import Float, Int
 
 Array = np.ndarray
 _BUCKETS = 256
+_OUT_OF_RANGE = "A token of start or overrides is not in the vocabulary, or a uniform is not in [0, 1)."
 
 
 class Categorical:
     """Rows of distributions, ready to be drawn from by inverse CDF.
 
     Raises:
-        ValueError: where a row does not sum to a positive number.
+        ValueError: where a row holds a number that is negative or not finite, or does not sum to a positive number.
     """
 
     def __init__(self, rows: Float[Array, "rows d_vocab"]) -> None:
         cdf = np.cumsum(rows, axis=-1)
-        if not (cdf[:, -1] > 0).all():
-            raise ValueError("Every row must hold a positive probability.")
+        if not (cdf[:, -1] > 0).all() or not np.isfinite(cdf[:, -1]).all() or not (rows >= 0).all():
+            raise ValueError("Every row must hold a positive probability, and no negative or infinite one.")
         cdf /= cdf[:, -1:]
         self.shape = rows.shape
         self.flat = (cdf + np.arange(len(rows))[:, None]).reshape(-1)
@@ -62,15 +63,26 @@ def chain(
     Returns the tokens, and for each position how often its token has occurred so far if it has an override, else 0.
     The chain begins with the last token of the prefix: what stands before it is copied and not counted.
     Column t of `uniform` serves the draw of token t. `compiled=None` takes numba where it can be used.
+
+    Raises:
+        ValueError: where shapes do not fit, or a token or a uniform is out of range.
     """
+    n = rows.shape[1]
+    if rows.shape[0] != n or overrides.shape != (len(start), n) or uniform.shape != (len(start), length):
+        raise ValueError(f"overrides {overrides.shape} and uniform {uniform.shape} do not fit {rows.shape} rows.")
+    if not 1 <= start.shape[1] <= length:
+        raise ValueError(f"A prefix of {start.shape[1]} tokens does not fit a sequence of {length}.")
     kernel = _kernel() if compiled is not False else None
     if compiled and kernel is None:
         raise ValueError("The compiled sampler needs numba.")
     if kernel is not None:
         tokens = np.empty((len(start), length), dtype=np.int64)
         occurrence = np.empty_like(tokens)
-        kernel(start, rows.flat, rows.guide, overrides, uniform, tokens, occurrence)
+        if not kernel(start, rows.flat, rows.guide, overrides, uniform, tokens, occurrence):
+            raise ValueError(_OUT_OF_RANGE)
         return tokens, occurrence
+    if not ((start >= 0) & (start < n)).all() or (overrides >= n).any() or not ((uniform >= 0) & (uniform < 1)).all():
+        raise ValueError(_OUT_OF_RANGE)
     return _chain_in_numpy(start, length, rows, overrides, uniform)
 
 

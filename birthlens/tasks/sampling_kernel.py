@@ -8,7 +8,10 @@ from numba import njit
 
 @njit(cache=True, nogil=True)
 def chain(start, flat, guide, overrides, uniform, tokens, occurrence):
-    """Fill `tokens` and `occurrence`, one sequence after the other."""
+    """Fill `tokens` and `occurrence`, one sequence after the other; return False where a number is out of range.
+
+    Compiled code does not check indices, so what comes in from arrays is checked before it becomes one.
+    """
     batch, length = tokens.shape
     n = overrides.shape[1]
     buckets = guide.shape[1]
@@ -18,14 +21,20 @@ def chain(start, flat, guide, overrides, uniform, tokens, occurrence):
         for t in range(length):
             if t < start.shape[1]:
                 token = start[b, t]
+                if token < 0 or token >= n:
+                    return False
             else:
                 last = tokens[b, t - 1]
                 token = overrides[b, last]
+                if token >= n:
+                    return False
                 if token < 0:
                     u = uniform[b, t]
+                    if not 0 <= u < 1:
+                        return False
                     token = guide[last, int(u * buckets)]
                     target = last + u
-                    while flat[last * n + token] <= target:
+                    while token < n - 1 and flat[last * n + token] <= target:
                         token += 1
             tokens[b, t] = token
             if t >= start.shape[1] - 1 and overrides[b, token] >= 0:
@@ -33,3 +42,4 @@ def chain(start, flat, guide, overrides, uniform, tokens, occurrence):
                 occurrence[b, t] = seen[token]
             else:
                 occurrence[b, t] = 0
+    return True

@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
+from birthlens.runs.files import CONSTANTS
+from birthlens.runs.lock import only_writer
 from birthlens.runs.run import Run
-from birthlens.runs.writer import RunWriter
+from birthlens.runs.writer import RunWriter, directory_of
 from birthlens.tasks.kinds import chain_of
 from birthlens.training.loop import DivergedError, StepRecord, Trainer, train
 
@@ -20,14 +24,19 @@ _log = logging.getLogger("birthlens")
 def train_to_disk(config: RunConfig, out: str | Path) -> Iterator[StepRecord]:
     """Start a run in a new directory and yield its records as they come; kept steps are on disk when they are yielded.
 
+    The directory is locked until the last record, or until the iterator is closed.
+
     Raises:
-        BirthlensError: where the directory holds anything already, or the config cannot be trained.
+        BirthlensError: where the directory holds anything already, another process writes it, or the config cannot be
+            trained.
     """
     statistics = chain_of(config)
     trainer = Trainer(config, statistics)
     engine = {"name": trainer.engine_name, "reason": trainer.engine_reason, "threads": trainer.engine.threads}
-    writer = RunWriter.create(out, config, trainer.task, trainer.initial, engine)
-    yield from _recorded(writer, trainer)
+    path = directory_of(out)
+    with only_writer(path):
+        writer = RunWriter.create(path, config, trainer.task, trainer.initial, engine)
+        yield from _recorded(writer, trainer)
 
 
 def resume(out: str | Path) -> Iterator[StepRecord]:
@@ -36,15 +45,25 @@ def resume(out: str | Path) -> Iterator[StepRecord]:
     Where the engine's bits depend on the number of threads and that is another now, it logs a warning.
 
     Raises:
-        BirthlensError: where there is no run, or its engine cannot be had on this machine.
+        BirthlensError: where there is no run, it is damaged, another process writes it, or its engine is unavailable.
     """
-    run = Run(out)
-    writer = RunWriter(run.path)
-    kept = writer.rewind()
+    with only_writer(Run(out).path):
+        yield from _continued(Run(out))
+
+
+def _continued(run: Run) -> Iterator[StepRecord]:
+    writer = RunWriter.reopen(run)
+    kept = writer.rewind(run)
     # The engine that the run began with, whatever would be chosen today: another one differs in the last bit.
     recorded = run.header["engine"]
     config = run.config.changed(training=run.config.training.changed(engine=recorded["name"]))
     trainer = Trainer(config, run.statistics, kept)
+    for name, constant in run.constants.items():
+        if not np.array_equal(constant, trainer.initial[name]):
+            raise BirthlensError(
+                f"{run.path / CONSTANTS} has another {name} than seeds.init = {config.seeds.init} gives here; the file is "
+                "damaged, or the run was begun with other packages: continue it with those."
+            )
     trainer.engine_reason = recorded["reason"]
     before = recorded["threads"]
     now = trainer.engine.threads

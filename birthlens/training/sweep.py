@@ -14,13 +14,13 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
+from birthlens.runs.lock import locked
 from birthlens.runs.reuse import cost, standing, write_cost
 from birthlens.runs.run import Run
 from birthlens.training.grid import Grid
@@ -31,7 +31,7 @@ State = Literal["trained", "continued", "reused", "failed"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run: `message` says why it failed, or why it was made anew.
+    """What became of one run: `message` says why it failed, why it was trained anew, or why other code's run is reused.
 
     `seconds` and `cpu_seconds` are what the whole run has cost, over all its sessions.
     """
@@ -103,7 +103,7 @@ def prepare(config: RunConfig, path: Path) -> Outcome:
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path):
+        with locked(path.with_name(f".{path.name}.lock"), wait=True):
             return _prepare(config, path)
     except Exception as error:  # one run must not take the others of a grid with it; the outcome says what it was
         spent = (time.perf_counter() - wall, time.process_time() - cpu)
@@ -112,9 +112,10 @@ def prepare(config: RunConfig, path: Path) -> Outcome:
 
 def _prepare(config: RunConfig, path: Path) -> Outcome:
     from birthlens.training.recording import resume, train_to_disk
+    from birthlens.training.replay import replayed
 
     wall, cpu = time.perf_counter(), time.process_time()
-    state, why = standing(config, path)
+    state, why = standing(config, path, replayed)
     if state != "reused":
         for _ in train_to_disk(config, path) if state == "trained" else resume(path):
             pass
@@ -130,16 +131,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError) or "allocate memory" in str(error):
         return "out of memory; use a smaller batch, context, vocabulary or model."
     return f"{type(error).__name__}: {error}"
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock on a run, which the system lets go when its holder dies (where it has no such locks, go on without)."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with open(path.with_name(f".{path.name}.lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from claim_runs import TINY
 from click.testing import CliRunner
+from resealing import reseal
 
 from birthlens.claims import catalogue, identity, reproduction
 from birthlens.claims.book import command_of
@@ -145,10 +146,10 @@ def test_a_claim_without_runs_depends_on_the_corpus(monkeypatch):
     assert identity.made_of(one, TIER) != before and before["corpus"]
 
 
-def test_a_run_of_other_code_is_made_anew(tmp_path):
+def test_a_run_of_other_packages_is_made_anew(tmp_path):
     first = judged([claim("true")], tmp_path)["true"]
     file = next((tmp_path / "runs").glob("*/run.json"))
-    file.write_text(json.dumps({**json.loads(file.read_text()), "code": "0123456789abcdef"}))
+    reseal(file.parent, lambda header: header["versions"].update(torch="1.0"))
     events = list(reproduce([claim("true")], TIER, tmp_path, processes=1))
     (outcome,) = [event for event in events if not isinstance(event, Result) and event.state == "trained"]
     assert "made by other code" in outcome.message and outcome.path == file.parent

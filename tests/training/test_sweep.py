@@ -8,12 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from resealing import replace, reseal
 
 from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
+from birthlens.model.weights import load_tensors
 from birthlens.runs.run import load_run
 from birthlens.training.grid import Grid
 from birthlens.training.recording import train_to_disk
+from birthlens.training.replay import replayed
 from birthlens.training.sweep import outcome_of, prepare, run_path, runs_of, sweep, trained
 from birthlens.training.workers import WorkerKilledError, workers
 
@@ -137,12 +140,6 @@ def test_a_run_stopped_before_its_first_checkpoint_is_begun_again(tmp_path):
     assert prepare(CONFIG, path).state == "trained"
 
 
-def altered(path, change):
-    header = json.loads((path / "run.json").read_text())
-    change(header)
-    (path / "run.json").write_text(json.dumps(header))
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -153,27 +150,78 @@ def altered(path, change):
 def test_what_does_not_match_is_never_used(tmp_path, change, said):
     path = run_path(CONFIG, tmp_path)
     prepare(CONFIG, path)
-    altered(path, change)
+    reseal(path, change)
     outcome = prepare(CONFIG, path)
     assert outcome.state == "failed" and said in outcome.message and str(path) in outcome.message
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda header: header.update(birthlens="0.0.1"), "birthlens 0.0.1"),
-        (lambda header: header.update(code="0123456789abcdef"), "its training code is 0123456789abcdef"),
-        (lambda header: header["versions"].update(torch="1.0"), "torch 1.0"),
-        (lambda header: header.pop("code"), "its training code is None"),
-    ],
-)
-def test_what_other_code_made_is_made_anew_and_that_is_said(tmp_path, change, said):
+BY_OTHERS = {
+    "another birthlens": lambda header: header.update(birthlens="0.0.1"),
+    "other training code": lambda header: header.update(code="0123456789abcdef"),
+    "unknown training code": lambda header: header.pop("code"),
+}
+
+
+def test_what_other_packages_made_is_trained_anew_and_that_is_said(tmp_path):
     path = run_path(CONFIG, tmp_path)
     prepare(CONFIG, path)
-    altered(path, change)
+    reseal(path, lambda header: header["versions"].update(torch="1.0"))
     outcome = prepare(CONFIG, path)
-    assert outcome.state == "trained" and "anew, since it was made by other code" in outcome.message
-    assert said in outcome.message and prepare(CONFIG, path).state == "reused"
+    assert outcome.state == "trained" and "anew, since it was made by other code (torch 1.0" in outcome.message
+    assert prepare(CONFIG, path).state == "reused"
+
+
+@pytest.mark.parametrize("change", BY_OTHERS.values(), ids=BY_OTHERS)
+def test_what_other_code_made_is_used_where_a_replay_gives_the_same_bits(tmp_path, change):
+    path = run_path(CONFIG, tmp_path)
+    prepare(CONFIG, path)
+    reseal(path, change)
+    before = {file: file.read_bytes() for file in path.rglob("*.*")}
+    outcome = prepare(CONFIG, path)
+    assert outcome.state == "reused" and before == {file: file.read_bytes() for file in path.rglob("*.*")}
+    assert outcome.message == "made by other code, of which 2 steps replayed here are equal to the bit"
+
+
+OTHER_NUMBERS = {
+    "constants": "constants.safetensors",
+    "step 0": "checkpoints/step_00000000.safetensors",
+    "step 2": "checkpoints/step_00000002.safetensors",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_NUMBERS.values(), ids=OTHER_NUMBERS)
+def test_what_other_code_made_is_trained_anew_where_one_bit_differs(tmp_path, name):
+    path = run_path(CONFIG, tmp_path)
+    prepare(CONFIG, path)
+    tensors = {key: tensor.copy() for key, tensor in load_tensors(path / name).items()}
+    bits = next(iter(tensors.values())).reshape(-1).view(np.uint32)
+    bits[0] ^= 1
+    replace(path, name, tensors)
+    assert prepare(CONFIG, path).state == "reused"  # the digests match, and the code is this
+    reseal(path, BY_OTHERS["other training code"])
+    outcome = prepare(CONFIG, path)
+    assert outcome.state == "trained" and "whose first steps give other numbers" in outcome.message
+    assert "0123456789abcdef" in outcome.message and prepare(CONFIG, path).message == ""
+
+
+def test_a_replay_compares_measurements_too(tmp_path):
+    path = run_path(CONFIG, tmp_path)
+    prepare(CONFIG, path)
+    assert replayed(load_run(path)) == 2 and replayed(load_run(path), longest=1) is None
+    first, *others = (path / "metrics.jsonl").read_text().splitlines()
+    row = {**json.loads(first), "value": np.nextafter(json.loads(first)["value"], 10)}
+    (path / "metrics.jsonl").write_text("".join(line + "\n" for line in (json.dumps(row), *others)))
+    reseal(path)
+    assert replayed(load_run(path)) is None
+
+
+def test_an_unfinished_run_of_other_code_is_continued_where_a_replay_agrees(tmp_path):
+    path = run_path(CONFIG, tmp_path)
+    for record in train_to_disk(CONFIG, path):
+        if record.step == 5:
+            break
+    reseal(path, BY_OTHERS["other training code"])
+    assert prepare(CONFIG, path).state == "continued" and load_run(path).finished
 
 
 def cut(name, share=0.5):
@@ -311,6 +359,6 @@ def test_a_run_by_name_is_trained_once_and_refused_where_it_is_another(tmp_path)
     stamp = (first.path / "resume.safetensors").stat().st_mtime_ns
     assert first.finished and first.config == CONFIG
     assert (trained(CONFIG, tmp_path).path / "resume.safetensors").stat().st_mtime_ns == stamp
-    altered(first.path, lambda header: header["config"]["training"].update(batch_size=5))
+    reseal(first.path, lambda header: header["config"]["training"].update(batch_size=5))
     with pytest.raises(BirthlensError, match="another config"):
         trained(CONFIG, tmp_path)

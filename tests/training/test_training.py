@@ -13,15 +13,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from resealing import replace, reseal
 
 from birthlens.config.presets import preset
 from birthlens.config.run import RunConfig
 from birthlens.config.schedule import Schedule
 from birthlens.errors import BirthlensError
 from birthlens.model.hooked import build, parameters
-from birthlens.model.weights import load_tensors, save_tensors
+from birthlens.model.weights import load_tensors, load_with_metadata, save_tensors
 from birthlens.runs.files import commit
+from birthlens.runs.header import seal_of
+from birthlens.runs.metrics import read_metrics
 from birthlens.runs.run import load_run
+from birthlens.runs.seal import BLANK
 from birthlens.runs.writer import RunWriter
 from birthlens.training.engines import choose
 from birthlens.training.loop import DivergedError, Trainer, train
@@ -51,6 +55,7 @@ def train_all(config, out):
     return load_run(out)
 
 
+ENGINE = {"name": "functional", "reason": "asked for", "threads": 1}
 ENGINES = ["reference", "functional", "handwritten", "fused"]
 
 
@@ -191,14 +196,15 @@ def test_two_hundred_checkpoints_of_the_papers_model_stay_under_60_mb(tmp_path):
     """Random numbers, which no encoding shrinks, in the place of what training would leave."""
     config = preset("paper", ["training.steps=995"])
     trainer = Trainer(config, _statistics(config))
-    writer = RunWriter.create(tmp_path / "run", config, trainer.task, trainer.initial, {"name": "none"})
+    writer = RunWriter.create(tmp_path / "run", config, trainer.task, trainer.initial, ENGINE)
     generator = np.random.default_rng(0)
     shapes = {name: trainer.initial[name].shape for name in config.trained}
     columns = {"split": "held_out", "metric": "in_context_unabsorbed_accuracy", "n": 128 * 256}
     for step in range(0, 1000, 5):
         tensors = {name: generator.random(shape, np.float32) for name, shape in shapes.items()}
         metrics = [{"step": step, **columns, "value": generator.random()} for _ in range(17)]  # twelve, and five losses
-        writer.keep(step, tensors, metrics, {f"momentum_buffer/{name}": tensors[name] for name in tensors}, {})
+        state = {f"momentum_buffer/{name}": tensors[name] for name in tensors}
+        writer.keep(step, tensors, metrics, state, {"engine": ENGINE["name"]})
     run = load_run(tmp_path / "run")
     assert len(run.steps) == 200 and run.steps[-1] == 995
     assert sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file()) < 60e6
@@ -275,8 +281,7 @@ def test_resuming_keeps_the_engine_and_warns_where_its_threads_matter(tmp_path, 
             break
     header = json.loads((tmp_path / "run" / "run.json").read_text())
     assert header["engine"] == {"name": engine, "reason": "asked for", "threads": 1}
-    header["engine"]["reason"] = "a whim"
-    (tmp_path / "run" / "run.json").write_text(json.dumps(header))
+    reseal(tmp_path / "run", lambda header: header["engine"].update(reason="a whim"))
     threads(3)
     with caplog.at_level("INFO", logger="birthlens"):
         *_, last = resume(tmp_path / "run")
@@ -425,18 +430,37 @@ def _read_all(path):
         ({"config": {"task": {"contxt": 3}}}, r"config that cannot be read: task.contxt = 3 is unknown"),
         ({"engine": None}, r"'engine' is no dict"),
         ({"engine": {}}, r"'engine' has no name"),
+        ({"engine": {"name": "fused", "reason": ""}}, r"engine.threads is None, it must be an int of 1 or more"),
+        ({"engine": {"name": "fused", "reason": "", "threads": True}}, r"engine.threads is True"),
+        ({"engine": {"name": "steam", "reason": "", "threads": 1}}, r"engine.name is 'steam', valid are reference,"),
         ({"vocab": ["a", "b"]}, r"shape \(12,\) for 2 tokens"),
         ({"vocab": list(range(12))}, r"'vocab' holds something else than strings"),
+        ({"vocab": ["a"] * 12}, r"'vocab' must hold two or more distinct strings"),
         ({"format": "1"}, r"'format' is no int"),
+        ({"format": True}, r"'format' is no int"),
+        ({"format": 0}, r"'format' is 0, valid are 1 to 2"),
+        ({"format": -1}, r"'format' is -1"),
+        ({"format": 1}, r"it has a digest, which format 1 has not"),
+        ({"files": {}}, r"'files' must give the digests of tables.safetensors and constants.safetensors"),
+        ({"versions": {"torch": 2}}, r"'versions' holds something else than strings"),
+        ({"code": 5}, r"'code' is no str"),
     ],
 )
 def test_a_damaged_header_is_named(tmp_path, change, said):
     run = train_all(tiny(), tmp_path / "run")
     header = json.loads((run.path / "run.json").read_text())
-    (run.path / "run.json").write_text(json.dumps({**header, **change}))
+    if change.keys() & {"format", "files", "versions", "code"} or not isinstance(change.get("config", {}), dict):
+        (run.path / "run.json").write_text(json.dumps({**header, **change}))
+    else:
+        reseal(run.path, lambda header: header.update(change))
     with pytest.raises(BirthlensError, match=said) as error:
         _read_all(run.path)
     assert str(run.path) in str(error.value)
+
+
+def seal(run):
+    """Return what puts the digest into resume.safetensors."""
+    return lambda data: seal_of(run.header).sealed("resume.safetensors", data)
 
 
 def test_damaged_tensors_rows_and_notes_are_named(tmp_path):
@@ -449,28 +473,35 @@ def test_damaged_tensors_rows_and_notes_are_named(tmp_path):
     metrics = (run.path / "metrics.jsonl").read_bytes()
     for row in ("5", '{"a": 5}', '{"step": "x", "split": "", "metric": "", "value": 1, "n": 1}'):
         (run.path / "metrics.jsonl").write_bytes(metrics + row.encode() + b"\n")
-        with pytest.raises(BirthlensError, match=r"metrics.jsonl is damaged at line \d+"):
+        with pytest.raises(
+            BirthlensError, match=r"metrics.jsonl is damaged at line \d+: the line, or one before it, was"
+        ):
             run.metrics()
+        with pytest.raises(BirthlensError, match=r"metrics.jsonl is damaged at line \d+; restore"):
+            read_metrics(run.path)
     (run.path / "metrics.jsonl").write_bytes(metrics)
 
     state = load_tensors(run.path / "resume.safetensors")
-    for notes in ("{", "[]", '{"step": "last"}'):
-        save_tensors(run.path / "resume.safetensors", state, {"notes": notes})
+    metadata = load_with_metadata(run.path / "resume.safetensors")[1]
+    for notes in ("{", "[]", '{"step": "last"}', '{"step": true}'):
+        save_tensors(run.path / "resume.safetensors", state, {"notes": notes, "digest": BLANK}, seal(run))
         with pytest.raises(BirthlensError, match=r"resume.safetensors does not say which step"):
             next(resume(run.path))
     wrong = {name: np.zeros((2, 2), np.float32) for name in state}
-    save_tensors(run.path / "resume.safetensors", wrong, {"notes": '{"step": 4}'})
+    replace(run.path, "resume.safetensors", wrong, metadata["notes"])
     with pytest.raises(BirthlensError, match=r"resume.safetensors has momentum_buffer.* of shape \(2, 2\)"):
         next(resume(run.path))
+    replace(run.path, "resume.safetensors", state)
 
     file = run.path / "checkpoints" / "step_00000004.safetensors"
     tensors = load_tensors(file)
-    save_tensors(file, {**tensors, "L1.W_O": np.zeros((1, 16, 8), np.float32)})
+    name = "checkpoints/step_00000004.safetensors"
+    replace(run.path, name, {**tensors, "L1.W_O": np.zeros((1, 16, 8), np.float32)})
     with pytest.raises(BirthlensError, match=r"step_00000004.* has L1.W_O of shape \(1, 16, 8\), not \(1, 16, 16\)"):
         _read_all(run.path)
-    save_tensors(file, {"L1.W_O": tensors["L1.W_O"]})
+    replace(run.path, name, {"L1.W_O": tensors["L1.W_O"]})
     with pytest.raises(BirthlensError, match=r"step_00000004.* lacks L0.W_K, L1.W_K"):
-        run.stacked(["L0.W_K"])
+        load_run(run.path).stacked(["L0.W_K"])
     file.unlink()
     file.mkdir()
     with pytest.raises(BirthlensError, match=r"step_00000004.safetensors cannot be read: Is a directory"):

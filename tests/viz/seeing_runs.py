@@ -5,6 +5,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from resealing import reseal
+
 from birthlens.config.run import RunConfig
 from birthlens.runs.run import load_run
 from birthlens.training.recording import train_to_disk
@@ -49,6 +51,8 @@ def unfinished():
         (path / "checkpoints" / f"step_{step:08d}.safetensors").unlink()
     lines = [line for line in (path / "metrics.jsonl").read_text().splitlines() if '"step": 9,' not in line]
     (path / "metrics.jsonl").write_text(
-        "\n".join(line for line in lines if '"step": 1' not in line or '"step": 1,' in line)
+        "".join(line + "\n" for line in lines if '"step": 1' not in line or '"step": 1,' in line)
     )
+    (path / "resume.safetensors").unlink()
+    reseal(path)
     return load_run(path)

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from resealing import replace
 from seeing_runs import KINDS, TINY, run, unfinished
 
 from birthlens.analysis.behaviour.trajectory import memories_over
@@ -337,17 +338,17 @@ def test_the_command_writes_a_page_and_refuses_others(tmp_path):
         report_page([])
 
 
-def test_a_diverged_run_still_has_a_report(tmp_path):
+def test_a_run_with_weights_that_are_not_finite_has_no_report(tmp_path):
     import shutil
 
     import numpy as np
 
-    from birthlens.model.weights import load_tensors, save_tensors
+    from birthlens.model.weights import load_tensors
 
     path = tmp_path / "diverged"
     shutil.copytree(run().path, path)
-    file = path / "checkpoints" / "step_00000012.safetensors"
-    tensors = load_tensors(file)
-    save_tensors(file, {name: np.full_like(tensor, np.nan) for name, tensor in tensors.items()})
-    html, parsed = page_of(Run(path))
-    assert "diverged" in "".join(parsed.words) and "Not shown" in html
+    name = "checkpoints/step_00000012.safetensors"
+    tensors = load_tensors(path / name)
+    replace(path, name, {name: np.full_like(tensor, np.nan) for name, tensor in tensors.items()})
+    with pytest.raises(BirthlensError, match=r"step_00000012.safetensors has numbers in L0.W_K that are not finite"):
+        page_of(Run(path))

@@ -1,0 +1,85 @@
+"""resume.safetensors: the optimiser's tensors at the last kept step, checked to be those that training left there."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from birthlens.config.run import OptimiserConfig, RunConfig
+from birthlens.errors import BirthlensError
+from birthlens.model.weights import check_tensors, load_with_metadata
+from birthlens.runs.files import RESUME
+from birthlens.runs.header import check_of
+from birthlens.runs.metrics import updates
+
+Array = np.ndarray
+
+
+def read_state(path: Path, header: Mapping[str, Any]) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Read the optimiser's tensors and the notes, which hold at least `step`.
+
+    Raises:
+        BirthlensError: where the file is missing or damaged.
+    """
+    file = path / RESUME
+    tensors, metadata = load_with_metadata(file, check_of(header, RESUME))
+    try:
+        notes = json.loads(metadata.get("notes", ""))
+    except (ValueError, RecursionError):
+        notes = None
+    if not isinstance(notes, dict) or type(notes.get("step")) is not int:
+        raise BirthlensError(f"{file} does not say which step it belongs to; the run is damaged, train again.")
+    loss = notes.get("last_kept_loss")
+    if loss is not None and (type(loss) not in (int, float) or not math.isfinite(loss)):
+        raise BirthlensError(f"{file} has last_kept_loss = {loss!r}, which is no loss; the run is damaged.")
+    if notes.get("engine") != header["engine"]["name"]:
+        raise BirthlensError(
+            f"{file} is of the engine {notes.get('engine')!r}, the run of {header['engine']['name']!r}; "
+            "the run is damaged."
+        )
+    if header["format"] > 1 and not isinstance(notes.get("metrics"), str):
+        raise BirthlensError(f"{file} does not say where metrics.jsonl ended; the run is damaged.")
+    return tensors, notes
+
+
+def check_state(
+    path: Path,
+    config: RunConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    state: tuple[Mapping[str, Array], Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
+    """Raise BirthlensError where a state is not what the updates in the rows of metrics.jsonl leave behind.
+
+    `shapes` are those of the parameters. A matrix that no update has moved yet has no state; any other has all tensors of
+    the optimiser, in the matrix's shape.
+    """
+    file = path / RESUME
+    tensors, notes = state
+    step = notes["step"]
+    if not 0 <= step <= config.training.steps:
+        raise BirthlensError(f"{file} belongs to step {step} of {config.training.steps}; the run is damaged.")
+    expected: dict[str, tuple[int, ...]] = {}
+    for name in config.trained:
+        count = updates(rows, config.training.freeze_until.get(name, 0), step)
+        if count:
+            expected |= _shapes_of(config.optimiser, name, shapes[name])
+        found = tensors.get(f"step/{name}")
+        if count and found is not None and found.size == 1 and found.item() != count:
+            raise BirthlensError(
+                f"{file} counts {found.item():g} updates of {name}, but metrics.jsonl {count} up to step {step}; "
+                "the run is damaged."
+            )
+    check_tensors(file, tensors, expected)
+
+
+def _shapes_of(optimiser: OptimiserConfig, name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Return the tensors that torch's optimiser keeps for a matrix that it has moved."""
+    if optimiser.kind == "adamw":
+        return {f"step/{name}": (1,), f"exp_avg/{name}": shape, f"exp_avg_sq/{name}": shape}
+    return {f"momentum_buffer/{name}": shape} if optimiser.momentum else {}

@@ -1,0 +1,54 @@
+"""A stored run judged by effect: its first steps, trained again by the present code, must give the same numbers.
+
+The replay starts at step 0 and ends at the first kept step after it. Compared to the bit are the constants, the weights at
+both steps, and every measurement up to the second one. It shows that initialisation, batches, gradients, optimiser and
+evaluation are the same; it says nothing of what the config does only later (a `freeze_until` beyond that step).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from birthlens.errors import BirthlensError
+from birthlens.runs.run import Run
+from birthlens.training.loop import Trainer, train
+
+LONGEST = 300
+"""Steps of the longest replay; where the first kept step comes later, the run is not compared."""
+
+
+def replayed(run: Run, longest: int = LONGEST) -> int | None:
+    """Return the step up to which a replay is equal to the bit, or None where it differs or would take too long.
+
+    It trains on as many threads as the run did, since they change the last bits of some engines.
+    """
+    engine = run.header["engine"]
+    last = next((step for step in run.steps if step > 0), None)
+    if last is None or last > longest or run.steps[0] != 0:
+        return None
+    before = torch.get_num_threads()
+    torch.set_num_threads(engine["threads"])
+    try:
+        return last if _equal(run, engine["name"], last) else None
+    except BirthlensError:
+        return None  # its engine is unavailable here, or it diverges now
+    finally:
+        torch.set_num_threads(before)
+
+
+def _equal(run: Run, engine: str, last: int) -> bool:
+    config = run.config.changed(training=run.config.training.changed(engine=engine))
+    trainer = Trainer(config, run.statistics)
+    rows = []
+    for record in train(config, trainer=trainer):
+        rows += record.metrics
+        if record.step in (0, last):
+            now = record.weights
+            then = run.weights(record.step)
+            if any(now[name].tobytes() != then[name].tobytes() for name in now):
+                return False
+        if record.step == last:
+            break
+    columns = ("step", "split", "metric", "value", "n")
+    stored = [row for row in run.rows() if row["step"] <= last]
+    return [[row[key] for key in columns] for row in rows] == [[row[key] for key in columns] for row in stored]
