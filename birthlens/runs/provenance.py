@@ -6,8 +6,10 @@ meant to change where a number could change, and nowhere else:
 - Statements are digested as syntax trees without docstrings, so comments and layout do not count.
 - Names of modules, and the order of top-level statements, do not count: they are digested one by one and sorted. A function
   that moves to another module keeps its digest.
-- Of an import from birthlens, the imported name counts together with the statement that defines it, and the module does not.
-  Imports of other packages count as they are. Imports for type checkers only do not count.
+- A module that is named in a string, as "birthlens.tasks.bigram:BigramTask", counts as imported.
+- Imports from birthlens do not count, but where a name is changed, or defined in several modules: then the name counts
+  together with the statement that defines it. Imports of other packages count as they are. Imports for type checkers only do
+  not count.
 
 Code that only draws, prints or writes pages is not imported by what computes, so it is left out.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +33,7 @@ TRAINING = "birthlens.training.recording"
 """The module whose digest says what a run was made by."""
 _HOME = Path(__file__).parents[2]
 _DIGITS = 16
+_REFERENCE = re.compile(r"birthlens(\.\w+)+:\w+")
 
 
 @cache
@@ -42,9 +46,26 @@ def code_digest(module: str, home: Path = _HOME) -> str:
     """
     found = sources(module, home)
     texts = {text for source in found.values() for text in source.statements}
+    definitions: dict[str, set[str]] = {}
     for source in found.values():
-        texts |= {f"{name} as {other}: {_meaning(home, name, found)}" for home, name, other in source.own}
+        for name, digest in source.definitions.items():
+            definitions.setdefault(name, set()).add(digest)
+    for source in found.values():
+        for home_of, name, here in source.own:
+            if here != name or len(definitions.get(name, ())) > 1:  # only the import says what is meant
+                texts.add(f"{name} as {here}: {_meaning(home_of, name, found)}")
     return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:_DIGITS]
+
+
+def training_digest(kind: str) -> str:
+    """Return the digest of what trains a kind of task: that of training, with the module of a task that a user wrote."""
+    from birthlens.tasks.kinds import task_class
+
+    training = code_digest(TRAINING)
+    module = task_class(kind).__module__
+    if module.split(".")[0] == "birthlens":
+        return training
+    return hashlib.sha256(f"{training}{code_digest(module)}".encode()).hexdigest()[:_DIGITS]
 
 
 @dataclass(frozen=True)
@@ -109,6 +130,8 @@ def _read(file: Path) -> Source:
                     node.body = node.body[1:]
             case ast.If(test=ast.Name(id="TYPE_CHECKING")):
                 node.body = [ast.Pass()]
+            case ast.Constant(value=str(text)) if _REFERENCE.fullmatch(text):
+                imports.append(text.partition(":")[0])
             case ast.Import():
                 imports += [alias.name for alias in node.names]
             case ast.ImportFrom(module=str(module), level=0):

@@ -22,7 +22,7 @@ from birthlens.errors import BirthlensError
 from birthlens.runs.files import CHECKPOINTS, CONSTANTS, COST, HEADER, METRICS, RESUME, TABLES, versions
 from birthlens.runs.header import read_header, seal_of
 from birthlens.runs.lock import LOCK, only_writer
-from birthlens.runs.provenance import TRAINING, code_digest, corpus_digest
+from birthlens.runs.provenance import corpus_digest, training_digest
 from birthlens.runs.run import Run
 from birthlens.runs.seal import content_digest
 from birthlens.system import write_atomically
@@ -91,7 +91,7 @@ def _judged(config: RunConfig, path: Path, replay: Replay) -> tuple[str, str]:
 def _by_other_code(run: Run, replay: Replay) -> tuple[str, str]:
     """Return why a run cannot be used (empty where it can), and a note where other code made the same numbers."""
     before = (run.header["birthlens"], run.header.get("code"))
-    now = (__version__, code_digest(TRAINING))
+    now = (__version__, training_digest(run.config.task.kind))
     if before == now:
         return "", "" if run.verified else "unverified, since format 1 has no digests"
     last = replay(run)

@@ -30,7 +30,7 @@ from birthlens.runs.files import (
 )
 from birthlens.runs.header import FORMAT, seal_of, write_header
 from birthlens.runs.lock import LOCK
-from birthlens.runs.provenance import TRAINING, code_digest
+from birthlens.runs.provenance import training_digest
 from birthlens.runs.run import Run
 from birthlens.runs.seal import BLANK, Seal, digest_of
 from birthlens.runs.tables import table_fault
@@ -102,7 +102,7 @@ class RunWriter:
         header = {
             "format": FORMAT,
             "birthlens": __version__,
-            "code": code_digest(TRAINING),
+            "code": training_digest(config.task.kind),
             "config": config.to_data(),
             "vocab": list(statistics.vocab),
             "engine": dict(engine),

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from birthlens.tasks.task import Task
 
 HOMES = {
-    "bigram": "bigram:BigramTask",
-    "noise": "noise:NoiseTask",
-    "backcopy": "backcopy:BackcopyTask",
-    "markov": "markov:MarkovTask",
-    "facts": "facts:FactsTask",
+    "bigram": "birthlens.tasks.bigram:BigramTask",
+    "noise": "birthlens.tasks.noise:NoiseTask",
+    "backcopy": "birthlens.tasks.backcopy:BackcopyTask",
+    "markov": "birthlens.tasks.markov:MarkovTask",
+    "facts": "birthlens.tasks.facts:FactsTask",
 }
 """The module and class of every task that comes with birthlens."""
 
@@ -30,7 +30,7 @@ def task_class(kind: str) -> type[Task]:
 
     if kind in HOMES:
         module, _, name = HOMES[kind].partition(":")
-        return getattr(import_module(f"birthlens.tasks.{module}"), name)
+        return getattr(import_module(module), name)
     found = own_task(kind)
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise BirthlensError(f"task.kind = {kind!r}: {found!r} must be a subclass of birthlens.tasks.task.Task.")

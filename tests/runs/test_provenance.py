@@ -8,6 +8,7 @@ import pytest
 
 import birthlens
 from birthlens.config.run import CorpusConfig
+from birthlens.runs import provenance
 from birthlens.runs.provenance import TRAINING, code_digest, corpus_digest, sources
 from birthlens.tasks.corpus import statistics_of
 
@@ -31,15 +32,55 @@ def test_a_copy_has_the_digest_of_its_original(tmp_path):
         assert code_digest(module, home) == code_digest(module)
 
 
+def moved(text):
+    """Return a copy of a function's source for another module, and what is left of the first one."""
+    start = text.index("def _is_power")
+    return text[start:], text[:start].replace("import math\n", "").rstrip() + "\n"
+
+
+def test_a_function_that_moves_to_another_module_keeps_the_digest(tmp_path):
+    """With its import, and where its module is called otherwise; a change on the way is found."""
+    home = edited(tmp_path, "config/schedule.py", "import", "import")
+    folder = home / "birthlens" / "config"
+    function, rest = moved((folder / "schedule.py").read_text())
+    before = code_digest(TRAINING)
+    future = '"""Powers."""\n\nfrom __future__ import annotations\n\nimport math\n\n\n'
+    own = "\nfrom birthlens.config.run import RunConfig\n"
+    assert own in rest
+    for number, (text, same) in enumerate({function: True, function.replace("== step", "<= step"): False}.items()):
+        (folder / f"powers{number}.py").write_text(future + text)
+        new = f"\nfrom birthlens.config.powers{number} import _is_power{own}"
+        (folder / "schedule.py").write_text(rest.replace(own, new))
+        provenance.code_digest.cache_clear()
+        provenance._read.cache_clear()
+        digest = code_digest(TRAINING, home)
+        assert (digest == before) == same
+
+
+def test_another_function_under_the_same_name_is_found(tmp_path):
+    """Both functions were in the digest before; only the import says which one is called."""
+    (tmp_path / "birthlens").mkdir()
+    for name, text in {
+        "a": "def f(): return 1\n",
+        "b": "def f(): return 2\n",
+        "c": "from birthlens.a import f\nimport birthlens.b\nimport birthlens.a\n",
+        "d": "from birthlens.b import f\nimport birthlens.b\nimport birthlens.a\n",
+        "e": "from birthlens.a import f as g\nimport birthlens.b\nimport birthlens.a\n",
+    }.items():
+        (tmp_path / "birthlens" / f"{name}.py").write_text(text)
+    assert len({code_digest(f"birthlens.{name}", tmp_path) for name in "cde"}) == 3
+
+
 @pytest.mark.parametrize(
     ("name", "old", "new", "training", "measuring"),
     [
         ("training/loop.py", "    keep: bool", "    keep: int", True, False),
-        ("training/simplified/numba_step.py", "import", "import decimal\nimport", True, False),
+        ("training/simplified/numba_step.py", "import numpy as np", "import decimal as np", True, False),
+        ("tasks/noise.py", "return", "pass\n    return", True, True),
         ("model/initialisation.py", "return", "pass\n    return", True, True),
         ("analysis/memories/names.py", "return", "pass\n    return", False, True),
         ("claims/statistics/behaviours.py", "0.5", "0.6", False, True),
-        ("viz/figures/style.py", "import", "import decimal\nimport", False, False),
+        ("viz/figures/style.py", "return", "pass\n    return", False, False),
         ("viz/report/scorecard.py", "WIDTH, HEIGHT = 260", "WIDTH, HEIGHT = 261", False, False),
         ("training/loop.py", "Batch number s", "The batch of number s", False, False),
         ("training/loop.py", "from __future__", "# a comment\n\nfrom __future__", False, False),
@@ -57,6 +98,7 @@ def test_all_engines_and_the_task_are_in_what_training_depends_on():
         "config.run",
         "tasks.corpus",
         "tasks.bigram",
+        "tasks.facts",
         "tasks.sampling",
         "model.initialisation",
         "model.weights",
