@@ -24,7 +24,7 @@ PLAN = {
         < predictors.scores""",
     "model": "sites < components weights < alignment forward hooked initialisation < layout < hooks incremental",
     "runs": """
-        files lock provenance seal < header metrics < state tables < run < evaluation writer < reuse""",
+        files lock provenance seal < header metrics < state tables < run < evaluation writer < reuse < verify""",
     "training": """
         simplified.folding < simplified.buffers simplified.torch_step < simplified.kernels < simplified.numba_step
         < engines optimiser < loop < loggers recording replay grid workers < sweep""",

@@ -20,6 +20,7 @@ HOMES = {
     "corpus": "basics",
     "train": "training",
     "steps": "basics",
+    "verify": "basics",
     "probe": "probing",
     "demo": "demo",
     "bench": "benching",

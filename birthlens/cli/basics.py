@@ -1,4 +1,4 @@
-"""`birthlens corpus` and `birthlens steps`."""
+"""`birthlens corpus`, `birthlens steps` and `birthlens verify`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from birthlens.cli.tables import format_option, show_rows
+from birthlens.errors import BirthlensError
 
 
 @click.command(epilog="Example: birthlens corpus my_novel.txt --format json")
@@ -57,6 +58,23 @@ def steps(run: str, style: str) -> None:
         state = "finished" if loaded.finished else f"{kept[-1]} of {planned} steps, continue with --resume"
         click.echo(f"{run}: {len(kept)} checkpoints ({state}; engine {loaded.header['engine']['name']})")
         click.echo(" ".join(map(str, kept)))
+
+
+@click.command(epilog="Example: birthlens verify runs")
+@click.argument("paths", nargs=-1, required=True, metavar="RUN...", type=click.Path())
+def verify(paths: tuple[str, ...]) -> None:
+    """Check every file of each RUN, or of all runs in a folder, against its digest and its config.
+
+    Faults are named, with what can still be used; the exit status is then 2.
+    """
+    from birthlens.runs.verify import runs_below
+    from birthlens.runs.verify import verify as verdict_of
+
+    verdicts = [verdict_of(run) for path in paths for run in runs_below(path)]
+    for verdict in verdicts:
+        click.echo("\n".join(verdict.lines()))
+    if damaged := sum(not verdict.whole for verdict in verdicts):
+        raise BirthlensError(f"{damaged} of {len(verdicts)} runs {'is' if damaged == 1 else 'are'} damaged.")
 
 
 def _csv(header: list[str], rows: list[list[str]]) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from birthlens.config.model import ModelConfig, parameter_names, parameter_shapes
 from birthlens.errors import BirthlensError
+from birthlens.labels import shown
 from birthlens.model.sites import Head
 from birthlens.shapes import Float
 from birthlens.system import write_atomically
@@ -193,7 +194,7 @@ def check_tensors(file: Path, tensors: Mapping[str, Array], shapes: Mapping[str,
     if missing := [name for name in shapes if name not in tensors]:
         raise BirthlensError(f"{file} lacks {', '.join(missing)}; the run is damaged.")
     if unknown := [name for name in tensors if name not in shapes]:
-        raise BirthlensError(f"{file} also holds {', '.join(unknown)}, which do not belong there; the run is damaged.")
+        raise BirthlensError(f"{file} also holds {shown(unknown)}, which does not belong there; the run is damaged.")
     for name, tensor in tensors.items():
         if tensor.shape != shapes[name]:
             raise BirthlensError(

@@ -11,6 +11,7 @@ import numpy as np
 from birthlens.config.run import RunConfig
 from birthlens.config.task import TaskConfig
 from birthlens.errors import BirthlensError
+from birthlens.labels import shown
 from birthlens.model.weights import load_tensors
 from birthlens.runs.files import TABLES
 from birthlens.runs.header import check_of
@@ -41,7 +42,7 @@ def table_fault(tables: Mapping[str, Array], vocab: tuple[str, ...], config: Run
     if missing := [name for name in shapes if name not in tables]:
         return f"lacks the table {missing[0]}"
     if unknown := [name for name in tables if name not in (*shapes, "triggers")]:
-        return f"also holds {', '.join(unknown)}, which is no table"
+        return f"also holds {shown(unknown)}, which is no table"
     for name, shape in shapes.items():
         table = tables[name]
         if table.shape != shape:
