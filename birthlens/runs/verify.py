@@ -160,7 +160,7 @@ class _Check:
         saved = [f"{len(whole)} of {count} checkpoints can be used."]
         if measured:
             saved.append("The measurements can be used.")
-        if run.steps and run.steps[-1] >= run.config.training.steps and last is not None:
+        if last == run.config.training.steps:
             saved.append("Training had finished.")
         elif last is not None and measured:
             saved.append(f"Training can be resumed from step {last} (`birthlens train {run.path} --resume`).")

@@ -13,6 +13,7 @@ from birthlens.config.run import TaskConfig
 from birthlens.errors import BirthlensError
 from birthlens.tasks.bigram import BigramTask, cycling
 from birthlens.tasks.corpus import from_counts, from_text
+from birthlens.tasks.sampling import Categorical, chain
 
 TEXT = "to be or not to be that is the question whether tis nobler in the mind to suffer"
 STATISTICS = from_text(TEXT)
@@ -183,3 +184,41 @@ def test_impossible_tasks_are_refused(config, words):
     with pytest.raises(BirthlensError) as caught:
         BigramTask(config, SMALL)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("entry", [-0.5, np.nan, np.inf])
+def test_rows_that_are_no_distributions_are_refused_before_anything_is_drawn(entry):
+    """With a negative diagonal the compiled chain would walk past its row, and out of memory."""
+    rows = np.full((4, 4), 0.25)
+    rows[1, 1] = entry
+    with pytest.raises(ValueError, match="no negative or infinite"):
+        Categorical(rows)
+
+
+WRONG = {
+    "a start out of range": {"start": [[4]]},
+    "a negative start": {"start": [[-1]]},
+    "an override out of range": {"overrides": [[4, 4, 4, 4]]},
+    "a uniform of 1": {"uniform": [[1.0] * 6]},
+    "a negative uniform": {"uniform": [[-0.1] * 6]},
+    "a uniform that is NaN": {"uniform": [[np.nan] * 6]},
+    "a prefix that is too long": {"start": [[0] * 7]},
+    "uniforms of another shape": {"uniform": [[0.5] * 5]},
+}
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_the_chain_reads_nothing_out_of_range(wrong, compiled):
+    arrays = {"start": [[0]], "overrides": [[-1] * 4], "uniform": [[0.5] * 6], **wrong}
+    start, overrides, uniform = (np.array(arrays[name]) for name in ("start", "overrides", "uniform"))
+    with pytest.raises(ValueError, match=r"not in the vocabulary, or a uniform is not|does not fit|do not fit"):
+        chain(start, 6, Categorical(np.full((4, 4), 0.25)), overrides, uniform, compiled)
+
+
+def test_the_compiled_chain_stays_in_a_row_that_ends_early():
+    """Cumulative sums that never reach the uniform, as no `Categorical` has them, end at the last token."""
+    rows = Categorical(np.full((4, 4), 0.25))
+    rows.flat = np.minimum(rows.flat, 0.5)
+    tokens, _ = chain(np.array([[0]]), 6, rows, np.full((1, 4), -1), np.full((1, 6), 0.9), True)
+    assert tokens.min() >= 0 and tokens.max() <= 3
