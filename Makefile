@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format reproduce bench clean
+.PHONY: demo test check format reproduce bench break clean
 
 demo: $(READY)            ## train, probe and report on real text statistics
 	$(BIN)/birthlens demo runs/demo
@@ -23,6 +23,9 @@ format: $(READY)
 
 reproduce: $(READY)       ## check the paper's claims one by one: a scorecard, and its page
 	$(BIN)/birthlens reproduce all --tier laptop --out runs/reproduce
+
+break: $(READY)           ## hostile input: 10,000 cases of the fuzzer (docs/reliability.md)
+	$(BIN)/python tests/breaking/fuzz.py 10000
 
 bench: $(READY)
 	$(BIN)/birthlens bench

@@ -1,8 +1,22 @@
 """The one exception that birthlens raises for input it cannot use."""
 
+LONGEST = 1000
+"""Characters of the longest message; what is longer is cut in the middle, so that the advice at its end stays."""
+
 
 class BirthlensError(ValueError):
-    """Say in one sentence what was expected, what came, and what to do.
+    r"""Say in one sentence what was expected, what came, and what to do.
 
     The command line turns it into exit status 2; in Python it is a `ValueError`.
+
+    Example:
+        >>> len(str(BirthlensError("a value of\n" + 10_000 * "9" + " is too long.")))
+        1000
     """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.splitlines())
+        if len(line) > LONGEST:
+            end = LONGEST // 3
+            line = f"{line[: LONGEST - end - 3]}...{line[-end:]}"
+        super().__init__(line)

@@ -55,6 +55,23 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory is short: Python's, NumPy's for an impossible size, or PyTorch's.
+
+    Example:
+        >>> out_of_memory(MemoryError()), out_of_memory(ValueError("no"))
+        (True, False)
+    """
+    said = (
+        "allocate memory",
+        "array is too big",
+        "Maximum allowed dimension",
+        "Maximum allowed size",
+        "size calculation",
+    )
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+
+
 def cores() -> int:
     """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

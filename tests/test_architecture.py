@@ -45,7 +45,7 @@ PLAN = {
         attention_frames figures.style html report.numbers report.command_of_run watch
         < figures.areas figures.curves figures.heatmaps notebook report.charts < figures report.leads report.page
         < figures.gallery report.scorecard < report.compare report.memories < report.story < report""",
-    "cli": "__init__ subjects tables training < basics benching many_runs probing < causal demo memory seeing",
+    "cli": "streams < __init__ subjects tables training < basics benching many_runs probing < causal demo memory seeing",
     "top": "__init__ __main__",
 }
 """Packages from the ground up, and the modules of each from the ground up: one behind a < may import those before it."""

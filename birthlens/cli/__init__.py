@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import sys
 from importlib import import_module
 
 import click
 
 from birthlens._version import __version__
-from birthlens.errors import BirthlensError
+from birthlens.cli.streams import standard_streams, tell
+from birthlens.errors import LONGEST, BirthlensError
+from birthlens.labels import shortened
 
 HOMES = {
     "corpus": "basics",
@@ -57,7 +60,7 @@ class Commands(click.Group):
             old = cmd_name
             cmd_name = RENAMED[old]
             if ctx is None or not ctx.resilient_parsing:
-                click.echo(f"birthlens: note: {old} is now called {cmd_name}; the old name still works.", err=True)
+                tell(f"birthlens: note: {old} is now called {cmd_name}; the old name still works.", err=True)
         if cmd_name not in HOMES:
             return None
         command: click.Command = getattr(import_module(f"birthlens.cli.{HOMES[cmd_name]}"), cmd_name.replace("-", "_"))
@@ -78,26 +81,34 @@ def main() -> None:
     """Run the command line; what the caller can mend (input, files, memory) becomes one sentence and exit status 2."""
     atexit.register(gc.freeze)  # or Python would search all that was ever imported for cycles, only to exit
     try:
+        with standard_streams():
+            _run()
+    except BirthlensError as error:  # standard output itself
+        _stop(str(error), 2)
+
+
+def _run() -> None:
+    from birthlens.system import out_of_memory
+
+    try:
         group(standalone_mode=False)
     except BirthlensError as error:
         _stop(str(error), 2)
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        tell(shortened(said.getvalue().rstrip(), LONGEST), err=True)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         _stop("interrupted; train goes on with --resume, ablate --out when it is run again.", 130)
-    except BrokenPipeError:
-        # The reader of a pipe (head, less) went away; that is its right.
-        sys.stderr.close()
-        sys.exit(0)
     except OSError as error:
-        _stop(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}.", 2)
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+        _stop(str(BirthlensError(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}.")), 2)
+    except (MemoryError, RuntimeError, ValueError) as error:
+        if not out_of_memory(error):
             raise
         _stop("out of memory; lower training.batch_size, task.context, corpus.vocabulary or model.d_model.", 2)
 
 
 def _stop(message: str, status: int) -> None:
-    click.echo(f"birthlens: {message}", err=True)
+    tell(f"birthlens: {message}", err=True)
     sys.exit(status)

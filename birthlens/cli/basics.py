@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from birthlens.cli.tables import format_option, show_rows
+from birthlens.cli.streams import tell
+from birthlens.cli.tables import escaped_json, format_option, show_csv, show_rows, without_formulas
 from birthlens.errors import BirthlensError
 
 
@@ -33,9 +34,9 @@ def corpus(file: str | None, style: str) -> None:
     facts["conditional bigram entropy"] = round(statistics.conditional_entropy, 4)
     facts["most frequent"] = frequent if style == "json" else " ".join(map(repr, frequent))
     if style == "json":
-        click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
-    elif style == "csv":
-        _csv(["fact", "value"], [[name, str(value)] for name, value in facts.items()])
+        tell(escaped_json(json.dumps(facts, indent=1, ensure_ascii=False)))
+    elif style in ("csv", "spreadsheet"):
+        _csv(style, ["fact", "value"], [[name, str(value)] for name, value in facts.items()])
     else:
         show_rows(["fact", "value"], [[name, str(value)] for name, value in facts.items()])
 
@@ -50,14 +51,14 @@ def steps(run: str, style: str) -> None:
     loaded = load_run(run)
     kept = loaded.steps
     if style == "json":
-        click.echo(json.dumps(kept))
-    elif style == "csv":
-        _csv(["step"], [[str(step)] for step in kept])
+        tell(json.dumps(kept))
+    elif style in ("csv", "spreadsheet"):
+        _csv(style, ["step"], [[str(step)] for step in kept])
     else:
         planned = loaded.config.training.steps
         state = "finished" if loaded.finished else f"{kept[-1]} of {planned} steps, continue with --resume"
-        click.echo(f"{run}: {len(kept)} checkpoints ({state}; engine {loaded.header['engine']['name']})")
-        click.echo(" ".join(map(str, kept)))
+        tell(f"{run}: {len(kept)} checkpoints ({state}; engine {loaded.header['engine']['name']})")
+        tell(" ".join(map(str, kept)))
 
 
 @click.command(epilog="Example: birthlens verify runs")
@@ -72,13 +73,16 @@ def verify(paths: tuple[str, ...]) -> None:
 
     verdicts = [verdict_of(run) for path in paths for run in runs_below(path)]
     for verdict in verdicts:
-        click.echo("\n".join(verdict.lines()))
+        tell("\n".join(verdict.lines()))
     if damaged := sum(not verdict.whole for verdict in verdicts):
         raise BirthlensError(f"{damaged} of {len(verdicts)} runs {'is' if damaged == 1 else 'are'} damaged.")
 
 
-def _csv(header: list[str], rows: list[list[str]]) -> None:
+def _csv(style: str, header: list[str], rows: list[list[str]]) -> None:
     import csv
-    import sys
+    import io
 
-    csv.writer(sys.stdout, lineterminator="\n").writerows([header, *rows])
+    text = io.StringIO()
+    cells = [[without_formulas(cell) if style == "spreadsheet" else cell for cell in row] for row in rows]
+    csv.writer(text, lineterminator="\n").writerows([header, *cells])
+    show_csv(text.getvalue())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from birthlens.cli.streams import tell
 from birthlens.cli.tables import show
 from birthlens.errors import BirthlensError
 
@@ -48,10 +49,10 @@ def bench(quick: bool, only: tuple[str, ...], out: str | None, files: tuple[str,
         report = _measured(quick, only)
     if out is not None:
         write_atomically(Path(out), (json.dumps(report, indent=1) + "\n").encode())
-        click.echo(f"written to {out}", err=True)
+        tell(f"written to {out}", err=True)
     for page, text in texts.items():
         write_atomically(Path(page), writing.filled(text, report, page).encode())
-        click.echo(f"tables written into {page}", err=True)
+        tell(f"tables written into {page}", err=True)
 
 
 def _measured(quick: bool, only: tuple[str, ...]) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def _measured(quick: bool, only: tuple[str, ...]) -> dict[str, Any]:
     from birthlens.runs.files import versions
 
     facts = {**versions(), **_machine()}
-    click.echo("  ".join(f"{name} {value}" for name, value in facts.items()), err=True)
+    tell("  ".join(f"{name} {value}" for name, value in facts.items()), err=True)
     rows: list[dict[str, Any]] = []
     chosen = [
         case for case in CASES if case in only or (not only and case != "scaling" and not (quick and case in SLOW))
@@ -92,7 +93,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
 
     for case, table in pd.DataFrame(rows).groupby("case", sort=False):
         show(table.drop(columns="case").dropna(axis=1, how="all"), title=str(case))
-        click.echo()
+        tell()
 
 
 def _text(page: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from birthlens.cli.probing import overview, probed
+from birthlens.cli.streams import tell
 from birthlens.cli.tables import write
 from birthlens.cli.training import follow
 
@@ -38,13 +39,13 @@ def demo(out: str) -> None:
     metrics = run.metrics()
     accuracy = metrics[(metrics["split"] == "held_out") & (metrics["metric"] == "in_context_accuracy")]
     reached = accuracy[accuracy["value"] > 0.9]["step"]
-    click.echo(f"\nin-context accuracy {accuracy['value'].iloc[-1]:.3f} at step {accuracy['step'].iloc[-1]}", nl=False)
-    click.echo(f", above 0.9 from step {reached.iloc[0]}" if len(reached) else "")
+    tell(f"\nin-context accuracy {accuracy['value'].iloc[-1]:.3f} at step {accuracy['step'].iloc[-1]}", nl=False)
+    tell(f", above 0.9 from step {reached.iloc[0]}" if len(reached) else "")
     write(table, str(probes))
     if trained or not page.exists():
         from birthlens.viz.report import write_report
 
         write_report([run], page)
-    click.echo(f"run     {out}  (docs/format.md describes the files)")
-    click.echo(f"probes  {probes}  ({len(table)} rows: every memory at every kept step)")
-    click.echo(f"report  {page}  (open it in a browser)")
+    tell(f"run     {out}  (docs/format.md describes the files)")
+    tell(f"probes  {probes}  ({len(table)} rows: every memory at every kept step)")
+    tell(f"report  {page}  (open it in a browser)")

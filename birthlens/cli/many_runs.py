@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from birthlens.cli.streams import tell
 from birthlens.cli.tables import format_option, show, show_rows
 from birthlens.errors import BirthlensError
 
@@ -79,17 +80,17 @@ def reproduce(
                 results.append(event)
                 anew = sum(bool(one.again) for one in event.measured)
                 why = f" ({anew} of {len(event.measured)} seeds {event.again})" if anew else ""
-                click.echo(f"{event.verdict:12} {event.claim.id}{why}", err=True)
+                tell(f"{event.verdict:12} {event.claim.id}{why}", err=True)
             else:
                 _say(event, number)
     results.sort(key=lambda result: [claim.id for claim in chosen].index(result.claim.id))
     table = scorecard_table(results)
     short = ["verdict", "claim", "quantity", "wanted", "holds", "value", "low", "high", "seeds", "cpu_seconds"]
     show(table if style != "table" else table[short].fillna(""), style)
-    click.echo(f"written to {page} and, as a table, scorecard.csv", err=True)
+    tell(f"written to {page} and, as a table, scorecard.csv", err=True)
     problems = [f"{result.claim.id}: {problem}" for result in results for problem in result.problems]
     for problem in problems:
-        click.echo(f"birthlens: {problem}", err=True)
+        tell(f"birthlens: {problem}", err=True)
     if problems:
         sys.exit(1)
 
@@ -133,7 +134,7 @@ def _continued_by_repeating(more: str = "") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(f"birthlens: interrupted; run the same command again to continue{more}.", err=True)
+        tell(f"birthlens: interrupted; run the same command again to continue{more}.", err=True)
         sys.exit(130)
 
 
@@ -141,4 +142,4 @@ def _say(outcome: Outcome, number: int) -> None:
     what = outcome.message
     if outcome.state != "failed":
         what = f"{outcome.path} ({outcome.cpu_seconds:.1f} s of CPU time){what and ' ' + what}"
-    click.echo(f"{number:4} {outcome.state:9} {what}", err=True)
+    tell(f"{number:4} {outcome.state:9} {what}", err=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from birthlens.cli.probing import overview, steps_option
+from birthlens.cli.streams import tell
 from birthlens.cli.tables import deliver, format_option, out_option, show, show_rows
 from birthlens.errors import BirthlensError
 
@@ -242,7 +243,7 @@ def _ledger_overview(table: pd.DataFrame) -> None:
         lines = [["chance", *(f"{share:.3f}" for share in chance)]]
         lines += [[str(step), *("-" if v != v else f"{v:.3f}" for v in values)] for step, *values in wide.itertuples()]
         show_rows(["step", *map(str, wide)], lines, title=f"{name}: share of the squared norm")
-        click.echo()
+        tell()
 
 
 def _print_map(rows: pd.DataFrame, down: str, across: str, title: str) -> None:
@@ -250,7 +251,7 @@ def _print_map(rows: pd.DataFrame, down: str, across: str, title: str) -> None:
     table = wide.reset_index()
     table.columns = [f"{down} \\ {across}", *map(str, wide.columns)]
     show(table, title=title)
-    click.echo()
+    tell()
 
 
 def _evaluator(run: Run) -> Evaluate:
@@ -266,4 +267,4 @@ def _bigram(run: Run) -> Float[np.ndarray, "d_vocab d_vocab"] | None:
 
 
 def _note(text: str) -> None:
-    click.echo(f"birthlens: note: {text}", err=True)
+    tell(f"birthlens: note: {text}", err=True)

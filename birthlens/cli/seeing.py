@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from birthlens.cli.probing import steps_option
+from birthlens.cli.streams import tell
 
 RUN_KINDS = ("birth", "behaviour", "recall", "memories", "ledger", "ablation", "edges", "patching", "transplant",
              "attention")  # fmt: skip
@@ -50,10 +51,8 @@ def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...])
         kept = drawn_steps(run, kind, chosen)
         if len(kept) < len(chosen):
             drawn = ", ".join(map(str, kept))
-            click.echo(
-                f"{kind} draws {len(kept)} of the {len(chosen)} steps: {drawn}; choose others with --steps.", err=True
-            )
-    click.echo(str(save(figure, out)))
+            tell(f"{kind} draws {len(kept)} of the {len(chosen)} steps: {drawn}; choose others with --steps.", err=True)
+    tell(str(save(figure, out)))
 
 
 @click.command(epilog="Example: birthlens report runs/demo --out report.html")
@@ -65,7 +64,7 @@ def report(runs: tuple[str, ...], out: str, quick: bool) -> None:
     from birthlens.runs.run import load_run
     from birthlens.viz.report import write_report
 
-    click.echo(str(write_report([load_run(run) for run in runs], out, causal=not quick)))
+    tell(str(write_report([load_run(run) for run in runs], out, causal=not quick)))
 
 
 @click.command(epilog="Example: birthlens attention runs/demo --steps every:5 --out attention.html")
@@ -86,7 +85,7 @@ def attention(
 
     chosen = heads.split(",") if heads else None
     picture = show_attention(run, steps, tokens=text, row=row, heads=chosen, length=length)
-    click.echo(str(picture.save(out)))
+    tell(str(picture.save(out)))
 
 
 @click.command(epilog="Example: birthlens watch runs/demo")

@@ -5,27 +5,39 @@ A `SeriesTable` becomes a pandas table only where that is needed; CSV is written
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from birthlens.cli.streams import tell
 from birthlens.errors import BirthlensError
+from birthlens.labels import neutral
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from birthlens.analysis.memories.series import SeriesTable
 
-FORMATS = ("table", "csv", "json")
+FORMATS = ("table", "csv", "json", "spreadsheet")
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What spreadsheets take for the beginning of a formula, full-width forms included."""
+_STEERING = re.compile(r"[\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+"""Characters that JSON may hold as they are, and that could steer a terminal or hide text."""
 ENDINGS = (".csv", ".json", ".parquet")
 
 
 def format_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--format table|csv|json`."""
+    """Add `--format table|csv|json|spreadsheet`."""
     return click.option(
-        "--format", "style", type=click.Choice(FORMATS), default="table", show_default=True, help="How to print."
+        "--format",
+        "style",
+        type=click.Choice(FORMATS),
+        default="table",
+        show_default=True,
+        help="How to print; spreadsheet is CSV without formulas.",
     )(function)
 
 
@@ -38,10 +50,10 @@ def out_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def show(table: pd.DataFrame | SeriesTable, style: str = "table", title: str | None = None) -> None:
     """Print a table."""
-    if style == "csv":
-        click.echo(_csv(table), nl=False)
+    if style in ("csv", "spreadsheet"):
+        show_csv(_csv(table, style))
     elif style == "json":
-        click.echo(_frame(table).to_json(orient="records", indent=1, force_ascii=False))
+        tell(_json(table))
     else:
         frame = _frame(table)
         rows = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
@@ -50,18 +62,43 @@ def show(table: pd.DataFrame | SeriesTable, style: str = "table", title: str | N
 
 def show_rows(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
     """Print rows of text as an aligned table; numbers to the right."""
+    header = [neutral(cell) for cell in header]
+    rows = [[neutral(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     numeric = [all(_is_number(row[i]) for row in rows) for i in range(len(header))]
     if title:
-        click.echo(click.style(title, bold=True))
+        click.echo(click.style(neutral(title), bold=True))
     for number, row in enumerate([header, *rows]):
         cells = [c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numeric, strict=True)]
         line = "  ".join(cells).rstrip()
         click.echo(click.style(line, underline=True) if number == 0 else line)
 
 
-def write(table: pd.DataFrame | SeriesTable, out: str) -> None:
-    """Write a table to a file, atomically, in the format of its ending."""
+def show_csv(text: str) -> None:
+    """Print CSV: exactly to a file or a pipe, and without control characters on a terminal."""
+    import sys
+
+    if sys.stdout.isatty():
+        tell(text, nl=False)
+    else:
+        sys.stdout.write(text)
+
+
+def without_formulas(cell: Any) -> Any:
+    """Return a cell that no spreadsheet takes for a formula: an apostrophe comes before = + - @ and their like.
+
+    Example:
+        >>> without_formulas("=1+1"), without_formulas("-3"), without_formulas(-3)
+        ("'=1+1", '-3', -3)
+    """
+    if not isinstance(cell, str):
+        return cell
+    cell = neutral(cell.replace("\t", " ").replace("\r", " "))
+    return f"'{cell}" if cell.lstrip().startswith(_FORMULA) and not _is_number(cell) else cell
+
+
+def write(table: pd.DataFrame | SeriesTable, out: str, style: str = "csv") -> None:
+    """Write a table to a file, atomically, in the format of its ending; `style` may be spreadsheet for .csv."""
     import io
 
     from birthlens.system import write_atomically
@@ -72,9 +109,9 @@ def write(table: pd.DataFrame | SeriesTable, out: str) -> None:
         _frame(table).to_parquet(buffer, index=False)
         data = buffer.getvalue()
     elif path.suffix == ".json":
-        data = (_frame(table).to_json(orient="records", indent=1, force_ascii=False) + "\n").encode()
+        data = (_json(table) + "\n").encode()
     else:
-        data = _csv(table).encode()
+        data = _csv(table, style).encode()
     write_atomically(path, data)
 
 
@@ -83,14 +120,25 @@ def deliver(table: pd.DataFrame | SeriesTable, out: str | None, style: str, titl
     if out is None:
         show(table, style, title)
     else:
-        write(table, out)
-        click.echo(f"{len(table)} rows written to {out}", err=True)
+        write(table, out, style)
+        tell(f"{len(table)} rows written to {out}", err=True)
 
 
-def _csv(table: pd.DataFrame | SeriesTable) -> str:
+def _csv(table: pd.DataFrame | SeriesTable, style: str) -> str:
     from birthlens.analysis.memories.series import SeriesTable
 
+    if style == "spreadsheet":
+        return _frame(table).map(without_formulas).rename(columns=without_formulas).to_csv(index=False)
     return table.to_csv() if isinstance(table, SeriesTable) else table.to_csv(index=False)
+
+
+def _json(table: pd.DataFrame | SeriesTable) -> str:
+    return escaped_json(_frame(table).to_json(orient="records", indent=1, force_ascii=False))
+
+
+def escaped_json(text: str) -> str:
+    """Write as escapes what stands in JSON and could steer a terminal."""
+    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _frame(table: pd.DataFrame | SeriesTable) -> pd.DataFrame:

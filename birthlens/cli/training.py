@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from birthlens.cli.streams import tell
 from birthlens.errors import BirthlensError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def train(
         return
     config = _config(preset_name, config_file, corpus_file, overrides)
     if show_config:
-        click.echo(config.to_yaml(), nl=False)
+        tell(config.to_yaml(), nl=False)
         return
     from birthlens.training.recording import train_to_disk
 
@@ -102,12 +103,12 @@ def follow(records: Iterable[StepRecord], out: str, logger: str | None = None) -
             if log is not None:
                 log(record)
     if last is None:
-        click.echo(f"{out}: already finished, nothing to train", err=True)
+        tell(f"{out}: already finished, nothing to train", err=True)
         return False
     reached = "" if accuracy is None else f", in-context accuracy {accuracy:.3f}"
-    click.echo(f"{out}: {last.step} steps{reached}", err=True)
+    tell(f"{out}: {last.step} steps{reached}", err=True)
     if skipped:
-        click.echo(
+        tell(
             f"{out}: {skipped} of {last.step} updates were skipped because their batches held no in-context target; "
             "use a larger training.batch_size or task.context, or a smaller task.offset",
             err=True,

@@ -20,7 +20,7 @@ from typing import (
 from msgspec import Meta, ValidationError, convert
 
 from birthlens.errors import BirthlensError
-from birthlens.labels import shown
+from birthlens.labels import shortened, shown
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
@@ -84,6 +84,7 @@ class Section:
         return cls(**{str(name): value for name, value in values.items()})
 
     def _path(self, name: str) -> str:
+        name = shortened(name, 80)
         return f"{self.section}.{name}" if self.section else name
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:

@@ -6,7 +6,9 @@ and 1). Shapes are TransformerLens's: row vectors, `x @ W`, one leading head axi
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from msgspec import Meta
 
 from birthlens.config.base import Positive, Section
 from birthlens.errors import BirthlensError
@@ -23,7 +25,7 @@ class ModelConfig(Section):
     section: ClassVar[str] = "model"
     family: Literal["simplified", "full"] = "simplified"
     d_model: Positive = 128
-    n_layers: Positive = 2
+    n_layers: Annotated[int, Meta(ge=1, le=1000)] = 2
     n_heads: Positive = 1
     d_mlp: Positive | None = None
     feed_forward: Literal["none", "linear", "relu"] = "none"

@@ -34,7 +34,7 @@ class CorpusConfig(Section):
     section: ClassVar[str] = "corpus"
     source: Literal["embedded", "text", "counts", "markov"] = "embedded"
     path: str | None = None
-    vocabulary: Annotated[int, Meta(ge=2)] = 64
+    vocabulary: Annotated[int, Meta(ge=2, le=2**14)] = 64
     zipf_exponent: Rate = 1.0
     concentration: Annotated[float, Meta(gt=0, le=1e15)] = 0.3
     seed: Count = 0
@@ -133,22 +133,23 @@ class RunConfig(Section):
     seeds: SeedConfig = SeedConfig()
 
     def _check(self) -> None:
-        valid = parameter_names(self.model)
+        valid = dict.fromkeys(parameter_names(self.model))
+        trained = dict.fromkeys(self.trained)
         for name in self.training.trained or ():
             if name not in valid:
                 raise BirthlensError(
-                    f"training.trained = {name!r} names no matrix of the model; valid: {', '.join(valid)}."
+                    f"training.trained = {name!r} names no matrix of the model; valid: {shortened(', '.join(valid), 300)}."
                 )
         for name in self.model.zeroed:
             if name not in valid:
                 raise BirthlensError(
-                    f"model.zeroed = {name!r} names no matrix of the model; valid: {', '.join(valid)}."
+                    f"model.zeroed = {name!r} names no matrix of the model; valid: {shortened(', '.join(valid), 300)}."
                 )
         for name, step in self.training.freeze_until.items():
-            if name not in self.trained:
+            if name not in trained:
                 raise BirthlensError(
                     f"training.freeze_until = {name!r} (until step {step}) names no trained matrix; "
-                    f"valid: {', '.join(self.trained)}."
+                    f"valid: {shortened(', '.join(trained), 300)}."
                 )
         if beyond := [step for step in self.checkpoints.steps if step > self.training.steps]:
             raise BirthlensError(
@@ -162,7 +163,8 @@ class RunConfig(Section):
         chosen = self.training.trained
         if chosen is None:
             return trained_by_default(self.model)
-        return tuple(name for name in parameter_names(self.model) if name in chosen)
+        wanted = set(chosen)
+        return tuple(name for name in parameter_names(self.model) if name in wanted)
 
     @classmethod
     def parse(cls, data: dict[Any, Any] | None = None, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from birthlens.errors import BirthlensError
 
-_HEAD = re.compile(r"L(\d+)H(\d+)")
-_MLP = re.compile(r"L(\d+)\.mlp")
+_HEAD = re.compile(r"L(\d{1,9})H(\d{1,9})")
+_MLP = re.compile(r"L(\d{1,9})\.mlp")
 
 
 @dataclass(frozen=True, order=True)

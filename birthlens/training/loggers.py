@@ -44,7 +44,14 @@ def log_to(kind: str, path: Path) -> Callable[[StepRecord], None]:
         nonlocal session
         if session is None:
             config = record.trainer.config.to_data()
-            session = wandb.init(project="birthlens", name=path.name, config=config)
+            try:
+                session = wandb.init(project="birthlens", name=path.name, config=config)
+            except Exception as error:  # W&B has errors of many kinds: no key, no network, a server that refuses
+                reason = str(error).partition("\n")[0]
+                raise BirthlensError(
+                    f"log = 'wandb': Weights & Biases refused the run ({reason}); log in with `wandb login`, or set "
+                    "WANDB_MODE=offline; training continues with --resume."
+                ) from None
         session.log({f"{row['split']}/{row['metric']}": row["value"] for row in record.metrics}, step=record.step)
         if record.step >= record.trainer.config.training.steps:
             session.finish()

@@ -23,6 +23,7 @@ from birthlens.errors import BirthlensError
 from birthlens.runs.lock import locked
 from birthlens.runs.reuse import cost, standing, write_cost
 from birthlens.runs.run import Run
+from birthlens.system import out_of_memory
 from birthlens.training.grid import Grid
 from birthlens.training.workers import WorkerKilledError, workers
 
@@ -128,6 +129,6 @@ def _reason(error: Exception) -> str:
     """Say why a run failed."""
     if isinstance(error, BirthlensError | OSError):
         return str(error)
-    if isinstance(error, MemoryError) or "allocate memory" in str(error):
+    if out_of_memory(error):
         return "out of memory; use a smaller batch, context, vocabulary or model."
     return f"{type(error).__name__}: {error}"

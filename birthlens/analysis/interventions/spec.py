@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from birthlens.errors import BirthlensError
+from birthlens.labels import shown
 from birthlens.model.components import Sizes, check_edge, check_head, check_layer, has_mlp, has_norms, has_positions
 from birthlens.model.sites import (
     ATTENTION_SITES,
@@ -71,10 +72,10 @@ class Intervention:
         _check_choice("source", self.source, PATCH_SOURCES)
         _check_positions(self.positions)
         if self.layer is not None and not _is_index(self.layer):
-            raise BirthlensError(f"layer = {self.layer!r}: it must be a whole number from 0, or left out.")
+            raise BirthlensError(f"layer = {shown(self.layer)}: it must be a whole number from 0, or left out.")
         if self.heads is not None and not (_are_indices(self.heads) and self.heads):
             raise BirthlensError(
-                f"heads = {self.heads!r}: list at least one head's number, or leave it out for all heads."
+                f"heads = {shown(self.heads)}: list at least one head's number, or leave it out for all heads."
             )
         if (self.layer is None) != (self.site in (*INPUT_SITES, FINAL_NORM)):
             need = "has no layer; leave it out" if self.layer is not None else "needs a layer"
@@ -194,7 +195,7 @@ def from_json(data: object) -> AnyIntervention:
     """Read what `to_json` wrote; unknown keys are refused."""
     if not isinstance(data, Mapping):
         raise BirthlensError(
-            f"intervention = {data!r}: it must map fields to values, as {{site: z, method: mean, layer: 1}} or "
+            f"intervention = {shown(data)}: it must map fields to values, as {{site: z, method: mean, layer: 1}} or "
             "{edge: L0H0->L1H0.k, method: mean}."
         )
     fields = dict(data)
@@ -205,7 +206,7 @@ def from_json(data: object) -> AnyIntervention:
     try:
         return Intervention(**fields) if edge is None else EdgeIntervention(Edge.parse(edge), **fields)
     except TypeError as error:
-        raise BirthlensError(f"intervention = {dict(data)} cannot be read: {error}.") from None
+        raise BirthlensError(f"intervention = {shown(dict(data))} cannot be read: {error}.") from None
 
 
 def frozen_norms(sizes: Sizes) -> tuple[Intervention, ...]:
@@ -244,9 +245,11 @@ def _are_indices(value: object) -> bool:
 def _check_positions(positions: object) -> None:
     # Which roles there are is up to the batch (`batches.positions_mask`).
     if not isinstance(positions, str) and not _are_indices(positions):
-        raise BirthlensError(f"positions = {positions!r}: give 'all', a role such as in_context, or a list of indices.")
+        raise BirthlensError(
+            f"positions = {shown(positions)}: give 'all', a role such as in_context, or a list of indices."
+        )
 
 
 def _check_choice(field: str, value: object, valid: Sequence[str]) -> None:
     if value not in valid:
-        raise BirthlensError(f"{field} = {value!r} is unknown; valid are {', '.join(valid)}.")
+        raise BirthlensError(f"{field} = {shown(value)} is unknown; valid are {', '.join(valid)}.")

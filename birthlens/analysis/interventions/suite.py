@@ -59,6 +59,7 @@ from birthlens.analysis.interventions.suite_results import (
 )
 from birthlens.config.base import Count, Section
 from birthlens.errors import BirthlensError
+from birthlens.labels import shown
 from birthlens.model.components import Sizes
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.corpus import BigramStatistics
@@ -90,7 +91,7 @@ class Suite(Section):
     cases: dict[str, tuple[Any, ...]] = {}
     metrics: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
     seed: Count = 0
-    draws: Count = 200
+    draws: Annotated[int, Meta(ge=0, le=100_000)] = 200
 
     def __init__(self, **values: Any) -> None:
         super().__init__(**{**values, "cases": _read_cases(values.get("cases", {}))})
@@ -135,9 +136,11 @@ class Suite(Section):
 
 def _read_cases(listed: Any) -> dict[str, tuple[AnyIntervention, ...]]:
     if not (isinstance(listed, Mapping) and all(isinstance(ones, list | tuple) for ones in listed.values())):
-        raise BirthlensError(f"suite.cases = {listed!r}: map each case's name to a list of interventions.")
+        raise BirthlensError(f"suite.cases = {shown(listed)}: map each case's name to a list of interventions.")
     if empty := [name for name, ones in listed.items() if not ones]:
         raise BirthlensError(f"suite.cases.{empty[0]} = []: list at least one intervention.")
+    if len({str(name) for name in listed}) < len(listed):
+        raise BirthlensError(f"suite.cases = {shown(list(listed))}: two of its names are the same text.")
     known = (Intervention, EdgeIntervention)
     return {
         str(name): tuple(one if isinstance(one, known) else from_json(one) for one in ones)
