@@ -75,7 +75,7 @@ def joined(
 
 def tell(arguments: argparse.Namespace, table: pd.DataFrame, **parts: pd.DataFrame) -> None:
     """Write tables (`keep`) and print their means over seeds with 95 % intervals."""
-    keep(arguments, table, **parts)
+    keep(arguments, table, None, **parts)
     for each in (table, *parts.values()):
         summary = over_seeds_table(each)
         summary["shown"] = [f"{row.value:.3g} [{row.low:.3g}, {row.high:.3g}]" for row in summary.itertuples()]

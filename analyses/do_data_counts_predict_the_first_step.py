@@ -9,6 +9,7 @@ python analyses/do_data_counts_predict_the_first_step.py --tier laptop        # 
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import pandas as pd
 from asking import joined, options, tell
@@ -26,16 +27,17 @@ WIDTHS = (64, 128, 256, 512, 1024)
 CASES = tuple(itertools.product(("published", "clean"), ("authors", "orthogonal")))
 
 
-def correlations(data: str, init: str, context: int, sequences: int, seed: int) -> pd.DataFrame:
+def correlations(
+    data: Literal["published", "clean"], init: Literal["authors", "orthogonal"], context: int, sequences: int, seed: int
+) -> pd.DataFrame:
     """Tabulate one case and seed: columns case, seed, quantity, value."""
-    task = BigramTask(TaskConfig(context=context, cycles=data), statistics_of(CorpusConfig()))  # type: ignore[arg-type]
+    task = BigramTask(TaskConfig(context=context, cycles=data), statistics_of(CorpusConfig()))
     table = first_step_table(task, ModelConfig(init=init), WIDTHS, sequences, (seed,), ("zero",))
-    table["quantity"] = [_name(row.entries, row.prediction, row.d_model) for row in table.itertuples()]
+    table["quantity"] = [
+        f"{entries}, {prediction}, d = {width}"
+        for entries, prediction, width in table[["entries", "prediction", "d_model"]].to_numpy()
+    ]
     return table.assign(case=f"{data} data, {init}", value=table["correlation"])[["case", "seed", "quantity", "value"]]
-
-
-def _name(entries: str, prediction: str, width: int) -> str:
-    return f"{entries}, {prediction}, d = {width}"
 
 
 @styled

@@ -5,10 +5,13 @@ python analyses/do_diverse_outputs_generalise.py --tier laptop
 
 from __future__ import annotations
 
+from typing import cast
+
 from asking import ask
 
 from birthlens.claims.claim import Evidence
 from birthlens.claims.statistics.behaviours import tested_on
+from birthlens.config.task import TaskConfig
 from birthlens.tasks.bigram import BigramTask
 
 TESTS = {"uniform outputs": {}, "bigram outputs": {"outputs": "bigram"}, "first 75 % of outputs": {"split": "train"},
@@ -20,7 +23,7 @@ def generalisation(evidence: Evidence) -> dict[str, float]:
     run, found = evidence.runs["run"], {}
     for name, changes in TESTS.items():
         task = run.config.task.changed(**{"outputs": "uniform", "split": "none", **changes})
-        found[f"on {name}"] = tested_on(run, BigramTask(task, run.statistics), evidence.seed)
+        found[f"on {name}"] = tested_on(run, BigramTask(cast(TaskConfig, task), run.statistics), evidence.seed)
     return found
 
 

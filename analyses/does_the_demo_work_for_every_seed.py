@@ -29,10 +29,12 @@ def final_values(run: Run) -> dict[str, tuple[float, int]]:
     """Return the held-out accuracy and the recalls at the last step, each with its number of positions or queries."""
     metrics, memories = run.metrics(), memories_over(run, run.steps[-1:], bases=["raw"])
     accuracy = metrics[(metrics["split"] == "held_out") & (metrics["metric"] == "in_context_accuracy")].iloc[-1]
-    recall = memories[memories["metric"] == "recall"].set_index(["memory", "candidates"])
+    recall = (
+        memories[memories["metric"] == "recall"].set_index(["memory", "candidates"])[["value", "n"]].to_dict("index")
+    )
     found = {"in_context_accuracy": (float(accuracy["value"]), int(accuracy["n"]))}
     for memory, candidates in CANDIDATES.items():
-        row = recall.loc[memory, candidates]
+        row = recall[memory, candidates]
         found[memory] = (float(row["value"]), int(row["n"]))
     return found
 
@@ -50,7 +52,7 @@ def main() -> None:
     table = pd.DataFrame(rows, columns=["seed", "metric", "value", "promised", "kept", "n"])
     keep(arguments, table, grid)
     print(table.pivot_table(index="seed", columns="metric", values="value").round(3).to_string())
-    print(f"\n{table['kept'].sum()} of {len(table)} promises kept over {len(grid.seeds)} seeds")
+    print(f"\n{table['kept'].sum()} of {len(table)} promises kept over {table['seed'].nunique()} seeds")
 
 
 if __name__ == "__main__":

@@ -25,13 +25,14 @@ from asking import keep, options
 
 from birthlens import preset
 from birthlens.analysis.memories.birth_order import birth_order_table, order_sensitivity_table
+from birthlens.analysis.memories.memory import Basis
 from birthlens.analysis.memories.order_tables import chosen_sets, crossings_table, onsets_table, scores_table
 from birthlens.runs.run import Run
 from birthlens.training.grid import Grid
 from birthlens.training.sweep import runs_of
 
 WIDTHS = [2.0, 4.0, 8.0]
-BASES = ("raw", "dual")
+BASES: tuple[Basis, ...] = ("raw", "dual")
 SETS = {"matched": None, "as the authors": {"trigger_memory": ("triggers", "all"), "output_memory": ("all",)}}
 OVERRIDES = ["training.batch_size=128", "checkpoints.every=2", "evaluation.every=20", "evaluation.batch_size=64"]
 CASES = {"fixed": (), "random": ("task.triggers=random",)}
@@ -45,7 +46,8 @@ def grid(context: int, steps: int, seeds: int) -> Grid:
 
 def orders(runs: list[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Tabulate the birth order by basis, band width and candidate sets, and the commonest order by every probe."""
-    onsets, tables = [], []
+    onsets: list[pd.DataFrame] = []
+    tables: list[pd.DataFrame] = []
     for basis in BASES:
         scores = scores_table(runs, basis)
         for width in WIDTHS:

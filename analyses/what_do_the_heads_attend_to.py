@@ -23,10 +23,10 @@ def before_and_after(evidence: Evidence) -> dict[str, float]:
     table = table.dropna(subset=["head"])
     found = {}
     for when, step in ends.items():
-        for row in table[table["step"] == step].itertuples():
-            found[f"{row.head} {row.probe}, {when}"] = float(row.value)
+        for row in table[table["step"] == step].to_dict("records"):
+            found[f"{row['head']} {row['probe']}, {when}"] = float(row["value"])
             if when == "after":
-                found[f"{row.head} {row.probe}, chance"] = float(row.chance)
+                found[f"{row['head']} {row['probe']}, chance"] = float(row["chance"])
     return found
 
 

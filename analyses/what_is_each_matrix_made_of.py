@@ -47,6 +47,7 @@ def evaluation(run: Run) -> Evaluate:
 
 def tables(run: Run, sequences: int) -> dict[str, pd.DataFrame]:
     """Compute the four tables."""
+    assert run.trigger_ids is not None, "the task has fixed triggers"
     triggers, batch, evaluate = run.trigger_ids.tolist(), evaluation_batch(run, sequences), evaluation(run)
     first, last = run.steps[0], run.steps[-1]
     ledger = paper_ledger_table(run.checkpoints(), triggers, generator=np.random.default_rng(0), cells=False)

@@ -58,7 +58,7 @@ def main() -> None:
     keep(arguments, table, grid)
     wide = table.pivot_table(index="step", columns="metric", values="value", aggfunc=["mean", "min", "max"])
     print(wide["mean"].round(3).to_string())
-    print(f"\nlowest and highest in-context accuracy over {len(grid.seeds)} seeds:")
+    print(f"\nlowest and highest in-context accuracy over {table['seed'].nunique()} seeds:")
     print(wide.loc[:, (["min", "max"], "in_context_accuracy")].round(3).to_string())
 
 

@@ -9,13 +9,16 @@ python analyses/where_does_theory_stop_predicting_sgd.py --tier laptop        # 
 
 from __future__ import annotations
 
+from typing import cast
+
 import pandas as pd
 from asking import grid_of, joined, options, tell
 from matplotlib.figure import Figure
 
-from birthlens.analysis.theory.gradients import MATRICES
+from birthlens.analysis.theory.gradients import MATRICES, Loss
 from birthlens.analysis.theory.updates import update_cosine_table
 from birthlens.runs.run import Run
+from birthlens.tasks.bigram import BigramTask
 from birthlens.training.sweep import runs_of
 from birthlens.viz.figures.style import COLOURS, DASHES, GREY, legend_below, panels, save, styled
 
@@ -28,7 +31,9 @@ SEQUENCES = {"laptop": 128, "paper": 256}
 def cosines(case: str, seed: int, run: Run, sequences: int) -> pd.DataFrame:
     """Compare the updates of one run: the columns of `update_cosine_table`, with case and seed."""
     steps = [step for step in run.steps if step % EVERY == 0]
-    table = update_cosine_table(run.checkpoints(steps), run.task, run.config.training.loss, sequences, seed)
+    table = update_cosine_table(
+        run.checkpoints(steps), cast(BigramTask, run.task), cast(Loss, run.config.training.loss), sequences, seed
+    )
     return table.assign(case=case, seed=seed)
 
 
@@ -38,13 +43,16 @@ def by_phase(table: pd.DataFrame) -> pd.DataFrame:
     for first, last in PHASES:
         part = table[(table["step"] >= first) & (table["step"] < last)]
         means = part.groupby(["case", "seed", "matrix", "family", "prediction"], sort=False)[["cosine", "share"]].mean()
-        for (case, seed, matrix, family, prediction), values in means.iterrows():
+        for case, seed, matrix, family, prediction, cosine, share in means.reset_index().to_numpy():
             name = f"steps {first}-{last}: {matrix}, {family}"
-            rows.append((case, seed, f"{name}, {prediction}", float(values["cosine"])))
+            rows.append((case, seed, f"{name}, {prediction}", float(cosine)))
             if prediction == "gradient" and family != "all":
-                rows.append((case, seed, f"{name}, share of the update", float(values["share"])))
+                rows.append((case, seed, f"{name}, share of the update", float(share)))
     nulls = table.drop_duplicates(["case", "seed", "matrix", "family"])
-    rows += [(row.case, row.seed, f"null: {row.matrix}, {row.family}", row.null) for row in nulls.itertuples()]
+    rows += [
+        (row["case"], row["seed"], f"null: {row['matrix']}, {row['family']}", row["null"])
+        for row in nulls.to_dict("records")
+    ]
     return pd.DataFrame(rows, columns=["case", "seed", "quantity", "value"])
 
 

@@ -93,7 +93,7 @@ def births_beside_accuracy(edges: pd.DataFrame, accuracy: pd.Series) -> pd.DataF
 def attribution_errors(edges: pd.DataFrame) -> pd.DataFrame:
     """Take the largest error over edges at each step that has a gap to attribute."""
     columns = [name for name in edges if str(name).endswith("_error")]
-    return steps_with_gap(edges).groupby("step")[columns].agg(lambda column: column.abs().max()).reset_index()
+    return steps_with_gap(edges).set_index("step")[columns].abs().groupby("step").max().reset_index()
 
 
 def cuts_at_the_end(run: Run, sequences: int) -> pd.DataFrame:

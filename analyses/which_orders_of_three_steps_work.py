@@ -23,9 +23,9 @@ PAPER = {"L1.W_O": "W_O^2", "L1.W_K": "W_K^2", "L0.W_K": "W_K^1"}
 def order_taken(order: tuple[str, str, str], size: tuple[int, int, int, int], seed: int) -> pd.DataFrame:
     """Take the steps in one order: gradient, recalls and accuracy after each."""
     d, n, t, batch = size
-    ((recipe, *rest),) = sizes([d], [n], [t], [batch]).values()
+    ((recipe, task, statistics, model),) = sizes([d], [n], [t], [batch]).values()
     name = ", ".join(PAPER[matrix] for matrix in order)
-    table = ablation_table({name: (replace(recipe, order=order), *rest)}, [seed])
+    table = ablation_table({name: (replace(recipe, order=order), task, statistics, model)}, [seed])
     rows = []
     for step, group in table.groupby("step"):
         rows.append((name, seed, f"step {step}: gradient", float(group["gradient"].iloc[0])))

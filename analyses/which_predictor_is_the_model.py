@@ -39,11 +39,14 @@ def beside_predictors(evidence: Evidence) -> dict[str, float]:
 
     steps = [step for step in STEPS if step in run.steps]
     trace = divergence_table(((step, outputs(step)) for step in steps), run.task, batch, roles=ROLES, positions=2048)
-    found = {f"step {row.step}: {row.role}: KL from {row.predictor}": row.divergence for row in trace.itertuples()}
+    found = {
+        f"step {row['step']}: {row['role']}: KL from {row['predictor']}": float(row["divergence"])
+        for row in trace.to_dict("records")
+    }
     excess = excess_loss_table(outputs(run.steps[-1]), run.task, batch, position_bins=4, occurrences=5)
-    for row in excess.itertuples():
-        found[f"end: excess over {row.predictor}: {row.by} {row.group}"] = row.excess
-    return {name: float(value) for name, value in found.items()}
+    for row in excess.to_dict("records"):
+        found[f"end: excess over {row['predictor']}: {row['by']} {row['group']}"] = float(row["excess"])
+    return found
 
 
 def nearest(table: pd.DataFrame) -> pd.DataFrame:

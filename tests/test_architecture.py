@@ -4,7 +4,9 @@ docs/architecture.md draws the same plan for people. A new module needs a place 
 """
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +61,7 @@ FLOORS = {
 }
 
 
-def place(name):
+def place(name: str) -> tuple[str, str]:
     """Return the package of PLAN and the module inside it that a dotted name below birthlens stands for."""
     if name in ("", "__main__"):
         return "top", name or "__init__"
@@ -69,7 +71,7 @@ def place(name):
     return "", name
 
 
-def dotted(path):
+def dotted(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -77,7 +79,7 @@ def dotted(path):
 NAMES = {dotted(path) for path in MODULES}
 
 
-def imported(tree, top_level_only=False):
+def imported(tree: ast.Module, top_level_only: bool = False) -> Iterator[str]:
     """Yield every module that is imported, in full."""
     for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -85,17 +87,18 @@ def imported(tree, top_level_only=False):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             for alias in node.names:
+                assert node.module is not None
                 inner = f"{node.module}.{alias.name}"
                 yield inner if inner.removeprefix("birthlens.") in NAMES else node.module
 
 
-def is_namespace(package, module, path):
+def is_namespace(package: str, module: str, path: Path) -> bool:
     """Say whether a module is the docstring of its folder and nothing more."""
     return path.name == "__init__.py" and not list(imported(ast.parse(path.read_text())))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_imports_go_down(path):
+def test_imports_go_down(path: Path) -> None:
     package, module = place(dotted(path))
     if is_namespace(package, module, path):
         return
@@ -114,13 +117,13 @@ def test_imports_go_down(path):
             )
 
 
-def test_every_module_of_the_plan_exists():
+def test_every_module_of_the_plan_exists() -> None:
     planned = {".".join(filter(None, ("" if package == "top" else package, module))) for package, module in FLOORS}
     assert {name.removesuffix(".__init__").removesuffix("__init__") for name in planned} <= NAMES
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_a_module_keeps_the_rules(path):
+def test_a_module_keeps_the_rules(path: Path) -> None:
     text = path.read_text()
     tree = ast.parse(text)
     outside = {name.split(".")[0] for name in imported(tree)}
@@ -130,7 +133,7 @@ def test_a_module_keeps_the_rules(path):
     assert ast.get_docstring(tree), f"{path} does not say what it is"
 
 
-def without_type_checking(tree):
+def without_type_checking(tree: Any) -> Any:
     """Drop the blocks that only type checkers read."""
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -139,14 +142,14 @@ def without_type_checking(tree):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_there_is_one_door_to_transformer_lens(path):
+def test_there_is_one_door_to_transformer_lens(path: Path) -> None:
     names = imported(without_type_checking(ast.parse(path.read_text())))
     if dotted(path) != "model.hooked":
         assert "transformer_lens" not in {name.split(".")[0] for name in names}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_no_global_randomness_and_nothing_prints_but_the_cli(path):
+def test_no_global_randomness_and_nothing_prints_but_the_cli(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
@@ -156,7 +159,7 @@ def test_no_global_randomness_and_nothing_prints_but_the_cli(path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "analysis" / "memories").glob("*.py")), ids=dotted)
-def test_memories_import_neither_torch_nor_transformer_lens(path):
+def test_memories_import_neither_torch_nor_transformer_lens(path: Path) -> None:
     """Not even where a function is called: what a matrix remembers is read from arrays."""
     names = {name.split(".")[0] for name in imported(without_type_checking(ast.parse(path.read_text())))}
     assert not names & {"torch", "transformer_lens"}
@@ -167,7 +170,7 @@ WITHOUT_TORCH = ["model.weights", "model.sites", "model.initialisation", "runs.r
 
 
 @pytest.mark.parametrize("name", WITHOUT_TORCH)
-def test_what_reads_weights_starts_without_torch_and_pandas(name):
+def test_what_reads_weights_starts_without_torch_and_pandas(name: str) -> None:
     tree = ast.parse((ROOT / f"{name.replace('.', '/')}.py").read_text())
     names = {top.split(".")[0] for top in imported(tree, top_level_only=True)}
     assert not names & {"torch", "transformer_lens", "pandas"}

@@ -3,6 +3,9 @@
 import copy
 import json
 import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,8 @@ from hypothesis import strategies as st
 
 from birthlens.config.model import ModelConfig, parameter_names, trained_by_default
 from birthlens.config.presets import PRESETS, preset
-from birthlens.config.run import RunConfig, TaskConfig
+from birthlens.config.run import RunConfig
+from birthlens.config.task import TaskConfig
 from birthlens.errors import BirthlensError
 
 models = st.builds(
@@ -37,7 +41,9 @@ tasks = st.builds(
 
 
 @given(models, tasks, st.sampled_from(["config.yaml", "config.json"]))
-def test_a_config_survives_a_file(tmp_path_factory, model, task, name):
+def test_a_config_survives_a_file(
+    tmp_path_factory: pytest.TempPathFactory, model: ModelConfig, task: TaskConfig, name: str
+) -> None:
     config = RunConfig(model=model, task=task)
     path = tmp_path_factory.mktemp("config") / name
     config.save(path)
@@ -46,7 +52,7 @@ def test_a_config_survives_a_file(tmp_path_factory, model, task, name):
 
 
 @given(models)
-def test_what_is_trained_by_default_exists(model):
+def test_what_is_trained_by_default_exists(model: ModelConfig) -> None:
     assert set(trained_by_default(model)) <= set(parameter_names(model))
     assert "L0.W_K" in trained_by_default(model)
 
@@ -83,7 +89,7 @@ def test_what_is_trained_by_default_exists(model):
         (["model.positions=rotary", "model.d_model=9"], ["d_model", "9", "even"]),
     ],
 )
-def test_errors_name_field_value_and_remedy(overrides, words):
+def test_errors_name_field_value_and_remedy(overrides: list[str], words: list[str]) -> None:
     with pytest.raises(BirthlensError) as caught:
         RunConfig.parse({}, overrides)
     message = str(caught.value)
@@ -91,36 +97,42 @@ def test_errors_name_field_value_and_remedy(overrides, words):
     assert "\n" not in message and message.endswith(".")
 
 
-def test_a_section_by_itself_speaks_the_same_way():
+def test_a_section_by_itself_speaks_the_same_way() -> None:
     with pytest.raises(BirthlensError, match=r"task\.context = 0"):
         TaskConfig(context=0)
 
 
-def test_numbers_may_be_spelled_as_text_or_be_numpys():
+def test_numbers_may_be_spelled_as_text_or_be_numpys() -> None:
     config = RunConfig.parse({}, ["optimiser.learning_rate=1e-3", "training.steps='7'", "seeds.data=9.0"])
     assert (config.optimiser.learning_rate, config.training.steps, config.seeds.data) == (1e-3, 7, 9)
-    task = TaskConfig(context=np.int64(5), split_fraction=np.float32(0.5), no_repeat=True)
+    numpys: Any = {"context": np.int64(5), "split_fraction": np.float32(0.5)}
+    task = TaskConfig(**numpys, no_repeat=True)
     assert (task.context, task.split_fraction) == (5, 0.5) and type(task.context) is int
     assert json.loads(json.dumps(task.to_data())) == task.to_data()
 
 
-def test_sections_compare_hash_and_show_themselves():
+def test_sections_compare_hash_and_show_themselves() -> None:
     one, same = TaskConfig(context=9, cycles="clean"), TaskConfig(cycles="clean").changed(context=9)
     assert one == same and hash(one) == hash(same) and one != TaskConfig() and one != ModelConfig()
     assert eval(repr(one)) == one
     with pytest.raises(BirthlensError, match=r"task\.1 = 2 is unknown"):
-        RunConfig(task={1: 2})
+        RunConfig(task={1: 2})  # type: ignore[arg-type]
     with pytest.raises(BirthlensError, match=r"task = 3: it must be a section"):
-        RunConfig(task=3)
+        RunConfig(task=3)  # type: ignore[arg-type]
 
 
-def test_configs_are_frozen():
+def test_configs_are_frozen() -> None:
     with pytest.raises(AttributeError, match="frozen"):
-        TaskConfig().context = 3
+        TaskConfig().context = 3  # type: ignore[misc]
     with pytest.raises(AttributeError, match="frozen"):
         del TaskConfig().context
     frozen = RunConfig.parse({"training": {"freeze_until": {"L0.W_K": 3}}})
-    for change in (lambda steps: steps.update(W_E=7), lambda steps: steps.clear(), lambda steps: steps.pop("L0.W_K")):
+    changes: tuple[Callable[[Any], object], ...] = (
+        lambda steps: steps.update(W_E=7),
+        lambda steps: steps.clear(),
+        lambda steps: steps.pop("L0.W_K"),
+    )
+    for change in changes:
         with pytest.raises(TypeError, match="frozen"):
             change(frozen.training.freeze_until)
     with pytest.raises(TypeError, match="frozen"):
@@ -131,12 +143,13 @@ def test_configs_are_frozen():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_valid(name):
+def test_presets_are_valid(name: str) -> None:
     assert preset(name).training.steps > 0
 
 
-def test_the_paper_preset_is_the_papers_setting():
+def test_the_paper_preset_is_the_papers_setting() -> None:
     config = preset("paper")
+    assert isinstance(config.task, TaskConfig)
     assert (config.model.d_model, config.task.context, config.training.batch_size, config.task.n_triggers) == (
         128,
         256,
@@ -148,12 +161,12 @@ def test_the_paper_preset_is_the_papers_setting():
     assert config.training.loss == "in_context" and config.trained == ("L0.W_K", "L1.W_K", "L1.W_O")
 
 
-def test_an_unknown_preset_lists_the_valid_ones():
+def test_an_unknown_preset_lists_the_valid_ones() -> None:
     with pytest.raises(BirthlensError, match="demo, laptop, paper, paper-full"):
         preset("fast")
 
 
-def test_an_empty_section_keeps_its_defaults(tmp_path):
+def test_an_empty_section_keeps_its_defaults(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("task:\ntraining:\n  steps: 3\n")
     assert RunConfig.load(path, ["task.context=9"]) == RunConfig.parse({}, ["training.steps=3", "task.context=9"])
@@ -163,7 +176,7 @@ def test_an_empty_section_keeps_its_defaults(tmp_path):
     ("text", "word"),
     [("[1, 2]", "list"), ("a: [", "YAML"), ("1: 2", "1 = 2"), ("1: {a: 2}", "key 1"), ("task: {1: 2}", "key 1")],
 )
-def test_a_file_that_is_no_config(tmp_path, text, word):
+def test_a_file_that_is_no_config(tmp_path: Path, text: str, word: str) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(BirthlensError, match=word):

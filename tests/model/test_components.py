@@ -1,12 +1,14 @@
 """Models of other builds: shared keys and values, and positions that never enter the residual stream."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from birthlens.analysis.interventions.ablation import ablation_table
-from birthlens.analysis.interventions.corruptions import pair_of
+from birthlens.analysis.interventions.corruptions import Pair, pair_of
 from birthlens.analysis.interventions.edge_tables import edge_table
 from birthlens.analysis.interventions.patching import patched_table, patching_table
 from birthlens.analysis.interventions.spec import EdgeIntervention, Intervention
@@ -20,7 +22,7 @@ SHAPE = {"n_layers": 2, "d_model": 16, "n_ctx": 16, "d_head": 4, "n_heads": 4, "
          "normalization_type": None, "init_weights": True, "device": "cpu"}  # fmt: skip
 
 
-def model(**fields):
+def model(**fields: Any) -> HookedTransformer:
     model = HookedTransformer(HookedTransformerConfig(**SHAPE, **fields))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -30,17 +32,17 @@ def model(**fields):
 
 
 @pytest.fixture(scope="module")
-def grouped():
+def grouped() -> HookedTransformer:
     return model(n_key_value_heads=2, positional_embedding_type="standard")
 
 
 @pytest.fixture(scope="module")
-def pair():
+def pair() -> Pair:
     generator = np.random.default_rng(0)
     return pair_of(repeated_tokens(5, 6, 9, generator), repeated_tokens(5, 6, 9, generator))
 
 
-def test_grouped_queries_share_keys_and_values(grouped, pair):
+def test_grouped_queries_share_keys_and_values(grouped: HookedTransformer, pair: Pair) -> None:
     assert [heads_at(grouped.cfg, site) for site in ("q", "k", "v", "z", "pattern")] == [4, 2, 2, 4, 4]
     table = patching_table([(0, grouped)], pair, ["k", "q", "pattern"], draws=0)
     counts = table.groupby("site")["head"].nunique()
@@ -53,12 +55,12 @@ def test_grouped_queries_share_keys_and_values(grouped, pair):
             build()
 
 
-def test_edges_into_a_shared_key_make_it_the_sources(grouped, pair):
+def test_edges_into_a_shared_key_make_it_the_sources(grouped: HookedTransformer, pair: Pair) -> None:
     edges = edges_of(grouped.cfg)
     assert len({str(edge.receiver) for edge in edges}) == 2 * (4 + 2 + 2) + 1
     for letter in "qkv":
         receiver = next(edge.receiver for edge in edges if str(edge.receiver) == f"L1H1.{letter}")
-        cases = {
+        cases: dict[str, list[Intervention | EdgeIntervention]] = {
             "edges": [EdgeIntervention(edge, "patch") for edge in edges_of(grouped.cfg, [receiver])],
             "node": [Intervention(letter, "patch", 1, (1,))],
         }
@@ -67,7 +69,7 @@ def test_edges_into_a_shared_key_make_it_the_sources(grouped, pair):
 
 
 @pytest.mark.parametrize("kind", ["alibi", "rotary", "shortformer"])
-def test_positions_that_act_on_attention_are_no_sender(kind, pair):
+def test_positions_that_act_on_attention_are_no_sender(kind: str, pair: Pair) -> None:
     other = model(positional_embedding_type=kind, **({"rotary_dim": 4} if kind == "rotary" else {}))
     assert not has_positions(other.cfg) and all(str(edge.sender) != "pos_embed" for edge in edges_of(other.cfg))
     table = ablation_table(
@@ -81,6 +83,6 @@ def test_positions_that_act_on_attention_are_no_sender(kind, pair):
         patching_table([(0, other)], pair, ["pos_embed"])
 
 
-def test_both_kinds_of_config_are_read():
+def test_both_kinds_of_config_are_read() -> None:
     assert has_positions(ModelConfig()) and has_positions(ModelConfig(positions="sinusoidal"))
     assert not has_positions(ModelConfig(positions="rotary")) and heads_at(ModelConfig(), "k") == 1

@@ -1,6 +1,7 @@
 """Models against an independent statement of the paper's equations, in its own (column vector) orientation."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ FULL = [
 ids = lambda kw: ",".join(f"{k}={v}" for k, v in kw.items()) or "plain"  # noqa: E731
 
 
-def drawn(kw, dtype=np.float64, seed=0):
+def drawn(kw: dict[str, Any], dtype: type[Any] = np.float64, seed: int = 0) -> Weights:
     """Weights of a config with d_model = 16, every entry moved off its initial value so that nothing is zero."""
     config = ModelConfig(d_model=16, **kw)
     rng = np.random.default_rng(seed)
@@ -45,18 +46,18 @@ def drawn(kw, dtype=np.float64, seed=0):
     )
 
 
-def papers_model(p, config, tokens):
+def papers_model(p: dict[str, torch.Tensor], config: ModelConfig, tokens: torch.Tensor) -> torch.Tensor:
     """The paper's section 4.2 (and 3.2) one position at a time: matrices act from the left on column vectors."""
     d, heads = config.d_model, config.n_heads
     width = d // heads
     full = config.family == "full"
     scale = 1 / math.sqrt(width) if config.scaled_scores else 1.0
 
-    def norm(x, name):
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         centred = x - x.mean()
         return centred / torch.sqrt((centred**2).mean() + 1e-5) * p[f"{name}.w"] + p[f"{name}.b"]
 
-    def rotate(v, t):
+    def rotate(v: torch.Tensor, t: int) -> torch.Tensor:
         out = v.clone()
         for i in range(0, len(v), 2):
             angle = t / 10000 ** (i / len(v))
@@ -98,7 +99,7 @@ def papers_model(p, config, tokens):
 
 
 @pytest.mark.parametrize("kw", SIMPLIFIED + FULL, ids=ids)
-def test_logits_and_gradients_equal_the_papers_equations(kw):
+def test_logits_and_gradients_equal_the_papers_equations(kw: dict[str, Any]) -> None:
     weights = drawn(kw)
     config = weights.config
     tokens = torch.from_numpy(np.random.default_rng(1).integers(0, N, (2, 7)))
@@ -122,7 +123,7 @@ def test_logits_and_gradients_equal_the_papers_equations(kw):
 
 
 @pytest.mark.parametrize("kw", SIMPLIFIED + FULL, ids=ids)
-def test_patterns_equal_the_hooked_ones(kw):
+def test_patterns_equal_the_hooked_ones(kw: dict[str, Any]) -> None:
     weights = drawn(kw, np.float32)
     tokens = torch.from_numpy(np.random.default_rng(1).integers(0, N, (3, T)))
     _, cache = build(weights, n_ctx=T).run_with_cache(tokens)
@@ -137,14 +138,14 @@ def test_patterns_equal_the_hooked_ones(kw):
 
 
 @pytest.mark.parametrize("kw", SIMPLIFIED + FULL, ids=ids)
-def test_weights_go_through_a_model_bit_for_bit(kw):
+def test_weights_go_through_a_model_bit_for_bit(kw: dict[str, Any]) -> None:
     weights = drawn(kw, np.float32)
     back = weights_of(build(weights, n_ctx=T), weights.config)
     assert all(np.array_equal(back[name], weights[name]) for name in weights)
 
 
 @pytest.mark.parametrize("kw", SIMPLIFIED + FULL, ids=ids)
-def test_only_the_chosen_parameters_move(kw):
+def test_only_the_chosen_parameters_move(kw: dict[str, Any]) -> None:
     weights = drawn(kw, np.float32)
     trained = trained_by_default(weights.config)
     model = build(weights, trained, n_ctx=T)
@@ -153,7 +154,7 @@ def test_only_the_chosen_parameters_move(kw):
     assert sum(tensor.requires_grad for tensor in model.parameters()) == len(trained)
 
 
-def test_the_cache_holds_the_feed_forward():
+def test_the_cache_holds_the_feed_forward() -> None:
     weights = drawn({"feed_forward": "linear"}, np.float32)
     tokens = torch.arange(5)[None]
     _, cache = build(weights).run_with_cache(tokens)
@@ -163,13 +164,13 @@ def test_the_cache_holds_the_feed_forward():
     torch.testing.assert_close(cache["resid_post", 1], cache["resid_mid", 1] + cache["mlp_out", 1])
 
 
-def test_building_leaves_global_random_state_alone():
+def test_building_leaves_global_random_state_alone() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    numpy_before = np.random.get_state()[1].copy()  # noqa: NPY002
+    numpy_before = np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
     build(drawn({}, np.float32))
     assert torch.equal(before, torch.get_rng_state())
-    assert np.array_equal(numpy_before, np.random.get_state()[1])  # noqa: NPY002
+    assert np.array_equal(numpy_before, np.random.get_state(legacy=False)["state"]["key"])  # noqa: NPY002
 
 
 @settings(max_examples=20, deadline=None)
@@ -179,7 +180,7 @@ def test_building_leaves_global_random_state_alone():
     st.sampled_from([8, 64]),
     st.sampled_from(["none", "relu"]),
 )
-def test_the_authors_initialisation_has_their_scales(seed, init, d, feed_forward):
+def test_the_authors_initialisation_has_their_scales(seed: int, init: Any, d: int, feed_forward: Any) -> None:
     config = ModelConfig(d_model=d, init=init, feed_forward=feed_forward)
     weights = initial_weights(config, 65, 64, np.random.default_rng(seed))
     size = math.sqrt(np.square(weights["W_E"]).mean()) * (math.sqrt(d) if init == "scaled" else 1)
@@ -192,7 +193,7 @@ def test_the_authors_initialisation_has_their_scales(seed, init, d, feed_forward
     assert {name: w.shape for name, w in weights.items()} == parameter_shapes(config, 65, 64)
 
 
-def test_orthogonal_codebooks_are_jointly_orthogonal_where_they_fit():
+def test_orthogonal_codebooks_are_jointly_orthogonal_where_they_fit() -> None:
     config = ModelConfig(d_model=64, init="orthogonal")
     weights = initial_weights(config, 12, 20, np.random.default_rng(0), np.float64)
     remapped = weights["W_E"] @ weights.ov(Head(0, 0))
@@ -204,14 +205,14 @@ def test_orthogonal_codebooks_are_jointly_orthogonal_where_they_fit():
         assert abs(np.linalg.norm(weights[name]) / np.linalg.norm(usual[name]) - 1) < 0.1
 
 
-def test_orthogonal_codebooks_keep_apart_what_d_model_allows():
+def test_orthogonal_codebooks_keep_apart_what_d_model_allows() -> None:
     weights = initial_weights(ModelConfig(d_model=32, init="orthogonal"), 12, 64, np.random.default_rng(0), np.float64)
     np.testing.assert_allclose(weights["W_E"] @ weights["W_E"].T, 32 * np.eye(12), atol=1e-9)
     np.testing.assert_allclose(weights["W_E"] @ weights["W_pos"].T, 0, atol=1e-9)
     np.testing.assert_allclose(np.linalg.norm(weights["W_pos"], axis=1), math.sqrt(32))
 
 
-def test_errors_say_what_is_valid():
+def test_errors_say_what_is_valid() -> None:
     weights = drawn({}, np.float32)
     with pytest.raises(BirthlensError, match=r"L2H0.*L0H0, L1H0"):
         weights.qk(Head(2, 0))
