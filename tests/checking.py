@@ -1,6 +1,8 @@
 """The type checker that the tests put around every function of the package: beartype, without what it cannot judge."""
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 from beartype import BeartypeConf, beartype
 
@@ -33,10 +35,10 @@ UNCHECKED = {
 """Functions whose annotations are not checked, and why."""
 
 
-def checked(function):
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a function so that its arguments and result are held to their annotations."""
     if function.__qualname__ in UNCHECKED:
         return function
     annotations = getattr(function, "__annotations__", {})
     function.__annotations__ = {name: hint for name, hint in annotations.items() if not UNJUDGED.search(str(hint))}
-    return beartype(function, conf=NUMERIC_TOWER)
+    return beartype(conf=NUMERIC_TOWER)(function)

@@ -8,6 +8,7 @@ import ast
 import importlib
 import os
 import typing
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,43 +29,43 @@ UNCHECKED = {
 PACKAGE = Path(__file__).parents[1] / "birthlens"
 
 
-def modules():
+def modules() -> Iterator[str]:
     """Name every module of the package, parents first."""
     for file in sorted(PACKAGE.rglob("*.py")):
         parts = ("birthlens", *file.relative_to(PACKAGE).with_suffix("").parts)
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def checked_names():
+def checked_names() -> Iterator[str]:
     """Name the modules to check; the hook takes a package for all that is in it."""
     for name in modules():
         if not any(unchecked == name or unchecked.startswith(f"{name}.") for unchecked in UNCHECKED):
             yield name
 
 
-def libraries():
+def libraries() -> Iterator[str]:
     """Name every module of other packages that the package imports anywhere."""
     for file in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_bytes())):
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
+            elif isinstance(node, ast.ImportFrom) and node.module:
                 yield node.module
 
 
-def import_checked():
+def import_checked() -> None:
     for library in ("beartype", *sorted({name for name in libraries() if name.split(".")[0] != "birthlens"})):
         with suppress(ImportError):  # extras that are not installed
             importlib.import_module(library)
     importlib.import_module("birthlens.shapes")
-    typing.TYPE_CHECKING = True
+    typing.TYPE_CHECKING = True  # type: ignore[misc]
     try:
         with install_import_hook(list(checked_names()), "checking.checked"):
             for name in modules():
                 if name != "birthlens.__main__":
                     importlib.import_module(name)
     finally:
-        typing.TYPE_CHECKING = False
+        typing.TYPE_CHECKING = False  # type: ignore[misc]
 
 
 import_checked()

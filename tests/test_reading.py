@@ -2,6 +2,8 @@
 
 import json
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -30,12 +32,12 @@ documents = st.recursive(
 
 
 @given(documents)
-def test_json_is_read_as_json_reads_it(document):
+def test_json_is_read_as_json_reads_it(document: Any) -> None:
     assert parse_json(json.dumps(document), "it") == document
 
 
 @given(documents)
-def test_yaml_is_read_as_pyyaml_reads_it(document):
+def test_yaml_is_read_as_pyyaml_reads_it(document: Any) -> None:
     text = yaml.safe_dump(document)
     assert parse_yaml(text, "it") == yaml.safe_load(text) == document
 
@@ -43,11 +45,11 @@ def test_yaml_is_read_as_pyyaml_reads_it(document):
 @pytest.mark.parametrize(
     "text", ["a: 1_000", "a: 0x1F", "a: 017", "a: yes", "a: .inf", "a: 1:30", "a: '1'", "a: ~", "1: 2", "a:", "", "# c"]
 )
-def test_scalars_are_spelled_as_in_yaml_1_1(text):
+def test_scalars_are_spelled_as_in_yaml_1_1(text: Any) -> None:
     assert parse_yaml(text, "it") == yaml.safe_load(text)
 
 
-def test_a_date_is_text():
+def test_a_date_is_text() -> None:
     assert parse_yaml("a: 2024-01-01", "it") == {"a": "2024-01-01"}
     assert parse_yaml("a: 2001-99-99", "it") == {"a": "2001-99-99"}
 
@@ -74,7 +76,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("text", "said"), REFUSED.values(), ids=REFUSED)
-def test_yaml_that_is_refused(text, said):
+def test_yaml_that_is_refused(text: Any, said: Any) -> None:
     began = time.process_time()
     with pytest.raises(BirthlensError, match=said) as error:
         parse_yaml(text, "it")
@@ -96,13 +98,13 @@ def test_yaml_that_is_refused(text, said):
         ("[" + "0," * MOST + "0]", "values"),
     ],
 )
-def test_json_that_is_refused(text, said):
+def test_json_that_is_refused(text: Any, said: Any) -> None:
     with pytest.raises(BirthlensError, match=said) as error:
         parse_json(text, "it")
     assert "\n" not in str(error.value)
 
 
-def test_files_that_are_refused(tmp_path):
+def test_files_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "long.yaml").write_bytes(b"#" * (SMALL + 1))
     (tmp_path / "latin.yaml").write_bytes(b"a: \xe9")
     (tmp_path / "list.yaml").write_text("[1]")

@@ -4,6 +4,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 import pytest
@@ -16,14 +17,16 @@ ANALYSES = Path(__file__).parents[2] / "analyses"
 
 
 @pytest.fixture
-def asking(monkeypatch):
+def asking(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ANALYSES))
     import asking
 
     return asking
 
 
-def test_a_table_has_beside_it_what_made_it(tmp_path, monkeypatch, asking):
+def test_a_table_has_beside_it_what_made_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asking: ModuleType
+) -> None:
     out = tmp_path / "new" / "how_long.csv"
     monkeypatch.setattr(sys, "argv", ["how_long.py", "--seeds", "2", "--out", str(out)])
     arguments = asking.options("/somewhere/how_long.py", "How long?")
@@ -37,7 +40,7 @@ def test_a_table_has_beside_it_what_made_it(tmp_path, monkeypatch, asking):
     assert made["versions"] == versions() and len(made["code"]) == 16 and len(made["date"]) == 10
 
 
-def test_parts_of_a_table_stand_beside_it(tmp_path, monkeypatch, asking):
+def test_parts_of_a_table_stand_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asking: ModuleType) -> None:
     monkeypatch.setattr(sys, "argv", ["how_long.py", "--out", str(tmp_path / "how_long.csv"), "--steps", "7"])
     arguments = asking.options("/somewhere/how_long.py", "How long?", tiers=False, steps=5, width=3)
     assert (arguments.steps, arguments.width) == (7, 3)
@@ -52,7 +55,7 @@ def test_parts_of_a_table_stand_beside_it(tmp_path, monkeypatch, asking):
     assert json.loads((tmp_path / "how_long.json").read_text())["seeds"] == [4]
 
 
-def test_a_grid_of_a_tier_is_recorded(monkeypatch, asking):
+def test_a_grid_of_a_tier_is_recorded(monkeypatch: pytest.MonkeyPatch, asking: ModuleType) -> None:
     monkeypatch.setattr(sys, "argv", ["x"])
     script = str(ANALYSES / "what_do_the_heads_attend_to.py")
     arguments = asking.options(script, "")
@@ -60,7 +63,9 @@ def test_a_grid_of_a_tier_is_recorded(monkeypatch, asking):
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in ANALYSES.glob("*.py") if path.name != "asking.py"))
-def test_every_script_starts_and_says_its_question(script, monkeypatch, capsys):
+def test_every_script_starts_and_says_its_question(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.syspath_prepend(str(ANALYSES))
     monkeypatch.setattr(sys, "argv", [script, "--help"])
     with pytest.raises(SystemExit) as end:

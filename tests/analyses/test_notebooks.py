@@ -16,19 +16,21 @@ SMALL = (
 LEAST = {"guided_tour": {"image/png": 7, "text/html": 2}, "bring_your_own": {"image/png": 2, "text/html": 4}}
 
 
-def test_both_are_there():
+def test_both_are_there() -> None:
     assert [path.stem for path in NOTEBOOKS] == ["bring_your_own", "guided_tour"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_committed_clean(path):
+def test_a_notebook_is_committed_clean(path: Path) -> None:
     for cell in nbformat.read(path, 4).cells:
         assert not cell.get("outputs") and cell.get("execution_count") is None
         assert "/work" not in cell.source and "/tmp" not in cell.source
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_and_shows_what_it_promises(path, tmp_path, monkeypatch):
+def test_a_notebook_runs_and_shows_what_it_promises(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("BIRTHLENS_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("BIRTHLENS_OVERRIDES", SMALL)
     monkeypatch.setenv("BIRTHLENS_STEPS", "5")

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
+from numpy.typing import NDArray
 
 from birthlens.analysis.behaviour.trajectory import memories_over
 from birthlens.analysis.interventions.runner import evaluate
@@ -25,7 +27,9 @@ from birthlens.config.presets import preset
 from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
 from birthlens.model.hooked import build
+from birthlens.model.weights import Weights
 from birthlens.runs.run import load_run
+from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.corpus import statistics_of
 from birthlens.training.loop import Trainer
 
@@ -40,12 +44,12 @@ CONFIG = RunConfig.parse(
 
 
 @pytest.fixture(scope="module")
-def trainer():
+def trainer() -> Trainer:
     return Trainer(CONFIG, statistics_of(CONFIG.corpus))
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_the_plain_step_takes_the_configs_optimiser(trainer, kind):
+def test_the_plain_step_takes_the_configs_optimiser(trainer: Trainer, kind: str) -> None:
     config = CONFIG.changed(optimiser={"kind": kind, "learning_rate": 0.01, "weight_decay": 0.1})
     ours, numbers = Trainer(config, statistics_of(config.corpus)), range(3)
     model = baselines.PaperModel(ours.initial)
@@ -60,7 +64,7 @@ def test_the_plain_step_takes_the_configs_optimiser(trainer, kind):
 
 
 @pytest.mark.parametrize("micro_batch", [None, 3])
-def test_the_plain_step_computes_the_same_gradient(trainer, micro_batch):
+def test_the_plain_step_computes_the_same_gradient(trainer: Trainer, micro_batch: int | None) -> None:
     weights = trainer.initial
     batch = trainer.task.batch(8, 0)
     model = baselines.PaperModel(weights)
@@ -70,20 +74,20 @@ def test_the_plain_step_computes_the_same_gradient(trainer, micro_batch):
     step(batch)
     trainer.engine.gradients(batch, batch.in_context)
     for name, parameter in trainer.engine.parameters.items():
-        expected = parameter.grad.squeeze()
+        expected = parameter.grad.squeeze()  # type: ignore[union-attr]
         torch.testing.assert_close(getattr(model, name.replace(".", "_")).grad, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_the_plain_sampler_follows_the_task(trainer):
+def test_the_plain_sampler_follows_the_task(trainer: Trainer) -> None:
     rng = np.random.default_rng(0)
-    sequences = np.array(baselines.plain_sampler(trainer.task, 400, rng))
+    sequences = np.array(baselines.plain_sampler(trainer.task, 400, rng))  # type: ignore[arg-type, var-annotated]
     fast = trainer.task.sample(4000, rng).tokens.numpy()
     ours, theirs = (np.bincount(tokens.ravel(), minlength=12) / tokens.size for tokens in (fast, sequences[:, :-1]))
     np.testing.assert_allclose(theirs, ours, atol=0.03)
     assert sequences.shape == (400, 25)
 
 
-def test_hooked_ablations_are_the_runners(trainer):
+def test_hooked_ablations_are_the_runners(trainer: Trainer) -> None:
     weights, batch, reference = trainer.initial, trainer.task.batch(16, 1), trainer.task.batch(16, 2)
     plain = baselines.hooked_ablations(build(weights), batch, reference)
     suite = {f"{head} {how}": at_heads("z", how, [head]) for head in weights.heads for how in ("zero", "mean")}
@@ -92,7 +96,7 @@ def test_hooked_ablations_are_the_runners(trainer):
         assert abs(plain[case] - float(values[0])) < 1e-5, case
 
 
-def test_variants_take_turns(monkeypatch):
+def test_variants_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     timings = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, warm_up=1)
     assert calls == ["a", "b"] * 4
@@ -110,15 +114,15 @@ def test_variants_take_turns(monkeypatch):
 class Products:
     """A matrix product that counts the multiplications and additions it makes."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.operations = 0
 
-    def __call__(self, a, b):
+    def __call__(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
         self.operations += 2 * a.shape[0] * a.shape[1] * b.shape[1]
         return a @ b
 
 
-def plain_gradients(weights, batch, product):
+def plain_gradients(weights: Weights, batch: TokenBatch, product: Products) -> dict[str, NDArray[Any]]:
     """The step target by target, in the algebra of `training.folding`: only products over the batch are counted."""
     w = {name: array[0] if array.ndim == 3 else array for name, array in weights.items()}
     scale, d, n = weights.score_scale, weights.d_model, int(batch.in_context.sum())
@@ -154,7 +158,7 @@ def plain_gradients(weights, batch, product):
             d_qk1 += product(query.T, d_folded)
             d_past += product(pattern.T, d_context) + product(d_scores.T, folded)
             d_x1[t : t + 1] += product(d_folded, qk1.T) + product(d_logits, direct.T)
-        for t in range(reach):
+        for t in range(reach):  # type: ignore[assignment]
             d_scores = through_softmax(patterns[t], product(d_x1[t : t + 1], value[: t + 1].T))
             d_qk0 += x[t : t + 1].T @ (d_scores @ x[: t + 1])  # sums in tables
     found = {f"L{layer}.W_K": scale * d_qk.T @ w[f"L{layer}.W_Q"] for layer, d_qk in enumerate((d_qk0, d_qk1))}
@@ -163,53 +167,53 @@ def plain_gradients(weights, batch, product):
     return found
 
 
-def softmax(scores):
+def softmax(scores: NDArray[Any]) -> NDArray[Any]:
     weights = np.exp(scores - scores.max())
     return weights / weights.sum()
 
 
-def through_softmax(pattern, d_pattern):
+def through_softmax(pattern: NDArray[Any], d_pattern: NDArray[Any]) -> NDArray[Any]:
     return pattern * (d_pattern - (pattern * d_pattern).sum())
 
 
 @pytest.mark.parametrize("feed_forward", ["none", "linear"])
-def test_useful_operations_are_those_of_a_plain_step_that_counts_its_products(feed_forward):
+def test_useful_operations_are_those_of_a_plain_step_that_counts_its_products(feed_forward: Any) -> None:
     config = CONFIG.changed(model={"d_model": 16, "feed_forward": feed_forward})
     trainer, product = Trainer(config, statistics_of(config.corpus)), Products()
     batch = trainer.task.batch(5, 5)
     found = plain_gradients(trainer.initial, batch, product)
     trainer.engine.gradients(batch, batch.in_context)
     for name, parameter in trainer.engine.parameters.items():
-        np.testing.assert_allclose(found[name], parameter.grad.numpy().squeeze(), rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(found[name], parameter.grad.numpy().squeeze(), rtol=1e-3, atol=1e-6)  # type: ignore[union-attr]
     assert useful_operations(batch, 16, 12, feed_forward == "linear") == product.operations
 
 
 CASES = {
     "training step": lambda: cases.training_step(CONFIG, 2),
-    "full model step": lambda: cases.full_model_step(preset("paper-full", SMALL), 1),
+    "full model step": lambda: cases.full_model_step(preset("paper-full", SMALL), 1),  # type: ignore[has-type]
     "sampling": lambda: cases.sampling(CONFIG, 2),
     "weight probes": lambda: cases.weight_probes(CONFIG, 3, 1),
     "interventions": lambda: cases.interventions(CONFIG, 4, 1),
     "checkpoint": lambda: cases.checkpointing(CONFIG, 2),
     "start-up": lambda: cases.start_up(CONFIG, 1),
     "training": lambda: [
-        *whole_runs.training(SHORT, "short", goal=-1.0),
-        *whole_runs.training(SHORT, "short"),
+        *whole_runs.training(SHORT, "short", goal=-1.0),  # type: ignore[has-type]
+        *whole_runs.training(SHORT, "short"),  # type: ignore[has-type]
     ],
     "ablation suite": lambda: whole_runs.ablation_suite(CONFIG, 3, 4),
-    "memory": lambda: whole_runs.memory(SMALL, "small", 1),
+    "memory": lambda: whole_runs.memory(SMALL, "small", 1),  # type: ignore[has-type]
 }
 SMALL = ["task.context=16", "model.d_model=8", "training.batch_size=4", "evaluation.batch_size=1"]
 SHORT = CONFIG.changed(training={"steps": 3, "batch_size": 4})
 
 
 @cache
-def small(name):
+def small(name: str) -> Any:
     return CASES[name]()
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_case_runs_at_a_small_size(name):
+def test_every_case_runs_at_a_small_size(name: str) -> None:
     rows = small(name)
     assert name in {row["case"] for row in rows}
     for row in rows:
@@ -236,18 +240,18 @@ def test_every_case_runs_at_a_small_size(name):
         assert all(row["peak_mb"] > row["before_mb"] > 50 for row in rows)
 
 
-def test_peak_memory_is_not_that_of_the_parent():
+def test_peak_memory_is_not_that_of_the_parent() -> None:
     """A child of a large process reports its own peak: Linux's ru_maxrss would begin with the parent's."""
     ballast = np.ones(150_000_000)  # 1.2 GB
     found = in_a_process(SMALL, 1)
     assert found["peak_memory_mb"] < ballast.nbytes / 2**20
 
 
-def report_with(*rows):
+def report_with(*rows: dict[str, float | str]) -> dict[str, Any]:
     return {"machine": {"processor": "abacus", "cores": 2}, "quick": False, "rows": list(rows)}
 
 
-def test_tables_are_written_into_the_blocks_of_a_page(tmp_path):
+def test_tables_are_written_into_the_blocks_of_a_page(tmp_path: Path) -> None:
     step = {"case": "training step", "setting": "batch 512", "spread": 0.01, "rounds": 5, "measured": 1.0}
     rows = [
         {**step, "variant": "hooked", "ms": 3000.0, "times_baseline": 1.0, "baseline": "hooked"},
@@ -256,8 +260,8 @@ def test_tables_are_written_into_the_blocks_of_a_page(tmp_path):
     ]
     sizes = {"case": "scaling", "varied": "task.context", "value": 64, "ms": 3.0, "useful_gflop": 0.5,
              "share_of_peak": 0.6, "peak_memory_mb": 300.0}  # fmt: skip
-    (tmp_path / "a.json").write_text(json.dumps(report_with(*rows)))
-    (tmp_path / "b.json").write_text(json.dumps(report_with(sizes)))
+    (tmp_path / "a.json").write_text(json.dumps(report_with(*rows)))  # type: ignore[arg-type]
+    (tmp_path / "b.json").write_text(json.dumps(report_with(sizes)))  # type: ignore[arg-type]
     page = tmp_path / "page.md"
     blocks = "".join(f"<!-- bench: {name} -->\nold\n<!-- bench: end -->\n" for name in pages.BLOCKS)
     page.write_text(f"# Speed\n{blocks}The end.\n")
@@ -274,7 +278,7 @@ def test_tables_are_written_into_the_blocks_of_a_page(tmp_path):
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/performance.md"])
-def test_the_tables_of_our_pages_are_those_of_the_bench_files(page):
+def test_the_tables_of_our_pages_are_those_of_the_bench_files(page: str) -> None:
     root = Path(__file__).parents[2]
     files = [root / "docs" / "bench.json", root / "docs" / "scaling.json"]
     text = (root / page).read_text()
@@ -284,7 +288,7 @@ def test_the_tables_of_our_pages_are_those_of_the_bench_files(page):
     assert pages.filled(text, pages.read(files)) == text
 
 
-def test_bad_files_are_named(tmp_path):
+def test_bad_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(BirthlensError, match=r"a.json' is no file of `birthlens bench --out`"):
         pages.read([tmp_path / "a.json"])
@@ -296,7 +300,7 @@ def test_bad_files_are_named(tmp_path):
         assert isinstance(CliRunner().invoke(group, ["bench", *arguments]).exception, BirthlensError)
 
 
-def test_every_goal_names_a_row_that_the_cases_make():
+def test_every_goal_names_a_row_that_the_cases_make() -> None:
     made = {(row["case"], row["variant"]): row for name in CASES for row in small(name)}
     for goal in pages.GOALS:
         variant = "to accuracy -1.0" if goal.variant == "to accuracy 0.9" else goal.variant
@@ -304,7 +308,7 @@ def test_every_goal_names_a_row_that_the_cases_make():
         assert goal.baseline is None or (goal.case, goal.baseline) in made, goal
 
 
-def test_the_command_measures_and_writes_json(tmp_path):
+def test_the_command_measures_and_writes_json(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     result = CliRunner().invoke(group, ["bench", "--quick", "--only", "start", "--out", str(out)])
     assert result.exit_code == 0, result.output
@@ -313,14 +317,14 @@ def test_the_command_measures_and_writes_json(tmp_path):
     assert all(row["ms"] > 0 for row in report["rows"]) and report["machine"]["cores"] >= 1
 
 
-def test_one_setting_of_the_scaling_table():
+def test_one_setting_of_the_scaling_table() -> None:
     command = [sys.executable, "-m", "birthlens.bench.scaling", "1", "task.context=16", "model.d_model=8",
                "training.batch_size=4", "corpus.vocabulary=8", "training.engine=handwritten"]  # fmt: skip
     row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert row["ms"] > 0 and 0 < row["share_of_peak"] < 1 and row["peak_memory_mb"] > 50
 
 
-def test_the_plain_loop_reads_what_the_probes_read(tmp_path):
+def test_the_plain_loop_reads_what_the_probes_read(tmp_path: Path) -> None:
     config = CONFIG.changed(task=CONFIG.task.changed(context=80))
     cases.synthetic_run(config, tmp_path / "run", 2)
     run = load_run(tmp_path / "run")

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ TINY = ("corpus.source=markov", "corpus.vocabulary=12", "task.context=32", "task
 
 
 @cache
-def run(*overrides):
+def run(*overrides: Any) -> Any:
     """Train a run with overrides on the tiny base, or return the one that was."""
     free = {"model.family=full", "model.n_layers=1", "model.feed_forward=relu"} & set(overrides)
     without_triggers = {"task.kind=markov", "task.kind=facts"} & set(overrides)

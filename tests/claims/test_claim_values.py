@@ -2,6 +2,7 @@
 
 import math
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,28 +32,28 @@ MATRIX = {"output": "L1.W_O", "trigger": "L1.W_K", "prev_token": "L0.W_K"}
 class Made(Run):
     """A run whose held-out metrics and whose weights are written by hand: metric -> {step: value}, step -> weights."""
 
-    def __init__(self, base, metrics=None, weights=None):
+    def __init__(self, base: Any, metrics: Any = None, weights: Any = None) -> None:
         super().__init__(base.path)
         self.by_hand, self.kept = metrics or {}, weights or {}
 
     @property
-    def steps(self):
+    def steps(self) -> Any:
         return sorted(self.kept) if self.kept else super().steps
 
-    def weights(self, step):
+    def weights(self, step: Any) -> Any:
         return self.kept[sorted(self.kept)[step] if step < 0 else step]
 
-    def metrics(self):
+    def metrics(self) -> Any:
         rows = [(s, "held_out", name, v, 1) for name, curve in self.by_hand.items() for s, v in curve.items()]
         return pd.DataFrame(rows, columns=["step", "split", "metric", "value", "n"])
 
 
-def untrained(*words):
+def untrained(*words: Any) -> Any:
     base = run(*WIDE, *words)
     return base, Run.weights(base, 0)
 
 
-def ideal(*words, bigram=False):
+def ideal(*words: Any, bigram: Any = False) -> Any:
     base, start = untrained(*words)
     table = base.statistics.bigram if bigram else None
     strengths = Strengths(60, 60, 30, avoid_first=60)
@@ -60,7 +61,7 @@ def ideal(*words, bigram=False):
     return base, start.replaced({name: matrix.astype(np.float32) for name, matrix in made.items()})
 
 
-def with_positions(weights, allowed):
+def with_positions(weights: Any, allowed: Any) -> Any:
     """Let layer 0 look at the position before from the positions that `allowed` names, and be indifferent elsewhere."""
     p = weights["W_pos"].astype(float)
     wanted = np.zeros((len(p), len(p)))
@@ -71,12 +72,12 @@ def with_positions(weights, allowed):
     return weights.replaced({"L0.W_K": (back @ wanted @ back.T).T[None].astype(np.float32)})
 
 
-def curve(born, *, end=100, every=10, low=0.0, high=1.0):
+def curve(born: Any, *, end: Any = 100, every: Any = 10, low: Any = 0.0, high: Any = 1.0) -> Any:
     """A measurement that goes from low to high in a straight line through the half at `born`."""
     return {s: low + (high - low) * min(1.0, s / born / 2) for s in range(0, end + 1, every)}
 
 
-def evidence(settings=None, seed=0, **runs):
+def evidence(settings: Any = None, seed: Any = 0, **runs: Any) -> Any:
     return Evidence({name.replace("_", " "): one for name, one in runs.items()}, seed, settings or {})
 
 
@@ -85,7 +86,9 @@ def evidence(settings=None, seed=0, **runs):
 
 @example(100.0, 0.0, False, True, 0.0, 0.0)
 @given(st.floats(0, 100), st.floats(0, 100), st.booleans(), st.booleans(), st.floats(0, 50), st.floats(0, 50))
-def test_a_lag_is_known_a_bound_of_certain_sign_or_nothing(first, second, never_first, never_second, more, less):
+def test_a_lag_is_known_a_bound_of_certain_sign_or_nothing(
+    first: Any, second: Any, never_first: Any, never_second: Any, more: Any, less: Any
+) -> None:
     """Whatever the unknown steps are, the true difference lies beyond a bound that is given, on the same side of zero."""
     ends = (100.0, 100.0 + less)
     seen = (math.nan if never_first else first, math.nan if never_second else second)
@@ -101,20 +104,20 @@ def test_a_lag_is_known_a_bound_of_certain_sign_or_nothing(first, second, never_
         assert found["x" + BOUND] == 1.0 and found["x"] == pytest.approx(ends[1] - first)
 
 
-def test_a_later_end_than_the_other_ones_step_says_nothing():
+def test_a_later_end_than_the_other_ones_step_says_nothing() -> None:
     """The fast run ended at 100 without emerging, the slow one emerged at 150: who is faster is not known."""
     assert math.isnan(lag("x", math.nan, 150.0, (100.0, 200.0))["x"])
     assert lag("x", math.nan, 60.0, (100.0, 200.0)) == {"x": -40.0, "x is a bound": 1.0}
 
 
-def test_crossings_and_slopes_without_a_point_are_nan():
+def test_crossings_and_slopes_without_a_point_are_nan() -> None:
     steps = np.array([0.0, 10.0, 20.0])
     assert math.isnan(first_crossing(steps, np.array([0.0, 0.1, 0.2]), 0.5))
     assert math.isnan(slope(steps, np.array([0.0, math.nan, 1.0])))
     assert slope(steps, -3 * steps) == pytest.approx(-3)
 
 
-def test_speed_counts_steps_tokens_and_targets():
+def test_speed_counts_steps_tokens_and_targets() -> None:
     base = run()
     found = behaviours.speed(evidence(run=Made(base, {ACCURACY: curve(40, high=0.9 * 2 / 1.8)})))
     batch, context = base.config.training.batch_size, base.config.task.context
@@ -126,7 +129,7 @@ def test_speed_counts_steps_tokens_and_targets():
     assert never["accuracy at the end"] == pytest.approx(0.3) and math.isnan(never["tokens to half accuracy"])
 
 
-def test_slower_is_the_slow_ones_step_less_the_fast_ones():
+def test_slower_is_the_slow_ones_step_less_the_fast_ones() -> None:
     base = run("training.steps=100")
     fast, slow, never = (Made(base, {ACCURACY: curve(20)}), Made(base, {ACCURACY: curve(50)}),
                          Made(base, {ACCURACY: curve(50, high=0.4)}))  # fmt: skip
@@ -140,7 +143,7 @@ def test_slower_is_the_slow_ones_step_less_the_fast_ones():
     assert math.isnan(behaviours.slower(evidence(fast=never, slow=never))["steps_later"])
 
 
-def test_exponents_of_a_run_that_never_emerges_are_open():
+def test_exponents_of_a_run_that_never_emerges_are_open() -> None:
     runs = {
         f"b{n}": Made(run(f"training.batch_size={n}"), {ACCURACY: curve(80 / n**0.5, end=200, every=1)})
         for n in (8, 16, 32)
@@ -152,17 +155,17 @@ def test_exponents_of_a_run_that_never_emerges_are_open():
     assert math.isnan(behaviours.exponent(Evidence(runs, 0, {"over": "training.batch_size"}))["tokens_exponent"])
 
 
-def test_reached_reads_the_step_asked_for():
+def test_reached_reads_the_step_asked_for() -> None:
     made = Made(run(), {"in_context_accuracy": {0: 0.1, 10: 0.6, 20: 0.9}})
     assert behaviours.reached(evidence({"step": 10}, run=made)) == {"accuracy": 0.6}
 
 
-def test_the_global_bigram_first_is_a_positive_lag():
+def test_the_global_bigram_first_is_a_positive_lag() -> None:
     base, start = untrained("model.feed_forward=linear", "training.loss=all")
     _, late = ideal("model.feed_forward=linear", "training.loss=all", bigram=True)
     top, end = math.log(len(base.statistics)), float(base.config.training.steps)
 
-    def made(global_at, in_context_at):
+    def made(global_at: Any, in_context_at: Any) -> Any:
         metrics = {f"{role}_loss": curve(at, low=top, high=0) for role, at in
                    (("global", global_at), ("in_context", in_context_at))}  # fmt: skip
         return Made(base, {**metrics, ACCURACY: curve(50)}, {0: start, 30: late})
@@ -184,7 +187,7 @@ def test_the_global_bigram_first_is_a_positive_lag():
 # how well
 
 
-def test_the_bag_is_asked_on_the_batch_that_the_runs_were_measured_on():
+def test_the_bag_is_asked_on_the_batch_that_the_runs_were_measured_on() -> None:
     base = run("task.cycles=clean")
     one = Made(base, {"in_context_accuracy": {0: 0.1, 10: 0.35, 20: 0.3}})
     two = Made(base, {"in_context_accuracy": {0: 0.1, 10: 0.99, 20: 0.97}})
@@ -199,7 +202,7 @@ def test_the_bag_is_asked_on_the_batch_that_the_runs_were_measured_on():
     assert set(n) == {int(batch.in_context.sum())}
 
 
-def test_a_copier_gains_out_of_distribution_over_one_that_cannot():
+def test_a_copier_gains_out_of_distribution_over_one_that_cannot() -> None:
     base, copier = ideal()
     _, idle = untrained()
     good, bad = Made(base, weights={0: copier}), Made(base, weights={0: idle})
@@ -211,7 +214,7 @@ def test_a_copier_gains_out_of_distribution_over_one_that_cannot():
     assert other["gain"] < -0.5 and other["gap"] < -0.5
 
 
-def test_what_is_lost_on_unseen_outputs_is_what_was_never_stored():
+def test_what_is_lost_on_unseen_outputs_is_what_was_never_stored() -> None:
     base, copier = ideal("task.split=train")
     border = int(base.config.task.split_fraction * len(base.statistics))
     u = copier["W_U"].astype(float).T
@@ -222,14 +225,14 @@ def test_what_is_lost_on_unseen_outputs_is_what_was_never_stored():
     assert part["lost"] == part["on_train"] - part["on_test"] > 0.8
 
 
-def test_removed_heads_lose_what_a_model_without_them_loses():
+def test_removed_heads_lose_what_a_model_without_them_loses() -> None:
     base, weights = ideal("model.feed_forward=linear", "training.loss=all", bigram=True)
     # Let the induction head say a bit of the global bigram too, so that its removal has a price on both sides.
     weights = weights.replaced({"L1.W_F": weights["L1.W_F"] * 0.7})
     found = behaviours.heads_removed(evidence({"method": "zero"}, run=Made(base, weights={0: weights})))
     batch = base.task.batch(128, base.config.seeds.evaluation, 1)
 
-    def measured(one):
+    def measured(one: Any) -> Any:
         with torch.no_grad():
             logits = forward.logits(forward.tensors_of(one), one.config, batch.tokens)
         return {
@@ -247,7 +250,7 @@ def test_removed_heads_lose_what_a_model_without_them_loses():
             assert found[f"{key}_{name}"] == pytest.approx(change, abs=1e-4)
 
 
-def test_roles_are_read_from_the_layers_that_fill_them():
+def test_roles_are_read_from_the_layers_that_fill_them() -> None:
     base, weights = ideal()
     found = behaviours.roles(evidence(run=Made(base, {ACCURACY: {0: 0.1, 1: 0.97}}, {0: weights})))
     assert found["accuracy"] == 0.97
@@ -259,7 +262,7 @@ def test_roles_are_read_from_the_layers_that_fill_them():
 
 
 @pytest.mark.parametrize(("early", "sign"), [(True, 1), (False, -1)])
-def test_early_copies_have_the_sign_of_where_the_head_reaches(early, sign):
+def test_early_copies_have_the_sign_of_where_the_head_reaches(early: Any, sign: Any) -> None:
     base, weights = ideal()
     context = base.config.task.context
     allowed = range(context // 4) if early else range(context // 4, context)
@@ -271,7 +274,7 @@ def test_early_copies_have_the_sign_of_where_the_head_reaches(early, sign):
     assert found["accuracy_gain"] == pytest.approx(found["accuracy_with"] - found["accuracy_without"])
 
 
-def test_the_share_of_early_copies_is_counted_by_looking():
+def test_the_share_of_early_copies_is_counted_by_looking() -> None:
     batch = run().task.batch(5, 2)
     share = copying._early_share(batch, 9)
     for row, tokens in enumerate(batch.tokens.tolist()):
@@ -281,7 +284,7 @@ def test_the_share_of_early_copies_is_counted_by_looking():
             assert float(share[row, t]) == pytest.approx(expected, nan_ok=True)
 
 
-def test_only_late_queries_count_for_where_copies_are_taken_from():
+def test_only_late_queries_count_for_where_copies_are_taken_from() -> None:
     """A head that takes a copy at random has no excess: chance is that of late queries, not of all."""
     base, weights = ideal()
     made = Made(base, weights={0: with_positions(weights, range(base.config.task.context))})
@@ -294,7 +297,7 @@ def test_only_late_queries_count_for_where_copies_are_taken_from():
     assert found["used_early_by_chance"] == pytest.approx(float(share.mean()))
 
 
-def test_the_profile_of_attention_is_that_of_the_patterns():
+def test_the_profile_of_attention_is_that_of_the_patterns() -> None:
     base, weights = ideal()
     made = Made(base, weights={0: with_positions(weights, range(10))})
     profile = copying.attention_to_previous(made, base.task.batch(20, 0))
@@ -305,7 +308,7 @@ def test_the_profile_of_attention_is_that_of_the_patterns():
 # which memory, when
 
 
-def stages(order, steps=(10, 20, 30)):
+def stages(order: Any, steps: Any = (10, 20, 30)) -> Any:
     """Weights in which the memories come in an order, one a step."""
     base, start = untrained()
     _, whole = ideal()
@@ -318,7 +321,7 @@ def stages(order, steps=(10, 20, 30)):
 
 @pytest.mark.parametrize("order", list(permutations(MATRIX)))
 @pytest.mark.parametrize("statistic", [orders.birth_order, orders.crossing_order])
-def test_lags_have_the_sign_of_the_order_of_birth(order, statistic):
+def test_lags_have_the_sign_of_the_order_of_birth(order: Any, statistic: Any) -> None:
     found = statistic(evidence(run=stages(order)))
     born = dict(zip(order, (10, 20, 30), strict=True))
     assert {name: found[name] for name in MATRIX} == born
@@ -326,7 +329,7 @@ def test_lags_have_the_sign_of_the_order_of_birth(order, statistic):
     assert found["prev_token_after_trigger"] == born["prev_token"] - born["trigger"]
 
 
-def test_a_memory_that_is_never_born_leaves_the_order_open_or_gives_a_bound():
+def test_a_memory_that_is_never_born_leaves_the_order_open_or_gives_a_bound() -> None:
     made = stages(("output",), (10,))
     made.kept[40] = made.kept[10]
     found = orders.birth_order(evidence(run=made))
@@ -335,7 +338,7 @@ def test_a_memory_that_is_never_born_leaves_the_order_open_or_gives_a_bound():
     assert math.isnan(found["prev_token_after_trigger"])
 
 
-def test_freezing_costs_what_the_frozen_run_lacks():
+def test_freezing_costs_what_the_frozen_run_lacks() -> None:
     free = stages(("output", "trigger", "prev_token"))
     frozen = stages(("output",), (10,))
     frozen.kept[30] = frozen.kept[10]
@@ -351,7 +354,7 @@ def test_freezing_costs_what_the_frozen_run_lacks():
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_early_positions_first_has_the_sign_of_their_order(sign):
+def test_early_positions_first_has_the_sign_of_their_order(sign: Any) -> None:
     base, weights = ideal()
     context = base.config.task.context
     order = list(range(1, context))[::sign]

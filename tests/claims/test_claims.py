@@ -3,7 +3,9 @@
 import math
 import pickle
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,28 +31,28 @@ finite = st.floats(-1e3, 1e3)
 
 
 @given(st.lists(finite, min_size=2, max_size=8))
-def test_the_interval_is_students(values):
+def test_the_interval_is_students(values: Any) -> None:
     mean, low, high = interval(values)
     error = np.std(values, ddof=1) / math.sqrt(len(values))
     expected = stats.t.interval(0.95, len(values) - 1, np.mean(values), error) if error > 0 else (mean, mean)
     assert np.allclose((low, high), expected, atol=1e-6) and low <= mean <= high
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     draws = np.random.default_rng(0).standard_normal((2000, 5))
     covered = [low < 0 < high for _, low, high in map(interval, draws)]
     assert abs(np.mean(covered) - 0.95) < 0.02
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, math.nan], [1.0, math.inf]])
-def test_too_little_has_no_interval(values):
+def test_too_little_has_no_interval(values: Any) -> None:
     _, low, high = interval(values)
     assert math.isnan(low) and math.isnan(high)
     assert Expectation("x", "x", above=0).verdict(low, high) == "inconclusive"
 
 
 @given(finite, finite, finite, finite)
-def test_a_verdict_is_a_place_of_the_interval(a, b, c, d):
+def test_a_verdict_is_a_place_of_the_interval(a: Any, b: Any, c: Any, d: Any) -> None:
     (low, high), (above, below) = sorted((a, b)), sorted((c, d))
     if above == below:
         return
@@ -69,12 +71,12 @@ def test_a_verdict_is_a_place_of_the_interval(a, b, c, d):
             assert low < expectation.below and high > expectation.above
 
 
-def test_a_claim_fails_with_one_expectation_and_passes_with_all():
+def test_a_claim_fails_with_one_expectation_and_passes_with_all() -> None:
     assert joint(["pass", "pass"]) == "pass" and joint(["pass", "fail", "inconclusive"]) == "fail"
     assert joint(["pass", "inconclusive"]) == joint([]) == "inconclusive"
 
 
-def test_half_made_claims_are_refused():
+def test_half_made_claims_are_refused() -> None:
     with pytest.raises(BirthlensError, match="give a bound"):
         Expectation("x", "x")
     with pytest.raises(BirthlensError, match="either a statistic or the reason"):
@@ -83,7 +85,7 @@ def test_half_made_claims_are_refused():
         Claim("x", "x", statistic=orders.birth_order)
 
 
-def test_names_are_checked():
+def test_names_are_checked() -> None:
     assert claims_named((), "all") == CLAIMS
     assert claims_named(()) == claims_named(["all"]) == tuple(claim for claim in CLAIMS if claim.paper == "birth")
     assert {claim.paper for claim in CLAIMS} == set(PAPERS)
@@ -96,7 +98,7 @@ def test_names_are_checked():
         tier_named("desk")
 
 
-def test_the_catalogue_is_sound():
+def test_the_catalogue_is_sound() -> None:
     assert len({claim.id for claim in CLAIMS}) == len(CLAIMS)
     for claim, tier in product(CLAIMS, TIERS.values()):
         configs = Grid(tier.config, claim.cases_at(tier.name), (0,)).configs()
@@ -117,7 +119,7 @@ SMALL = {"from": 10, "sequences": 48, "d_model": 32, "context": 16, "widths": (1
 
 
 @pytest.mark.parametrize("claim", [claim for claim in CLAIMS if claim.statistic], ids=lambda claim: claim.id)
-def test_every_statistic_gives_what_its_claim_expects(claim):
+def test_every_statistic_gives_what_its_claim_expects(claim: Any) -> None:
     """On models far too small to show anything: the numbers are there, and finite where a number can be had."""
     settings = {key: SMALL.get(key, value) for key, value in claim.settings.items()}
     settings |= {"step": 20} if "step" in settings else {}
@@ -127,7 +129,7 @@ def test_every_statistic_gives_what_its_claim_expects(claim):
         assert isinstance(values[expectation.quantity], float)
 
 
-def kept(words):
+def kept(words: Any) -> Any:
     """Keep of a case what is its point, without its size."""
     return [
         w
@@ -136,7 +138,7 @@ def kept(words):
     ]
 
 
-def small(word):
+def small(word: Any) -> Any:
     """Scale sizes down to the tiny base."""
     if word.startswith("training.freeze_until"):
         return word.replace("200", "20")
@@ -147,7 +149,7 @@ def small(word):
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=12), st.floats(0.01, 0.99))
-def test_first_crossing_is_the_first(values, level):
+def test_first_crossing_is_the_first(values: Any, level: Any) -> None:
     steps = np.arange(len(values)) * 10.0
     found = first_crossing(steps, np.array(values), level)
     fine = np.unique([*np.linspace(0, steps[-1], 4001), *steps])
@@ -156,8 +158,8 @@ def test_first_crossing_is_the_first(values, level):
     assert found == pytest.approx(expected, abs=steps[-1] / 4000 + 1e-6, nan_ok=True)
 
 
-def test_exponents_are_those_of_a_power_law():
-    def made(batch):
+def test_exponents_are_those_of_a_power_law() -> None:
+    def made(batch: Any) -> Any:
         formed, steps = 4000 * batch**-0.5, np.arange(0, 2001, 10)
         rows = [(step, "held_out", "in_context_unabsorbed_accuracy", step / formed / 2, 1) for step in steps]
         table = pd.DataFrame(rows, columns=["step", "split", "metric", "value", "n"])
@@ -168,7 +170,7 @@ def test_exponents_are_those_of_a_power_law():
     assert found["steps_exponent"] == pytest.approx(-0.5) and found["tokens_exponent"] == pytest.approx(0.5)
 
 
-def test_half_heights_are_those_of_the_recall_table():
+def test_half_heights_are_those_of_the_recall_table() -> None:
     one = run()
     table = memories_over(one, bases=("raw",))
     rows = table[(table["metric"] == "recall") & (table["memory"] == "output_memory") & (table["candidates"] == "all")]
@@ -178,7 +180,7 @@ def test_half_heights_are_those_of_the_recall_table():
     assert last > 0 and orders.half_heights(one)["output"] == born
 
 
-def test_early_positions_reads_the_paper_s_recall():
+def test_early_positions_reads_the_paper_s_recall() -> None:
     one = run()
     found = orders.early_positions(Evidence({"run": one}, 0))
     weights = one.weights(-1)
@@ -190,7 +192,7 @@ def test_early_positions_reads_the_paper_s_recall():
     )
 
 
-def test_early_copies_are_found_by_looking():
+def test_early_copies_are_found_by_looking() -> None:
     batch = run().task.batch(6, 0)
     found = copying.seen_before(batch, 10)
     for row, tokens in enumerate(batch.tokens.tolist()):
@@ -198,7 +200,7 @@ def test_early_copies_are_found_by_looking():
             assert bool(found[row, t]) == (token in tokens[:9])
 
 
-def test_attention_to_the_position_before_is_read_off_the_pattern():
+def test_attention_to_the_position_before_is_read_off_the_pattern() -> None:
     one = run()
     found = copying.early_copies(Evidence({"run": one}, 0, {"sequences": 8}))
     batch = one.task.batch(8, one.config.seeds.evaluation, 1)
@@ -209,7 +211,7 @@ def test_attention_to_the_position_before_is_read_off_the_pattern():
     assert found["attention_late"] == pytest.approx(np.mean(profile[-8:]), abs=1e-5)
 
 
-def test_a_grid_table_has_a_row_for_each_run_and_quantity(tmp_path):
+def test_a_grid_table_has_a_row_for_each_run_and_quantity(tmp_path: Path) -> None:
     grid = Grid(run().config, {"a": ("training.steps=2",), "b": ("training.steps=4",)}, seeds=(0, 1, 2))
     table = grid_table(grid, lambda e: {"steps": e.runs["run"].steps[-1] + e.settings["more"], "seed": e.seed}, tmp_path,
                        {"more": 10}, processes=1)  # fmt: skip

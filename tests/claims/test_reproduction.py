@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -27,29 +29,29 @@ from birthlens.runs.provenance import TRAINING, code_digest
 from birthlens.viz.report.scorecard import scorecard_page
 
 TIER = Tier("laptop", (*TINY, "training.steps=4", "checkpoints.every=2"), 3)
-CALLS = []
+CALLS: list[Any] = []
 
 
-def width(evidence):
+def width(evidence: Any) -> Any:
     """Stand for a statistic: a fact about the run that is known in advance."""
     CALLS.append(evidence.seed)
     return {"width": float(evidence.runs["run"].config.model.d_model), "seed": float(evidence.seed)}
 
 
-def broken(evidence):
+def broken(evidence: Any) -> Any:
     if evidence.seed == 1:
         raise ZeroDivisionError("no such thing")
     return {"width": 1.0}
 
 
-def nothing(evidence):
+def nothing(evidence: Any) -> Any:
     return {"width": math.nan}
 
 
 WIDE = Expectation("width", "width of the model", above=10)
 
 
-def claim(id, statistic=width, expectation=WIDE, **kw):
+def claim(id: Any, statistic: Any = width, expectation: Any = WIDE, **kw: Any) -> Any:
     kw.setdefault("cases", {"run": ()})
     return Claim(id, f"The {id} claim.", (expectation,), statistic, **kw)
 
@@ -67,17 +69,17 @@ CLAIMS = [
 ]
 
 
-def judged(claims, folder, tier=TIER):
+def judged(claims: Any, folder: Any, tier: Any = TIER) -> Any:
     return {one.claim.id: one for one in reproduce(claims, tier, folder, processes=1) if isinstance(one, Result)}
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("reproduce")
     return folder, judged(CLAIMS, folder)
 
 
-def test_verdicts_are_what_they_must_be(done):
+def test_verdicts_are_what_they_must_be(done: Any) -> None:
     _, results = done
     assert {name: result.verdict for name, result in results.items()} == {
         "true": "pass", "false": "fail", "open": "inconclusive", "broken": "inconclusive", "blank": "inconclusive",
@@ -87,7 +89,7 @@ def test_verdicts_are_what_they_must_be(done):
     assert row["value"] == 1.0 and row["low"] == pytest.approx(1 - 2.484, abs=1e-3) and row["seeds"] == 3
 
 
-def test_failures_stay_in_the_table_with_their_reason(done):
+def test_failures_stay_in_the_table_with_their_reason(done: Any) -> None:
     folder, results = done
     notes = scorecard_table(list(results.values())).set_index("claim")["note"]
     assert notes["broken"] == "seed 1: ZeroDivisionError: no such thing"
@@ -96,7 +98,7 @@ def test_failures_stay_in_the_table_with_their_reason(done):
     assert "ZeroDivisionError" in (folder / "scorecard.csv").read_text()
 
 
-def test_the_scorecard_says_what_made_it(done):
+def test_the_scorecard_says_what_made_it(done: Any) -> None:
     folder, _ = done
     report = json.loads(
         (folder / "scorecard.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON")
@@ -108,7 +110,7 @@ def test_the_scorecard_says_what_made_it(done):
     assert report["totals"]["runs"] == 6 and report["claims"][0]["runs"] == 3 and report["claims"][0]["cpu_seconds"] > 0
 
 
-def test_a_second_time_nothing_is_trained_or_measured(done):
+def test_a_second_time_nothing_is_trained_or_measured(done: Any) -> None:
     folder, results = done
     CALLS.clear()
     events = list(reproduce(CLAIMS[:3], TIER, folder, processes=1))
@@ -118,7 +120,9 @@ def test_a_second_time_nothing_is_trained_or_measured(done):
 
 
 @pytest.mark.parametrize("change", ["settings", "code", "training", "versions", "corpus"])
-def test_what_does_not_match_is_measured_anew_and_that_is_said(tmp_path, monkeypatch, change):
+def test_what_does_not_match_is_measured_anew_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any
+) -> None:
     judged([claim("true")], tmp_path)
     CALLS.clear()
     one = claim("true", settings={"other": 1} if change == "settings" else {})
@@ -139,7 +143,7 @@ def test_what_does_not_match_is_measured_anew_and_that_is_said(tmp_path, monkeyp
     assert {"versions": "versions of packages", "corpus": "text"}.get(change, change) in result.again
 
 
-def test_a_claim_without_runs_depends_on_the_corpus(monkeypatch):
+def test_a_claim_without_runs_depends_on_the_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     one = claim("free", cases={})
     before = identity.made_of(one, TIER)
     monkeypatch.setattr(identity, "corpus_digest", lambda statistics: "other")
@@ -153,14 +157,16 @@ def test_a_run_of_other_packages_is_made_anew(tmp_path):
     events = list(reproduce([claim("true")], TIER, tmp_path, processes=1))
     (outcome,) = [event for event in events if not isinstance(event, Result) and event.state == "trained"]
     assert "made by other code" in outcome.message and outcome.path == file.parent
-    assert events[-1].rows() == first.rows()
+    assert events[-1].rows() == first.rows()  # type: ignore[union-attr]
 
 
-def test_a_run_that_cannot_be_opened_is_a_problem_and_not_the_end(tmp_path, monkeypatch):
+def test_a_run_that_cannot_be_opened_is_a_problem_and_not_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     judged([claim("true")], tmp_path)
     shutil.rmtree(tmp_path / "measurements")
 
-    def shut(path):
+    def shut(path: Any) -> None:
         raise ValueError("no run")
 
     monkeypatch.setattr(reproduction, "Run", shut)
@@ -168,12 +174,12 @@ def test_a_run_that_cannot_be_opened_is_a_problem_and_not_the_end(tmp_path, monk
     assert result.verdict == "inconclusive" and "seed 1: ValueError: no run" in result.note()
 
 
-def fine(evidence):
+def fine(evidence: Any) -> Any:
     """Stand for a number that lies next to its bound: rounded to six decimals it would not."""
     return {"width": 10.0 + 1e-9 * (1 + evidence.seed / 10)}
 
 
-def test_the_second_time_gives_the_same_numbers_to_the_bit(tmp_path):
+def test_the_second_time_gives_the_same_numbers_to_the_bit(tmp_path: Path) -> None:
     first = judged([claim("fine", fine)], tmp_path)["fine"]
     second = judged([claim("fine", fine)], tmp_path)["fine"]
     assert first.verdict == second.verdict == "pass" and first.rows() == second.rows()
@@ -182,11 +188,11 @@ def test_the_second_time_gives_the_same_numbers_to_the_bit(tmp_path):
     assert pd.read_csv(tmp_path / "scorecard.csv")["low"][0] > 10
 
 
-def test_what_is_asked_for_and_not_judged_is_listed_as_not_yet_run(tmp_path):
-    pages = []
+def test_what_is_asked_for_and_not_judged_is_listed_as_not_yet_run(tmp_path: Path) -> None:
+    pages: list[Any] = []
     events = reproduce(CLAIMS[:3], TIER, tmp_path, processes=1, also=pages.append)
     assert next(event for event in events if isinstance(event, Result)).claim.id == "true"
-    events.close()
+    events.close()  # type: ignore[attr-defined]
     table = pd.read_csv(tmp_path / "scorecard.csv").set_index("claim")
     assert table["verdict"].to_dict() == {"true": "pass", "false": "not yet run", "open": "not yet run"}
     assert [result.verdict for result in pages[0].results] == ["not yet run"] * 3 and len(pages) == 2
@@ -194,7 +200,7 @@ def test_what_is_asked_for_and_not_judged_is_listed_as_not_yet_run(tmp_path):
     assert "… not yet run" in html and "The open claim." in html and "✓ pass" in html
 
 
-def test_other_claims_stay_in_the_scorecard_while_they_hold(tmp_path, monkeypatch):
+def test_other_claims_stay_in_the_scorecard_while_they_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     named = [claim("true"), claim("false", expectation=TOO_WIDE), claim("broken", broken)]
     monkeypatch.setattr(catalogue, "CLAIMS", tuple(named))
     judged(named, tmp_path)
@@ -206,19 +212,19 @@ def test_other_claims_stay_in_the_scorecard_while_they_hold(tmp_path, monkeypatc
     monkeypatch.setattr(catalogue, "CLAIMS", (named[0], other, named[2]))
     judged(named[:1], tmp_path)
     table = pd.read_csv(tmp_path / "scorecard.csv").set_index("claim")
-    assert table.loc["false", "verdict"] == "not yet run" and "by other code" in table.loc["false", "note"]
+    assert table.loc["false", "verdict"] == "not yet run" and "by other code" in table.loc["false", "note"]  # type: ignore[operator]
     judged(named[:1], tmp_path, Tier("paper", TIER.base, 2))
     table = pd.read_csv(tmp_path / "scorecard.csv").set_index("claim")
-    assert "at tier laptop" in table.loc["broken", "note"] and table.loc["true", "seeds"] == 2
+    assert "at tier laptop" in table.loc["broken", "note"] and table.loc["true", "seeds"] == 2  # type: ignore[operator]
 
 
-def censored(evidence):
+def censored(evidence: Any) -> Any:
     """Stand for a step that seed 1 never reached, and one that is a bound for seed 2."""
     never = {"width": math.nan} if evidence.seed == 1 else {"width": 20.0 + evidence.seed}
     return never | ({"width" + BOUND: 1.0} if evidence.seed == 2 else {})
 
 
-def test_numbers_that_cannot_be_had_and_bounds_are_named_with_their_seeds(tmp_path):
+def test_numbers_that_cannot_be_had_and_bounds_are_named_with_their_seeds(tmp_path: Path) -> None:
     result = judged([claim("late", censored)], tmp_path)["late"]
     assert result.verdict == "inconclusive" and result.rows()[0]["seeds"] == 2
     assert "width has no number in seed 1" in result.note() and "width is a bound" in result.note()
@@ -226,11 +232,11 @@ def test_numbers_that_cannot_be_had_and_bounds_are_named_with_their_seeds(tmp_pa
     assert result.note().split(";")[0] in html_text(scorecard_page(Scorecard([result], "x")))
 
 
-def html_text(html):
+def html_text(html: Any) -> Any:
     return html.replace("&#x27;", "'")
 
 
-def test_the_page_is_whole_and_fetches_nothing(done):
+def test_the_page_is_whole_and_fetches_nothing(done: Any) -> None:
     _, results = done
     html = scorecard_page(Scorecard(list(results.values()), "birthlens reproduce all"))
     for result in results.values():
@@ -240,7 +246,7 @@ def test_the_page_is_whole_and_fetches_nothing(done):
     assert "nan" not in html.split("<main")[1].replace("loss is nan", "")
 
 
-def test_workers_give_the_same_numbers(tmp_path):
+def test_workers_give_the_same_numbers(tmp_path: Path) -> None:
     """The real catalogue's functions travel to processes; a test module's could not."""
     from birthlens.claims.statistics.behaviours import speed
 
@@ -252,7 +258,7 @@ def test_workers_give_the_same_numbers(tmp_path):
         assert one.values == pytest.approx(other.values, rel=0, abs=0, nan_ok=True)
 
 
-def test_the_command_line_lists_and_refuses():
+def test_the_command_line_lists_and_refuses() -> None:
     runner = CliRunner()
     listed = runner.invoke(group, ["reproduce", "--list"])
     assert listed.exit_code == 0 and "order-random" in listed.output and "half-height" in listed.output
@@ -261,7 +267,7 @@ def test_the_command_line_lists_and_refuses():
         assert isinstance(refused.exception, BirthlensError) and said in str(refused.exception)
 
 
-def test_the_command_line_checks_a_claim_and_writes_its_files(tmp_path, monkeypatch):
+def test_the_command_line_checks_a_claim_and_writes_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from birthlens.claims import catalogue, tiers
 
     monkeypatch.setattr(catalogue, "CLAIMS", (claim("true"), claim("broken", broken)))
@@ -277,7 +283,7 @@ def test_the_command_line_checks_a_claim_and_writes_its_files(tmp_path, monkeypa
     assert bad.exit_code == 1 and "broken: seed 1: ZeroDivisionError" in bad.output
 
 
-def test_sweep_on_the_command_line(tmp_path):
+def test_sweep_on_the_command_line(tmp_path: Path) -> None:
     grid = tmp_path / "grid.yaml"
     words = "\n".join(f"  - {word}" for word in TIER.base)
     grid.write_text(f"overrides:\n{words}\naxes:\n  model.d_model: [8, 16]\n")
@@ -307,7 +313,7 @@ main()
 """
 
 
-def begun(out):
+def begun(out: Any) -> Any:
     """Start a reproduction as a process of its own, and wait until its first claim is judged and its run has begun."""
     command = [sys.executable, "-c", HARNESS, "reproduce", "--out", str(out), "--processes", "1"]
     process = subprocess.Popen(
@@ -324,7 +330,7 @@ def begun(out):
     return process, command
 
 
-def test_a_killed_reproduction_is_continued_by_the_same_command(tmp_path):
+def test_a_killed_reproduction_is_continued_by_the_same_command(tmp_path: Path) -> None:
     process, command = begun(tmp_path / "out")
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -337,10 +343,10 @@ def test_a_killed_reproduction_is_continued_by_the_same_command(tmp_path):
     command[command.index("--out") + 1] = str(tmp_path / "whole")
     subprocess.run(command, capture_output=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     cards = [pd.read_csv(tmp_path / name / "scorecard.csv") for name in ("out", "whole")]
-    pd.testing.assert_frame_equal(*(card.drop(columns=["seconds", "cpu_seconds"]) for card in cards), check_exact=True)
+    pd.testing.assert_frame_equal(*(card.drop(columns=["seconds", "cpu_seconds"]) for card in cards), check_exact=True)  # type: ignore[arg-type, misc]
 
 
-def test_an_interrupted_reproduction_says_how_it_is_continued(tmp_path):
+def test_an_interrupted_reproduction_says_how_it_is_continued(tmp_path: Path) -> None:
     process, _ = begun(tmp_path / "out")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)

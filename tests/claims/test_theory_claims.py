@@ -1,6 +1,7 @@
 """The theory's claims: what they judge is what the tables hold, and their sentences name the step's switch."""
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,16 +19,16 @@ from birthlens.tasks.corpus import statistics_of
 STATISTICS = statistics_of(CorpusConfig())
 
 
-def claim(name: str):
+def claim(name: str) -> Any:
     return next(claim for claim in THEORY if claim.id == name)
 
 
-def test_every_prediction_is_judged_on_and_off_the_diagonal():
+def test_every_prediction_is_judged_on_and_off_the_diagonal() -> None:
     judged = {e.quantity for c in THEORY if c.statistic is theory.first_step for e in c.expectations}
     assert judged == {f"{a}_{b}" for a, b in product(("growth", "diagonal", "off_diagonal"), PREDICTIONS)}
 
 
-def test_first_step_gives_the_tables_correlations_at_the_largest_width():
+def test_first_step_gives_the_tables_correlations_at_the_largest_width() -> None:
     settings = {"widths": (16, 32), "context": 16, "sequences": 32, "init": "authors"}
     found = theory.first_step(Evidence({}, 3, settings))
     task = BigramTask(TaskConfig(context=16), STATISTICS)
@@ -39,12 +40,12 @@ def test_first_step_gives_the_tables_correlations_at_the_largest_width():
 
 
 @pytest.mark.parametrize("name", ["first-step-from-counts", "first-step-orthogonal"])
-def test_the_codebooks_are_the_claims(name):
+def test_the_codebooks_are_the_claims(name: Any) -> None:
     settings = {**claim(name).settings, "widths": (256,), "sequences": 64, "context": 32}
     assert (theory.first_step(Evidence({}, 0, settings))["off_diagonal_uniform"] > 0.9) == name.endswith("orthogonal")
 
 
-def test_a_sentence_says_whether_steps_are_projected():
+def test_a_sentence_says_whether_steps_are_projected() -> None:
     cases = ablations(STATISTICS)
     words = {True: ("projected on its own family's span",), False: ("without the projection", "no step projected")}
     for one in THEORY:
@@ -52,7 +53,7 @@ def test_a_sentence_says_whether_steps_are_projected():
             assert any(w in one.sentence for w in words[cases[one.settings["case"]][0].projected]), one.id
 
 
-def test_frequency_is_the_covariance_of_prefix_and_target():
+def test_frequency_is_the_covariance_of_prefix_and_target() -> None:
     batch = BigramTask(TaskConfig(context=24), STATISTICS).batch(32, seed=1)
     mask, n = batch.in_context.numpy(), len(STATISTICS)
     found = counts_table(batch, mask, n, prediction="frequency")

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -25,7 +26,7 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory):
+def places(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("causal")
     for name, overrides in RUNS.items():
         done = CliRunner().invoke(group, ["train", str(folder / name), *TINY, *overrides])
@@ -38,10 +39,10 @@ def places(tmp_path_factory):
 
 
 @pytest.fixture()
-def table(places, tmp_path):
+def table(places: Any, tmp_path: Path) -> Any:
     """Run a command and read the table it writes."""
 
-    def run(*arguments):
+    def run(*arguments: Any) -> Any:
         out = tmp_path / "table.csv"
         words = [str(places / word) if word in (*RUNS, "SUITE.yaml") else word for word in arguments]
         done = CliRunner().invoke(group, [*words, "--out", str(out)], catch_exceptions=False)
@@ -51,7 +52,7 @@ def table(places, tmp_path):
     return run
 
 
-def test_ablate_says_what_is_ablated_and_how(table, tmp_path):
+def test_ablate_says_what_is_ablated_and_how(table: Any, tmp_path: Path) -> None:
     found = table("ablate", "RUN", "--methods", "zero,mean_role", "--components", "--batch-size", "12")
     labels = found[["case", "ablated", "method"]].drop_duplicates()
     assert labels["ablated"].tolist() == [
@@ -71,11 +72,11 @@ def test_ablate_says_what_is_ablated_and_how(table, tmp_path):
     assert [str(one) for one in map(from_json, manifest["interventions"]["L1H0 mean_role"])] == ["z L1H0 mean_role"]
 
 
-def test_a_suite_says_everything_but_where_and_how_many(table):
+def test_a_suite_says_everything_but_where_and_how_many(table: Any) -> None:
     assert set(table("ablate", "RUN", "--suite", "SUITE.yaml", "--batch-size", "8")["case"]) == {"none", "L0H0 zero"}
 
 
-def test_patch_travels_with_its_manifest(table, tmp_path):
+def test_patch_travels_with_its_manifest(table: Any, tmp_path: Path) -> None:
     found = table("patch", "RUN", "--sites", "z,q", "--by", "head,role", "--metrics", "loss,logit", "--draws", "20")
     assert set(found["metric"]) == {"loss", "logit"} and len(found) == 2 * 2 * 5 * 2
     assert (found["recovered_low"] <= found["recovered_high"]).all()
@@ -87,7 +88,7 @@ def test_patch_travels_with_its_manifest(table, tmp_path):
     assert manifest["clean"]["sha256"] != manifest["corrupted"]["sha256"]
 
 
-def test_edges_with_frozen_norms_and_more_integration_steps(table, tmp_path):
+def test_edges_with_frozen_norms_and_more_integration_steps(table: Any, tmp_path: Path) -> None:
     words = ("edges", "FULL", "--edges", "L0H1->L1H0.k, embed->logits", "--attribution", "--integration-steps", "3")
     loose, frozen = table(*words), table(*words, "--freeze-norms", "--metrics", "loss")
     assert {"attribution_0", "attribution_3_error", "recovered_low"} <= set(loose) and set(frozen["metric"]) == {"loss"}
@@ -101,11 +102,11 @@ def test_edges_with_frozen_norms_and_more_integration_steps(table, tmp_path):
     assert births.columns.tolist() == ["edge", "metric", "born", "peak", "peak_step", "last", "counted_from"]
 
 
-def test_steps_are_taken_once(table):
+def test_steps_are_taken_once(table: Any) -> None:
     assert len(table("edges", "RUN", "--edges", "embed->logits", "--steps", "8,8,-1")) == 1
 
 
-def test_every_column_is_explained(table):
+def test_every_column_is_explained(table: Any) -> None:
     page = (Path(__file__).parents[2] / "docs/tables.md").read_text()
     explained = set(re.findall(r"`(\w+)`", page)) | {"attribution_8", "recovered_low", "recovered_high"}
     asked = [["ablate", "RUN", "--components"], ["patch", "RUN"], ["edges", "RUN", "--attribution"],
@@ -144,7 +145,9 @@ def test_every_column_is_explained(table):
         (["ablate", "RUN", "--out", "TAKEN.csv"], ["TAKEN.csv.suite cannot be made a directory"]),
     ],
 )
-def test_bad_questions_are_one_sentence_and_status_2(places, arguments, words, capsys, monkeypatch):
+def test_bad_questions_are_one_sentence_and_status_2(
+    places: Any, arguments: Any, words: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = (*RUNS, "MODEL", "SUITE.yaml", "TAKEN.csv")
     arguments = [str(places / word) if word in files else word for word in arguments]
     before = sorted(places.rglob("*"))

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -17,14 +19,14 @@ TINY = ["corpus.source=markov", "corpus.vocabulary=12", "task.context=24", "task
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("cli") / "run"
     result = CliRunner().invoke(group, ["train", str(path), *TINY])
     assert result.exit_code == 0, result.output
     return path
 
 
-def birthlens(*arguments, code=0):
+def birthlens(*arguments: Any, code: Any = 0) -> Any:
     """Run the real program in a process of its own."""
     done = subprocess.run([sys.executable, "-m", "birthlens", *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == code, done.stderr
@@ -33,14 +35,14 @@ def birthlens(*arguments, code=0):
 
 
 @pytest.mark.parametrize("name", sorted(HOMES))
-def test_every_command_has_help_with_an_example(name):
-    assert Commands().get_command(None, name).name == name
+def test_every_command_has_help_with_an_example(name: Any) -> None:
+    assert Commands().get_command(None, name).name == name  # type: ignore[union-attr]
     result = CliRunner().invoke(group, [name, "--help"])
     assert result.exit_code == 0
     assert f"Example: birthlens {name}" in result.output
 
 
-def test_train_is_quiet_off_a_terminal(tmp_path):
+def test_train_is_quiet_off_a_terminal(tmp_path: Path) -> None:
     done = birthlens("train", tmp_path / "run", *TINY)
     assert done.stdout == ""
     first, last = done.stderr.splitlines()
@@ -48,7 +50,7 @@ def test_train_is_quiet_off_a_terminal(tmp_path):
     assert "12 steps" in last
 
 
-def test_train_names_its_engine_before_it_fails(tmp_path):
+def test_train_names_its_engine_before_it_fails(tmp_path: Path) -> None:
     done = birthlens("train", tmp_path / "run", *TINY, "model.n_layers=3", "optimiser.learning_rate=1e30", code=2)
     first, last = done.stderr.splitlines()
     assert (
@@ -57,17 +59,17 @@ def test_train_names_its_engine_before_it_fails(tmp_path):
     assert "optimiser.learning_rate" in last
 
 
-def test_steps_lists_kept_steps(run):
+def test_steps_lists_kept_steps(run: Any) -> None:
     assert json.loads(birthlens("steps", run, "--format", "json").stdout) == [0, 4, 8, 12]
     assert "0 4 8 12" in birthlens("steps", run).stdout
     assert birthlens("steps", run, "--format", "csv").stdout.splitlines() == ["step", "0", "4", "8", "12"]
 
 
 @pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
-def test_probe_writes_tidy_tables(run, tmp_path, ending):
+def test_probe_writes_tidy_tables(run: Any, tmp_path: Path, ending: Any) -> None:
     out = tmp_path / f"t.{ending}"
     birthlens("probe", run, "--steps", "0,-1", "--out", out)
-    table = {"csv": pd.read_csv, "json": pd.read_json, "parquet": pd.read_parquet}[ending](out)
+    table = {"csv": pd.read_csv, "json": pd.read_json, "parquet": pd.read_parquet}[ending](out)  # type: ignore[operator]
     assert {"step", "memory", "metric", "candidates", "value", "chance", "n"} <= set(table.columns)
     assert sorted(table["step"].unique()) == [0, 12]
     recall = table[(table["metric"] == "recall") & (table["memory"] == "trigger_memory") & (table["basis"] == "raw")]
@@ -76,12 +78,12 @@ def test_probe_writes_tidy_tables(run, tmp_path, ending):
     }  # fmt: skip
 
 
-def test_probe_of_behaviour(run, tmp_path):
+def test_probe_of_behaviour(run: Any, tmp_path: Path) -> None:
     rows = json.loads(birthlens("probe", run, "--what", "behaviour", "--steps", "last", "--format", "json").stdout)
     assert {"in_context", "global", "all"} <= {row["role"] for row in rows}
 
 
-def test_corpus_prints_statistics(tmp_path):
+def test_corpus_prints_statistics(tmp_path: Path) -> None:
     text = tmp_path / "abc.txt"
     text.write_text("abcabcabd")
     facts = json.loads(birthlens("corpus", text, "--format", "json").stdout)
@@ -89,14 +91,14 @@ def test_corpus_prints_statistics(tmp_path):
     assert facts["tokens without successor"] == 1 and facts["most frequent"][:2] == ["a", "b"]
 
 
-def test_a_config_can_be_shown_and_used(tmp_path):
+def test_a_config_can_be_shown_and_used(tmp_path: Path) -> None:
     shown = birthlens("train", "nowhere", "--preset", "demo", "--show-config", "training.steps=3").stdout
     (tmp_path / "c.yaml").write_text(shown)
     again = birthlens("train", "nowhere", "--config", tmp_path / "c.yaml", "--show-config").stdout
     assert shown == again and "steps: 3" in shown
 
 
-def test_a_users_text(tmp_path):
+def test_a_users_text(tmp_path: Path) -> None:
     # YAML would cut this name at its #.
     text = tmp_path / "my novel: it's #2 \N{OPEN BOOK}.txt"
     text.write_text("she sells sea shells by the sea shore " * 5)
@@ -107,17 +109,19 @@ def test_a_users_text(tmp_path):
     assert "trigger" in birthlens("probe", tmp_path / "run").stdout
 
 
-def test_a_training_logs_to_tensorboard_and_to_no_run_but_its_own(run, tmp_path, monkeypatch):
+def test_a_training_logs_to_tensorboard_and_to_no_run_but_its_own(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened, scalars = [], []
 
     class SummaryWriter:
-        def __init__(self, path):
+        def __init__(self, path: Any) -> None:
             opened.append(path)
 
-        def add_scalar(self, name, value, step):
+        def add_scalar(self, name: Any, value: Any, step: Any) -> None:
             scalars.append((name, step))
 
-        def close(self):
+        def close(self) -> None:
             opened.append("closed")
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=SummaryWriter))
@@ -156,7 +160,14 @@ def test_a_training_logs_to_tensorboard_and_to_no_run_but_its_own(run, tmp_path,
         (["frobnicate"], ["frobnicate"]),
     ],
 )
-def test_bad_input_is_one_sentence_and_status_2(run, tmp_path, arguments, words, capsys, monkeypatch):
+def test_bad_input_is_one_sentence_and_status_2(
+    run: Any,
+    tmp_path: Path,
+    arguments: Any,
+    words: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     arguments = [word.replace("RUN", str(run)).replace("OUT", str(tmp_path / "out")) for word in arguments]
     before = sorted(run.rglob("*"))
     monkeypatch.setattr(sys, "argv", ["birthlens", *arguments])
@@ -168,8 +179,10 @@ def test_bad_input_is_one_sentence_and_status_2(run, tmp_path, arguments, words,
     assert not (tmp_path / "out").exists() and sorted(run.rglob("*")) == before
 
 
-def test_what_the_system_refuses_is_one_sentence(run, tmp_path, capsys, monkeypatch):
-    def refuse(*_):
+def test_what_the_system_refuses_is_one_sentence(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
         raise PermissionError(13, "Permission denied", "somewhere")
 
     monkeypatch.setattr(sys, "argv", ["birthlens", "probe", str(run), "--out", str(tmp_path / "x.csv")])
@@ -185,7 +198,7 @@ def test_what_the_system_refuses_is_one_sentence(run, tmp_path, capsys, monkeypa
     assert capsys.readouterr().err == "birthlens: somewhere cannot be used: Permission denied.\n"
 
 
-def test_updates_without_a_target_are_told(tmp_path):
+def test_updates_without_a_target_are_told(tmp_path: Path) -> None:
     # The rarest tokens of the chain are its triggers: none comes twice in so few tokens.
     rare = ["corpus.source=markov", "corpus.zipf_exponent=9", "task.offset=60", "task.n_triggers=2", "task.context=8"]
     size = ["model.d_model=8", "training.batch_size=2", "evaluation.batch_size=2", "training.steps=3"]
@@ -193,7 +206,7 @@ def test_updates_without_a_target_are_told(tmp_path):
     assert "3 of 3 updates were skipped" in done.stderr and "training.batch_size" in done.stderr
 
 
-def test_binary_and_empty_corpora_are_refused(tmp_path):
+def test_binary_and_empty_corpora_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.bin").write_bytes(b"\x00\x01\xff")
     (tmp_path / "e.txt").write_text("")
     assert "b.bin" in birthlens("corpus", tmp_path / "b.bin", code=2).stderr
@@ -205,7 +218,7 @@ IMPORTS = (
 )
 
 
-def modules_after(body, argv=()):
+def modules_after(body: Any, argv: Any = ()) -> Any:
     code = IMPORTS.format(argv=["birthlens", *map(str, argv)], body=body)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stderr.split())
@@ -214,7 +227,7 @@ def modules_after(body, argv=()):
 RUN_MAIN = "from birthlens.cli import group; group(standalone_mode=False)"
 
 
-def test_start_up_imports_little(run):
+def test_start_up_imports_little(run: Any) -> None:
     assert not {"torch", "transformer_lens", "pandas", "numba"} & modules_after("import birthlens")
     for argv in (["--help"], ["train", "--help"], ["steps", run]):
         loaded = modules_after(RUN_MAIN, argv)

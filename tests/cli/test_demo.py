@@ -1,5 +1,8 @@
 """The demo command: trains, probes and reports; a second call uses what is there, another run is not touched."""
 
+from pathlib import Path
+from typing import Any
+
 import pandas as pd
 import pytest
 from click.testing import CliRunner
@@ -13,11 +16,13 @@ SMALL = {"task": {"context": 16}, "model": {"d_model": 16}, "training": {"steps"
          "checkpoints": {"every": 2}, "evaluation": {"batch_size": 4, "every": 2}}  # fmt: skip
 
 
-def demo(path):
+def demo(path: Any) -> Any:
     return CliRunner().invoke(group, ["demo", str(path)])
 
 
-def test_the_demo_trains_probes_and_reports_and_the_second_time_does_not_train(tmp_path, monkeypatch):
+def test_the_demo_trains_probes_and_reports_and_the_second_time_does_not_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(presets.PRESETS, "demo", SMALL)
     run = tmp_path / "runs" / "demo"
     first = demo(run)
@@ -33,18 +38,18 @@ def test_the_demo_trains_probes_and_reports_and_the_second_time_does_not_train(t
     assert all(file.read_bytes() == written[file] for file in written if file.name != "report.html")
 
 
-def test_an_interrupted_demo_is_continued(tmp_path, monkeypatch):
+def test_an_interrupted_demo_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(presets.PRESETS, "demo", SMALL)
     records = train_to_disk(presets.preset("demo"), tmp_path / "demo")
     for record in records:
         if record.step == 3:
             break
-    records.close()
+    records.close()  # type: ignore[attr-defined]
     assert "6 steps" in demo(tmp_path / "demo").output
     assert set(pd.read_csv(tmp_path / "demo" / "memories.csv")["step"]) == {0, 2, 4, 6}
 
 
-def test_another_run_is_not_overwritten(tmp_path, monkeypatch):
+def test_another_run_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(presets.PRESETS, "demo", SMALL)
     for _ in train_to_disk(presets.preset("demo", ["seeds.init=7"]), tmp_path / "demo"):
         pass

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +24,7 @@ TINY = ["corpus.source=markov", "corpus.vocabulary=12", "task.context=24", "task
         "training.batch_size=8", "checkpoints.every=4", "evaluation.batch_size=8", "training.steps=12"]  # fmt: skip
 
 
-def trained(folder, name, *overrides):
+def trained(folder: Any, name: Any, *overrides: Any) -> Any:
     path = folder / name
     result = CliRunner().invoke(group, ["train", str(path), *TINY, *overrides])
     assert result.exit_code == 0, result.output
@@ -30,24 +32,24 @@ def trained(folder, name, *overrides):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("memory")
     return [trained(folder, f"seed{seed}", f"seeds.init={seed}", f"seeds.data={seed}") for seed in (3, 4)]
 
 
 @pytest.fixture(scope="module")
-def moving_run(tmp_path_factory):
+def moving_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     every = "training.trained=[W_E, W_U, L0.W_K, L1.W_K, L1.W_O]"
     return trained(tmp_path_factory.mktemp("moving"), "run", every, "optimiser.learning_rate=0.02")
 
 
 @pytest.fixture(scope="module")
-def full_run(tmp_path_factory):
+def full_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return trained(tmp_path_factory.mktemp("full"), "run", "model.family=full", "model.n_heads=2", "training.loss=all",
                    "optimiser.learning_rate=0.01")  # fmt: skip
 
 
-def run(*arguments):
+def run(*arguments: Any) -> Any:
     result = CliRunner().invoke(group, list(map(str, arguments)))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -55,11 +57,11 @@ def run(*arguments):
     return result
 
 
-def rows(*arguments):
+def rows(*arguments: Any) -> Any:
     return pd.DataFrame(json.loads(run(*arguments, "--format", "json").stdout))
 
 
-def test_memories_are_those_of_the_library(runs):
+def test_memories_are_those_of_the_library(runs: Any) -> None:
     found = rows("memories", runs[0], "--steps", "0,-1")
     expected = memories_over(load_run(runs[0]), [0, 12])
     np.testing.assert_allclose(found["value"].astype(float), expected["value"], rtol=1e-6, atol=1e-9)
@@ -67,7 +69,7 @@ def test_memories_are_those_of_the_library(runs):
     assert "chance" in text and "output/all" in text
 
 
-def test_the_ledger_books_all_of_each_matrix(runs, tmp_path):
+def test_the_ledger_books_all_of_each_matrix(runs: Any, tmp_path: Path) -> None:
     out = tmp_path / "ledger.csv"
     for flags in ([], ["--cells"], ["--whole"]):
         run("memories", runs[0], "--ledger", "--steps", "4,-1", "--out", out, *flags)
@@ -80,7 +82,7 @@ def test_the_ledger_books_all_of_each_matrix(runs, tmp_path):
     assert start[()]["share"].isna().all() and start[("--whole",)]["share"].notna().all()
 
 
-def test_the_ledger_books_a_linear_feed_forward_too(tmp_path):
+def test_the_ledger_books_a_linear_feed_forward_too(tmp_path: Path) -> None:
     with_it = trained(tmp_path, "run", "model.feed_forward=linear", "training.loss=all")
     found = rows("memories", with_it, "--ledger", "--steps", "-1")
     successors = found[found["family"] == "successors"].iloc[0]
@@ -88,7 +90,7 @@ def test_the_ledger_books_a_linear_feed_forward_too(tmp_path):
     run("weight-patch", with_it, "--by", "ledger,without_ledger", "--to", "-1", "--sequences", "4")
 
 
-def test_the_strongest_associations_carry_labels_and_scores(runs):
+def test_the_strongest_associations_carry_labels_and_scores(runs: Any) -> None:
     found = rows("associations", runs[0], "--matrix", "W_O^2", "--top", "3", "--step", "8")
     assert found["kind"].tolist() == ["right"] * 3 + ["wrong"] * 3
     loaded = load_run(runs[0])
@@ -100,7 +102,7 @@ def test_the_strongest_associations_carry_labels_and_scores(runs):
     assert np.isclose(found["score"][3], off.max(), rtol=1e-5)
 
 
-def test_layer_norms_are_folded_where_there_are_some(runs, full_run):
+def test_layer_norms_are_folded_where_there_are_some(runs: Any, full_run: Any) -> None:
     table = rows("memories", full_run, "--steps", "-1", "--fold")
     expected = memories_over(load_run(full_run), [12], fold=True)
     np.testing.assert_allclose(table["value"].astype(float), expected["value"], rtol=1e-6, atol=1e-9)
@@ -111,7 +113,7 @@ def test_layer_norms_are_folded_where_there_are_some(runs, full_run):
     assert scores[0] != scores[1]
 
 
-def test_any_circuit_has_a_name(full_run):
+def test_any_circuit_has_a_name(full_run: Any) -> None:
     found = rows("associations", full_run, "--matrix", "L1H1.OV", "--top", "2")
     assert len(found) == 4
     with pytest.raises(BirthlensError, match=r"has 16 readings; valid are 'L0H0.QK: W_E -> W_E'"):
@@ -125,14 +127,14 @@ def test_any_circuit_has_a_name(full_run):
         ("transplant", "weight-patch", ["--to", "-1", "--from", "0", "--sequences", "4"]),
     ],
 )
-def test_old_names_of_commands_work_and_say_the_new_ones(runs, old, new, options):
+def test_old_names_of_commands_work_and_say_the_new_ones(runs: Any, old: Any, new: Any, options: Any) -> None:
     before, now = (run(name, runs[0], *options) for name in (old, new))
     assert before.stdout == now.stdout != ""
     assert f"{old} is now called {new}" in before.stderr and "called" not in now.stderr
     assert old not in group.list_commands(None)
 
 
-def test_a_transplant_prints_a_map_and_writes_a_table(runs, tmp_path):
+def test_a_transplant_prints_a_map_and_writes_a_table(runs: Any, tmp_path: Path) -> None:
     text = run("weight-patch", runs[0], "--from", "0,-1", "--to", "0,8,-1", "--sequences", "8").stdout
     assert text.count("to_step \\ from_step") == 3 and "output_memory replaced" in text
     out = tmp_path / "map.csv"
@@ -141,10 +143,10 @@ def test_a_transplant_prints_a_map_and_writes_a_table(runs, tmp_path):
     table = pd.read_csv(out)
     assert set(table.columns) == {"matrix", "from_step", "to_step", "metric", "value", "change", "drift", "n"}
     wide = table[table["metric"] == "all_loss"].pivot(index="to_step", columns="from_step", values="value")
-    np.testing.assert_allclose(wide.loc[0, 12], wide.loc[12, 12], rtol=1e-5)  # all that was trained came along
+    np.testing.assert_allclose(wide.loc[0, 12], wide.loc[12, 12], rtol=1e-5)  # type: ignore[arg-type]  # all that was trained came along
 
 
-def test_the_runs_engine_measures_what_the_forward_pass_does(runs):
+def test_the_runs_engine_measures_what_the_forward_pass_does(runs: Any) -> None:
     found = rows("weight-patch", runs[0], "--from", "0", "--to", "-1", "--sequences", "8")
     loaded = load_run(runs[0])
     first, last = loaded.weights(0), loaded.weights(12)
@@ -154,14 +156,14 @@ def test_the_runs_engine_measures_what_the_forward_pass_does(runs):
     np.testing.assert_allclose(same["value"], kept["value"], rtol=1e-5)
 
 
-def test_replacements_by_source(runs):
+def test_replacements_by_source(runs: Any) -> None:
     found = rows("weight-patch", runs[0], "--to", "-1", "--by", "ideal,ledger,rank:16", "--sequences", "8")
     assert set(found["source"]) == {"none", "ideal", "ledger", "rank:16"}
     assert found.loc[found["source"] == "rank:16", "change"].abs().max() < 1e-4
     assert "step \\ source" in run("weight-patch", runs[0], "--by", "initial", "--sequences", "4").stdout
 
 
-def test_moving_codebooks_are_said(moving_run, full_run):
+def test_moving_codebooks_are_said(moving_run: Any, full_run: Any) -> None:
     result = run("weight-patch", moving_run, "--from", "0", "--to", "-1", "--sequences", "4")
     assert "note: bases (W_E, W_U) differ between steps" in result.stderr and "--align" in result.stderr
     aligned = run("weight-patch", moving_run, "--from", "0", "--to", "-1", "--sequences", "4", "--align")
@@ -178,7 +180,7 @@ def test_moving_codebooks_are_said(moving_run, full_run):
     run("weight-patch", full_run, "--from", "0,-1", "--to", "-1", "--sequences", "4", "--align")
 
 
-def test_the_order_over_runs(runs):
+def test_the_order_over_runs(runs: Any) -> None:
     found = rows("order", *runs)
     assert set(found["n"]) == {2} and set(found["kind"]) == {"onset", "before", "order"}
     loaded = [load_run(path) for path in runs]
@@ -186,7 +188,8 @@ def test_the_order_over_runs(runs):
     assert sorted(set(scores["seed"])) == [3, 4]
     dual = scores_table(loaded, "dual").query("seed == 4").drop(columns=["seed", "run"]).reset_index(drop=True)
     pd.testing.assert_frame_equal(
-        dual, standardised_table(loaded[1].checkpoints(), loaded[1].trigger_ids.tolist(), basis="dual")
+        dual,
+        standardised_table(loaded[1].checkpoints(), loaded[1].trigger_ids.tolist(), basis="dual"),  # type: ignore[union-attr]
     )
     assert not np.allclose(dual["value"], scores[scores["seed"] == 4]["value"])
     chosen = chosen_sets(onsets_table(scores))
@@ -201,7 +204,7 @@ def test_the_order_over_runs(runs):
     assert {"standardised", "recall", "soft_recall", "margin"} <= set(sensitivity["probe"])
 
 
-def test_an_order_takes_runs_that_differ_in_their_seeds_alone(runs, tmp_path):
+def test_an_order_takes_runs_that_differ_in_their_seeds_alone(runs: Any, tmp_path: Path) -> None:
     twin = trained(tmp_path, "twin", "seeds.init=3", "seeds.data=9")
     assert sorted(set(scores_table([load_run(path) for path in (runs[0], twin)])["seed"])) == [0, 1]
     for other in (runs[0], shutil.copytree(runs[0], tmp_path / "copy")):
@@ -220,21 +223,21 @@ def test_an_order_takes_runs_that_differ_in_their_seeds_alone(runs, tmp_path):
                 run("order", runs[0], other, *flags)
 
 
-def test_one_candidate_set_must_serve_all_seeds(runs):
+def test_one_candidate_set_must_serve_all_seeds(runs: Any) -> None:
     onsets = onsets_table(scores_table([load_run(path) for path in runs]))
     lacking = onsets[(onsets["seed"] == 3) | (onsets["candidates"] == "all")]
     with pytest.raises(BirthlensError, match=r"'triggers among all' is read for some seeds and not for seed 4"):
         chosen_sets(lacking)
 
 
-def test_what_an_order_rests_on_is_noted(runs, moving_run):
+def test_what_an_order_rests_on_is_noted(runs: Any, moving_run: Any) -> None:
     assert "2 runs: a 95 % interval of a median needs at least six" in run("order", *runs).stderr
     noted = run("order", moving_run)
     assert "codebooks (W_E, W_U) change in training: each step is read in its own" in noted.stderr
     assert "moves" not in run("order", runs[0]).stderr
 
 
-def test_what_is_named_twice_is_done_once(runs, full_run):
+def test_what_is_named_twice_is_done_once(runs: Any, full_run: Any) -> None:
     for flags in (["--by", "rank:2,rank:2"], ["--from", "0,0"]):
         text = run("weight-patch", runs[0], "--to", "-1,-1", "--sequences", "4", *flags).stdout
         assert text.count("rank:2") == 3 * ("--by" in flags)
@@ -262,11 +265,11 @@ def test_what_is_named_twice_is_done_once(runs, full_run):
         (["order", "{run}", "--width", "nan"], "width = nan"),
     ],
 )
-def test_bad_input_is_named(runs, arguments, words):
+def test_bad_input_is_named(runs: Any, arguments: Any, words: Any) -> None:
     with pytest.raises(BirthlensError, match=words):
         run(*(argument.format(run=runs[0]) for argument in arguments))
 
 
-def test_the_order_is_of_the_paper_model(full_run):
+def test_the_order_is_of_the_paper_model(full_run: Any) -> None:
     with pytest.raises(BirthlensError, match="is a full model of 2 layers"):
         run("order", full_run)

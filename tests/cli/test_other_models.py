@@ -1,5 +1,8 @@
 """The same functions on models that birthlens did not make: GPT-2 and GPT-NeoX, saved here and loaded from disk."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +26,7 @@ D_VOCAB = 30
 
 
 @pytest.fixture(scope="module", params=["gpt2", "neox"])
-def pretrained(request, tmp_path_factory):
+def pretrained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     transformers = pytest.importorskip("transformers")
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
@@ -42,22 +45,22 @@ def pretrained(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def batch():
+def batch() -> Any:
     return repeated_tokens(5, 8, D_VOCAB, np.random.default_rng(0))
 
 
 @pytest.fixture(scope="module")
-def pair(batch):
+def pair(batch: Any) -> Any:
     return pair_of(batch, repeated_tokens(5, 8, D_VOCAB, np.random.default_rng(1)))
 
 
-def test_logits_are_those_of_the_model_on_disk(pretrained, batch):
+def test_logits_are_those_of_the_model_on_disk(pretrained: Any, batch: Any) -> None:
     theirs, ours = pretrained
     with torch.no_grad():
         torch.testing.assert_close(ours(batch.tokens), theirs(batch.tokens).logits, atol=1e-5, rtol=1e-5)
 
 
-def test_zero_ablation_of_a_head_equals_zeroed_output_weights(pretrained, batch):
+def test_zero_ablation_of_a_head_equals_zeroed_output_weights(pretrained: Any, batch: Any) -> None:
     theirs, ours = pretrained
     table = ablation_table([(0, ours)], batch, heads="L1H1", methods=("zero",), metrics=("all.loss",), draws=0)
     width = ours.cfg.d_head
@@ -76,7 +79,7 @@ def test_zero_ablation_of_a_head_equals_zeroed_output_weights(pretrained, batch)
     assert abs(table.loc[table["ablated"] == "L1H1", "change"].item()) > 1e-4
 
 
-def test_every_ablation_takes_effect(pretrained, batch):
+def test_every_ablation_takes_effect(pretrained: Any, batch: Any) -> None:
     _, ours = pretrained
     reference = repeated_tokens(5, 8, D_VOCAB, np.random.default_rng(2))
     methods = ("zero", "mean", "resample", "uniform_pattern", "previous_token_pattern", "dropped_value")
@@ -90,7 +93,7 @@ def test_every_ablation_takes_effect(pretrained, batch):
     assert (cut.loc[~same, "change"].abs() > 1e-7).all() and (cut.loc[same, "change"].abs() < 1e-6).all()
 
 
-def test_patching_and_edges_obey_their_laws(pretrained, pair):
+def test_patching_and_edges_obey_their_laws(pretrained: Any, pair: Any) -> None:
     _, ours = pretrained
     everything = patching_table([(0, ours)], pair, ["resid_pre", "resid_post"], by=("head",), draws=0)
     np.testing.assert_allclose(everything["recovered"].iloc[[0, 3]], 1, atol=1e-3)
@@ -101,30 +104,30 @@ def test_patching_and_edges_obey_their_laws(pretrained, pair):
         receiver = next(e.receiver for e in edges_of(ours.cfg) if str(e.receiver) == f"L1H1.{letter}")
         cases = {
             "edges": [EdgeIntervention(edge, "patch") for edge in edges_of(ours.cfg, [receiver])],
-            "node": [Intervention(letter, "patch", 1, (1,))],
+            "node": [Intervention(letter, "patch", 1, (1,))],  # type: ignore[list-item]
         }
         values = patched_table(ours, pair, cases)["value"]
         assert values[0] == pytest.approx(values[1], abs=1e-4)
 
 
-def test_frozen_norms_make_edges_into_the_logits_add_up(pretrained, pair):
+def test_frozen_norms_make_edges_into_the_logits_add_up(pretrained: Any, pair: Any) -> None:
     _, ours = pretrained
     norms, edges = frozen_norms(ours.cfg), edges_of(ours.cfg, [Logits()])
     cases = {str(edge): [EdgeIntervention(edge, "patch"), *norms] for edge in edges}
     cases["together"] = [*(EdgeIntervention(edge, "patch") for edge in edges), *norms]
-    table = patched_table(ours, pair, cases)
+    table = patched_table(ours, pair, cases)  # type: ignore[arg-type]
     changes = (table["value"] - table["corrupted"]).to_numpy()
     assert changes[:-1].sum() == pytest.approx(changes[-1], abs=1e-3) and abs(changes[-1]) > 0.01
 
 
-def test_attribution_is_exact_where_the_model_is_linear(pretrained, pair):
+def test_attribution_is_exact_where_the_model_is_linear(pretrained: Any, pair: Any) -> None:
     _, ours = pretrained
     edges = [str(edge) for edge in edges_of(ours.cfg, [Logits()])]
     table = edge_table([(0, ours)], pair, edges, attribution_steps=(0,), freeze_norms=True)
     np.testing.assert_allclose(table["attribution_0"], table["recovered"], atol=1e-3)
 
 
-def test_scores_and_transfer_take_the_model(pretrained, batch):
+def test_scores_and_transfer_take_the_model(pretrained: Any, batch: Any) -> None:
     _, ours = pretrained
     patterns = scores_table([(0, ours)], batch)
     assert set(patterns["head"]) == {"L0H0", "L0H1", "L1H0", "L1H1"} and patterns["value"].between(0, 1).all()
@@ -136,7 +139,7 @@ def test_scores_and_transfer_take_the_model(pretrained, batch):
     assert ("previous_token" in set(weights["score"])) == (ours.cfg.positional_embedding_type == "standard")
 
 
-def test_nothing_is_left_behind(pretrained, batch):
+def test_nothing_is_left_behind(pretrained: Any, batch: Any) -> None:
     _, ours = pretrained
     with torch.no_grad():
         before = ours(batch.tokens)
@@ -146,7 +149,7 @@ def test_nothing_is_left_behind(pretrained, batch):
         assert torch.equal(ours(batch.tokens), before) and not torch.allclose(before, changed)
 
 
-def test_tokens_and_directories_that_do_not_fit(pretrained, tmp_path):
+def test_tokens_and_directories_that_do_not_fit(pretrained: Any, tmp_path: Path) -> None:
     _, ours = pretrained
     foreign = batch_of_tokens(torch.full((2, 6), D_VOCAB + 3))
     with pytest.raises(BirthlensError, match="vocabulary ends at 29"):

@@ -16,7 +16,7 @@ PACKAGE = Path(birthlens.__file__).parent
 BEHAVIOURS = "birthlens.claims.statistics.behaviours"
 
 
-def edited(folder, name, old, new):
+def edited(folder: Path, name: str, old: str, new: str) -> Path:
     """Copy the package into a folder and edit one file there."""
     shutil.copytree(PACKAGE, folder / "birthlens", ignore=shutil.ignore_patterns("__pycache__"))
     file = folder / "birthlens" / name
@@ -26,7 +26,7 @@ def edited(folder, name, old, new):
     return folder
 
 
-def test_a_copy_has_the_digest_of_its_original(tmp_path):
+def test_a_copy_has_the_digest_of_its_original(tmp_path: Path) -> None:
     home = edited(tmp_path, "tasks/bigram.py", "import", "import")
     for module in (TRAINING, BEHAVIOURS):
         assert code_digest(module, home) == code_digest(module)
@@ -86,13 +86,15 @@ def test_another_function_under_the_same_name_is_found(tmp_path):
         ("training/loop.py", "from __future__", "# a comment\n\nfrom __future__", False, False),
     ],
 )
-def test_an_edit_changes_the_digests_that_depend_on_it(tmp_path, name, old, new, training, measuring):
+def test_an_edit_changes_the_digests_that_depend_on_it(
+    tmp_path: Path, name: str, old: str, new: str, training: bool, measuring: bool
+) -> None:
     home = edited(tmp_path, name, old, new)
     assert (code_digest(TRAINING, home) != code_digest(TRAINING)) == training
     assert (code_digest(BEHAVIOURS, home) != code_digest(BEHAVIOURS)) == measuring
 
 
-def test_all_engines_and_the_task_are_in_what_training_depends_on():
+def test_all_engines_and_the_task_are_in_what_training_depends_on() -> None:
     found = sources(TRAINING)
     for name in (
         "config.run",
@@ -109,12 +111,12 @@ def test_all_engines_and_the_task_are_in_what_training_depends_on():
     assert not {"birthlens.cli", "birthlens.viz.figures", "birthlens.claims", "birthlens.training.sweep"} & found.keys()
 
 
-def test_a_module_of_somebody_s_own_counts_with_what_it_imports():
+def test_a_module_of_somebody_s_own_counts_with_what_it_imports() -> None:
     found = sources(__name__)
     assert __name__ in found and "birthlens.tasks.corpus" in found
 
 
-def test_the_corpus_counts_to_the_bit():
+def test_the_corpus_counts_to_the_bit() -> None:
     chain = statistics_of(CorpusConfig(source="markov", vocabulary=9))
     again = statistics_of(CorpusConfig(source="markov", vocabulary=9))
     assert corpus_digest(chain) == corpus_digest(again)

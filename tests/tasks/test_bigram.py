@@ -1,6 +1,7 @@
 """The task against a plain loop: distribution, counters, absorbed positions, and reproducibility."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ configs = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(configs, st.integers(0, 1000))
-def test_every_law_of_a_batch(config, seed):
+def test_every_law_of_a_batch(config: TaskConfig, seed: int) -> None:
     task = BigramTask(config, STATISTICS)
     batch = task.sample(7, np.random.default_rng(seed))
     assert (batch.tokens[:, 1:] == batch.targets[:, :-1]).all()
@@ -69,24 +70,24 @@ def test_every_law_of_a_batch(config, seed):
         assert not batch.absorbed.any()
 
 
-def _never_leaves(token, rule):
+def _never_leaves(token: int, rule: dict[str, Any]) -> bool:
     for _ in range(len(rule) + 1):
-        if token not in rule:
+        if token not in rule:  # type: ignore[comparison-overlap]
             return False
-        token = rule[token]
+        token = rule[token]  # type: ignore[index]
     return True
 
 
 @settings(max_examples=40, deadline=None)
 @given(configs, st.integers(0, 1000))
-def test_compiled_and_numpy_samplers_agree_to_the_bit(config, seed):
+def test_compiled_and_numpy_samplers_agree_to_the_bit(config: TaskConfig, seed: int) -> None:
     task = BigramTask(config, STATISTICS)
     one = task.sample(9, np.random.default_rng(seed), compiled=True)
     two = task.sample(9, np.random.default_rng(seed), compiled=False)
     assert all(torch.equal(getattr(one, name), getattr(two, name)) for name in FIELDS)
 
 
-def test_a_batch_depends_on_seed_and_index_only():
+def test_a_batch_depends_on_seed_and_index_only() -> None:
     task = BigramTask(TaskConfig(context=20), STATISTICS)
     first = task.batch(8, seed=3, index=5)
     task.batch(100, seed=1, index=0)
@@ -102,7 +103,7 @@ SMALL = from_counts(("a", "b", "c", "d"), np.array([[1, 2, 3, 4], [4, 1, 0, 1], 
 @pytest.mark.parametrize("triggers", ["fixed", "random"])
 @pytest.mark.parametrize("outputs", ["uniform", "bigram"])
 @pytest.mark.parametrize("show_latents", [False, True])
-def test_sequences_have_the_exact_law(triggers, outputs, show_latents):
+def test_sequences_have_the_exact_law(triggers: Any, outputs: Any, show_latents: bool) -> None:
     """Chi-square of all length-4 sequences against probabilities summed by brute force over triggers and outputs.
 
     The law is that of what comes after the list of triggers, where there is one.
@@ -132,7 +133,7 @@ def test_sequences_have_the_exact_law(triggers, outputs, show_latents):
     assert chisquare(observed[possible], n * expected[possible]).pvalue > 1e-3
 
 
-def test_the_law_of_outputs_is_what_is_drawn():
+def test_the_law_of_outputs_is_what_is_drawn() -> None:
     config = TaskConfig(context=4, n_triggers=2, triggers="random", outputs="bigram", no_repeat=True, cycles="clean")
     task = BigramTask(config, SMALL)
     batch = task.sample(40_000, np.random.default_rng(1))
@@ -143,14 +144,14 @@ def test_the_law_of_outputs_is_what_is_drawn():
     assert (np.abs(difference) < 5 * error + 1e-9).all()
 
 
-def test_shares_of_the_published_task():
+def test_shares_of_the_published_task() -> None:
     """The shares that paper.md states for Tiny Shakespeare; the embedded corpus is close to it."""
     from birthlens.config.run import CorpusConfig
     from birthlens.tasks.corpus import statistics_of
 
     statistics = statistics_of(CorpusConfig())
     for triggers, in_context, absorbed in (("fixed", 0.29, 0.22), ("random", 0.24, 0.25)):
-        batch = BigramTask(TaskConfig(triggers=triggers), statistics).batch(4000, seed=0)
+        batch = BigramTask(TaskConfig(triggers=triggers), statistics).batch(4000, seed=0)  # type: ignore[arg-type]
         assert abs(batch.in_context.double().mean() - in_context) < 0.02
         assert abs(batch.absorbed.sum() / (batch.occurrence > 0).sum() - absorbed) < 0.03
         assert abs(batch.absorbed[:, -1].double().mean() - 0.076) < 0.015
@@ -158,13 +159,13 @@ def test_shares_of_the_published_task():
     assert abs(first.double().mean() - 0.018) < 0.002
 
 
-def test_a_list_of_triggers_may_fill_the_context():
+def test_a_list_of_triggers_may_fill_the_context() -> None:
     batch = BigramTask(TaskConfig(context=3, n_triggers=3, show_latents=True), SMALL).batch(50, seed=0)
     assert torch.equal(batch.tokens, batch.triggers) and batch.listed.all() and not batch.is_global.any()
     assert set(batch.targets[:, -1].tolist()) == {0, 1, 2, 3}
 
 
-def test_cycling_follows_outputs():
+def test_cycling_follows_outputs() -> None:
     triggers = np.array([[0, 1, 2], [0, 1, 2], [0, 1, 2]])
     outputs = np.array([[1, 0, 9], [0, 2, 9], [1, 2, 0]])
     expected = [[True, True, False], [True, False, False], [True, True, True]]
@@ -180,7 +181,7 @@ def test_cycling_follows_outputs():
         (TaskConfig(n_triggers=4, cycles="clean", triggers="random"), ["n_triggers = 4", "clean"]),
     ],
 )
-def test_impossible_tasks_are_refused(config, words):
+def test_impossible_tasks_are_refused(config: TaskConfig, words: list[str]) -> None:
     with pytest.raises(BirthlensError) as caught:
         BigramTask(config, SMALL)
     assert all(word in str(caught.value) for word in words), str(caught.value)

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 
 
 @given(texts)
-def test_counts_equal_a_plain_loop(text):
+def test_counts_equal_a_plain_loop(text: str) -> None:
     statistics = from_text(text)
     pairs, letters = Counter(itertools.pairwise(text)), Counter(text)
     assert statistics.vocab == tuple(sorted(letters))
@@ -34,7 +35,7 @@ def test_counts_equal_a_plain_loop(text):
 
 
 @given(texts)
-def test_every_row_is_a_distribution_and_can_be_sampled(text):
+def test_every_row_is_a_distribution_and_can_be_sampled(text: str) -> None:
     statistics = from_text(text)
     np.testing.assert_allclose(statistics.bigram.sum(1), 1)
     task = BigramTask(TaskConfig(context=8, n_triggers=1), statistics)
@@ -42,12 +43,12 @@ def test_every_row_is_a_distribution_and_can_be_sampled(text):
     assert int(tokens.min()) >= 0 and int(tokens.max()) < len(statistics)
 
 
-def test_a_token_without_successor_continues_with_the_unigrams():
+def test_a_token_without_successor_continues_with_the_unigrams() -> None:
     statistics = from_text("aabz")
     np.testing.assert_allclose(statistics.bigram[2], statistics.unigram)
 
 
-def test_the_embedded_corpus_is_close_to_tiny_shakespeare():
+def test_the_embedded_corpus_is_close_to_tiny_shakespeare() -> None:
     text = embedded_text()
     statistics = from_text(text)
     assert 1_100_000 < len(text) < 1_200_000 and len(statistics) in (64, 65)
@@ -56,7 +57,7 @@ def test_the_embedded_corpus_is_close_to_tiny_shakespeare():
     assert [statistics.vocab[i] for i in statistics.most_frequent(5)] == [" ", "e", "t", "o", "a"]
 
 
-def test_counts_from_json_and_csv_agree(tmp_path):
+def test_counts_from_json_and_csv_agree(tmp_path: Path) -> None:
     counts = [[0, 3, 1], [2, 0, 0], [0, 1, 0]]
     (tmp_path / "c.json").write_text(json.dumps({"vocab": ["a", "b", "c"], "counts": counts}))
     (tmp_path / "c.csv").write_text(",a,b,c\na,0,3,1\nb,2,0,0\nc,0,1,0\n")
@@ -67,7 +68,7 @@ def test_counts_from_json_and_csv_agree(tmp_path):
 
 
 @given(st.floats(1e-3, 1e3))
-def test_the_scale_of_a_table_does_not_matter(scale):
+def test_the_scale_of_a_table_does_not_matter(scale: float) -> None:
     counts = np.array([[1.0, 2, 0], [0, 0, 0], [3, 4, 1]])
     one, two = from_counts(("a", "b", "c"), counts), from_counts(("a", "b", "c"), scale * counts)
     np.testing.assert_allclose(two.bigram, one.bigram)
@@ -75,7 +76,7 @@ def test_the_scale_of_a_table_does_not_matter(scale):
     np.testing.assert_allclose(two.bigram.sum(1), 1)
 
 
-def test_a_markov_chain_is_seeded_and_zipf():
+def test_a_markov_chain_is_seeded_and_zipf() -> None:
     config = CorpusConfig(source="markov", vocabulary=50, zipf_exponent=1.2, seed=3)
     one, two = statistics_of(config), statistics_of(config)
     np.testing.assert_array_equal(one.bigram, two.bigram)
@@ -88,14 +89,14 @@ def test_a_markov_chain_is_seeded_and_zipf():
     ("content", "word"),
     [(b"", "0 distinct"), (b"aaaa", "1 distinct"), (b"\x00\x01\x02", "NUL"), (b"\xff\xfe\x00a", "not UTF-8")],
 )
-def test_texts_that_cannot_be_a_corpus(tmp_path, content, word):
+def test_texts_that_cannot_be_a_corpus(tmp_path: Path, content: bytes, word: str) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes(content)
     with pytest.raises(BirthlensError, match=word):
         from_file(path)
 
 
-def test_counts_that_cannot_be_a_chain(tmp_path):
+def test_counts_that_cannot_be_a_chain(tmp_path: Path) -> None:
     with pytest.raises(BirthlensError, match="square"):
         from_counts(("a", "b"), np.ones((2, 3)))
     with pytest.raises(BirthlensError, match="at least 0"):
@@ -143,7 +144,7 @@ def test_counts_that_cannot_be_a_chain(tmp_path):
         ("c.csv", ",a,b\nb,1,2\na,1,2\n", "the labels of its rows"),
     ],
 )
-def test_files_that_hold_no_table(tmp_path, name, text, said):
+def test_files_that_hold_no_table(tmp_path: Path, name: str, text: str, said: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(BirthlensError, match=said) as error:
         from_file(tmp_path / name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,7 +169,7 @@ def test_back_copies_follow_their_rule() -> None:
 # Markov chains, by Dirichlet integrals
 
 
-def evidence(sequence: tuple[int, ...], states: int, order: int, prior: float) -> float:
+def evidence(sequence: tuple[int, ...], states: int, order: Any, prior: float) -> float:
     """Return the log probability of a sequence after its first tokens, rows integrated out by gamma functions."""
     counts: dict[tuple[int, ...], list[int]] = {}
     for t in range(order, len(sequence)):
@@ -181,7 +182,7 @@ def evidence(sequence: tuple[int, ...], states: int, order: int, prior: float) -
 
 
 @pytest.mark.parametrize(("order", "name"), [(1, "bigram"), (2, "trigram")])
-def test_the_dirichlet_predictor_is_the_ratio_of_evidences(order: int, name: str) -> None:
+def test_the_dirichlet_predictor_is_the_ratio_of_evidences(order: Any, name: str) -> None:
     config = MarkovConfig(states=3, context=7, order=order, concentration=0.7)
     one = MarkovTask(config, MarkovTask.chain(config, None))
     assert one.exact == name
@@ -197,7 +198,7 @@ def test_the_dirichlet_predictor_is_the_ratio_of_evidences(order: int, name: str
 
 
 @pytest.mark.parametrize("start", ["uniform", "stationary"])
-def test_retrieval_is_bayes_over_the_pool(start: str) -> None:
+def test_retrieval_is_bayes_over_the_pool(start: Any) -> None:
     config = MarkovConfig(states=3, context=6, chains=4, start=start)
     one = MarkovTask(config, MarkovTask.chain(config, None))
     assert one.pool is not None

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,18 +26,20 @@ STEPS = pytest.mark.parametrize("step_class", [SimplifiedStep, FusedStep])
 PAPER = ("L0.W_K", "L1.W_K", "L1.W_O")
 
 
-def model_weights(d_model=24, d_vocab=11, n_ctx=80, feed_forward="none", seed=0, **kw):
+def model_weights(
+    d_model: Any = 24, d_vocab: Any = 11, n_ctx: Any = 80, feed_forward: Any = "none", seed: Any = 0, **kw: Any
+) -> Any:
     config = ModelConfig(d_model=d_model, feed_forward=feed_forward, **kw)
     return initial_weights(config, d_vocab, n_ctx, np.random.default_rng(seed))
 
 
-def random_batch(d_vocab, shape, share, seed=0):
+def random_batch(d_vocab: Any, shape: Any, share: Any, seed: Any = 0) -> Any:
     generator = np.random.default_rng(seed)
     tokens, targets = generator.integers(0, d_vocab, (2, *shape))
     return tokens, targets, generator.random(shape) < share
 
 
-def by_autograd(weights, trained, tokens, targets, mask, dtype=torch.float64):
+def by_autograd(weights: Any, trained: Any, tokens: Any, targets: Any, mask: Any, dtype: Any = torch.float64) -> Any:
     """Return loss, gradients, and the losses and logits at the mask, by the HookedTransformer, in float64."""
     model = build(weights, trained, dtype=dtype)
     logits = model(torch.tensor(tokens))[torch.tensor(mask)]
@@ -44,10 +47,10 @@ def by_autograd(weights, trained, tokens, targets, mask, dtype=torch.float64):
     if trained:
         losses.mean().backward()
     moving = parameters(model, weights.config)
-    return losses.mean().item(), {name: moving[name].grad.numpy() for name in trained}, losses.detach(), logits.detach()
+    return losses.mean().item(), {name: moving[name].grad.numpy() for name in trained}, losses.detach(), logits.detach()  # type: ignore[union-attr]
 
 
-def check_against_autograd(step_class, weights, trained, tokens, targets, mask):
+def check_against_autograd(step_class: Any, weights: Any, trained: Any, tokens: Any, targets: Any, mask: Any) -> None:
     """The relative error of a gradient is norm(found - exact) / norm(exact), for each matrix: at most 1e-5.
 
     Of a gradient that nearly vanishes (few targets, saturated attention) float32 keeps what its rounding of the scores
@@ -81,7 +84,7 @@ def check_against_autograd(step_class, weights, trained, tokens, targets, mask):
 @STEPS
 @limits(max_examples=40)
 @given(st.data())
-def test_gradients_and_outcomes_equal_autograd_for_any_shape_mask_and_subset(step_class, data):
+def test_gradients_and_outcomes_equal_autograd_for_any_shape_mask_and_subset(step_class: Any, data: Any) -> None:
     draw = data.draw
     d_model, d_vocab = draw(st.integers(1, 40), "d_model"), draw(st.integers(2, 70), "d_vocab")
     n_ctx = draw(st.integers(2, 140), "n_ctx")
@@ -105,7 +108,7 @@ def test_gradients_and_outcomes_equal_autograd_for_any_shape_mask_and_subset(ste
 
 @STEPS
 @pytest.mark.parametrize("share", [0.3, 1.0])
-def test_gradients_equal_autograd_at_the_size_of_the_paper(step_class, share):
+def test_gradients_equal_autograd_at_the_size_of_the_paper(step_class: Any, share: Any) -> None:
     weights = model_weights(128, 65, 256, "linear")
     batch = random_batch(65, (17, 256), share)
     batch[2][3] = False  # a sequence without targets
@@ -115,20 +118,20 @@ def test_gradients_equal_autograd_at_the_size_of_the_paper(step_class, share):
 
 @STEPS
 @pytest.mark.parametrize("n", [33, 75, 300])
-def test_gradients_of_a_batch_in_several_parts_equal_autograd(step_class, n):
+def test_gradients_of_a_batch_in_several_parts_equal_autograd(step_class: Any, n: Any) -> None:
     weights = model_weights(8, 6, 12, "linear")
     check_against_autograd(step_class, weights, TRAINABLE, *random_batch(6, (n, 12), 0.3))
 
 
 @STEPS
-def test_sharp_attention_loses_no_accuracy(step_class):
+def test_sharp_attention_loses_no_accuracy(step_class: Any) -> None:
     weights = model_weights(32, 11, 90)
     sharp = {name: 6 * weights[name] for name in ("L0.W_K", "L1.W_K")}
     check_against_autograd(step_class, weights.replaced(sharp), PAPER, *random_batch(11, (4, 90), 0.5))
 
 
 @STEPS
-def test_trained_weights_are_read_at_every_call(step_class):
+def test_trained_weights_are_read_at_every_call(step_class: Any) -> None:
     weights, batch = model_weights(), random_batch(11, (9, 80), 0.3)
     moving = weights.replaced({name: weights[name].copy() for name in PAPER})
     step = step_class(moving, weights.score_scale, PAPER)
@@ -138,12 +141,12 @@ def test_trained_weights_are_read_at_every_call(step_class):
     check_against_autograd(lambda *_: step, moving, PAPER, *batch)
 
 
-def bits(result):
+def bits(result: Any) -> Any:
     gradients = b"".join(gradient.tobytes() for gradient in result.gradients.values())
     return result.loss, gradients + b"".join(array.tobytes() for array in result.outcome)
 
 
-def test_the_compiled_step_has_the_same_bits_in_every_call_and_for_every_number_of_threads():
+def test_the_compiled_step_has_the_same_bits_in_every_call_and_for_every_number_of_threads() -> None:
     weights, batch = model_weights(40, 13, 140, "linear"), random_batch(13, (70, 140), 0.3)
     one, two, three = (FusedStep(weights, 0.2, TRAINABLE, threads=threads) for threads in (1, 2, 3))
     expected = bits(one.loss_and_gradients(*batch))
@@ -152,13 +155,13 @@ def test_the_compiled_step_has_the_same_bits_in_every_call_and_for_every_number_
         assert bits(step.loss_and_gradients(*batch)) == expected
 
 
-def test_the_torch_step_has_the_same_bits_in_every_call():
+def test_the_torch_step_has_the_same_bits_in_every_call() -> None:
     weights, batch = model_weights(40, 13, 140), random_batch(13, (20, 140), 0.3)
     step = SimplifiedStep(weights, 0.2, PAPER)
     assert bits(step.loss_and_gradients(*batch)) == bits(step.loss_and_gradients(*batch))
 
 
-def test_both_steps_take_the_same_path_of_training():
+def test_both_steps_take_the_same_path_of_training() -> None:
     generator = np.random.default_rng(0)
     batches = [random_batch(11, (8, 40), 0.4, seed) for seed in range(50)]
     start, paths = model_weights(16, 11, 40, seed=int(generator.integers(99))), []
@@ -178,7 +181,7 @@ def test_both_steps_take_the_same_path_of_training():
 @STEPS
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("name", PAPER)
-def test_a_diverged_run_shows_in_its_loss_and_leaves_nothing_behind(step_class, name, value):
+def test_a_diverged_run_shows_in_its_loss_and_leaves_nothing_behind(step_class: Any, name: Any, value: Any) -> None:
     weights, batch = model_weights(), random_batch(11, (9, 80), 0.3)
     moving = weights.replaced({name: weights[name].copy() for name in PAPER})
     step = step_class(moving, weights.score_scale, PAPER)
@@ -190,7 +193,7 @@ def test_a_diverged_run_shows_in_its_loss_and_leaves_nothing_behind(step_class, 
     assert bits(step.loss_and_gradients(*batch)) == before
 
 
-def test_a_second_process_finds_the_compiled_code_on_disk():
+def test_a_second_process_finds_the_compiled_code_on_disk() -> None:
     FusedStep(model_weights(), 0.2, PAPER).loss_and_gradients(*random_batch(11, (2, 80), 0.3))
     program = (
         "import numpy as np\n"
@@ -211,7 +214,7 @@ def test_a_second_process_finds_the_compiled_code_on_disk():
     assert out.split() == ["1", "0", "1"]
 
 
-def test_without_numba_the_torch_step_works_and_the_compiled_one_says_so(monkeypatch):
+def test_without_numba_the_torch_step_works_and_the_compiled_one_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fused.available()
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, "birthlens.training.simplified.kernels")
@@ -224,7 +227,7 @@ def test_without_numba_the_torch_step_works_and_the_compiled_one_says_so(monkeyp
 
 
 @STEPS
-def test_bad_input_is_refused(step_class):
+def test_bad_input_is_refused(step_class: Any) -> None:
     weights = model_weights()
     tokens, targets, mask = random_batch(11, (2, 80), 0.3)
     step = step_class(weights, 0.2, PAPER)
@@ -258,6 +261,6 @@ def test_bad_input_is_refused(step_class):
         step_class(model_weights(d_model=2, d_vocab=2001), 0.2, [])
 
 
-def test_threads_must_be_positive():
+def test_threads_must_be_positive() -> None:
     with pytest.raises(BirthlensError, match="threads = 0"):
         FusedStep(model_weights(), 0.2, PAPER, threads=0)

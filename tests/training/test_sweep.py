@@ -5,6 +5,8 @@ import os
 import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,18 +34,18 @@ CONFIG = RunConfig.parse(TINY)
 GRID = Grid(CONFIG, {"fixed": (), "random": ("task.triggers=random",)}, seeds=(0, 1))
 
 
-def states(configs, folder, **kw):
+def states(configs: Any, folder: Any, **kw: Any) -> Any:
     return sorted(outcome.state for outcome in sweep(configs, folder, processes=1, **kw))
 
 
-def test_a_grid_is_every_case_with_every_seed():
+def test_a_grid_is_every_case_with_every_seed() -> None:
     axes, cases = {"task.offset": [0, 3], "model.d_model": [8, 16]}, {"a": [], "b": ["task.triggers=random"]}
     tree = {"preset": "laptop", "overrides": ["training.steps=9"], "axes": axes, "cases": cases, "seeds": 3}
     grid = Grid.parse(tree)
     configs = grid.configs()
     assert len(configs) == 2 * 4 * 3
     one = configs["b task.offset=3 model.d_model=16", 2]
-    assert (one.task.offset, one.model.d_model, one.task.triggers, one.training.steps) == (3, 16, "random", 9)
+    assert (one.task.offset, one.model.d_model, one.task.triggers, one.training.steps) == (3, 16, "random", 9)  # type: ignore[attr-defined]
     assert (one.seeds.init, one.seeds.data, one.seeds.evaluation) == (2, 2, RunConfig().seeds.evaluation)
     assert len({run_path(config, ".") for config in configs.values()}) == len(configs)
     assert Grid.parse({"axes": {"task.offset": [0]}}).configs().keys() == {("task.offset=0", 0)}
@@ -76,13 +78,13 @@ def test_a_grid_is_every_case_with_every_seed():
         ({"seeds": 2, "cases": {"a": ["seeds.init = 3"]}}, "seeds.init is set in cases.a"),
     ],
 )
-def test_a_wrong_grid_is_refused(tree, said):
+def test_a_wrong_grid_is_refused(tree: Any, said: Any) -> None:
     with pytest.raises(BirthlensError, match="sweep") as error:
         Grid.parse(tree)
     assert said in str(error.value)
 
 
-def test_seeds_that_a_sweep_lists_are_those_that_it_trains():
+def test_seeds_that_a_sweep_lists_are_those_that_it_trains() -> None:
     grid = Grid.parse({"axes": {"seeds.init": [0, 1, 2]}, "overrides": ["seeds.data=7"]})
     assert {(config.seeds.init, config.seeds.data) for config in grid.configs().values()} == {(0, 7), (1, 7), (2, 7)}
     assert [seed for _, seed in grid.configs()] == [0, 1, 2]
@@ -90,7 +92,7 @@ def test_seeds_that_a_sweep_lists_are_those_that_it_trains():
         Grid.parse({"axes": {"seeds.init": [0, 1, 2]}}, seeds=2)
 
 
-def test_a_seed_of_the_base_or_a_case_is_not_overwritten():
+def test_a_seed_of_the_base_or_a_case_is_not_overwritten() -> None:
     base = RunConfig.parse(TINY, ["seeds.init=4", "seeds.data=5"])
     (config,) = Grid(base, {"one": ()}).configs().values()
     assert config == base
@@ -100,17 +102,17 @@ def test_a_seed_of_the_base_or_a_case_is_not_overwritten():
     assert list(Grid(same, {"one": ()}, seeds=(4,)).configs().values()) == [same]
 
 
-def test_equal_configs_share_a_run_and_a_second_sweep_trains_nothing(tmp_path):
+def test_equal_configs_share_a_run_and_a_second_sweep_trains_nothing(tmp_path: Path) -> None:
     configs = [*GRID.configs().values(), *GRID.configs().values()]
     assert states(configs, tmp_path) == ["trained"] * 4
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
     assert states(configs, tmp_path) == ["reused"] * 4
     assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
     runs = runs_of(GRID, tmp_path, processes=1)
-    assert runs["random", 1].config.task.triggers == "random" and runs["random", 1].config.seeds.data == 1
+    assert runs["random", 1].config.task.triggers == "random" and runs["random", 1].config.seeds.data == 1  # type: ignore[attr-defined]
 
 
-def test_processes_train_the_same_bits_as_this_process(tmp_path):
+def test_processes_train_the_same_bits_as_this_process(tmp_path: Path) -> None:
     configs = [GRID.configs()["fixed", seed] for seed in (0, 1)]
     for folder, processes in (("one", 1), ("two", 2)):
         assert {outcome.state for outcome in sweep(configs, tmp_path / folder, processes)} == {"trained"}
@@ -119,7 +121,7 @@ def test_processes_train_the_same_bits_as_this_process(tmp_path):
         assert all(np.array_equal(one[name], two[name]) for name in one)
 
 
-def test_an_interrupted_run_is_continued_to_the_same_weights(tmp_path):
+def test_an_interrupted_run_is_continued_to_the_same_weights(tmp_path: Path) -> None:
     path, whole = run_path(CONFIG, tmp_path), tmp_path / "whole"
     for _ in train_to_disk(CONFIG, whole):
         pass
@@ -132,7 +134,7 @@ def test_an_interrupted_run_is_continued_to_the_same_weights(tmp_path):
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_run_stopped_before_its_first_checkpoint_is_begun_again(tmp_path):
+def test_a_run_stopped_before_its_first_checkpoint_is_begun_again(tmp_path: Path) -> None:
     path = run_path(CONFIG, tmp_path)
     for _ in train_to_disk(CONFIG, path):
         break
@@ -147,7 +149,7 @@ def test_a_run_stopped_before_its_first_checkpoint_is_begun_again(tmp_path):
         (lambda header: header["vocab"].reverse(), "another text"),
     ],
 )
-def test_what_does_not_match_is_never_used(tmp_path, change, said):
+def test_what_does_not_match_is_never_used(tmp_path: Path, change: Any, said: Any) -> None:
     path = run_path(CONFIG, tmp_path)
     prepare(CONFIG, path)
     reseal(path, change)
@@ -224,15 +226,15 @@ def test_an_unfinished_run_of_other_code_is_continued_where_a_replay_agrees(tmp_
     assert prepare(CONFIG, path).state == "continued" and load_run(path).finished
 
 
-def cut(name, share=0.5):
-    def act(path):
+def cut(name: Any, share: Any = 0.5) -> Any:
+    def act(path: Any) -> None:
         data = (path / name).read_bytes()
         (path / name).write_bytes(data[: int(len(data) * share)])
 
     return act
 
 
-def a_line_less(path):
+def a_line_less(path: Any) -> None:
     lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
     (path / "metrics.jsonl").write_text("".join(lines[:-1]))
 
@@ -253,7 +255,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_run_is_made_anew_and_that_is_said(tmp_path, damage):
+def test_a_damaged_run_is_made_anew_and_that_is_said(tmp_path: Path, damage: Any) -> None:
     path = run_path(CONFIG, tmp_path)
     prepare(CONFIG, path)
     whole = load_run(path).weights(-1)
@@ -265,7 +267,7 @@ def test_a_damaged_run_is_made_anew_and_that_is_said(tmp_path, damage):
 
 
 @pytest.mark.parametrize("name", ["resume.safetensors", "checkpoints/step_00000002.safetensors"])
-def test_a_damaged_beginning_is_not_continued(tmp_path, name):
+def test_a_damaged_beginning_is_not_continued(tmp_path: Path, name: Any) -> None:
     path = run_path(CONFIG, tmp_path)
     for record in train_to_disk(CONFIG, path):
         if record.step == 5:
@@ -274,7 +276,7 @@ def test_a_damaged_beginning_is_not_continued(tmp_path, name):
     assert prepare(CONFIG, path).state == "trained"
 
 
-def test_a_damaged_run_with_somebody_s_files_is_left_alone(tmp_path):
+def test_a_damaged_run_with_somebody_s_files_is_left_alone(tmp_path: Path) -> None:
     path = run_path(CONFIG, tmp_path)
     prepare(CONFIG, path)
     (path / "report.html").write_text("<p>mine")
@@ -283,7 +285,7 @@ def test_a_damaged_run_with_somebody_s_files_is_left_alone(tmp_path):
     assert outcome.state == "failed" and "report.html" in outcome.message and (path / "report.html").exists()
 
 
-def test_a_directory_that_is_no_run_is_left_alone(tmp_path):
+def test_a_directory_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     path = run_path(CONFIG, tmp_path)
     path.mkdir()
     (path / "thesis.tex").write_text("years of work")
@@ -291,7 +293,7 @@ def test_a_directory_that_is_no_run_is_left_alone(tmp_path):
     assert outcome.state == "failed" and "thesis.tex" in outcome.message and (path / "thesis.tex").exists()
 
 
-def test_a_run_that_diverges_fails_alone(tmp_path):
+def test_a_run_that_diverges_fails_alone(tmp_path: Path) -> None:
     diverging = RunConfig.parse(TINY, ["optimiser.learning_rate=1e30"])
     found = {outcome.path: outcome for outcome in sweep([diverging, CONFIG], tmp_path, processes=1)}
     assert found[run_path(CONFIG, tmp_path)].state == "trained"
@@ -304,12 +306,14 @@ def test_a_run_that_diverges_fails_alone(tmp_path):
 @pytest.mark.parametrize(
     ("error", "said"), [(MemoryError(), "out of memory"), (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero")]
 )
-def test_a_run_that_fails_in_any_way_fails_alone(tmp_path, monkeypatch, error, said):
+def test_a_run_that_fails_in_any_way_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any, said: Any
+) -> None:
     from birthlens.training import recording
 
     real = recording.train_to_disk
 
-    def failing(config, path):
+    def failing(config: Any, path: Any) -> Any:
         if config.task.triggers == "random":
             raise error
         return real(config, path)
@@ -320,19 +324,19 @@ def test_a_run_that_fails_in_any_way_fails_alone(tmp_path, monkeypatch, error, s
     assert all(said in outcome.message for outcome in outcomes if outcome.state == "failed")
 
 
-def test_a_folder_that_cannot_be_made_fails_every_run(tmp_path):
+def test_a_folder_that_cannot_be_made_fails_every_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (outcome,) = sweep([CONFIG], tmp_path / "file" / "runs", processes=1)
     assert outcome.state == "failed" and "Not a directory" in outcome.message
 
 
-def killed(number):
+def killed(number: Any) -> Any:
     if number == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return number
 
 
-def test_a_killed_process_fails_its_task_alone():
+def test_a_killed_process_fails_its_task_alone() -> None:
     with workers(2) as pool:
         futures = [pool.submit(killed, number) for number in range(5)]
         with pytest.raises(WorkerKilledError, match="killed"):
@@ -342,19 +346,19 @@ def test_a_killed_process_fails_its_task_alone():
     assert outcome.state == "failed" and "out of memory?" in outcome.message
 
 
-def test_two_sweeps_at_once_train_each_run_once(tmp_path):
+def test_two_sweeps_at_once_train_each_run_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda _: prepare(CONFIG, run_path(CONFIG, tmp_path)), range(3)))
     assert sorted(outcome.state for outcome in found) == ["reused", "reused", "trained"]
 
 
-def test_costs_add_up_over_sessions(tmp_path):
+def test_costs_add_up_over_sessions(tmp_path: Path) -> None:
     path = run_path(CONFIG, tmp_path)
     first = prepare(CONFIG, path)
     assert prepare(CONFIG, path).cpu_seconds == pytest.approx(first.cpu_seconds, abs=1e-3)
 
 
-def test_a_run_by_name_is_trained_once_and_refused_where_it_is_another(tmp_path):
+def test_a_run_by_name_is_trained_once_and_refused_where_it_is_another(tmp_path: Path) -> None:
     first = trained(CONFIG, tmp_path)
     stamp = (first.path / "resume.safetensors").stat().st_mtime_ns
     assert first.finished and first.config == CONFIG

@@ -7,6 +7,9 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,15 +44,15 @@ TINY = {
 }
 
 
-def tiny(*overrides):
+def tiny(*overrides: Any) -> Any:
     return RunConfig.parse(TINY, overrides)
 
 
-def final(config):
+def final(config: Any) -> Any:
     return deque(train(config), maxlen=1)[0]
 
 
-def train_all(config, out):
+def train_all(config: Any, out: Any) -> Any:
     for _ in train_to_disk(config, out):
         pass
     return load_run(out)
@@ -63,7 +66,7 @@ ENGINES = ["reference", "functional", "handwritten", "fused"]
     "optimiser", [["optimiser.kind=sgd"], ["optimiser.kind=adamw", "optimiser.learning_rate=0.003"]]
 )
 @pytest.mark.parametrize("extra", [[], ["model.feed_forward=linear", "training.loss=all"]], ids=["in_context", "W_F"])
-def test_engines_take_the_same_path(optimiser, extra):
+def test_engines_take_the_same_path(optimiser: Any, extra: Any) -> None:
     """Fifty steps: float32 rounding grows along a trajectory, so weights agree to 1e-3 of their movement at its end."""
     runs = {}
     for engine in ENGINES:
@@ -73,7 +76,7 @@ def test_engines_take_the_same_path(optimiser, extra):
     start = runs["reference"][0][1]
     for engine in ENGINES[1:]:
         for (expected, _), (loss, _) in zip(runs["reference"][1:], runs[engine][1:], strict=True):
-            assert abs(loss - expected) < 2e-5 * max(1, expected), engine
+            assert abs(loss - expected) < 2e-5 * max(1, expected), engine  # type: ignore[operator, type-var]
         for name in config.trained:
             reference = runs["reference"][-1][1][name]
             moved = np.linalg.norm(reference - start[name])
@@ -82,7 +85,7 @@ def test_engines_take_the_same_path(optimiser, extra):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_batch_in_several_chunks_gives_the_gradient_of_the_whole(engine):
+def test_a_batch_in_several_chunks_gives_the_gradient_of_the_whole(engine: Any) -> None:
     """Batches that every engine divides, against one pass of the HookedTransformer over all of them."""
     config = tiny(
         "training.batch_size=150", "evaluation.batch_size=70", "task.context=10", "model.d_model=8",
@@ -110,39 +113,39 @@ def test_a_batch_in_several_chunks_gives_the_gradient_of_the_whole(engine):
 @pytest.mark.parametrize(
     "kw", [{"family": "full", "n_heads": 2, "feed_forward": "relu"}, {"positions": "rotary"}, {"n_layers": 1}]
 )
-def test_the_functional_engine_equals_the_reference_on_other_models(kw):
+def test_the_functional_engine_equals_the_reference_on_other_models(kw: Any) -> None:
     model = [f"model.{key}={value}" for key, value in kw.items()]
     losses = {}
     for engine in ("reference", "functional"):
         config = tiny("training.steps=10", "optimiser.learning_rate=0.05", f"training.engine={engine}", *model)
         losses[engine] = [record.loss for record in train(config)][1:]
-    np.testing.assert_allclose(losses["functional"], losses["reference"], rtol=2e-5)
+    np.testing.assert_allclose(losses["functional"], losses["reference"], rtol=2e-5)  # type: ignore[arg-type]
 
 
-def test_plain_sgd_by_hand():
+def test_plain_sgd_by_hand() -> None:
     """Two updates of momentum SGD with weight decay, written out, from gradients by autograd."""
     config = tiny("training.steps=2", "optimiser.weight_decay=0.01", "training.engine=functional")
     trainer = Trainer(config, _statistics(config))
-    velocity = {}
+    velocity: dict[Any, Any] = {}
     for _ in range(2):
         before = trainer.engine.tensors()
         trainer.update()
         for name, parameter in trainer.engine.parameters.items():
-            gradient = parameter.grad.numpy() + 0.01 * before[name]
+            gradient = parameter.grad.numpy() + 0.01 * before[name]  # type: ignore[union-attr]
             velocity[name] = 0.9 * velocity[name] + gradient if name in velocity else gradient
             np.testing.assert_allclose(
                 parameter.detach().numpy(), before[name] - 0.2 * velocity[name], rtol=1e-5, atol=1e-7
             )
 
 
-def _statistics(config):
+def _statistics(config: Any) -> Any:
     from birthlens.tasks.corpus import statistics_of
 
     return statistics_of(config.corpus)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_same_seed_gives_the_same_bits(engine):
+def test_the_same_seed_gives_the_same_bits(engine: Any) -> None:
     config = tiny(f"training.engine={engine}")
     one, two = final(config), final(config)
     assert one.loss == two.loss
@@ -151,16 +154,16 @@ def test_the_same_seed_gives_the_same_bits(engine):
     assert one.loss != other.loss
 
 
-def test_seeds_are_separate():
+def test_seeds_are_separate() -> None:
     base, data, init = final(tiny()), final(tiny("seeds.data=1")), final(tiny("seeds.init=1"))
     np.testing.assert_array_equal(base.weights["W_E"], data.weights["W_E"])
     assert not np.array_equal(base.weights["W_E"], init.weights["W_E"])
     torch.testing.assert_close(base.trainer.held_out.tokens, data.trainer.held_out.tokens)
 
 
-def test_frozen_matrices_do_not_move_until_their_step():
+def test_frozen_matrices_do_not_move_until_their_step() -> None:
     config = tiny("training.freeze_until={L0.W_K: 5, L1.W_O: 12}", "optimiser.weight_decay=0.1")
-    previous, moved = None, {"L0.W_K": [], "L1.W_K": [], "L1.W_O": []}
+    previous, moved = None, {"L0.W_K": [], "L1.W_K": [], "L1.W_O": []}  # type: ignore[var-annotated]
     for record in train(config):
         now = record.weights
         if previous is not None:
@@ -171,7 +174,7 @@ def test_frozen_matrices_do_not_move_until_their_step():
     assert moved == {"L0.W_K": list(range(6, 13)), "L1.W_K": list(range(1, 13)), "L1.W_O": []}
 
 
-def test_the_caller_may_stop_at_any_step():
+def test_the_caller_may_stop_at_any_step() -> None:
     steps = []
     for record in train(tiny()):
         steps.append(record.step)
@@ -180,7 +183,7 @@ def test_the_caller_may_stop_at_any_step():
     assert steps == [0, 1, 2, 3]
 
 
-def test_kept_steps_and_metrics(tmp_path):
+def test_kept_steps_and_metrics(tmp_path: Path) -> None:
     run = train_all(tiny("checkpoints.steps=[5]"), tmp_path / "run")
     assert run.steps == [0, 4, 5, 8, 12] and run.finished
     table = run.metrics()
@@ -192,7 +195,7 @@ def test_kept_steps_and_metrics(tmp_path):
     assert held_out.value.between(0, 1).all() and (held_out.n > 0).all()
 
 
-def test_two_hundred_checkpoints_of_the_papers_model_stay_under_60_mb(tmp_path):
+def test_two_hundred_checkpoints_of_the_papers_model_stay_under_60_mb(tmp_path: Path) -> None:
     """Random numbers, which no encoding shrinks, in the place of what training would leave."""
     config = preset("paper", ["training.steps=995"])
     trainer = Trainer(config, _statistics(config))
@@ -210,7 +213,7 @@ def test_two_hundred_checkpoints_of_the_papers_model_stay_under_60_mb(tmp_path):
     assert sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file()) < 60e6
 
 
-def test_a_run_gives_back_what_was_trained(tmp_path):
+def test_a_run_gives_back_what_was_trained(tmp_path: Path) -> None:
     config = tiny("model.feed_forward=linear", "training.loss=all")
     in_memory = {record.step: record.weights for record in train(config)}
     run = train_all(config, tmp_path / "run")
@@ -227,7 +230,7 @@ def test_a_run_gives_back_what_was_trained(tmp_path):
     np.testing.assert_array_equal(stack["L0.W_K"][-1], run.weights(-1)["L0.W_K"])
 
 
-def test_a_killed_process_resumes_to_the_same_bits(tmp_path):
+def test_a_killed_process_resumes_to_the_same_bits(tmp_path: Path) -> None:
     """Start a real process, kill -9 it in the middle, resume, and compare with a run that nobody touched."""
     overrides = ["training.steps=400", "checkpoints.every=7", "checkpoints.sensitivity=0.2", "optimiser.kind=adamw"]
     config = tiny("training.engine=handwritten", "optimiser.learning_rate=0.003", *overrides)
@@ -266,15 +269,17 @@ def test_a_killed_process_resumes_to_the_same_bits(tmp_path):
 
 
 @pytest.fixture
-def threads():
+def threads() -> Iterator[None]:
     """Set torch's number of threads, for the length of a test."""
     before = torch.get_num_threads()
-    yield torch.set_num_threads
+    yield torch.set_num_threads  # type: ignore[misc]
     torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("engine", "warns"), [("fused", False), ("handwritten", True), ("functional", True)])
-def test_resuming_keeps_the_engine_and_warns_where_its_threads_matter(tmp_path, caplog, threads, engine, warns):
+def test_resuming_keeps_the_engine_and_warns_where_its_threads_matter(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, threads: Any, engine: Any, warns: Any
+) -> None:
     threads(1)
     for record in train_to_disk(tiny(f"training.engine={engine}"), tmp_path / "run"):
         if record.step == 5:
@@ -291,7 +296,7 @@ def test_resuming_keeps_the_engine_and_warns_where_its_threads_matter(tmp_path, 
     assert any("threads = 1 and goes on with 3" in line and "OMP_NUM_THREADS=1" in line for line in said) == warns
 
 
-def test_the_fused_engine_gives_the_same_bits_on_any_number_of_threads(threads):
+def test_the_fused_engine_gives_the_same_bits_on_any_number_of_threads(threads: Any) -> None:
     found = {}
     for number in (1, 2, 3):
         threads(number)
@@ -301,7 +306,7 @@ def test_the_fused_engine_gives_the_same_bits_on_any_number_of_threads(threads):
     assert found[1] == found[2] == found[3]
 
 
-def test_a_run_names_the_commit_that_made_it(tmp_path):
+def test_a_run_names_the_commit_that_made_it(tmp_path: Path) -> None:
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     assert commit(tmp_path / "no checkout") is None
     (tmp_path / "code.py").write_text("1")
@@ -314,20 +319,20 @@ def test_a_run_names_the_commit_that_made_it(tmp_path):
     assert commit(tmp_path) == f"{head}-dirty"
 
 
-def test_resuming_a_finished_run_trains_nothing(tmp_path):
+def test_resuming_a_finished_run_trains_nothing(tmp_path: Path) -> None:
     run = train_all(tiny(), tmp_path / "run")
     before = {file: file.read_bytes() for file in sorted(run.path.rglob("step_*"))}
     assert list(resume(tmp_path / "run")) == []
     assert before == {file: file.read_bytes() for file in sorted(run.path.rglob("step_*"))}
 
 
-def test_resuming_measures_nothing_twice(tmp_path):
+def test_resuming_measures_nothing_twice(tmp_path: Path) -> None:
     whole = train_all(tiny(), tmp_path / "whole")
     for stop in (1, 5):
         records = train_to_disk(tiny(), tmp_path / f"stopped{stop}")
         while next(records).step < stop:
             pass
-        records.close()
+        records.close()  # type: ignore[attr-defined]
         deque(resume(tmp_path / f"stopped{stop}"), maxlen=0)
         assert load_run(tmp_path / f"stopped{stop}").metrics().equals(whole.metrics())
 
@@ -344,7 +349,7 @@ EARLY = {
 
 
 @pytest.mark.parametrize("moment", EARLY)
-def test_a_kill_before_the_first_checkpoint_is_no_dead_end(tmp_path, moment):
+def test_a_kill_before_the_first_checkpoint_is_no_dead_end(tmp_path: Path, moment: Any) -> None:
     whole = train_all(tiny(), tmp_path / "whole")
     path = tmp_path / "killed"
     next(train_to_disk(tiny(), path))
@@ -371,7 +376,7 @@ def test_a_kill_before_the_first_checkpoint_is_no_dead_end(tmp_path, moment):
         )
 
 
-def test_an_existing_directory_is_left_alone(tmp_path):
+def test_an_existing_directory_is_left_alone(tmp_path: Path) -> None:
     run = train_all(tiny(), tmp_path / "run")
     before = {file: file.read_bytes() for file in run.path.rglob("*.*")}
     with pytest.raises(BirthlensError, match="already holds a run"):
@@ -394,7 +399,7 @@ def test_an_existing_directory_is_left_alone(tmp_path):
     assert before == {file: file.read_bytes() for file in run.path.rglob("*.*")}
 
 
-def test_damage_is_named(tmp_path):
+def test_damage_is_named(tmp_path: Path) -> None:
     run = train_all(tiny(), tmp_path / "run")
     with pytest.raises(BirthlensError, match=r"step = 3 .* 0, 4, 8, 12"):
         run.weights(3)
@@ -415,7 +420,7 @@ def test_damage_is_named(tmp_path):
         load_run(tmp_path)
 
 
-def _read_all(path):
+def _read_all(path: Any) -> None:
     run = load_run(path)
     assert len(run.task.statistics) == 12 and len(run.metrics())
     deque(run.checkpoints(), maxlen=0)
@@ -446,7 +451,7 @@ def _read_all(path):
         ({"code": 5}, r"'code' is no str"),
     ],
 )
-def test_a_damaged_header_is_named(tmp_path, change, said):
+def test_a_damaged_header_is_named(tmp_path: Path, change: Any, said: Any) -> None:
     run = train_all(tiny(), tmp_path / "run")
     header = json.loads((run.path / "run.json").read_text())
     if change.keys() & {"format", "files", "versions", "code"} or not isinstance(change.get("config", {}), dict):
@@ -508,7 +513,7 @@ def test_damaged_tensors_rows_and_notes_are_named(tmp_path):
         _read_all(run.path)
 
 
-def test_a_torn_last_line_of_metrics_is_dropped(tmp_path):
+def test_a_torn_last_line_of_metrics_is_dropped(tmp_path: Path) -> None:
     run = train_all(tiny(), tmp_path / "run")
     n = len(run.metrics())
     with open(run.path / "metrics.jsonl", "a") as file:
@@ -524,13 +529,13 @@ def test_a_torn_last_line_of_metrics_is_dropped(tmp_path):
         (["checkpoints.schedule=linear", "checkpoints.every=40"], [0, 40, 80, 100]),
     ],
 )
-def test_schedules(overrides, steps):
+def test_schedules(overrides: Any, steps: Any) -> None:
     schedule = Schedule(tiny("training.steps=100", *overrides))
     assert [step for step in range(101) if schedule.planned(step)] == steps
 
 
 @given(st.integers(1, 400), st.integers(1, 3000))
-def test_a_logarithmic_schedule_is_every_rounded_power(per_decade, last):
+def test_a_logarithmic_schedule_is_every_rounded_power(per_decade: Any, last: Any) -> None:
     config = tiny(f"training.steps={last}", "checkpoints.schedule=log", f"checkpoints.per_decade={per_decade}")
     powers = {round(10 ** (power / per_decade)) for power in range(4 * per_decade)}
     schedule = Schedule(config)
@@ -539,13 +544,13 @@ def test_a_logarithmic_schedule_is_every_rounded_power(per_decade, last):
 
 
 @pytest.mark.parametrize("kind", ["checkpoints.schedule=log", "checkpoints.every=1"])
-def test_no_schedule_is_too_long_to_begin(kind):
+def test_no_schedule_is_too_long_to_begin(kind: Any) -> None:
     long = 10**12
     schedule = Schedule(tiny(f"training.steps={long}", kind, f"checkpoints.per_decade={10 * long}"))
     assert schedule.planned(long) and schedule.planned(1) and schedule.planned(long - 1)
 
 
-def test_checkpoints_are_denser_where_the_loss_moves():
+def test_checkpoints_are_denser_where_the_loss_moves() -> None:
     schedule = Schedule(tiny("training.steps=100", "checkpoints.every=50", "checkpoints.sensitivity=0.1"))
     loss = {step: 3.0 if step < 60 else max(0.1, 3.0 - 0.2 * (step - 60)) for step in range(101)}
     kept = [step for step in range(101) if schedule.keeps(step, loss[step])]
@@ -555,7 +560,7 @@ def test_checkpoints_are_denser_where_the_loss_moves():
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("engine", ["functional", "handwritten", "fused"])
-def test_divergence_stops_with_advice(tmp_path, engine):
+def test_divergence_stops_with_advice(tmp_path: Path, engine: Any) -> None:
     config = tiny(
         "optimiser.learning_rate=1e12", f"training.engine={engine}", "training.steps=50", "evaluation.every=50",
         "checkpoints.schedule=explicit", "checkpoints.steps=[1]",
@@ -575,7 +580,7 @@ def test_divergence_stops_with_advice(tmp_path, engine):
             pass
 
 
-def test_a_held_out_loss_that_is_not_finite_stops_before_its_step_is_kept():
+def test_a_held_out_loss_that_is_not_finite_stops_before_its_step_is_kept() -> None:
     """One update makes the weights so large that the held-out loss is NaN, before any training batch sees them."""
     config = tiny(
         "optimiser.learning_rate=1e30",
@@ -587,7 +592,7 @@ def test_a_held_out_loss_that_is_not_finite_stops_before_its_step_is_kept():
         final(config)
 
 
-def test_weights_that_are_not_finite_are_not_kept_where_no_held_out_target_tells():
+def test_weights_that_are_not_finite_are_not_kept_where_no_held_out_target_tells() -> None:
     config = tiny(
         "optimiser.weight_decay=1e30", "optimiser.learning_rate=1e30", "checkpoints.every=1",
         "task.context=5", "evaluation.batch_size=1", "training.batch_size=64",
@@ -600,7 +605,7 @@ def test_weights_that_are_not_finite_are_not_kept_where_no_held_out_target_tells
     assert kept == [0]
 
 
-def test_without_a_held_out_target_only_planned_steps_are_kept():
+def test_without_a_held_out_target_only_planned_steps_are_kept() -> None:
     schedule = Schedule(tiny("checkpoints.every=4", "checkpoints.sensitivity=0.1"))
     assert [step for step in range(13) if schedule.keeps(step, None)] == [0, 4, 8, 12]
 
@@ -617,17 +622,17 @@ def test_without_a_held_out_target_only_planned_steps_are_kept():
         (["training.engine=reference"], "reference"),
     ],
 )
-def test_the_engine_is_chosen_by_the_config_and_says_why(overrides, engine):
+def test_the_engine_is_chosen_by_the_config_and_says_why(overrides: Any, engine: Any) -> None:
     name, reason = choose(tiny(*overrides), 12)
     assert name == engine and reason
 
 
 @pytest.mark.parametrize("overrides", [["task.context=2040"], ["corpus.vocabulary=2030"]])
-def test_a_context_or_vocabulary_too_large_to_fold_falls_back(overrides):
+def test_a_context_or_vocabulary_too_large_to_fold_falls_back(overrides: Any) -> None:
     config = tiny("training.steps=1", "training.batch_size=1", "evaluation.batch_size=1", "model.d_model=2", *overrides)
     trainer = Trainer(config, _statistics(config))
     assert trainer.engine_name == "functional" and "n_ctx + d_vocab = 20" in trainer.engine_reason
-    assert np.isfinite(trainer.update())
+    assert np.isfinite(trainer.update())  # type: ignore[arg-type]
     with pytest.raises(BirthlensError, match=r"'handwritten' cannot take this config: n_ctx \+ d_vocab = 20.*use auto"):
         Trainer(config.changed(training={"engine": "handwritten"}), _statistics(config))
 
@@ -640,7 +645,7 @@ UNUSABLE_NUMBA = {
 
 
 @pytest.mark.parametrize("code", UNUSABLE_NUMBA.values(), ids=UNUSABLE_NUMBA)
-def test_a_numba_that_cannot_be_used_is_done_without(tmp_path, code):
+def test_a_numba_that_cannot_be_used_is_done_without(tmp_path: Path, code: Any) -> None:
     """In a process of its own, with a broken numba first on the path: sampling and training go on without it."""
     (tmp_path / "numba.py").write_text(code)
     tiny("training.steps=100000").save(tmp_path / "config.json")
@@ -671,11 +676,11 @@ def test_a_numba_that_cannot_be_used_is_done_without(tmp_path, code):
     )
 
 
-def test_forcing_an_engine_that_cannot_is_an_error():
+def test_forcing_an_engine_that_cannot_is_an_error() -> None:
     with pytest.raises(BirthlensError, match=r"'fused' cannot take this config.*W_E must stay frozen"):
         choose(tiny("training.engine=fused", "training.trained=[W_E]"), 12)
 
 
-def test_a_loss_without_targets_is_refused():
+def test_a_loss_without_targets_is_refused() -> None:
     with pytest.raises(BirthlensError, match=r"n_triggers = 0"):
         next(train(tiny("task.n_triggers=0")))

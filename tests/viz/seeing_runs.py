@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from resealing import reseal
 
@@ -33,7 +34,7 @@ KINDS = {
 
 
 @cache
-def run(kind="paper"):
+def run(kind: Any = "paper") -> Any:
     """Train a run of a kind, or return the one that was."""
     path = HOME / kind
     shutil.rmtree(path, ignore_errors=True)
@@ -43,7 +44,7 @@ def run(kind="paper"):
 
 
 @cache
-def unfinished():
+def unfinished() -> Any:
     """Return a copy of the paper run that stopped half-way."""
     path = HOME / "unfinished"
     shutil.copytree(run().path, path)

@@ -5,6 +5,9 @@ Skips, with its reason, where no Chromium can be started; CI installs one.
 
 import os
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from seeing_runs import run
@@ -20,7 +23,7 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-ne
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser() -> Iterator[None]:
     found = os.environ.get("CHROMIUM") or next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
@@ -36,21 +39,21 @@ def browser():
 class Visit:
     """A page opened from disk, offline, with everything it complains of and asks for on record."""
 
-    def __init__(self, browser, path, **options):
+    def __init__(self, browser: Any, path: Any, **options: Any) -> None:
         self.context = browser.new_context(offline=True, **options)
         self.page = self.context.new_page()
-        self.complaints, self.requests, self.dialogs = [], [], []
+        self.complaints, self.requests, self.dialogs = [], [], []  # type: ignore[var-annotated]
         self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda r: self.requests.append(r.url))
-        self.page.on("dialog", lambda d: (self.dialogs.append(d.message), d.dismiss()))
+        self.page.on("dialog", lambda d: (self.dialogs.append(d.message), d.dismiss()))  # type: ignore[func-returns-value]
         self.url = path.resolve().as_uri()
         self.page.goto(self.url)
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         try:
             if error[0] is None:
                 assert self.complaints == [] and self.dialogs == []
@@ -60,7 +63,7 @@ class Visit:
             self.context.close()
 
 
-def drawn(page, selector):
+def drawn(page: Any, selector: Any) -> Any:
     """Wait until a canvas has colour in it, and return its picture."""
     page.wait_for_function(
         """(selector) => {
@@ -76,14 +79,14 @@ def drawn(page, selector):
     return page.evaluate("(s) => document.querySelector(s).toDataURL()", selector)
 
 
-def move(page, selector, value):
+def move(page: Any, selector: Any, value: Any) -> None:
     page.evaluate(
         "([s, v]) => { const e = document.querySelector(s); e.value = v; e.dispatchEvent(new Event('input')); }",
         [selector, value],
     )
 
 
-def test_the_slider_moves_the_picture(browser, tmp_path):
+def test_the_slider_moves_the_picture(browser: Any, tmp_path: Path) -> None:
     path = birthlens.show_attention(run(), heads=["L0H0"]).save(tmp_path / "attention.html")
     with Visit(browser, path) as visit:
         page = visit.page
@@ -100,7 +103,7 @@ def test_the_slider_moves_the_picture(browser, tmp_path):
         assert page.locator(".bl-step").inner_text() == "3"
 
 
-def test_the_tokens_are_walked_by_keyboard(browser, tmp_path):
+def test_the_tokens_are_walked_by_keyboard(browser: Any, tmp_path: Path) -> None:
     path = birthlens.show_attention(run(), step=-1).save(tmp_path / "attention.html")
     with Visit(browser, path) as visit:
         page = visit.page
@@ -115,7 +118,7 @@ def test_the_tokens_are_walked_by_keyboard(browser, tmp_path):
         assert page.locator(".bl-reading").inner_text().startswith("L0H0")
 
 
-def test_the_chosen_head_is_the_one_in_the_map(browser, tmp_path):
+def test_the_chosen_head_is_the_one_in_the_map(browser: Any, tmp_path: Path) -> None:
     picture = birthlens.show_attention(run("full"), step=[0, 12])
     heads = picture.frames.heads
     with Visit(browser, picture.save(tmp_path / "attention.html")) as visit:
@@ -141,7 +144,7 @@ def test_the_chosen_head_is_the_one_in_the_map(browser, tmp_path):
         assert page.locator(".bl-shown").inner_text() == f"{heads[0]} at step 12"
 
 
-def test_everything_that_can_be_clicked_is_reached_by_keyboard(browser, tmp_path):
+def test_everything_that_can_be_clicked_is_reached_by_keyboard(browser: Any, tmp_path: Path) -> None:
     with Visit(browser, birthlens.show_attention(run()).save(tmp_path / "attention.html")) as visit:
         page = visit.page
         drawn(page, ".bl-heads canvas")
@@ -156,7 +159,7 @@ def test_everything_that_can_be_clicked_is_reached_by_keyboard(browser, tmp_path
         assert page.evaluate("[...document.querySelectorAll('[role=img]')].every((e) => e.ariaLabel.length > 20)")
 
 
-def test_two_pictures_on_a_page_both_draw(browser, tmp_path):
+def test_two_pictures_on_a_page_both_draw(browser: Any, tmp_path: Path) -> None:
     pictures = [birthlens.show_attention(run(), step=[0, 12], row=row) for row in (0, 1)]
     with Visit(browser, save_pictures(pictures, tmp_path / "two.html")) as visit:
         assert visit.page.locator("figure.bl-attention").count() == 2
@@ -165,7 +168,7 @@ def test_two_pictures_on_a_page_both_draw(browser, tmp_path):
         assert first != second
 
 
-def test_two_notebook_outputs_on_a_page_both_draw(browser, tmp_path):
+def test_two_notebook_outputs_on_a_page_both_draw(browser: Any, tmp_path: Path) -> None:
     outputs = [birthlens.show_attention(run(), step=12, row=row)._repr_html_() for row in (0, 1)]
     path = tmp_path / "notebook.html"
     path.write_text(f"<!doctype html><meta charset=utf-8><body>{''.join(outputs)}")
@@ -177,7 +180,7 @@ def test_two_notebook_outputs_on_a_page_both_draw(browser, tmp_path):
             drawn(frame, ".bl-heads canvas")
 
 
-def test_hostile_tokens_are_shown_as_text_and_run_nothing(browser, tmp_path):
+def test_hostile_tokens_are_shown_as_text_and_run_nothing(browser: Any, tmp_path: Path) -> None:
     path = hostile_picture().save(tmp_path / "hostile.html")
     with Visit(browser, path) as visit:
         drawn(visit.page, ".bl-heads canvas")
@@ -196,7 +199,7 @@ def test_hostile_tokens_are_shown_as_text_and_run_nothing(browser, tmp_path):
         visit.page.locator(".bl-token").first.hover()
 
 
-def test_a_page_cannot_ask_for_anything_even_if_told_to(browser, tmp_path):
+def test_a_page_cannot_ask_for_anything_even_if_told_to(browser: Any, tmp_path: Path) -> None:
     path = hostile_picture().save(tmp_path / "hostile.html")
     visit = Visit(browser, path)
     refused = visit.page.evaluate("fetch('https://example.org/').then(() => 'fetched', (error) => error.name)")
@@ -205,11 +208,11 @@ def test_a_page_cannot_ask_for_anything_even_if_told_to(browser, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
+def report(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return write_report([run()], tmp_path_factory.mktemp("report") / "report.html")
 
 
-def test_the_reports_cursor_moves_curves_tables_and_patterns(browser, report):
+def test_the_reports_cursor_moves_curves_tables_and_patterns(browser: Any, report: Any) -> None:
     with Visit(browser, report) as visit:
         page = visit.page
         late, pattern = drawn(page, "figure.table canvas"), drawn(page, ".bl-heads canvas")
@@ -231,7 +234,7 @@ def test_the_reports_cursor_moves_curves_tables_and_patterns(browser, report):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1200])
-def test_the_report_fits_the_screen_and_can_be_read(browser, report, scheme, width):
+def test_the_report_fits_the_screen_and_can_be_read(browser: Any, report: Any, scheme: Any, width: Any) -> None:
     with Visit(browser, report, color_scheme=scheme, viewport={"width": width, "height": 800}) as visit:
         page = visit.page
         drawn(page, ".bl-heads canvas")
@@ -250,7 +253,7 @@ def test_the_report_fits_the_screen_and_can_be_read(browser, report, scheme, wid
         assert min(sizes) > 9
 
 
-def test_the_report_speaks_to_those_who_do_not_see_it(browser, report):
+def test_the_report_speaks_to_those_who_do_not_see_it(browser: Any, report: Any) -> None:
     with Visit(browser, report) as visit:
         page = visit.page
         drawn(page, ".bl-heads canvas")
@@ -272,7 +275,7 @@ def test_the_report_speaks_to_those_who_do_not_see_it(browser, report):
         assert levels[0] == "H1" and levels.count("H1") == 1
 
 
-def test_play_runs_through_the_steps_and_stops(browser, report):
+def test_play_runs_through_the_steps_and_stops(browser: Any, report: Any) -> None:
     with Visit(browser, report) as visit:
         visit.page.locator("#play").click()
         visit.page.wait_for_function("() => document.getElementById('at').textContent === '0'")
@@ -280,7 +283,7 @@ def test_play_runs_through_the_steps_and_stops(browser, report):
         visit.page.wait_for_function("() => document.getElementById('play').textContent === 'play'")
 
 
-def test_a_comparison_draws(browser, tmp_path):
+def test_a_comparison_draws(browser: Any, tmp_path: Path) -> None:
     path = write_report([run(), run("other")], tmp_path / "two.html")
     with Visit(browser, path) as visit:
         move(visit.page, "#step", 0)
@@ -288,10 +291,10 @@ def test_a_comparison_draws(browser, tmp_path):
         assert visit.page.locator("figure.chart output").count() >= 10
 
 
-def contrast(first, second):
+def contrast(first: Any, second: Any) -> Any:
     """The WCAG contrast ratio of two CSS colours."""
 
-    def luminance(colour):
+    def luminance(colour: Any) -> Any:
         parts = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

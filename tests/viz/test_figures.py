@@ -1,6 +1,8 @@
 """Figures: what stands on the axes is what stands in the table, in every format, without touching the caller's style."""
 
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -22,16 +24,16 @@ from birthlens.viz.figures.heatmaps import printable
 from birthlens.viz.figures.style import ENDINGS
 
 
-def texts(figure):
+def texts(figure: Any) -> Any:
     """All text of a figure, legends and ticks included."""
     return [t.get_text() for t in figure.findobj(mpl.text.Text) if t.get_text()]
 
 
-def overlaps(figure):
+def overlaps(figure: Any) -> Any:
     """Pairs of visible texts whose boxes cover each other by more than two pixels."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer = canvas.get_renderer()
+    canvas.draw()  # type: ignore[no-untyped-call]
+    renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
     boxes = [
         (t, t.get_window_extent(renderer).padded(-2)) for t in figure.findobj(mpl.text.Text) if t.get_text().strip()
     ]
@@ -41,16 +43,16 @@ def overlaps(figure):
     return [(a.get_text(), b.get_text()) for i, (a, x) in enumerate(boxes) for b, y in boxes[:i] if x.overlaps(y)]
 
 
-def cut_off(figure):
+def cut_off(figure: Any) -> Any:
     """Visible texts that reach over the edge of the figure."""
-    FigureCanvasAgg(figure).draw()
+    FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
     shown = [t for t in figure.findobj(mpl.text.Text) if t.get_text().strip() and t.get_visible()]
     boxes = [(t.get_text(), t.get_window_extent()) for t in shown if t not in outside(figure)]
     width, height = figure.bbox.size
     return [text for text, b in boxes if min(b.x0, b.y0) < -1 or b.x1 > width + 1 or b.y1 > height + 1]
 
 
-def outside(figure):
+def outside(figure: Any) -> Any:
     """Labels of ticks beyond the ends of their axis, which exist but are not drawn."""
     axes = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]
     ends = [(axis, sorted(axis.get_view_interval())) for axis in axes]
@@ -63,11 +65,11 @@ def outside(figure):
     }
 
 
-def drawn_lines(ax):
+def drawn_lines(ax: Any) -> Any:
     return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in ax.get_lines()}
 
 
-def test_training_curves_show_the_metrics_and_the_references():
+def test_training_curves_show_the_metrics_and_the_references() -> None:
     source, table = run(), run().metrics()
     references = reference_table(source.task, evaluation_batch(source, 8), ("uniform", "bigram", "bayes"))
     figure = figures.training_curves(table, references)
@@ -75,14 +77,14 @@ def test_training_curves_show_the_metrics_and_the_references():
     assert titles == ["in-context loss", "global loss", "in-context accuracy", "global accuracy"]
     rows = table[(table["split"] == "held_out") & (table["metric"] == "in_context_loss")].sort_values("step")
     assert drawn_lines(figure.axes[0])["model"] == (list(rows["step"]), list(rows["value"]))
-    levels = {line.get_ydata()[0] for line in figure.axes[0].get_lines() if line.get_label() != "model"}
+    levels = {line.get_ydata()[0] for line in figure.axes[0].get_lines() if line.get_label() != "model"}  # type: ignore[index]
     chosen = references[(references["role"] == "in_context") & (references["metric"] == "loss")]
     assert levels == set(chosen["value"])
     assert {"model", "uniform", "bigram", "Bayes-optimal", "step"} <= set(texts(figure))
     assert overlaps(figure) == []
 
 
-def test_the_birth_is_loss_accuracy_and_the_three_memories_in_one_row():
+def test_the_birth_is_loss_accuracy_and_the_three_memories_in_one_row() -> None:
     source = run()
     figure = gallery.draw(source, "birth", source.steps)
     assert [ax.get_title("left") for ax in figure.axes] == [
@@ -114,7 +116,7 @@ def test_the_birth_is_loss_accuracy_and_the_three_memories_in_one_row():
         gallery.draw(run("no_triggers"), "birth", [0, 12])
 
 
-def test_references_agree_with_counting():
+def test_references_agree_with_counting() -> None:
     source = run()
     batch = evaluation_batch(source, 8)
     table = reference_table(source.task, batch, ("uniform", "unigram")).set_index(["predictor", "role", "metric"])[
@@ -127,7 +129,7 @@ def test_references_agree_with_counting():
     assert table["unigram", "all", "accuracy"] == pytest.approx(float((batch.targets == commonest).double().mean()))
 
 
-def test_recall_curves_have_a_panel_a_memory_and_dotted_chance():
+def test_recall_curves_have_a_panel_a_memory_and_dotted_chance() -> None:
     table = memories_over(run(), bases=("raw",))
     figure = figures.recall_curves(table)
     assert [ax.get_title("left") for ax in figure.axes] == ["output memory", "trigger memory", "previous-token memory"]
@@ -136,12 +138,12 @@ def test_recall_curves_have_a_panel_a_memory_and_dotted_chance():
     ]
     lines = drawn_lines(figure.axes[1])
     assert lines["triggers (n = 3)"] == (list(rows["step"]), list(rows["value"]))
-    dotted = [line.get_ydata()[0] for line in figure.axes[1].get_lines() if line.get_linestyle() == ":"]
+    dotted = [line.get_ydata()[0] for line in figure.axes[1].get_lines() if line.get_linestyle() == ":"]  # type: ignore[index]
     assert dotted == pytest.approx([1 / len(run().statistics), 1 / 3])
     assert overlaps(figure) == []
 
 
-def test_a_ledger_stacks_to_one_and_keeps_the_small_cells_together():
+def test_a_ledger_stacks_to_one_and_keeps_the_small_cells_together() -> None:
     shares = {
         "previous": 0.4,
         "cell a": 0.2,
@@ -155,32 +157,32 @@ def test_a_ledger_stacks_to_one_and_keeps_the_small_cells_together():
             for step in (0, 10) for name, share in shares.items()]  # fmt: skip
     rows += [(20, "M", "previous", "association", float("nan"))]
     figure = figures.ledger_areas(pd.DataFrame(rows, columns=["step", "matrix", "family", "kind", "share"]))
-    labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+    labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]  # type: ignore[union-attr]
     assert labels == ["residual", "2 smaller cells", "cell c", "cell b", "cell a", "previous"]
-    top = max(path.vertices[:, 1].max() for collection in figure.axes[0].collections for path in collection.get_paths())
+    top = max(path.vertices[:, 1].max() for collection in figure.axes[0].collections for path in collection.get_paths())  # type: ignore[index, union-attr]
     assert top == pytest.approx(1.0)
 
 
-def test_a_ledger_of_one_step_is_a_bar_and_of_zeros_is_refused():
+def test_a_ledger_of_one_step_is_a_bar_and_of_zeros_is_refused() -> None:
     columns = ["step", "matrix", "family", "kind", "share"]
     rows = [(7, "M", "previous", "association", 0.6), (7, "M", "residual", "residual", 0.4)]
     figure = figures.ledger_areas(pd.DataFrame(rows, columns=columns))
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["7"]
-    tops = [c.get_paths()[0].vertices[:, 1].max() for c in figure.axes[0].collections]
+    tops = [c.get_paths()[0].vertices[:, 1].max() for c in figure.axes[0].collections]  # type: ignore[index, union-attr]
     assert tops == pytest.approx([0.6, 1.0])
     assert len(gallery.draw(run(), "ledger", [12]).axes[0].collections) > 1
     with pytest.raises(BirthlensError, match="every matrix is still zero"):
         figures.ledger_areas(pd.DataFrame([(0, "M", "residual", "residual", float("nan"))], columns=columns))
 
 
-def test_lines_of_a_timeline_differ_without_colour_and_the_axis_names_the_role():
+def test_lines_of_a_timeline_differ_without_colour_and_the_axis_names_the_role() -> None:
     rows = [(step, f"head {n}", "in_context", "accuracy", n) for n in range(6) for step in (0, 10)]
     figure = figures.timeline(pd.DataFrame(rows, columns=["step", "case", "role", "metric", "value"]))
-    assert len({str(line._dash_pattern) for line in figure.axes[0].get_lines()}) == 6
+    assert len({str(line._dash_pattern) for line in figure.axes[0].get_lines()}) == 6  # type: ignore[attr-defined]
     assert figure.axes[0].get_ylabel() == "in-context accuracy"
 
 
-def test_edges_that_all_change_nothing_are_said_to(monkeypatch):
+def test_edges_that_all_change_nothing_are_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
     from birthlens.analysis.interventions import causal_tables as evidence
 
     rows = [(step, "e", "in_context", "accuracy", 0.0, 0.0, 0.0, 0.0) for step in (0, 3)]
@@ -189,58 +191,58 @@ def test_edges_that_all_change_nothing_are_said_to(monkeypatch):
     assert "no edge matters" in gallery.draw(run(), "edges", [0, 3]).axes[0].get_title("left")
 
 
-def test_a_timeline_colours_what_moves_and_greys_the_rest():
+def test_a_timeline_colours_what_moves_and_greys_the_rest() -> None:
     rows = [(step, f"head {n}", "accuracy", -n * step / 100, -n * step / 100 - 0.01, -n * step / 100 + 0.01)
             for n in range(5) for step in (0, 10, 20)]  # fmt: skip
     columns = ["step", "case", "metric", "change", "change_low", "change_high"]
     figure = figures.timeline(pd.DataFrame(rows, columns=columns), value="change", most=2)
-    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["head 3", "head 4"]
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["head 3", "head 4"]  # type: ignore[union-attr]
     assert len(figure.axes[0].collections) == 2  # bands
     assert drawn_lines(figure.axes[0])["head 4"] == ([0, 10, 20], [0, -0.4, -0.8])
 
 
-def test_heatmaps_put_each_value_into_its_cell():
+def test_heatmaps_put_each_value_into_its_cell() -> None:
     table = pd.DataFrame([("b", 10, 1.0), ("a", 2, 2.0), ("b", 2, 3.0)], columns=["kind", "size", "value"])
     figure = figures.heatmap(table, "size", "kind")
-    image = figure.axes[0].images[0].get_array().filled(np.nan)
+    image = figure.axes[0].images[0].get_array().filled(np.nan)  # type: ignore[union-attr]
     np.testing.assert_array_equal(image, [[3.0, 1.0], [2.0, np.nan]])
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["2", "10"]
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["b", "a"]
 
 
-def test_a_sweep_averages_seeds_and_a_map_refuses_doubles():
+def test_a_sweep_averages_seeds_and_a_map_refuses_doubles() -> None:
     table = pd.DataFrame([(1, 1, 0.2), (1, 1, 0.4), (2, 1, 1.0)], columns=["x", "y", "value"])
     figure = figures.sweep_heatmap(table, "x", "y")
-    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), [[0.3, 1.0]])
+    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), [[0.3, 1.0]])  # type: ignore[arg-type]
     with pytest.raises(BirthlensError, match="several rows share one x and y"):
         figures.heatmap(table, "x", "y")
 
 
-def test_transplants_have_a_panel_a_matrix_with_the_models_step_upwards():
+def test_transplants_have_a_panel_a_matrix_with_the_models_step_upwards() -> None:
     rows = [("A", 0, 0, 0.1), ("A", 5, 0, 0.2), ("A", 0, 5, 0.3), ("A", 5, 5, 0.4)]
     table = pd.DataFrame(rows, columns=["matrix", "from_step", "to_step", "value"]).assign(metric="accuracy")
     figure = figures.transplant_map(table)
-    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), [[0.3, 0.4], [0.1, 0.2]])
+    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), [[0.3, 0.4], [0.1, 0.2]])  # type: ignore[arg-type]
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["5", "0"]
 
 
-def test_steps_under_narrow_panels_do_not_run_together():
+def test_steps_under_narrow_panels_do_not_run_together() -> None:
     steps = [0, 40, 60, 80, 100, 120, 160, 220, 300]
     rows = [(m, a, b, 0.5) for m in "ABC" for a in steps for b in steps]
     table = pd.DataFrame(rows, columns=["matrix", "from_step", "to_step", "value"]).assign(metric="accuracy")
     figure = figures.transplant_map(table)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    canvas.draw()  # type: ignore[no-untyped-call]
     for ax in figure.axes[:3]:
-        boxes = [label.get_window_extent(canvas.get_renderer()) for label in ax.get_xticklabels()]
+        boxes = [label.get_window_extent(canvas.get_renderer()) for label in ax.get_xticklabels()]  # type: ignore[no-untyped-call]
         assert len(boxes) == 9
         assert min(right.x0 - left.x1 for left, right in pairwise(boxes)) > 4
 
 
-def test_attention_maps_hide_the_future():
+def test_attention_maps_hide_the_future() -> None:
     frames = run_frames(run(), [0, 12], length=10)
     figure = figures.attention_maps(frames)
-    image = figure.axes[1].images[0].get_array().filled(np.nan)
+    image = figure.axes[1].images[0].get_array().filled(np.nan)  # type: ignore[union-attr]
     assert np.isnan(image[np.triu_indices(10, 1)]).all()
     np.testing.assert_allclose(np.nansum(image, 1), 1, atol=1e-5)
     assert [ax.get_title("left") for ax in figure.axes[:4]] == [
@@ -252,18 +254,18 @@ def test_attention_maps_hide_the_future():
 
 
 @pytest.mark.parametrize("kind", gallery.KINDS)
-def test_every_kind_draws_a_run_without_overlapping_labels(kind):
+def test_every_kind_draws_a_run_without_overlapping_labels(kind: Any) -> None:
     figure = gallery.draw(run(), kind, run().steps)
     assert figure.axes
     assert overlaps(figure) == [] and cut_off(figure) == []
 
 
 @pytest.mark.parametrize("width", [1, 3, 40])
-def test_labels_of_any_length_and_number_neither_meet_nor_take_the_room_of_the_map(width):
+def test_labels_of_any_length_and_number_neither_meet_nor_take_the_room_of_the_map(width: Any) -> None:
     for count in (3, 12, 24, 60):
         names = [f"{'W' * width}{n}" for n in range(count)]
         table = pd.DataFrame(np.eye(count), index=names, columns=names)
-        positions = pd.DataFrame(np.eye(count), index=map(str, range(count)), columns=map(str, range(count)))
+        positions = pd.DataFrame(np.eye(count), index=map(str, range(count)), columns=map(str, range(count)))  # type: ignore[call-overload]
         figure = figures.memory_heatmaps({"tokens": table, "positions": positions})
         assert overlaps(figure) == [] and cut_off(figure) == []
         box = figure.axes[0].get_window_extent()
@@ -279,7 +281,7 @@ def test_labels_of_any_length_and_number_neither_meet_nor_take_the_room_of_the_m
     assert figure.axes[0].get_window_extent().width > figure.dpi
 
 
-def test_attention_of_many_heads_is_no_strip_and_says_what_its_marks_mean():
+def test_attention_of_many_heads_is_no_strip_and_says_what_its_marks_mean() -> None:
     figure = gallery.draw(run("full"), "attention", [0, 12])
     assert {"▷ trigger, first time", "◆ output of a trigger"} <= set(texts(figure))
     frames = AttentionFrames((0, 5), tuple(f"L{i // 4}H{i % 4}" for i in range(8)), ("a", "b"), ((), ()),
@@ -293,7 +295,7 @@ def test_attention_of_many_heads_is_no_strip_and_says_what_its_marks_mean():
 
 
 @pytest.mark.parametrize("kind", ["birth", "behaviour", "recall", "ablation", "edges", "attention"])
-def test_models_of_other_shapes_draw_too(kind):
+def test_models_of_other_shapes_draw_too(kind: Any) -> None:
     for name in ("full", "one_layer", "rotary"):
         source = run(name)
         if kind == "recall" and name != "rotary":
@@ -301,7 +303,7 @@ def test_models_of_other_shapes_draw_too(kind):
         assert gallery.draw(source, kind, source.steps[-2:]).axes
 
 
-def test_a_kind_that_a_model_cannot_show_says_why():
+def test_a_kind_that_a_model_cannot_show_says_why() -> None:
     with pytest.raises(
         BirthlensError, match="belong to the two-layer simplified model; this run is a full model of 2 layers"
     ):
@@ -309,7 +311,7 @@ def test_a_kind_that_a_model_cannot_show_says_why():
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_files_are_what_their_ending_says_and_the_same_each_time(tmp_path, ending):
+def test_files_are_what_their_ending_says_and_the_same_each_time(tmp_path: Path, ending: Any) -> None:
     table = pd.DataFrame([(1, 1, 0.2)], columns=["x", "y", "value"])
     start = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[ending]
     first, second = (
@@ -318,18 +320,18 @@ def test_files_are_what_their_ending_says_and_the_same_each_time(tmp_path, endin
     assert first.startswith(start) and first == second
 
 
-def test_the_callers_style_stays_as_it_was():
+def test_the_callers_style_stays_as_it_was() -> None:
     before = dict(mpl.rcParams)
     figures.recall_curves(memories_over(run(), [0], bases=("raw",)))
     assert dict(mpl.rcParams) == before
 
 
-def test_labels_the_font_lacks_are_spelled_by_their_code_points():
+def test_labels_the_font_lacks_are_spelled_by_their_code_points() -> None:
     assert printable("a␣⏎▶") == "a␣⏎▶"
     assert printable("漢$") == r"U+6F22\$"
 
 
-def test_plot_draws_runs_and_saved_tables(tmp_path):
+def test_plot_draws_runs_and_saved_tables(tmp_path: Path) -> None:
     out = tmp_path / "recall.svg"
     done = CliRunner().invoke(
         seeing.plot, [str(run().path), "--kind", "recall", "--out", str(out)], catch_exceptions=False
@@ -353,14 +355,16 @@ def test_plot_draws_runs_and_saved_tables(tmp_path):
         (["--kind", "recall", "--out", "a.png", "--steps", "7"], "step = 7 is not kept"),
     ],
 )
-def test_plot_refuses_what_it_cannot_draw(tmp_path, monkeypatch, arguments, message):
+def test_plot_refuses_what_it_cannot_draw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Any, message: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BirthlensError, match=message):
         CliRunner().invoke(seeing.plot, [str(run().path), *arguments], catch_exceptions=False)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_table_says_which_options_and_columns_it_lacks(tmp_path):
+def test_a_table_says_which_options_and_columns_it_lacks(tmp_path: Path) -> None:
     table = pd.DataFrame([(1, 1, 0.2)], columns=["x", "y", "value"])
     with pytest.raises(BirthlensError, match="say which column is x and which is y"):
         gallery.draw_table(table, "sweep")
@@ -372,11 +376,11 @@ def test_a_table_says_which_options_and_columns_it_lacks(tmp_path):
         gallery.read_table(tmp_path / "missing.csv")
 
 
-def test_options_are_read_as_what_they_are():
+def test_options_are_read_as_what_they_are() -> None:
     rows = [(step, f"head {n}", n) for n in range(3) for step in (0, 10)]
     table = pd.DataFrame(rows, columns=["step", "case", "value"])
     figure = gallery.draw_table(table, "timeline", most="2", reference="0.5")
-    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["head 1", "head 2"]
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["head 1", "head 2"]  # type: ignore[union-attr]
     cells = pd.DataFrame([(1, 1, 0.2)], columns=["x", "y", "value"])
     figure = gallery.draw_table(cells, "heatmap", x="x", y="y", limits="-1,1", numbers="no")
     assert figure.axes[0].images[0].get_clim() == (-1, 1) and not figure.axes[0].texts
@@ -402,13 +406,13 @@ def test_options_are_read_as_what_they_are():
         ("recall", ["step", "memory", "basis", "metric", "candidates", "chance", "n", "value"], {}),
     ],
 )
-def test_text_where_numbers_belong_is_named(kind, columns, options):
+def test_text_where_numbers_belong_is_named(kind: Any, columns: Any, options: Any) -> None:
     table = pd.DataFrame([(1,) * (len(columns) - 1) + ("foo",)], columns=columns)
     with pytest.raises(BirthlensError, match=f"column '{columns[-1]}' holds 'foo'; to be drawn it must hold numbers"):
         gallery.draw_table(table, kind, **options)
 
 
-def test_a_figure_that_thins_its_steps_says_so(tmp_path):
+def test_a_figure_that_thins_its_steps_says_so(tmp_path: Path) -> None:
     source, out = run(), str(tmp_path / "a.png")
     done = CliRunner().invoke(
         seeing.plot, [str(source.path), "--kind", "attention", "--out", out], catch_exceptions=False
@@ -419,6 +423,6 @@ def test_a_figure_that_thins_its_steps_says_so(tmp_path):
     assert done.stderr == ""
 
 
-def test_the_command_knows_the_kinds():
+def test_the_command_knows_the_kinds() -> None:
     assert tuple(gallery.KINDS) == seeing.RUN_KINDS
     assert tuple(gallery.TABLE_KINDS) == seeing.TABLE_KINDS

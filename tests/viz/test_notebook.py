@@ -4,6 +4,8 @@ import base64
 import json
 import re
 import socket
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +36,7 @@ HOSTILE = [
 ]
 
 
-def hostile_picture(steps=(0, 5)):
+def hostile_picture(steps: Any = (0, 5)) -> Any:
     n = len(HOSTILE)
     patterns = np.tril(np.ones((len(steps), 1, n, n))) / np.arange(1, n + 1)[:, None]
     roles = (("trigger",), ("output", "in_context"), *[()] * (n - 2))
@@ -43,11 +45,11 @@ def hostile_picture(steps=(0, 5)):
     )
 
 
-def data_of(html):
-    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', html, re.S)[1])
+def data_of(html: Any) -> Any:
+    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', html, re.S)[1])  # type: ignore[index]
 
 
-def test_the_page_holds_the_models_patterns_to_four_decimals():
+def test_the_page_holds_the_models_patterns_to_four_decimals() -> None:
     source = run()
     picture = birthlens.show_attention(source, step=12, row=2)
     batch = evaluation_batch(source, 8)
@@ -63,7 +65,7 @@ def test_the_page_holds_the_models_patterns_to_four_decimals():
     assert data["causal"] and data["heads"] == ["L0H0", "L1H0"] and data["steps"] == [12]
 
 
-def test_roles_are_those_of_the_batch():
+def test_roles_are_those_of_the_batch() -> None:
     source = run()
     batch = evaluation_batch(source, 8)
     frames = birthlens.show_attention(source, step=0, tokens=batch, row=1).frames
@@ -75,7 +77,7 @@ def test_roles_are_those_of_the_batch():
     assert frames.marked[0] == "".join(ROLE_LABELS[role][0] for role in frames.roles[0]) + frames.tokens[0]
 
 
-def test_a_text_of_ones_own_is_marked_by_the_fixed_triggers():
+def test_a_text_of_ones_own_is_marked_by_the_fixed_triggers() -> None:
     source = run()
     triggers = {source.statistics.vocab[i] for i in source.trigger_ids}
     text = "to be or not to be"
@@ -86,7 +88,7 @@ def test_a_text_of_ones_own_is_marked_by_the_fixed_triggers():
         assert [role for role in frames.roles[t] if role in ("trigger", "in_context")] == expected
 
 
-def test_any_transformerlens_model_can_be_shown():
+def test_any_transformerlens_model_can_be_shown() -> None:
     model = run("full").model(-1)
     ids = [3, 1, 4, 1, 5]
     picture = birthlens.show_attention(model, tokens=ids, labels=list("abcde"), heads=["L1H1"])
@@ -97,7 +99,7 @@ def test_any_transformerlens_model_can_be_shown():
 
 
 @pytest.mark.parametrize("kind", ["full", "one_layer", "rotary", "random", "no_triggers"])
-def test_runs_of_every_shape_can_be_shown(kind):
+def test_runs_of_every_shape_can_be_shown(kind: Any) -> None:
     source = run(kind)
     frames = birthlens.show_attention(source, "every:2").frames
     model = source.config.model
@@ -105,22 +107,22 @@ def test_runs_of_every_shape_can_be_shown(kind):
     assert birthlens.show_attention(unfinished()).frames.steps == (0, 3, 6)
 
 
-def test_twenty_steps_of_64_tokens_take_a_quarter_of_a_megabyte():
+def test_twenty_steps_of_64_tokens_take_a_quarter_of_a_megabyte() -> None:
     patterns = np.tril(np.random.default_rng(0).random((20, 2, 64, 64)))
     frames = AttentionFrames(tuple(range(20)), ("L0H0", "L1H0"), ("x",) * 64, ((),) * 64, patterns)
     assert len(json.dumps(frames.payload())) < 260_000
     assert len(pictures_page([AttentionPicture(frames, "t")]).encode()) < 2_500_000
 
 
-def test_hostile_tokens_stay_text():
+def test_hostile_tokens_stay_text() -> None:
     page = pictures_page([hostile_picture()]).replace(circuitsvis_bundle(), "")
     assert page.count("<script") == page.count("</script")  # nothing opens or closes an element of its own
     assert "alert(1)</script>" not in page and "<img" not in page and "<b>hostile" not in page
     assert data_of(page)["tokens"][0] == HOSTILE[0] and data_of(page)["tokens"][4] == "U+202E"
 
 
-def test_the_notebook_frame_is_self_contained_and_asks_nobody(monkeypatch):
-    def refuse(*_, **__):
+def test_the_notebook_frame_is_self_contained_and_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a picture asked the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
@@ -129,7 +131,7 @@ def test_the_notebook_frame_is_self_contained_and_asks_nobody(monkeypatch):
     assert "default-src" in html and "unpkg" not in html
 
 
-def test_two_pictures_share_one_copy_of_the_scripts(tmp_path):
+def test_two_pictures_share_one_copy_of_the_scripts(tmp_path: Path) -> None:
     page = save_pictures([hostile_picture(), hostile_picture()], tmp_path / "two.html").read_text()
     names = re.findall(r'<figure class="bl-attention" id="([^"]+)"', page)
     assert len(set(names)) == 2
@@ -137,19 +139,19 @@ def test_two_pictures_share_one_copy_of_the_scripts(tmp_path):
 
 
 @given(st.text())
-def test_json_in_a_script_keeps_every_text_and_ends_no_element(text):
+def test_json_in_a_script_keeps_every_text_and_ends_no_element(text: Any) -> None:
     spelled = script_json([text])
     assert json.loads(spelled) == [text] and not set("<>&") & set(spelled)
 
 
 @given(st.text(max_size=6))
-def test_legible_text_has_nothing_invisible(text):
+def test_legible_text_has_nothing_invisible(text: Any) -> None:
     shown = legible(text)
     assert shown and not any(c.isspace() or not c.isprintable() for c in shown)
 
 
 @given(st.lists(st.integers(0, 999), min_size=1, unique=True).map(sorted), st.integers(2, 30))
-def test_thinned_steps_keep_both_ends(steps, most):
+def test_thinned_steps_keep_both_ends(steps: Any, most: Any) -> None:
     kept = thinned(steps, most)
     assert kept[0] == steps[0] and kept[-1] == steps[-1] and len(kept) <= max(most, 1) and set(kept) <= set(steps)
     assert len(steps) > most or kept == steps
@@ -169,14 +171,14 @@ def test_thinned_steps_keep_both_ends(steps, most):
         ({"labels": ["a"]}, "labels are for models"),
     ],
 )
-def test_what_cannot_be_shown_is_named(arguments, message):
+def test_what_cannot_be_shown_is_named(arguments: Any, message: Any) -> None:
     if arguments.get("tokens") == "batch":
         arguments = {**arguments, "tokens": evaluation_batch(run(), 4)}
     with pytest.raises(BirthlensError, match=message):
         birthlens.show_attention(run(), **arguments)
 
 
-def test_models_need_ids_and_have_no_steps():
+def test_models_need_ids_and_have_no_steps() -> None:
     model = run().model(0)
     with pytest.raises(BirthlensError, match="give the ids"):
         birthlens.show_attention(model)
@@ -190,16 +192,16 @@ def test_models_need_ids_and_have_no_steps():
         birthlens.show_attention(model, tokens=[1, 2], labels=["a"])
 
 
-def test_patterns_that_are_not_finite_are_refused():
+def test_patterns_that_are_not_finite_are_refused() -> None:
     with pytest.raises(BirthlensError, match="diverged"):
         AttentionFrames((0,), ("L0H0",), ("a",), ((),), np.full((1, 1, 1, 1), np.nan))
 
 
-def test_ids_of_spells_in_the_vocabulary():
+def test_ids_of_spells_in_the_vocabulary() -> None:
     assert ids_of("ba", ["a", "b"]) == [1, 0]
 
 
-def test_the_command_writes_one_page(tmp_path):
+def test_the_command_writes_one_page(tmp_path: Path) -> None:
     out = tmp_path / "attention.html"
     arguments = [str(run().path), "--steps", "0,-1", "--text", "to be", "--heads", "L1H0", "--out", str(out)]
     assert CliRunner().invoke(seeing.attention, arguments, catch_exceptions=False).output.strip() == str(out)

@@ -5,6 +5,8 @@ import math
 import re
 import shlex
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,14 +37,14 @@ VOID = {"meta", "link", "input", "br", "line", "path"}
 class Well(HTMLParser):
     """Checks that every element is closed in its turn, and keeps attributes and visible text."""
 
-    def __init__(self, html):
+    def __init__(self, html: Any) -> None:
         super().__init__()
-        self.open, self.ids, self.words, self.addresses = [], [], [], []
+        self.open, self.ids, self.words, self.addresses = [], [], [], []  # type: ignore[var-annotated]
         self.feed(html)
         assert self.open == []
         assert len(self.ids) == len(set(self.ids))
 
-    def handle_starttag(self, tag, attributes):
+    def handle_starttag(self, tag: Any, attributes: Any) -> None:
         if tag not in VOID:
             self.open.append(tag)
         for name, value in attributes:
@@ -51,24 +53,24 @@ class Well(HTMLParser):
             if name in ("src", "href"):
                 self.addresses.append(value)
 
-    def handle_startendtag(self, tag, attributes):
+    def handle_startendtag(self, tag: Any, attributes: Any) -> None:
         assert tag in VOID
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: Any) -> None:
         assert self.open.pop() == tag
 
-    def handle_data(self, data):
+    def handle_data(self, data: Any) -> None:
         if not {"script", "style"} & set(self.open):
             self.words.append(data)
 
 
-def page_of(*runs, causal=False):
+def page_of(*runs: Any, causal: Any = False) -> Any:
     html = report_page(runs, causal)
     return html, Well(html.replace(circuitsvis_bundle(), ""))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_runs_of_every_shape_have_a_report(kind):
+def test_runs_of_every_shape_have_a_report(kind: Any) -> None:
     html, parsed = page_of(run(kind), causal=kind in ("paper", "one_layer", "full", "no_triggers"))
     assert len(html.encode()) < 10_000_000
     assert parsed.addresses == ["data:,", "#main"]  # nothing to fetch
@@ -77,14 +79,14 @@ def test_runs_of_every_shape_have_a_report(kind):
     assert "Traceback" not in html and ">nan<" not in html.lower()
 
 
-def test_the_key_numbers_are_the_runs_own():
+def test_the_key_numbers_are_the_runs_own() -> None:
     source = run()
     html, _ = page_of(source)
     metrics = source.metrics()
     accuracy = metrics[(metrics["metric"] == "in_context_accuracy") & (metrics["split"] == "held_out")]["value"].iloc[
         -1
     ]
-    row = re.search(r'<th scope="row">in-context accuracy<small>.*?</th>(.*?)</tr>', html)[1]
+    row = re.search(r'<th scope="row">in-context accuracy<small>.*?</th>(.*?)</tr>', html)[1]  # type: ignore[index]
     cells = re.findall(r"<td>(.*?)</td>", row)
     assert cells[:2] == [f"{accuracy:.3f}", f"{1 / len(source.statistics):.3f}"]
     table = memories_over(source, source.steps[-1:], bases=("raw",)).query("metric == 'recall'")
@@ -93,28 +95,28 @@ def test_the_key_numbers_are_the_runs_own():
         ("prev_token_memory", "previous-token memory, 23 positions"),
     ):
         value = table[(table["memory"] == memory) & (table["candidates"] == "all")]["value"].iloc[0]
-        row = re.search(rf'<th scope="row">recall of the {said}</th>(.*?)</tr>', html)[1]
+        row = re.search(rf'<th scope="row">recall of the {said}</th>(.*?)</tr>', html)[1]  # type: ignore[index]
         assert re.findall(r"<td>(.*?)</td>", row)[0] == f"{value:.3f}"
 
 
-def test_curves_in_the_page_are_the_measured_ones():
+def test_curves_in_the_page_are_the_measured_ones() -> None:
     source = run()
     html, _ = page_of(source)
-    figure = re.search(r"<figcaption>In-context accuracy</figcaption>.*?</figure>", html, re.S)[0]
-    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', figure)[1])
+    figure = re.search(r"<figcaption>In-context accuracy</figcaption>.*?</figure>", html, re.S)[0]  # type: ignore[index]
+    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', figure)[1])  # type: ignore[index]
     rows = source.metrics().query("metric == 'in_context_accuracy'")
     assert data["series"][0]["steps"] == list(rows["step"])
     assert data["series"][0]["shown"] == [number(value) for value in rows["value"]]
 
 
-def test_a_number_is_spelled_the_same_wherever_it_stands():
+def test_a_number_is_spelled_the_same_wherever_it_stands() -> None:
     html = Chart("t", [Line("model", [0, 9], [0.5, 0.9994957])]).html()
-    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', html)[1])
+    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', html)[1])  # type: ignore[index]
     assert data["series"][0]["shown"] == ["0.500", "0.999"]
     assert '<output data-series="0">0.999</output>' in html and "0.999 at step 9" in html
 
 
-def test_a_level_has_the_colour_of_its_line_and_keys_are_pieces_of_the_lines():
+def test_a_level_has_the_colour_of_its_line_and_keys_are_pieces_of_the_lines() -> None:
     series = [Line("a", [0, 9], [0.0, 1.0]), Line("b", [0, 9], [0.0, 1.0], colour=3)]
     html = Chart(
         "t", series, [Level("chance, b", 0.2, 3), Level("floor", 0.5), Level("chance", 0.1, neutral=True)]
@@ -124,7 +126,7 @@ def test_a_level_has_the_colour_of_its_line_and_keys_are_pieces_of_the_lines():
         assert f'class="{kind}"' in picture and f'<line class="{kind}"' in legend
 
 
-def test_a_run_keeps_its_colour_in_every_chart_of_a_comparison():
+def test_a_run_keeps_its_colour_in_every_chart_of_a_comparison() -> None:
     html, _ = page_of(run("full"), run("other"), run("random"))
     charts = re.findall(r'<figure class="chart">.*?</figure>', html, re.S)
     for name, colour in (("full", 0), ("other", 1), ("random", 2)):
@@ -138,14 +140,14 @@ def test_a_run_keeps_its_colour_in_every_chart_of_a_comparison():
     assert levels <= {"c1"}
 
 
-def test_the_trigger_memory_of_fixed_triggers_is_read_among_them():
+def test_the_trigger_memory_of_fixed_triggers_is_read_among_them() -> None:
     fixed, _ = page_of(run())
     assert "recall of the trigger memory, 3 triggers" in fixed and "recall of the trigger memory, 64" not in fixed
     drawn, _ = page_of(run("random"))
     assert "recall of the trigger memory, 64 tokens" in drawn
 
 
-def edge_rows(changes):
+def edge_rows(changes: Any) -> Any:
     columns = ["step", "ablated", "role", "metric", "value", "change", "change_low", "change_high"]
     rows = [
         (9, f"embed->L{i}H0.q", "in_context", "accuracy", 0.0, c, c - 0.01, c + 0.01) for i, c in enumerate(changes)
@@ -154,7 +156,9 @@ def edge_rows(changes):
 
 
 @pytest.mark.parametrize(("others", "said"), [(0, ""), (1, "The other one changes it"), (3, "The 3 others change it")])
-def test_the_edges_listed_are_those_that_change_most_either_way(monkeypatch, others, said):
+def test_the_edges_listed_are_those_that_change_most_either_way(
+    monkeypatch: pytest.MonkeyPatch, others: Any, said: Any
+) -> None:
     from birthlens.viz.report import story
 
     changes = [0.5, *[-0.1] * 13, *[0.02] * others]
@@ -166,13 +170,13 @@ def test_the_edges_listed_are_those_that_change_most_either_way(monkeypatch, oth
     assert "from head to head" not in table and "->" not in table
 
 
-def test_only_edges_between_heads_are_said_to_be_tested_with_several_heads():
+def test_only_edges_between_heads_are_said_to_be_tested_with_several_heads() -> None:
     html, _ = page_of(run("full"), causal=True)
     assert "Only edges from head to head are tested." in html
     assert "No edge matters: of the 2 edges tested" in leads.edges(edge_rows([0.0, 0.005]))
 
 
-def test_the_leads_are_the_runs_own():
+def test_the_leads_are_the_runs_own() -> None:
     facts = Facts(run())
     accuracy = run().metrics().query("metric == 'in_context_accuracy' and split == 'held_out'").sort_values("step")
     assert f"is {accuracy['value'].iloc[-1]:.3f} at step 12" in leads.birth(facts)
@@ -187,7 +191,7 @@ def test_the_leads_are_the_runs_own():
     assert said in leads.memories(facts)
 
 
-def test_the_lead_on_attention_names_who_looks_back_and_who_copies():
+def test_the_lead_on_attention_names_who_looks_back_and_who_copies() -> None:
     back, copy = np.zeros((2, 1, 6, 6)), np.zeros((2, 1, 6, 6))
     for t in range(6):
         back[:, 0, t, max(0, t - 1)] = 1
@@ -200,7 +204,7 @@ def test_the_lead_on_attention_names_who_looks_back_and_who_copies():
     )
 
 
-def test_the_lead_on_heads_orders_them_by_what_their_loss_costs():
+def test_the_lead_on_heads_orders_them_by_what_their_loss_costs() -> None:
     rows = pd.DataFrame({"step": [0, 9, 9], "ablated": ["L0H0", "L0H0", "L1H0"], "change": [0.5, -0.2, -0.9]})
     assert leads.heads(rows) == (
         "Taking one head out at step 9 changes in-context accuracy by -0.900 without layer 1 head 0, "
@@ -209,40 +213,40 @@ def test_the_lead_on_heads_orders_them_by_what_their_loss_costs():
     assert leads.heads(rows.assign(change=0.0)).startswith("No head matters at step 9")
 
 
-def test_a_comparison_says_when_each_run_learned():
+def test_a_comparison_says_when_each_run_learned() -> None:
     class Learned:
-        def __init__(self, *values):
+        def __init__(self, *values: Any) -> None:
             self.values = values
 
-        def series(self, _):
+        def series(self, _: Any) -> Any:
             return [0, 5, 9], list(self.values)
 
-    said = leads.exceeded(["a", "b", "c"], [Learned(0, 0.95, 1), Learned(0, 0, 0.91), Learned(0, 0, 0)])
+    said = leads.exceeded(["a", "b", "c"], [Learned(0, 0.95, 1), Learned(0, 0, 0.91), Learned(0, 0, 0)])  # type: ignore[list-item]
     assert said == "0.9: a at step 5, b at step 9; not yet: c."
     assert "In-context accuracy first exceeds 0.9" in page_of(run(), run("other"))[0]
 
 
-def test_memory_tables_have_labels_a_scale_and_their_step():
+def test_memory_tables_have_labels_a_scale_and_their_step() -> None:
     html, _ = page_of(run())
-    table = re.search(r'<figure class="table">.*?</figure>', html, re.S)[0]
+    table = re.search(r'<figure class="table">.*?</figure>', html, re.S)[0]  # type: ignore[index]
     assert '<figcaption>output memory <small>at step <span class="at">12</span></small></figcaption>' in table
     rows = re.findall(r'<span style="top:([\d.]+)%">(.*?)</span>', table)
     labels = [legible(token) for token in run().statistics.vocab]
     assert [label for _, label in rows] == [escape(label) for label in labels[:: 64 // len(rows)]]
     assert float(rows[1][0]) == pytest.approx(100 * (64 // len(rows) + 0.5) / 64, abs=0.01)
-    bound = json.loads(re.search(r'<script type="application/json">(.*?)</script>', table)[1])["bound"]
+    bound = json.loads(re.search(r'<script type="application/json">(.*?)</script>', table)[1])["bound"]  # type: ignore[index]
     assert f'<p class="scale">{-bound:.3g} <span class="ramp"></span> {bound:.3g}</p>' in table
 
 
-def test_an_unfinished_run_says_so():
+def test_an_unfinished_run_says_so() -> None:
     html, _ = page_of(unfinished())
     assert "Unfinished: step 6 of 12" in html and "--resume" in html
 
 
-def test_what_cannot_be_shown_gives_its_reason(monkeypatch):
+def test_what_cannot_be_shown_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     from birthlens.viz.report import story
 
-    def fail(*_):
+    def fail(*_: Any) -> None:
         raise BirthlensError("the <second> head is missing.")
 
     monkeypatch.setattr(story, "head_ablations_table", fail)
@@ -250,26 +254,26 @@ def test_what_cannot_be_shown_gives_its_reason(monkeypatch):
     assert "Not shown: the &lt;second&gt; head is missing." in html and "attention" in parsed.ids
 
 
-def test_a_one_layer_model_has_heads_but_no_edges():
+def test_a_one_layer_model_has_heads_but_no_edges() -> None:
     html, _ = page_of(run("one_layer"), causal=True)
     assert "a model of one layer has no edge between heads" in html and "without a head" in html
 
 
-def test_a_comparison_shows_every_run_and_what_differs():
+def test_a_comparison_shows_every_run_and_what_differs() -> None:
     html, parsed = page_of(run(), run("other"), unfinished())
     assert "3 runs compared" in html and {"paper", "other", "unfinished"} <= set(parsed.words)
-    settings = re.search(r'<section id="settings".*?</section>', html, re.S)[0]
+    settings = re.search(r'<section id="settings".*?</section>', html, re.S)[0]  # type: ignore[index]
     assert re.findall(r'<th scope="row">(.*?)</th>', settings) == ["model.d_model", "seeds.init"]
     assert html.count("<pre") == 3
 
 
-def test_runs_that_cannot_be_compared_by_memory_are_named():
+def test_runs_that_cannot_be_compared_by_memory_are_named() -> None:
     html, _ = page_of(run(), run("full"))
     assert "full: no two-layer simplified model" in html
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_command_of_a_preset_is_the_preset(name):
+def test_the_command_of_a_preset_is_the_preset(name: Any) -> None:
     assert command(preset(name), "runs/x") == f"birthlens train runs/x --preset {name}"
 
 
@@ -288,7 +292,7 @@ def test_the_command_of_a_preset_is_the_preset(name):
         },
     )
 )
-def test_the_command_makes_the_same_config(changes):
+def test_the_command_makes_the_same_config(changes: Any) -> None:
     config = RunConfig.parse({}, [f"{name}={json.dumps(value)}" for name, value in changes.items()])
     words = shlex.split(command(config, "some where"))
     assert words[:3] == ["birthlens", "train", "some where"]
@@ -297,7 +301,7 @@ def test_the_command_makes_the_same_config(changes):
     assert base == config
 
 
-def test_the_command_of_a_real_run_makes_its_config():
+def test_the_command_of_a_real_run_makes_its_config() -> None:
     words = shlex.split(command(run().config, "x"))[3:]
     base = preset(words[1], words[2:]) if words[0] == "--preset" else RunConfig.parse({}, words)
     assert base == run().config == RunConfig.parse({}, TINY)
@@ -310,23 +314,23 @@ def test_the_command_of_a_real_run_makes_its_config():
         unique_by=lambda p: p[0],
     )
 )
-def test_charts_draw_any_series_inside_their_frame(points):
+def test_charts_draw_any_series_inside_their_frame(points: Any) -> None:
     points = sorted(points)
     html = Chart("<t>", [Line("s", [s for s, _ in points], [v for _, v in points])], [Level("level", 1.0)]).html()
     assert "&lt;t&gt;" in html and "nan" not in html.lower().replace("<svg", "")
-    path = re.search(r'<path class="series c0" d="(.*?)"', html)[1]
+    path = re.search(r'<path class="series c0" d="(.*?)"', html)[1]  # type: ignore[index]
     numbers = [tuple(map(float, pair.split())) for pair in re.findall(r"[ML]([-\d.]+ [-\d.]+)", path)]
     assert len(numbers) == sum(math.isfinite(v) for _, v in points)
     assert all(47 <= x <= 447 and 11 <= y <= 231 for x, y in numbers)
 
 
 @given(st.floats(-1e4, 1e4), st.floats(1e-3, 1e4))
-def test_ticks_are_few_and_inside(low, span):
+def test_ticks_are_few_and_inside(low: Any, span: Any) -> None:
     ticks = _ticks(low, low + span)
     assert 2 <= len(ticks) <= 6 and all(low - 1e-6 * span - 1e-9 <= t <= low + span * (1 + 1e-6) + 1e-9 for t in ticks)
 
 
-def test_the_command_writes_a_page_and_refuses_others(tmp_path):
+def test_the_command_writes_a_page_and_refuses_others(tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     done = CliRunner().invoke(seeing.report, [str(run().path), "--quick", "--out", str(out)], catch_exceptions=False)
     assert done.output.strip() == str(out) and out.read_text().startswith("<!doctype html>")

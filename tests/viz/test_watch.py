@@ -2,6 +2,8 @@
 
 import math
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -17,14 +19,14 @@ from birthlens.runs.run import load_run
 from birthlens.viz.watch import BARS, Watch, sparkline
 
 
-def words(watch, now=None):
+def words(watch: Any, now: Any = None) -> Any:
     console = Console(width=120)
     with console.capture() as capture:
         console.print(watch.frame(now))
     return capture.get()
 
 
-def test_a_frame_shows_the_last_measurements():
+def test_a_frame_shows_the_last_measurements() -> None:
     source = run()
     text = words(Watch(source))
     metrics = source.metrics()
@@ -36,7 +38,7 @@ def test_a_frame_shows_the_last_measurements():
     assert f"{value:.3f}" in next(line for line in text.splitlines() if line.startswith("output recall, all"))
 
 
-def test_a_low_terminal_shows_what_fits_and_says_what_does_not():
+def test_a_low_terminal_shows_what_fits_and_says_what_does_not() -> None:
     whole = words(Watch(run())).splitlines()
     low = words(Watch(run(), height=12)).splitlines()
     assert len(low) <= 11
@@ -46,7 +48,7 @@ def test_a_low_terminal_shows_what_fits_and_says_what_does_not():
     assert any(line.startswith("previous-token recall") for line in whole)
 
 
-def test_a_running_run_says_its_pace_and_a_silent_one_that_it_is_silent(tmp_path):
+def test_a_running_run_says_its_pace_and_a_silent_one_that_it_is_silent(tmp_path: Path) -> None:
     import os
 
     path = tmp_path / "run"
@@ -59,7 +61,7 @@ def test_a_running_run_says_its_pace_and_a_silent_one_that_it_is_silent(tmp_path
     assert "no new checkpoint for 16 min 40 s" in words(watch, now=2060)
 
 
-def test_a_run_before_its_first_checkpoint_waits(tmp_path):
+def test_a_run_before_its_first_checkpoint_waits(tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(run().path, path)
     shutil.rmtree(path / "checkpoints")
@@ -68,13 +70,13 @@ def test_a_run_before_its_first_checkpoint_waits(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["full", "one_layer", "rotary", "random", "no_triggers"])
-def test_runs_of_every_shape_can_be_watched(kind):
+def test_runs_of_every_shape_can_be_watched(kind: Any) -> None:
     text = words(Watch(run(kind), width=20))
     assert "finished" in text and "all loss" in text
     assert all(len(line) <= 120 for line in text.splitlines())
 
 
-def test_the_command_prints_one_frame_where_nobody_looks():
+def test_the_command_prints_one_frame_where_nobody_looks() -> None:
     done = CliRunner().invoke(seeing.watch, [str(run().path)], catch_exceptions=False)
     assert done.exit_code == 0 and "finished" in done.output and "\x1b" not in done.output
 
@@ -82,7 +84,7 @@ def test_the_command_prints_one_frame_where_nobody_looks():
 @example([1.7976931348623157e308, -9.9e291], 2)
 @example([5e-324, 0.0, -5e-324], 3)
 @given(st.lists(st.floats() | st.integers(-5, 5), max_size=200), st.integers(1, 60))
-def test_sparklines_are_as_long_as_asked_and_rank_as_the_values(values, width):
+def test_sparklines_are_as_long_as_asked_and_rank_as_the_values(values: Any, width: Any) -> None:
     drawn = sparkline(values, width)
     assert len(drawn) == min(len(values), width) and set(drawn) <= set(BARS) | {" "}
     if 0 < len(values) <= width:

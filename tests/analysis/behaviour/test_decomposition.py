@@ -26,7 +26,7 @@ MODELS = {
 
 def model_of(name: str) -> tuple[Weights, list[int], dict[str, np.ndarray]]:
     generator = np.random.default_rng(3)
-    weights = initial_weights(ModelConfig(**{"d_model": 16, **MODELS[name]}), 7, 10, generator)  # type: ignore[arg-type]
+    weights = initial_weights(ModelConfig(**{"d_model": 16, **MODELS[name]}), 7, 10, generator)  # type: ignore[arg-type, dict-item]
     # Off the initial zeros and ones of biases and gains, in float64 throughout.
     moved = {
         n: weights[n] + 0.2 * generator.standard_normal(weights[n].shape) for n in weights if not n.endswith("W_Q")

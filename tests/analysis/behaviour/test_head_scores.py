@@ -1,8 +1,11 @@
 """Scores and probes against plain loops, their chance levels, and what a transfer test must show."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from birthlens.analysis.behaviour.attention import attention_table, watch
 from birthlens.analysis.behaviour.head_scores import in_context_learning_table, scores_table, transfer_table
@@ -14,6 +17,8 @@ from birthlens.errors import BirthlensError
 from birthlens.model.hooked import build
 from birthlens.model.initialisation import initial_weights
 from birthlens.model.sites import Head
+from birthlens.model.weights import Weights
+from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.bigram import BigramTask
 from birthlens.tasks.corpus import markov_chain
 from birthlens.tasks.positions import repeated_tokens
@@ -23,42 +28,42 @@ CONFIG = ModelConfig(d_model=64, init="orthogonal")
 
 
 @pytest.fixture(scope="module")
-def task():
+def task() -> BigramTask:
     return BigramTask(TaskConfig(context=T, n_triggers=3), markov_chain(CorpusConfig(source="markov", vocabulary=N)))
 
 
 @pytest.fixture(scope="module")
-def batch(task):
+def batch(task: BigramTask) -> TokenBatch:
     return task.batch(20, 0)
 
 
 @pytest.fixture(scope="module")
-def full():
+def full() -> Weights:
     config = ModelConfig(family="full", d_model=16, n_heads=2, feed_forward="relu")
     weights = initial_weights(config, N, T, np.random.default_rng(0))
     return weights.replaced({name: 4 * array for name, array in weights.items() if name.endswith(("W_Q", "W_K"))})
 
 
-def ideal(triggers=None):
+def ideal(triggers: list[int] | NDArray[Any] | None = None) -> Weights:
     return ideal_weights(CONFIG, N, T, np.random.default_rng(0), triggers, Strengths(avoid_first=20))
 
 
-def test_weights_and_hooks_see_the_same_patterns(full, batch):
+def test_weights_and_hooks_see_the_same_patterns(full: Weights, batch: TokenBatch) -> None:
     for ours, theirs in zip(watch(full, batch, 7), watch(build(full), batch, 7), strict=True):
         for left, right in zip(ours.patterns, theirs.patterns, strict=True):
             torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-5, rtol=1e-4)
 
 
-def test_pattern_scores_equal_plain_loops(full, batch):
+def test_pattern_scores_equal_plain_loops(full: Weights, batch: TokenBatch) -> None:
     table = scores_table([(3, full)], batch, chunk=6).set_index(["head", "score"])
     (seen,) = watch(full, batch, 100)
     patterns = seen.patterns
     tokens = batch.tokens.tolist()
     for layer in range(2):
         for head in range(2):
-            found = {"previous_token": [], "duplicate_token": [], "induction": []}
-            chance = {score: [] for score in found}
+            found = {"previous_token": [], "duplicate_token": [], "induction": []}  # type: ignore[var-annotated]
+            chance = {score: [] for score in found}  # type: ignore[var-annotated]
             for b, row in enumerate(tokens):
                 for t in range(T):
                     goals = {
@@ -72,12 +77,12 @@ def test_pattern_scores_equal_plain_loops(full, batch):
                             chance[score].append(len(goal) / (t + 1))
             for score in found:
                 row = table.loc[str(Head(layer, head)), score]
-                assert row["value"] == pytest.approx(np.mean(found[score]), abs=1e-5)
-                assert row["chance"] == pytest.approx(np.mean(chance[score]), abs=1e-6)
-                assert row["n"] == len(found[score]) and row["step"] == 3
+                assert row["value"] == pytest.approx(np.mean(found[score]), abs=1e-5)  # type: ignore[call-overload, index]
+                assert row["chance"] == pytest.approx(np.mean(chance[score]), abs=1e-6)  # type: ignore[call-overload, index]
+                assert row["n"] == len(found[score]) and row["step"] == 3  # type: ignore[call-overload, index]
 
 
-def test_even_attention_scores_at_chance(batch):
+def test_even_attention_scores_at_chance(batch: TokenBatch) -> None:
     weights = initial_weights(ModelConfig(d_model=16), N, T, np.random.default_rng(0))
     flat = weights.replaced({name: 0 * array for name, array in weights.items() if name.endswith("W_K")})
     table = scores_table([(0, flat)], batch)
@@ -87,13 +92,13 @@ def test_even_attention_scores_at_chance(batch):
     np.testing.assert_allclose(heads["value"], heads["chance"], atol=1e-6)
 
 
-def test_probes_equal_plain_loops(full, batch):
+def test_probes_equal_plain_loops(full: Weights, batch: TokenBatch) -> None:
     table = attention_table([(0, full)], batch, chunk=6).set_index(["probe", "head", "given"])["value"]
     (seen,) = watch(full, batch, 100)
     first, later = seen.patterns[0][:, 1].argmax(-1).tolist(), seen.patterns[1][:, 0].argmax(-1).tolist()
     predicted, tokens = seen.logits.argmax(-1).tolist(), batch.tokens.tolist()
     occurrence = batch.occurrence.tolist()
-    probes = {name: [] for name in ("previous", "match", "attended", "conditional", "repeats")}
+    probes = {name: [] for name in ("previous", "match", "attended", "conditional", "repeats")}  # type: ignore[var-annotated]
     for b in range(20):
         for t in range(T):
             if t and occurrence[b][t - 1] >= 1:
@@ -112,7 +117,7 @@ def test_probes_equal_plain_loops(full, batch):
     assert table[("repeats",)].item() == pytest.approx(loops["repeats"])
 
 
-def test_the_ideal_model_passes_every_probe(task, batch):
+def test_the_ideal_model_passes_every_probe(task: BigramTask, batch: TokenBatch) -> None:
     table = attention_table([(0, ideal(task.fixed_triggers))], batch, role="in_context_unabsorbed")
     found = table.set_index(["probe", "head"])["value"]
     assert found["previous_token", "L0H0"] == 1
@@ -121,8 +126,8 @@ def test_the_ideal_model_passes_every_probe(task, batch):
     assert (table["chance"].dropna() < 0.5).all()
 
 
-def test_transfer_shows_that_only_the_triggers_are_matched(task):
-    triggers = task.fixed_triggers.tolist()
+def test_transfer_shows_that_only_the_triggers_are_matched(task: BigramTask) -> None:
+    triggers = task.fixed_triggers.tolist()  # type: ignore[union-attr]
     table = transfer_table([(0, ideal(triggers)), (1, ideal())], np.random.default_rng(0), 64, 12, triggers)
     found = table.set_index(["step", "head", "group", "score"])["value"].to_dict()
     chance = table.set_index(["step", "head", "group", "score"])["chance"].to_dict()
@@ -138,7 +143,7 @@ def test_transfer_shows_that_only_the_triggers_are_matched(task):
     assert accuracy["value"].item() > 0.5 > accuracy["chance"].item()
 
 
-def test_in_context_learning_score(task, batch):
+def test_in_context_learning_score(task: BigramTask, batch: TokenBatch) -> None:
     table = in_context_learning_table([(0, ideal())], repeated_tokens(16, 12, N, np.random.default_rng(0)))
     assert table["value"].item() < -1
     (seen,) = watch(ideal(), batch, 100)
@@ -147,7 +152,7 @@ def test_in_context_learning_score(task, batch):
     assert table["value"].item() == pytest.approx(float(loss[:, 20:].mean() - loss[:, :5].mean()), abs=1e-4)
 
 
-def test_weight_scores_of_ideal_and_random_heads():
+def test_weight_scores_of_ideal_and_random_heads() -> None:
     random = initial_weights(ModelConfig(d_model=64), N, T, np.random.default_rng(0))
     table = weight_scores_table([(0, random), (1, ideal())]).set_index(["step", "head", "score"])["value"]
     assert table[1, "L0H0", "previous_token"] == 1 and table[0, "L0H0", "previous_token"] < 0.6
@@ -156,7 +161,7 @@ def test_weight_scores_of_ideal_and_random_heads():
     assert abs(table[0, "L1H0", "copying_eigenvalues"]) < 0.6
 
 
-def test_weight_scores_equal_plain_products(full):
+def test_weight_scores_equal_plain_products(full: Weights) -> None:
     table = weight_scores_table([(0, full)], tokens=range(5)).set_index(["head", "score", "through"])["value"]
     head, states = Head(1, 1), full["W_E"][:5]
     own = (states @ full.qk(head) @ states.T).argmax(1) == np.arange(5)
@@ -167,13 +172,13 @@ def test_weight_scores_equal_plain_products(full):
     expected = eigenvalues.sum().real / np.abs(eigenvalues).sum()
     assert table[("L1H1", "copying_eigenvalues")].item() == pytest.approx(expected, abs=1e-3)
     positions = [
-        max(range(t + 1), key=lambda s, t=t: full["W_pos"][t] @ full.qk(head) @ full["W_pos"][s]) == t - 1
+        max(range(t + 1), key=lambda s, t=t: full["W_pos"][t] @ full.qk(head) @ full["W_pos"][s]) == t - 1  # type: ignore[misc]
         for t in range(1, T)
     ]
     assert table[("L1H1", "previous_token")].item() == pytest.approx(np.mean(positions))
 
 
-def test_composition_equals_its_definition_and_random_pairs_meet_the_reference(full):
+def test_composition_equals_its_definition_and_random_pairs_meet_the_reference(full: Weights) -> None:
     table = composition_table([(0, full)], np.random.default_rng(0), draws=40).set_index(["sender", "receiver", "via"])
     sender, receiver = Head(0, 1), Head(1, 0)
     for via, matrix in {"q": full.qk(receiver), "k": full.qk(receiver).T, "v": full.ov(receiver)}.items():
@@ -192,11 +197,11 @@ def test_composition_equals_its_definition_and_random_pairs_meet_the_reference(f
     tokens = whole["W_E"] / np.linalg.norm(whole["W_E"], axis=1, keepdims=True)
     narrow = whole.replaced({"L0.W_V": (tokens.T @ tokens @ whole["L0.W_V"][0])[None]})
     good = composition_table([(0, narrow)], np.random.default_rng(0)).set_index("via")
-    assert good.loc["k", "value"] > 1.5 * good.loc["k", "reference_high"]
-    assert good.loc["q", "value"] < good.loc["q", "reference_high"]
+    assert good.loc["k", "value"] > 1.5 * good.loc["k", "reference_high"]  # type: ignore[arg-type, operator]
+    assert good.loc["q", "value"] < good.loc["q", "reference_high"]  # type: ignore[arg-type, operator]
 
 
-def test_bad_questions(full, batch):
+def test_bad_questions(full: Weights, batch: TokenBatch) -> None:
     with pytest.raises(BirthlensError, match="two copies must fit"):
         transfer_table([(0, full)], np.random.default_rng(0), length=20)
     with pytest.raises(BirthlensError, match="distinct tokens exist"):

@@ -1,5 +1,7 @@
 """Edges: a micro model worked out by hand, exact laws, and attribution against what it estimates."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,6 +20,7 @@ from birthlens.model.components import edges_of
 from birthlens.model.hooked import build
 from birthlens.model.initialisation import initial_weights
 from birthlens.model.sites import Edge, HeadInput, Logits
+from birthlens.model.weights import Weights
 from birthlens.tasks.bigram import BigramTask
 from birthlens.tasks.corpus import markov_chain
 from birthlens.tasks.positions import batch_of_tokens, repeated_tokens
@@ -25,7 +28,7 @@ from birthlens.tasks.positions import batch_of_tokens, repeated_tokens
 FULL = ModelConfig(family="full", d_model=12, n_layers=3, n_heads=2, feed_forward="relu")
 
 
-def micro():
+def micro() -> Weights:
     """Two tokens, no positions, no keys: even attention, values times 2 in layer 0 and times 3 in layer 1."""
     config = ModelConfig(d_model=2)
     weights = initial_weights(config, 2, 2, np.random.default_rng(0))
@@ -37,7 +40,7 @@ def micro():
     )  # fmt: skip
 
 
-def test_micro_model_by_hand():
+def test_micro_model_by_hand() -> None:
     # With s = +1 for token 0 and -1 for token 1, the logit difference behind the second token is 7 s_0 + 5 s_1:
     # layer 0 writes 2 s_0 | s_0 + s_1, layer 1 writes (behind the second) 3 (3 s_0 + s_0 + 2 s_1) / 2.
     clean, corrupted = (batch_of_tokens(torch.tensor([row])) for row in ([0, 0, 0], [1, 0, 1]))
@@ -50,20 +53,20 @@ def test_micro_model_by_hand():
         "L1H0->logits": 12,
     }  # fmt: skip
     for edge, row in table.iterrows():
-        assert row["recovered"] == pytest.approx(by_hand.get(edge, 0) / 14, abs=1e-6), edge
+        assert row["recovered"] == pytest.approx(by_hand.get(edge, 0) / 14, abs=1e-6), edge  # type: ignore[call-overload]
         for steps in (0, 1, 3):
             assert row[f"attribution_{steps}"] == pytest.approx(row["recovered"], abs=1e-6), edge
             assert row[f"attribution_{steps}_error"] == pytest.approx(0, abs=1e-6), edge
 
 
 @pytest.fixture(scope="module")
-def pair():
+def pair() -> Pair:
     generator = np.random.default_rng(0)
     return pair_of(repeated_tokens(6, 6, 9, generator), repeated_tokens(6, 6, 9, generator))
 
 
 @pytest.fixture(scope="module", params=["simplified", "linear", "full"])
-def weights(request):
+def weights(request: pytest.FixtureRequest) -> Weights:
     config = {
         "simplified": ModelConfig(d_model=12, n_layers=3),
         "linear": ModelConfig(d_model=12, feed_forward="linear"),
@@ -75,7 +78,7 @@ def weights(request):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_all_edges_into_a_receiver_make_it_read_the_source_run(weights, pair, direction):
+def test_all_edges_into_a_receiver_make_it_read_the_source_run(weights: Weights, pair: Pair, direction: str) -> None:
     goal = 1 if direction == DIRECTIONS[0] else 0
     cases = {"logits": tuple(EdgeIntervention(e, "patch") for e in edges_of(weights.config, [Logits()]))}
     found = patched_table(weights, pair, cases, direction)
@@ -83,23 +86,23 @@ def test_all_edges_into_a_receiver_make_it_read_the_source_run(weights, pair, di
     for receiver in {edge.receiver for edge in edges_of(weights.config) if isinstance(edge.receiver, HeadInput)}:
         cases = {
             "edges": tuple(EdgeIntervention(edge, "patch") for edge in edges_of(weights.config, [receiver])),
-            "node": (Intervention(receiver.letter, "patch", receiver.layer, (receiver.head.head,)),),
+            "node": (Intervention(receiver.letter, "patch", receiver.layer, (receiver.head.head,)),),  # type: ignore[dict-item]
         }
         table = patched_table(weights, pair, cases, direction)
         assert table["value"][0] == pytest.approx(table["value"][1], abs=1e-5), receiver
 
 
 @pytest.mark.parametrize("kind", ["simplified", "full"])
-def test_the_sum_over_edges_into_a_linear_node_is_the_node(kind, pair):
+def test_the_sum_over_edges_into_a_linear_node_is_the_node(kind: str, pair: Pair) -> None:
     # Values of the last layer, and the logits, are linear in what is read once LayerNorm's divisor is held.
     config = ModelConfig(d_model=12) if kind == "simplified" else FULL.changed(feed_forward="none")
     weights = initial_weights(config, 9, 12, np.random.default_rng(1))
     norms, last = frozen_norms(config), config.n_layers - 1
-    for receiver in (HeadInput(edges_of(config)[-1].sender, "v"), Logits()):  # the last head's values
+    for receiver in (HeadInput(edges_of(config)[-1].sender, "v"), Logits()):  # type: ignore[arg-type]  # the last head's values
         edges = edges_of(config, [receiver])
         cases = {str(edge): (EdgeIntervention(edge, "patch"), *norms) for edge in edges}
         cases["together"] = (*(EdgeIntervention(edge, "patch") for edge in edges), *norms)
-        table = patched_table(weights, pair, cases)
+        table = patched_table(weights, pair, cases)  # type: ignore[arg-type]
         changes = (table["value"] - table["corrupted"]).to_numpy()
         assert changes[:-1].sum() == pytest.approx(changes[-1], abs=1e-4) and abs(changes[-1]) > 1e-3
         if kind == "simplified" and isinstance(receiver, HeadInput):
@@ -107,7 +110,7 @@ def test_the_sum_over_edges_into_a_linear_node_is_the_node(kind, pair):
             assert node["value"].iloc[last] == pytest.approx(table["value"].iloc[-1], abs=1e-5)
 
 
-def test_one_edge_by_hand_in_a_deep_model(pair):
+def test_one_edge_by_hand_in_a_deep_model(pair: Pair) -> None:
     """L0H1 -> L2H0.k of a LayerNorm model, by plain torch on cached activations and a hooked key."""
     start = initial_weights(FULL, 9, 12, np.random.default_rng(1))
     model = build(start.replaced({name: array * 3 for name, array in start.items() if ".W_" in name}))
@@ -117,7 +120,7 @@ def test_one_edge_by_hand_in_a_deep_model(pair):
     read = model.blocks[2].ln1(dirty["blocks.2.hook_resid_pre"] + delta)
     keys = read @ model.W_K[2, 0] + model.b_K[2, 0]
 
-    def put(value, hook):
+    def put(value: torch.Tensor, hook: Any) -> torch.Tensor:
         value = value.clone()
         value[:, :, 0] = keys
         return value
@@ -130,18 +133,18 @@ def test_one_edge_by_hand_in_a_deep_model(pair):
     assert abs(table["value"].item() - table["corrupted"].item()) > 1e-4
 
 
-def test_attribution_is_the_derivative_and_integrates(weights, pair):
+def test_attribution_is_the_derivative_and_integrates(weights: Weights, pair: Pair) -> None:
     nearly = pair_of(pair.clean, pair.corrupted)
     table = edge_table([(0, weights)], nearly, attribution_steps=(0, 60), quantities=("loss",))
     from_embed = table[table["sender"] == "embed"]
     # Integrated over the embeddings' line, the edges that leave them account for the whole gap.
     assert from_embed["attribution_60"].sum() == pytest.approx(1, abs=0.02)
     into_logits = table[(table["receiver"] == "logits") & (table["sender"] == "pos_embed")]
-    assert into_logits[["recovered", "attribution_0"]].abs().max(axis=None) < 1e-6
+    assert into_logits[["recovered", "attribution_0"]].abs().max(axis=None) < 1e-6  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("steps", [0, 5])
-def test_one_attribution_by_hand(pair, steps):
+def test_one_attribution_by_hand(pair: Pair, steps: int) -> None:
     """L0H1 -> L2H0.k again: the derivative along the edge, of a share of it that is added where it is read."""
     start = initial_weights(FULL, 9, 12, np.random.default_rng(1))
     model = build(start.replaced({name: array * 3 for name, array in start.items() if ".W_" in name}))
@@ -151,7 +154,7 @@ def test_one_attribution_by_hand(pair, steps):
     delta = (clean[name] - dirty[name])[:, :, 1] @ model.W_O[0, 1]
     positions = torch.arange(pair.clean.tokens.shape[1])
 
-    def slope(along):
+    def slope(along: float) -> float:
         """Embed `along` of the way from corrupted to clean (positions are the same), and differentiate."""
         added = torch.zeros((), requires_grad=True)
         residual = (1 - along) * dirty["hook_embed"] + along * clean["hook_embed"] + model.W_pos[positions]
@@ -180,7 +183,7 @@ def test_one_attribution_by_hand(pair, steps):
     assert row[f"attribution_{steps}_error"] == row[f"attribution_{steps}"] - row["recovered"] and abs(expected) > 1e-4
 
 
-def test_gradient_attribution_matches_small_finite_differences(pair):
+def test_gradient_attribution_matches_small_finite_differences(pair: Pair) -> None:
     # A source run that hardly differs: exact patching is then linear, and attribution must agree edge by edge.
     weights = initial_weights(ModelConfig(d_model=12), 9, 12, np.random.default_rng(1))
     close = weights["W_E"].copy()
@@ -199,7 +202,7 @@ def test_gradient_attribution_matches_small_finite_differences(pair):
     assert np.abs(exact).max() > 1e-4
 
 
-def test_the_ideal_models_edge_is_found():
+def test_the_ideal_models_edge_is_found() -> None:
     statistics = markov_chain(CorpusConfig(source="markov", vocabulary=12))
     task = BigramTask(TaskConfig(context=24, n_triggers=3, cycles="clean"), statistics)
     pair = corrupt("triggers_swapped", task.batch(32, 0), np.random.default_rng(0), 12)
@@ -209,16 +212,16 @@ def test_the_ideal_models_edge_is_found():
     table = edge_table([(0, random), (10, ideal), (20, ideal)], pair, ["embed->L0H0.v", "L0H0->L1H0.k", "L0H0->L1H0.q"])
     births = births_table(table).set_index("edge")
     assert births.loc["L0H0->L1H0.k", "born"] == 10 and births.loc["L0H0->L1H0.k", "last"] == pytest.approx(1, abs=0.05)
-    assert np.isnan(births.loc["L0H0->L1H0.q", "born"])
+    assert np.isnan(births.loc["L0H0->L1H0.q", "born"])  # type: ignore[arg-type]
 
 
-def along_a_run(recovered, gaps, **columns):
+def along_a_run(recovered: list[float], gaps: list[float], **columns: Any) -> pd.DataFrame:
     steps = [20 * number for number in range(len(gaps))]
     return pd.DataFrame({"step": steps, "edge": "L0H0->L1H0.k", "metric": "logit_difference", "clean": gaps,
                          "corrupted": 0.0, "recovered": recovered} | columns)  # fmt: skip
 
 
-def test_an_edge_is_born_only_where_there_is_a_gap_to_recover():
+def test_an_edge_is_born_only_where_there_is_a_gap_to_recover() -> None:
     # At step 20 clean and corrupted hardly differ: 22 times nothing is nothing. Step 80 has no gap at all.
     table = along_a_run([0.3, 22.0, 0.4, 0.9, np.nan, 0.95], [0.0, 0.001, 2.0, -9.0, 0.0, 10.0])
     row = births_table(table).iloc[0]
@@ -229,7 +232,7 @@ def test_an_edge_is_born_only_where_there_is_a_gap_to_recover():
     assert nothing[["born", "peak", "peak_step", "last", "counted_from"]].isna().all()
 
 
-def test_an_edge_is_born_once_its_whole_interval_says_so():
+def test_an_edge_is_born_once_its_whole_interval_says_so() -> None:
     bounds = {"recovered_low": [0.2, 0.55, 0.8], "recovered_high": [3.0, 0.9, 1.0]}
     assert births_table(along_a_run([0.7, 0.7, 0.9], [9.0, 9.0, 10.0], **bounds))["born"].item() == 20
     # An edge may carry the answer the wrong way round: what counts is the size.
@@ -237,7 +240,7 @@ def test_an_edge_is_born_once_its_whole_interval_says_so():
     assert births_table(along_a_run([-0.7, -0.7, -0.9], [9.0, 9.0, 10.0], **bounds))["born"].item() == 20
 
 
-def test_edge_ablation_in_full_and_by_role(pair):
+def test_edge_ablation_in_full_and_by_role(pair: Pair) -> None:
     weights = initial_weights(FULL, 9, 12, np.random.default_rng(1))
     edge = Edge.parse("L0H0->L2.mlp")
     cases = {
@@ -250,7 +253,7 @@ def test_edge_ablation_in_full_and_by_role(pair):
     assert abs(change["zero"]) > 1e-6 and change["own"] == 0 and change["nowhere"] == 0
 
 
-def test_edges_replaced_by_themselves_or_nowhere_change_no_bit(pair):
+def test_edges_replaced_by_themselves_or_nowhere_change_no_bit(pair: Pair) -> None:
     weights = initial_weights(FULL, 9, 12, np.random.default_rng(1))
     edges = edges_of(FULL)
     nowhere = {str(edge): [EdgeIntervention(edge, "zero", positions=())] for edge in edges}
@@ -262,7 +265,7 @@ def test_edges_replaced_by_themselves_or_nowhere_change_no_bit(pair):
         assert (table.loc[exact, "change"] == 0).all() and table["change"].abs().max() < 1e-6
 
 
-def test_bad_questions(pair):
+def test_bad_questions(pair: Pair) -> None:
     weights = initial_weights(ModelConfig(d_model=12), 9, 12, np.random.default_rng(1))
     with pytest.raises(BirthlensError, match="valid heads are L0H0, L1H0"):
         edge_table([(0, weights)], pair, ["L0H3->logits"])

@@ -1,5 +1,7 @@
 """Patching against TransformerLens's own functions, its laws, and what each corruption does to a sequence."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from birthlens.config.run import CorpusConfig, TaskConfig
 from birthlens.errors import BirthlensError
 from birthlens.model.hooked import build
 from birthlens.model.initialisation import initial_weights
+from birthlens.model.weights import Weights
 from birthlens.tasks.bigram import BigramTask
 from birthlens.tasks.corpus import markov_chain
 
@@ -20,18 +23,18 @@ N, T = 12, 10
 
 
 @pytest.fixture(scope="module")
-def task():
+def task() -> BigramTask:
     statistics = markov_chain(CorpusConfig(source="markov", vocabulary=N))
     return BigramTask(TaskConfig(context=T, n_triggers=3, cycles="clean"), statistics)
 
 
 @pytest.fixture(scope="module")
-def pair(task):
+def pair(task: BigramTask) -> Pair:
     return corrupt("other_outputs", task.batch(12, 0), np.random.default_rng(0), N)
 
 
 @pytest.fixture(scope="module", params=["simplified", "full"])
-def weights(request):
+def weights(request: pytest.FixtureRequest) -> Weights:
     config = {
         "simplified": ModelConfig(d_model=16, feed_forward="linear"),
         "full": ModelConfig(family="full", d_model=16, n_heads=2, feed_forward="relu"),
@@ -53,11 +56,11 @@ LENS = {
 
 
 @pytest.mark.parametrize("site", LENS)
-def test_equal_to_transformer_lens(weights, pair, site, capsys):
+def test_equal_to_transformer_lens(weights: Weights, pair: Pair, site: str, capsys: pytest.CaptureFixture[str]) -> None:
     model = build(weights)
     _, cache = model.run_with_cache(pair.clean.tokens)
 
-    def metric(logits):
+    def metric(logits: torch.Tensor) -> torch.Tensor:
         right = logits.gather(-1, pair.clean.targets[..., None])[..., 0]
         wrong = logits.gather(-1, pair.corrupted.targets[..., None])[..., 0]
         return (right - wrong)[pair.scored].mean()
@@ -73,7 +76,7 @@ def test_equal_to_transformer_lens(weights, pair, site, capsys):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_clean_into_clean_is_the_identity(weights, pair, direction):
+def test_clean_into_clean_is_the_identity(weights: Weights, pair: Pair, direction: str) -> None:
     same = Pair(pair.clean, pair.clean, pair.scored, pair.alternatives)
     for model in (weights, build(weights)):
         table = patching_table([(0, model)], same, by=("head", "role"), directions=[direction], draws=0)
@@ -86,14 +89,14 @@ def test_clean_into_clean_is_the_identity(weights, pair, direction):
 
 
 @pytest.mark.parametrize("site", ["embed", "resid_pre", "resid_post"])
-def test_patching_everything_recovers_everything(weights, pair, site):
+def test_patching_everything_recovers_everything(weights: Weights, pair: Pair, site: str) -> None:
     table = patching_table([(0, weights)], pair, [site], directions=DIRECTIONS, draws=20)
     wanted = np.where(table["direction"] == DIRECTIONS[0], 1.0, 0.0)
     for column in ("recovered", "recovered_low", "recovered_high"):
         np.testing.assert_allclose(table[column], wanted, atol=1e-4)
 
 
-def test_roles_of_position_are_the_clean_ones(task):
+def test_roles_of_position_are_the_clean_ones(task: BigramTask) -> None:
     pair = corrupt("first_replaced", task.batch(20, 0), np.random.default_rng(0), N)
     weights = initial_weights(ModelConfig(d_model=16), N, T, np.random.default_rng(3))
     table = patching_table([(0, weights)], pair, ["embed"], by=("role",), draws=0).set_index("position")
@@ -103,7 +106,7 @@ def test_roles_of_position_are_the_clean_ones(task):
     np.testing.assert_allclose(table.loc[others, "recovered"], 0, atol=1e-4)
 
 
-def test_the_ideal_models_circuit_is_found(task):
+def test_the_ideal_models_circuit_is_found(task: BigramTask) -> None:
     statistics = markov_chain(CorpusConfig(source="markov", vocabulary=N))
     task = BigramTask(TaskConfig(context=24, n_triggers=3, cycles="clean"), statistics)
     pair = corrupt("triggers_swapped", task.batch(64, 0), np.random.default_rng(0), N)
@@ -119,7 +122,7 @@ def test_the_ideal_models_circuit_is_found(task):
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 @pytest.mark.parametrize("kind", [{"cycles": "clean"}, {"cycles": "published"}, {"show_latents": True}], ids=str)
-def test_corruptions_change_what_they_say(name, kind):
+def test_corruptions_change_what_they_say(name: str, kind: dict[str, Any]) -> None:
     statistics = markov_chain(CorpusConfig(source="markov", vocabulary=N))
     task = BigramTask(TaskConfig(context=40, n_triggers=3, triggers="random", **kind), statistics)
     batch = task.batch(40, 0)
@@ -161,13 +164,13 @@ def test_corruptions_change_what_they_say(name, kind):
             # The corrupted sequence's own answer: what followed this token the first time, in that sequence.
             place = new.index(new[t], listed)
             assert place < t and new[t] == int(batch.tokens[b, t])
-            assert int(pair.alternatives[b, t]) == new[place + 1]
+            assert int(pair.alternatives[b, t]) == new[place + 1]  # type: ignore[index]
             moved_on += new[place + 1] != int(batch.tokens[b, place + 1])
         # On published data an announced output may be a first occurrence that was moved itself.
         assert (moved_on > 0) == (kind.get("cycles") != "clean")
 
 
-def test_users_own_pairs_and_bad_questions(task, weights):
+def test_users_own_pairs_and_bad_questions(task: BigramTask, weights: Weights) -> None:
     clean, other = task.batch(6, 0), task.batch(6, 1)
     table = patching_table([(0, weights)], pair_of(clean, other), ["z"], draws=0)
     assert np.isfinite(table["recovered"]).all()

@@ -1,6 +1,7 @@
 """The runner against plain `run_with_hooks` loops, and its functional pass against live hooks, over kinds of models."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from birthlens.model.incremental import Trace, causal_attention
 from birthlens.model.initialisation import initial_weights
 from birthlens.model.layout import BlockLayout, Rows
 from birthlens.model.sites import Edge, Point, hook_name
+from birthlens.model.weights import Weights
+from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.positions import repeated_tokens, take, token_roles
 
 KINDS = {
@@ -30,7 +33,7 @@ KINDS = {
 METRICS = ("in_context.accuracy", "in_context.loss", "in_context.logit", "global.loss")
 
 
-def weights_of_kind(kind):
+def weights_of_kind(kind: str) -> Weights:
     generator = np.random.default_rng(1)
     weights = initial_weights(KINDS[kind], 9, 16, generator)
     # Biases and LayerNorms start trivial; noise makes every one of them matter.
@@ -43,19 +46,19 @@ def weights_of_kind(kind):
     )
 
 
-def batches(n=7):
+def batches(n: int = 7) -> list[TokenBatch]:
     generator = np.random.default_rng(2)
     return [take(repeated_tokens(n, 8, 9, generator), torch.arange(n)) for _ in range(2)]
 
 
-def with_globals(batch):
+def with_globals(batch: TokenBatch) -> TokenBatch:
     """Some positions count as no trigger, so that rows are few and every role is there."""
     occurrence = batch.occurrence.clone()
     occurrence[:, ::3] = 0
     return type(batch)(batch.tokens, batch.targets, batch.triggers, batch.outputs, occurrence, batch.absorbed)
 
 
-def node_cases(config):
+def node_cases(config: ModelConfig) -> dict[str, list[Any]]:
     last, heads = config.n_layers - 1, (config.n_heads - 1,)
     cases = {
         "nothing": [],
@@ -90,7 +93,7 @@ def node_cases(config):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("metrics", [METRICS, METRICS[:3]], ids=["all rows", "some rows"])
-def test_functional_pass_equals_hooks(kind, metrics):
+def test_functional_pass_equals_hooks(kind: str, metrics: tuple[Any, ...]) -> None:
     weights = weights_of_kind(kind)
     batch, reference = map(with_globals, batches())
     cases, scoring = node_cases(weights.config), Scoring.of(batch, metrics)
@@ -105,7 +108,7 @@ def test_functional_pass_equals_hooks(kind, metrics):
 
 
 @pytest.mark.parametrize("kind", ["simplified", "full"])
-def test_ablations_equal_plain_hook_loops(kind):
+def test_ablations_equal_plain_hook_loops(kind: str) -> None:
     weights = weights_of_kind(kind)
     model = build(weights)
     batch, reference = batches()
@@ -135,7 +138,7 @@ def test_ablations_equal_plain_hook_loops(kind):
         }
         for method, new in wanted.items():
 
-            def put(value, hook, new=new):
+            def put(value: torch.Tensor, hook: Any, new: torch.Tensor = new) -> torch.Tensor:
                 value = value.clone()
                 value[:, :, 0] = new
                 return value
@@ -147,7 +150,7 @@ def test_ablations_equal_plain_hook_loops(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_trace_has_the_hooked_models_activations(kind):
+def test_trace_has_the_hooked_models_activations(kind: str) -> None:
     weights = weights_of_kind(kind)
     model = build(weights, n_ctx=16)
     batch, _ = batches()
@@ -170,7 +173,7 @@ def test_trace_has_the_hooked_models_activations(kind):
     torch.testing.assert_close(some.logits()[rows.valid], rows.of_positions(logits)[rows.valid], atol=1e-5, rtol=1e-4)
 
 
-def test_an_edit_recomputes_only_what_lies_downstream(monkeypatch):
+def test_an_edit_recomputes_only_what_lies_downstream(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = weights_of_kind("simplified")
     batch, _ = batches()
     trace = Trace(BlockLayout(weights), batch.tokens)
@@ -178,13 +181,13 @@ def test_an_edit_recomputes_only_what_lies_downstream(monkeypatch):
     trace.value(Point("z", 1))  # what the edit is handed; folded passes go without it
     seen = []
     computed = type(trace)._computed
-    monkeypatch.setattr(type(trace), "_computed", lambda self, point: (seen.append(point), computed(self, point))[1])
+    monkeypatch.setattr(type(trace), "_computed", lambda self, point: (seen.append(point), computed(self, point))[1])  # type: ignore[func-returns-value]
     trace.logits({Point("z", 1): [lambda value, rows: value * 0]})
     assert seen == [Point("resid_post", 1), Point("attn_out", 1)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_intervention_at_no_position_changes_no_bit(kind):
+def test_an_intervention_at_no_position_changes_no_bit(kind: str) -> None:
     weights = weights_of_kind(kind)
     batch, reference = batches()
     cases = {
@@ -199,7 +202,7 @@ def test_an_intervention_at_no_position_changes_no_bit(kind):
         assert all(change == 0 for name, change in zip(cases, changes, strict=True) if name in untouched)
 
 
-def test_edges_and_norms_fall_back_to_hooks():
+def test_edges_and_norms_fall_back_to_hooks() -> None:
     weights = weights_of_kind("full")
     edge = EdgeIntervention(Edge.parse("L0H0->L1H1.k"), "zero")
     assert isinstance(backend_of(weights, {"edge": [edge]}), HookedBackend)
@@ -207,7 +210,7 @@ def test_edges_and_norms_fall_back_to_hooks():
     assert not isinstance(backend_of(weights, {"node": [Intervention("z", "zero", 0)]}), HookedBackend)
 
 
-def test_chunks_and_order_do_not_matter():
+def test_chunks_and_order_do_not_matter() -> None:
     weights = weights_of_kind("simplified")
     batch, reference = map(with_globals, batches())
     cases = {"resample": [Intervention("z", "resample", 0)]}
@@ -230,13 +233,13 @@ def test_chunks_and_order_do_not_matter():
         ([Intervention("z", "zero", 0, positions=(99,))], "valid are 0 to 14"),
     ],
 )
-def test_bad_cases_are_refused(case, message):
+def test_bad_cases_are_refused(case: list[Intervention], message: str) -> None:
     batch, _ = batches()
     with pytest.raises(BirthlensError, match=message):
         evaluate(weights_of_kind("simplified"), {"case": case}, batch, Scoring.of(batch, METRICS))
 
 
-def test_bad_batches_are_refused():
+def test_bad_batches_are_refused() -> None:
     weights = weights_of_kind("simplified")
     batch, reference = batches()
     resample = {"case": [Intervention("z", "resample", 0)]}
@@ -265,7 +268,7 @@ def test_bad_batches_are_refused():
         evaluate(weights, {"case": [Intervention("z", "patch", 0)]}, batch, scoring, reference[:3])
 
 
-def test_bootstrap_intervals_cover_the_value_and_change_is_paired():
+def test_bootstrap_intervals_cover_the_value_and_change_is_paired() -> None:
     weights = weights_of_kind("simplified")
     batch, _ = batches(60)
     outcomes = evaluate(
@@ -273,12 +276,12 @@ def test_bootstrap_intervals_cover_the_value_and_change_is_paired():
     )
     table = outcomes.table(np.random.default_rng(0), draws=2000).set_index(["case", "metric"])
     assert (table["low"] <= table["value"]).all() and (table["value"] <= table["high"]).all()
-    assert (table.loc["same"][["change", "change_low", "change_high"]] == 0).all(axis=None)
+    assert (table.loc["same"][["change", "change_low", "change_high"]] == 0).all(axis=None)  # type: ignore[arg-type]
     loss = table.loc["cut", "loss"]
     per_sequence = outcomes.sums[:, :, 1] / outcomes.counts[:, 1]  # each sequence has as many positions
     widths = 2 * 1.96 * np.array([per_sequence[2].std(), (per_sequence[2] - per_sequence[0]).std()]) / np.sqrt(60)
-    assert loss["high"] - loss["low"] == pytest.approx(widths[0], rel=0.1)
-    assert loss["change_high"] - loss["change_low"] == pytest.approx(widths[1], rel=0.1)
+    assert loss["high"] - loss["low"] == pytest.approx(widths[0], rel=0.1)  # type: ignore[call-overload, index, operator]
+    assert loss["change_high"] - loss["change_low"] == pytest.approx(widths[1], rel=0.1)  # type: ignore[call-overload, index, operator]
     # Had the two models been drawn apart, their difference would have another width.
     apart = 2 * 1.96 * np.hypot(per_sequence[0].std(), per_sequence[2].std()) / np.sqrt(60)
     assert abs(widths[1] / apart - 1) > 0.2
@@ -286,7 +289,7 @@ def test_bootstrap_intervals_cover_the_value_and_change_is_paired():
 
 @pytest.mark.parametrize("d_head", [8, 64, 80])
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
-def test_causal_attention_equals_torchs_own(d_head, length):
+def test_causal_attention_equals_torchs_own(d_head: int, length: int) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 2, 3, length, d_head, generator=generator)
     v = torch.randn(2, 3, length, 5, generator=generator)

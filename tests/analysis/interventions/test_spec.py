@@ -1,10 +1,13 @@
 """Interventions as data, and edits that leave nothing behind."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformer_lens import HookedTransformer
 
 from birthlens.analysis.interventions.runner import intervene
 from birthlens.analysis.interventions.spec import (
@@ -22,18 +25,19 @@ from birthlens.model.hooked import build
 from birthlens.model.hooks import captured, edited
 from birthlens.model.initialisation import initial_weights
 from birthlens.model.sites import Edge, Head, Point
+from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.positions import batch_of_tokens, position_role_masks, repeated_tokens
 
 HEADED = ("q", "k", "v", "z")
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> HookedTransformer:
     return build(initial_weights(ModelConfig(d_model=8), 6, 12, np.random.default_rng(0)))
 
 
 @pytest.fixture(scope="module")
-def batch():
+def batch() -> TokenBatch:
     return repeated_tokens(4, 6, 6, np.random.default_rng(1))
 
 
@@ -45,7 +49,9 @@ def batch():
     positions=st.sampled_from(["all", "in_context"]) | st.lists(st.integers(0, 9), min_size=1).map(tuple),
     source=st.sampled_from(["reference", "batch"]),
 )
-def test_interventions_survive_json(site, method, layer, heads, positions, source):
+def test_interventions_survive_json(
+    site: str, method: str, layer: int, heads: tuple[Any, ...] | None, positions: str | tuple[Any, ...], source: str
+) -> None:
     import json
 
     one = Intervention(site, method, layer, heads, positions, source)
@@ -88,7 +94,7 @@ def test_interventions_survive_json(site, method, layer, heads, positions, sourc
         ({"site": ["z"], "method": {}, "layer": 1}, "valid are embed"),
     ],
 )
-def test_nonsense_is_refused_with_what_is_valid(fields, message):
+def test_nonsense_is_refused_with_what_is_valid(fields: int | str | dict[str, Any], message: str) -> None:
     with pytest.raises(BirthlensError, match=message):
         from_json(fields)
 
@@ -102,20 +108,22 @@ def test_nonsense_is_refused_with_what_is_valid(fields, message):
         ("L1H0->L1H0.k", "valid senders are embed, pos_embed, L0H0"),
     ],
 )
-def test_edges_that_a_model_lacks_are_refused_with_those_it_has(model, batch, edge, message):
+def test_edges_that_a_model_lacks_are_refused_with_those_it_has(
+    model: HookedTransformer, batch: TokenBatch, edge: str, message: str
+) -> None:
     with pytest.raises(BirthlensError, match=message):
         check_cases({"case": [EdgeIntervention(Edge.parse(edge), "zero")]}, model.cfg)
     with pytest.raises(BirthlensError, match=message):
         check_cases({"case": [EdgeIntervention(Edge.parse(edge), "zero")]}, ModelConfig(d_model=8))
 
 
-def test_an_edge_is_an_edge():
+def test_an_edge_is_an_edge() -> None:
     with pytest.raises(BirthlensError, match=r"read it with Edge\.parse"):
-        EdgeIntervention("L0H0->logits", "zero")
+        EdgeIntervention("L0H0->logits", "zero")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("edge", ["L1H0->L0H0.k", "L1H0->L1H0.q", "L0H0->L0H0.v"])
-def test_edges_run_forward(model, batch, edge):
+def test_edges_run_forward(model: HookedTransformer, batch: TokenBatch, edge: str) -> None:
     with (
         pytest.raises(BirthlensError, match="must come before"),
         intervene(model, [EdgeIntervention(Edge.parse(edge), "zero")], batch),
@@ -123,7 +131,7 @@ def test_edges_run_forward(model, batch, edge):
         pass
 
 
-def hooks_left(model):
+def hooks_left(model: HookedTransformer) -> int:
     return sum(len(point.fwd_hooks) + len(point._forward_hooks) for point in model.hook_dict.values())
 
 
@@ -135,7 +143,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_nothing_is_left_behind(model, batch, case):
+def test_nothing_is_left_behind(model: HookedTransformer, batch: TokenBatch, case: list[Any]) -> None:
     before = model(batch.tokens)
     flag = model.cfg.use_split_qkv_input
     with intervene(model, case, batch):
@@ -147,9 +155,9 @@ def test_nothing_is_left_behind(model, batch, case):
     assert torch.equal(model(batch.tokens), before) and not torch.allclose(changed, before)
 
 
-def test_other_peoples_hooks_stay(model, batch):
+def test_other_peoples_hooks_stay(model: HookedTransformer, batch: TokenBatch) -> None:
     seen = []
-    model.hook_dict["hook_embed"].add_hook(lambda value, hook: seen.append(value) or value)
+    model.hook_dict["hook_embed"].add_hook(lambda value, hook: seen.append(value) or value)  # type: ignore[func-returns-value]
     try:
         with intervene(model, [Intervention("embed", "zero")], batch):
             model(batch.tokens)
@@ -159,7 +167,7 @@ def test_other_peoples_hooks_stay(model, batch):
         model.reset_hooks()
 
 
-def test_inputs_of_edits_are_not_written_to(model, batch):
+def test_inputs_of_edits_are_not_written_to(model: HookedTransformer, batch: TokenBatch) -> None:
     case = [Intervention("z", "zero", 0, (0,), positions=(1, 2)), Intervention("resid_pre", "zero", 1, positions=(3,))]
     seen = captured(model, batch.tokens, [Point("z", 0), Point("resid_pre", 1)])
     copies = {point: value.clone() for point, value in seen.items()}
@@ -171,7 +179,7 @@ def test_inputs_of_edits_are_not_written_to(model, batch):
         assert not new[:, list(one.positions)].any() and torch.equal(new[:, 4:], seen[one.point][:, 4:])
 
 
-def test_hooks_that_never_fire_are_an_error(model, batch):
+def test_hooks_that_never_fire_are_an_error(model: HookedTransformer, batch: TokenBatch) -> None:
     with (
         pytest.raises(BirthlensError, match=r"blocks.1.attn.hook_z.*never fired"),
         intervene(model, [Intervention("z", "zero", 1)], batch),
@@ -185,12 +193,12 @@ def test_hooks_that_never_fire_are_an_error(model, batch):
     assert hooks_left(model) == 0
 
 
-def test_head_sets_group_by_layer():
+def test_head_sets_group_by_layer() -> None:
     sets = at_heads("z", "mean", [Head(0, 1), Head(1, 0), Head(0, 2)])
     assert [str(one) for one in sets] == ["z L0H1+2 mean", "z L1H0 mean"]
 
 
-def test_roles_cover_every_position(batch):
+def test_roles_cover_every_position(batch: TokenBatch) -> None:
     masks = position_role_masks(batch)
     covered = masks["trigger"] | masks["first_successor"] | masks["later_successor"] | masks["other"]
     assert covered.all()
@@ -198,7 +206,7 @@ def test_roles_cover_every_position(batch):
     assert masks["first_successor"].tolist() == loop
 
 
-def test_tokens_of_ones_own_are_scored_where_they_repeat():
+def test_tokens_of_ones_own_are_scored_where_they_repeat() -> None:
     sequences = torch.randint(3, (5, 9), generator=torch.Generator().manual_seed(0))
     batch = batch_of_tokens(sequences)
     for row, sequence in enumerate(sequences.tolist()):

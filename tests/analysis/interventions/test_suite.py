@@ -1,12 +1,16 @@
 """Suites: plain data in, one durable table out, resumed without doing anything twice."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from birthlens.analysis.interventions import suite as suite_module
 from birthlens.analysis.interventions.ablation import ablation_table
+from birthlens.analysis.interventions.backends import FunctionalBackend, HookedBackend
+from birthlens.analysis.interventions.scoring import Outcomes
 from birthlens.analysis.interventions.spec import Intervention, from_json
 from birthlens.analysis.interventions.suite import Suite, execute, read_results
 from birthlens.config.model import ModelConfig
@@ -14,6 +18,8 @@ from birthlens.config.run import CorpusConfig
 from birthlens.errors import BirthlensError
 from birthlens.model.hooked import build
 from birthlens.model.initialisation import initial_weights
+from birthlens.model.weights import Weights
+from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.corpus import markov_chain
 from birthlens.tasks.positions import repeated_tokens
 
@@ -31,23 +37,24 @@ DATA = {
 
 
 @pytest.fixture(scope="module")
-def models():
+def models() -> list[tuple[int, Weights]]:
     config = ModelConfig(d_model=12)
     return [(step, initial_weights(config, 9, 12, np.random.default_rng(step))) for step in (0, 5, 10)]
 
 
 @pytest.fixture(scope="module")
-def batches():
-    return [repeated_tokens(6, 6, 9, np.random.default_rng(seed)) for seed in (0, 1)]
+def batches() -> tuple[TokenBatch, TokenBatch]:
+    first, second = (repeated_tokens(6, 6, 9, np.random.default_rng(seed)) for seed in (0, 1))
+    return first, second
 
 
 @pytest.fixture()
-def counted(monkeypatch):
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Count the cases that are really evaluated."""
     seen = []
-    evaluate = suite_module.evaluate
+    evaluate = suite_module.evaluate  # type: ignore[attr-defined]
 
-    def counting(model, cases, *rest):
+    def counting(model: FunctionalBackend | HookedBackend, cases: dict[str, Any], *rest: Any) -> Outcomes:
         seen.append(list(cases))
         return evaluate(model, cases, *rest)
 
@@ -55,7 +62,9 @@ def counted(monkeypatch):
     return seen
 
 
-def test_one_table_and_a_manifest(models, batches, tmp_path):
+def test_one_table_and_a_manifest(
+    models: list[tuple[int, Weights]], batches: tuple[TokenBatch, TokenBatch], tmp_path: Path
+) -> None:
     suite, seen = Suite.from_data(DATA), []
     table = execute(suite, models, *batches, tmp_path, {"run": "here"}, chunk=2, progress=lambda *at: seen.append(at))
     assert [step for step, share in seen if share == 1] == [0, 5, 10]
@@ -66,7 +75,7 @@ def test_one_table_and_a_manifest(models, batches, tmp_path):
         "none", "L0H0 zero", "L0H0 resample", "L1H0 zero", "L1H0 resample", "keys cut", "even",
     ]  # fmt: skip
     assert len(table) == 3 * 7 * 2
-    direct = ablation_table(models, *batches, methods=("zero", "resample"), metrics=suite.metrics, draws=30)
+    direct = ablation_table(models, *batches, methods=("zero", "resample"), metrics=suite.metrics, draws=30)  # type: ignore[arg-type]
     ours = table[~table["case"].isin(["keys cut", "even"])]
     for column in ("value", "change", "low", "high", "change_low", "change_high"):
         np.testing.assert_allclose(ours[column], direct[column], atol=1e-6)
@@ -77,19 +86,25 @@ def test_one_table_and_a_manifest(models, batches, tmp_path):
     assert list(map(from_json, spelled["L1H0 resample"])) == [Intervention("z", "resample", 1, (0,))]
     assert len(spelled) == 6 and spelled["even"][0]["method"] == "uniform"
     labels = table[["case", "ablated", "method"]].drop_duplicates().set_index("case")
-    assert labels.loc["none"].tolist() == ["none", "none"]
-    assert labels.loc["L1H0 resample"].tolist() == ["L1H0", "resample"]
-    assert labels.loc["keys cut"].tolist() == ["keys cut", "mean"]
+    assert labels.loc["none"].tolist() == ["none", "none"]  # type: ignore[operator]
+    assert labels.loc["L1H0 resample"].tolist() == ["L1H0", "resample"]  # type: ignore[operator]
+    assert labels.loc["keys cut"].tolist() == ["keys cut", "mean"]  # type: ignore[operator]
     assert manifest["batch"]["sequences"] == 6 and len(manifest["batch"]["sha256"]) == 64
     assert manifest["versions"]["torch"] and manifest["versions"]["transformer-lens"]
 
 
-def test_an_interrupted_suite_does_only_what_is_missing(models, batches, tmp_path, counted, monkeypatch):
+def test_an_interrupted_suite_does_only_what_is_missing(
+    models: list[tuple[int, Weights]],
+    batches: tuple[TokenBatch, TokenBatch],
+    tmp_path: Path,
+    counted: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     whole = execute(Suite.from_data(DATA), models, *batches, tmp_path / "whole")
     counted.clear()
     monkeypatch.setattr(suite_module, "GROUP", 2)
 
-    def stop(step, share):
+    def stop(step: int, share: float) -> None:
         if share == 1:
             raise KeyboardInterrupt
 
@@ -113,7 +128,13 @@ def test_an_interrupted_suite_does_only_what_is_missing(models, batches, tmp_pat
 
 
 @pytest.mark.parametrize("live", [False, True])
-def test_another_model_in_the_same_place_is_measured_anew(models, batches, tmp_path, counted, live):
+def test_another_model_in_the_same_place_is_measured_anew(
+    models: list[tuple[int, Weights]],
+    batches: tuple[TokenBatch, TokenBatch],
+    tmp_path: Path,
+    counted: list[Any],
+    live: bool,
+) -> None:
     suite = Suite.from_data(DATA | {"draws": 0})
     first, second = (build(models[number][1]) if live else models[number][1] for number in (0, 1))
     before = execute(suite, [(0, first), (5, second)], *batches, tmp_path, {"model": "here"})
@@ -125,7 +146,9 @@ def test_another_model_in_the_same_place_is_measured_anew(models, batches, tmp_p
     assert execute(suite, [(0, second), (5, second)], *batches, tmp_path, {"model": "here"}).equals(after)
 
 
-def test_global_bigrams_are_read_where_they_are_known(models, batches, tmp_path):
+def test_global_bigrams_are_read_where_they_are_known(
+    models: list[tuple[int, Weights]], batches: tuple[TokenBatch, TokenBatch], tmp_path: Path
+) -> None:
     statistics = markov_chain(CorpusConfig(source="markov", vocabulary=9))
     suite = Suite.from_data({"heads": "L0H0", "methods": ["zero"], "draws": 0})
     without = execute(suite, models[:1], *batches, tmp_path / "without")
@@ -136,7 +159,9 @@ def test_global_bigrams_are_read_where_they_are_known(models, batches, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", '{"model"', "{}", "[]", '{"model": "x", "rows": [3]}', '{"rows": 5}'])
-def test_damaged_results_are_named(models, batches, tmp_path, text):
+def test_damaged_results_are_named(
+    models: list[tuple[int, Weights]], batches: tuple[TokenBatch, TokenBatch], tmp_path: Path, text: str
+) -> None:
     suite = Suite.from_data({"heads": "L0H0", "methods": ["zero"], "draws": 0})
     execute(suite, models[:1], *batches, tmp_path)
     (tmp_path / "steps/0.json").write_text(text)
@@ -148,7 +173,9 @@ def test_damaged_results_are_named(models, batches, tmp_path, text):
         execute(suite, models[:1], *batches, tmp_path)
 
 
-def test_a_file_is_no_results_directory(models, batches, tmp_path):
+def test_a_file_is_no_results_directory(
+    models: list[tuple[int, Weights]], batches: tuple[TokenBatch, TokenBatch], tmp_path: Path
+) -> None:
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(BirthlensError, match="cannot be made a directory"):
         execute(Suite.from_data(DATA), models, *batches, tmp_path / "taken")
@@ -157,14 +184,18 @@ def test_a_file_is_no_results_directory(models, batches, tmp_path):
     assert (tmp_path / "taken").read_text() == "mine" and not (tmp_path / "new").exists()
 
 
-def test_a_longer_run_adds_its_steps(models, batches, tmp_path, counted):
+def test_a_longer_run_adds_its_steps(
+    models: list[tuple[int, Weights]], batches: tuple[TokenBatch, TokenBatch], tmp_path: Path, counted: list[Any]
+) -> None:
     suite = Suite.from_data(DATA)
     execute(suite, models[:1], *batches, tmp_path)
     table = execute(suite, models, *batches, tmp_path)
     assert len(counted) == 3 and sorted(set(table["step"])) == [0, 5, 10]
 
 
-def test_results_of_another_suite_are_not_touched(models, batches, tmp_path):
+def test_results_of_another_suite_are_not_touched(
+    models: list[tuple[int, Weights]], batches: tuple[TokenBatch, TokenBatch], tmp_path: Path
+) -> None:
     execute(Suite.from_data(DATA), models[:1], *batches, tmp_path)
     before = (tmp_path / "steps/0.json").read_bytes()
     for other, subject in ((DATA | {"seed": 1}, {}), (DATA, {"run": "elsewhere"})):
@@ -217,12 +248,18 @@ def test_results_of_another_suite_are_not_touched(models, batches, tmp_path):
         ({3: "x", "heads": "all"}, "suite.3 = 'x' is unknown"),
     ],
 )
-def test_bad_suites_are_refused(models, batches, tmp_path, data, message):
+def test_bad_suites_are_refused(
+    models: list[tuple[int, Weights]],
+    batches: tuple[TokenBatch, TokenBatch],
+    tmp_path: Path,
+    data: dict[str, Any],
+    message: str,
+) -> None:
     with pytest.raises(BirthlensError, match=message):
         execute(Suite.from_data(data), models, *batches, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_reading_nothing(tmp_path):
+def test_reading_nothing(tmp_path: Path) -> None:
     with pytest.raises(BirthlensError, match="holds no results"):
         read_results(tmp_path)

@@ -1,8 +1,13 @@
 """Weight patching: untouched on the diagonal, exact at the ends, known circuits found, bases turned where they drift."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from birthlens.analysis.interventions.weight_patching import (
     by_forward,
@@ -22,6 +27,8 @@ from birthlens.model.alignment import aligned, drift, rotated, rotation
 from birthlens.model.forward import logits, tensors_of
 from birthlens.model.initialisation import initial_weights, random_orthogonal
 from birthlens.model.sites import Head
+from birthlens.model.weights import Weights
+from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.bigram import BigramTask
 from birthlens.tasks.corpus import markov_chain
 
@@ -31,32 +38,32 @@ GENERATOR = np.random.default_rng
 
 
 @pytest.fixture(scope="module")
-def batch():
+def batch() -> TokenBatch:
     statistics = markov_chain(CorpusConfig(source="markov", vocabulary=N))
     return BigramTask(TaskConfig(context=T, n_triggers=3, cycles="clean"), statistics).batch(24, 0)
 
 
 @pytest.fixture(scope="module")
-def random():
+def random() -> Weights:
     return initial_weights(CONFIG, N, T, GENERATOR(0))
 
 
 @pytest.fixture(scope="module")
-def ideal():
+def ideal() -> Weights:
     return ideal_weights(CONFIG, N, T, GENERATOR(0), strengths=Strengths(avoid_first=20))
 
 
-def accuracies(table, **where):
+def accuracies(table: pd.DataFrame, **where: Any) -> pd.DataFrame:
     for column, value in where.items():
         table = table[table[column] == value]
     return table[table["metric"] == "in_context_accuracy"]
 
 
-def outputs(weights, batch):
+def outputs(weights: Weights, batch: TokenBatch) -> torch.Tensor:
     return logits(tensors_of(weights, torch.float64), weights.config, batch.tokens)
 
 
-def test_by_forward_agrees_with_whole_logits(ideal, batch):
+def test_by_forward_agrees_with_whole_logits(ideal: Weights, batch: TokenBatch) -> None:
     loss, prediction = by_forward(ideal, batch, chunk=7)
     scores = logits(tensors_of(ideal), ideal.config, batch.tokens)
     right = scores.log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
@@ -64,7 +71,9 @@ def test_by_forward_agrees_with_whole_logits(ideal, batch):
     assert (prediction == scores.argmax(-1)).float().mean() > 0.999
 
 
-def test_the_map_is_untouched_on_the_diagonal_and_full_elsewhere(random, ideal, batch):
+def test_the_map_is_untouched_on_the_diagonal_and_full_elsewhere(
+    random: Weights, ideal: Weights, batch: TokenBatch
+) -> None:
     table = transplant_table([(0, random), (10, ideal)], batch)
     assert len(table) == 3 * 2 * 2 * table["metric"].nunique()
     diagonal = table[table["from_step"] == table["to_step"]]
@@ -76,7 +85,9 @@ def test_the_map_is_untouched_on_the_diagonal_and_full_elsewhere(random, ideal, 
     np.testing.assert_allclose(measured, float(expected))
 
 
-def test_each_memory_of_the_ideal_model_is_necessary_and_none_is_sufficient(random, ideal, batch):
+def test_each_memory_of_the_ideal_model_is_necessary_and_none_is_sufficient(
+    random: Weights, ideal: Weights, batch: TokenBatch
+) -> None:
     table = transplant_table([(0, random), (10, ideal)], batch)
     assert (accuracies(table, from_step=0, to_step=10)["change"] < -0.3).all()
     subsets = accuracies(subset_table(random, ideal, batch)).set_index("final")["value"]
@@ -84,14 +95,14 @@ def test_each_memory_of_the_ideal_model_is_necessary_and_none_is_sufficient(rand
     assert subsets.iloc[-1] == 1 and (subsets.iloc[:-1] < 0.7).all()
 
 
-def test_all_matrices_together_make_the_donor(random, ideal, batch):
+def test_all_matrices_together_make_the_donor(random: Weights, ideal: Weights, batch: TokenBatch) -> None:
     together = "prev_token_memory+trigger_memory+output_memory"
     table = transplant_table([(0, random), (10, ideal)], batch, [together], from_steps=[10], to_steps=[0])
     whole = transplant_table([(10, ideal)], batch, [together])
     np.testing.assert_allclose(table["value"], whole["value"], rtol=1e-6)
 
 
-def test_ideal_memories_heal_a_model_that_lost_one(ideal, random, batch):
+def test_ideal_memories_heal_a_model_that_lost_one(ideal: Weights, random: Weights, batch: TokenBatch) -> None:
     broken = ideal.replaced({"L1.W_K": random["L1.W_K"]})
     for source in ("ideal", "ideal_dual"):
         table = accuracies(replacement_table([(3, broken)], batch, [source], initial=random))
@@ -100,7 +111,7 @@ def test_ideal_memories_heal_a_model_that_lost_one(ideal, random, batch):
         assert found["output_memory", source] < 0.6
 
 
-def test_the_ledger_keeps_a_planted_memory_and_its_complement_the_rest(ideal, random):
+def test_the_ledger_keeps_a_planted_memory_and_its_complement_the_rest(ideal: Weights, random: Weights) -> None:
     noise = {name: 0.1 * random[name] for name in MEMORY_PARAMETERS.values() if name in random}
     mixed = ideal.replaced({name: ideal[name] + noise[name] for name in noise})
     for name in noise:
@@ -113,13 +124,13 @@ def test_the_ledger_keeps_a_planted_memory_and_its_complement_the_rest(ideal, ra
     # What the projection leaves, no association of the ledger can explain.
     for role, (_, ledger) in paper_ledgers(mixed, cells=False).items():
         name = MEMORY_PARAMETERS[role]
-        rest = mixed.replaced(replacement(mixed, [name], "without_ledger"))
-        circuit = rest.ov(Head(1, 0)) if name == "L1.W_O" else rest.qk(Head(int(name[1]), 0))
+        rest = mixed.replaced(replacement(mixed, [name], "without_ledger"))  # type: ignore[assignment]
+        circuit = rest.ov(Head(1, 0)) if name == "L1.W_O" else rest.qk(Head(int(name[1]), 0))  # type: ignore[attr-defined]
         for values in ledger.coefficients(circuit).values():
             assert np.abs(values).max() < 1e-3
 
 
-def test_a_full_rank_truncation_is_the_matrix_itself(random):
+def test_a_full_rank_truncation_is_the_matrix_itself(random: Weights) -> None:
     for name in ("L1.W_O", "W_E"):
         full = min(random[name].shape[-2:])
         kept = replacement(random, [name], f"rank:{full}")[name]
@@ -140,12 +151,12 @@ def test_a_full_rank_truncation_is_the_matrix_itself(random):
         (["L1.W_O"], "initial", "valid are"),
     ],
 )
-def test_impossible_sources_are_refused(random, parameters, source, words):
+def test_impossible_sources_are_refused(random: Weights, parameters: list[str], source: str, words: str) -> None:
     with pytest.raises(BirthlensError, match=words):
         replacement(random, parameters, source)
 
 
-def test_unknown_matrices_and_steps_are_refused(random, batch):
+def test_unknown_matrices_and_steps_are_refused(random: Weights, batch: TokenBatch) -> None:
     with pytest.raises(BirthlensError, match=r"matrix = 'W_X' .* prev_token_memory, .*L1.QK.*L1.W_O"):
         transplant_table([(0, random)], batch, ["W_X"])
     with pytest.raises(BirthlensError, match=r"from_steps = \[7\]: the checkpoints given are 0"):
@@ -154,7 +165,7 @@ def test_unknown_matrices_and_steps_are_refused(random, batch):
         transplant_table([], batch)
 
 
-def test_an_ideal_feed_forward_needs_its_table(batch):
+def test_an_ideal_feed_forward_needs_its_table(batch: TokenBatch) -> None:
     weights = initial_weights(CONFIG.changed(feed_forward="linear"), N, T, GENERATOR(0))
     with pytest.raises(BirthlensError, match=r"L1.W_F has none"):
         replacement(weights, ["L1.W_F"], "ideal")
@@ -170,7 +181,7 @@ def test_an_ideal_feed_forward_needs_its_table(batch):
     np.testing.assert_allclose(again, kept, atol=1e-6)
 
 
-def test_vectors_are_left_as_they_are_by_a_truncation():
+def test_vectors_are_left_as_they_are_by_a_truncation() -> None:
     weights = full_model(2)
     cut = replacement(weights, parameters_named(FULL, "L0.QK"), "rank:2")
     assert list(cut) == ["L0.W_Q", "L0.W_K", "L0.b_Q", "L0.b_K"]
@@ -180,7 +191,7 @@ def test_vectors_are_left_as_they_are_by_a_truncation():
 FULL = ModelConfig(family="full", d_model=16, n_heads=2, feed_forward="relu")
 
 
-def full_model(seed):
+def full_model(seed: int) -> Weights:
     """A full model with layer norms and biases that are not trivial, folded."""
     generator = GENERATOR(seed)
     weights = initial_weights(FULL, N, T, generator)
@@ -189,12 +200,12 @@ def full_model(seed):
     return fold_layer_norms(weights.replaced(noise))
 
 
-def simplified_model(seed):
+def simplified_model(seed: int) -> Weights:
     """As many codebook vectors as dimensions and more, so that they fix the basis."""
     return initial_weights(ModelConfig(d_model=32), N, T, GENERATOR(seed))
 
 
-def basis(weights, seed):
+def basis(weights: Weights, seed: int) -> NDArray[Any]:
     """A random change of basis, which leaves the direction of the mean alone where there are layer norms."""
     d = weights.config.d_model
     if weights.config.family == "simplified":
@@ -206,7 +217,7 @@ def basis(weights, seed):
 
 
 @pytest.mark.parametrize("make", [simplified_model, full_model])
-def test_a_rotated_model_is_the_same_model_and_is_found_again(make, batch):
+def test_a_rotated_model_is_the_same_model_and_is_found_again(make: Callable[..., Any], batch: TokenBatch) -> None:
     weights = make(3)
     turn = basis(weights, 5)
     other = rotated(weights, turn)
@@ -217,7 +228,9 @@ def test_a_rotated_model_is_the_same_model_and_is_found_again(make, batch):
 
 @pytest.mark.parametrize("make", [simplified_model, full_model])
 @pytest.mark.parametrize("matrix", ["L1.W_K", "L0.W_O", "L1.W_V", "L1.QK", "L0.OV"])
-def test_aligned_grafts_between_two_bases_change_nothing(make, matrix, batch):
+def test_aligned_grafts_between_two_bases_change_nothing(
+    make: Callable[..., Any], matrix: str, batch: TokenBatch
+) -> None:
     weights = make(3)
     other = rotated(weights, basis(weights, 5))
     tables = [transplant_table([(0, weights), (1, other)], batch, [matrix], align=align) for align in (False, True)]
@@ -227,7 +240,7 @@ def test_aligned_grafts_between_two_bases_change_nothing(make, matrix, batch):
     assert tables[0]["drift"].max() > 1 > 1e-4 > tables[1]["drift"].max()
 
 
-def test_alignment_refuses_what_it_cannot_turn():
+def test_alignment_refuses_what_it_cannot_turn() -> None:
     plain, small = initial_weights(FULL, N, T, GENERATOR(0)), initial_weights(CONFIG, N, T, GENERATOR(0))
     with pytest.raises(BirthlensError, match="different models"):
         rotation(plain, small)
@@ -238,7 +251,7 @@ def test_alignment_refuses_what_it_cannot_turn():
         rotated(fold_layer_norms(gains), random_orthogonal(16, GENERATOR(0)))
 
 
-def test_circuits_of_a_full_model_are_transplanted_with_their_biases():
+def test_circuits_of_a_full_model_are_transplanted_with_their_biases() -> None:
     assert parameters_named(FULL, "L1.OV") == ("L1.W_V", "L1.W_O", "L1.b_V", "L1.b_O")
     assert trained_matrices(FULL) == ("L0.QK", "L0.OV", "L1.QK", "L1.OV")
     assert trained_matrices(CONFIG) == ("prev_token_memory", "trigger_memory", "output_memory")
@@ -246,12 +259,12 @@ def test_circuits_of_a_full_model_are_transplanted_with_their_biases():
         parameters_named(FULL, "trigger_memory")
 
 
-def test_memories_have_names(ideal):
+def test_memories_have_names(ideal: Weights) -> None:
     for name in ("W_O^2", "L1.W_O", "output_memory"):
         memory, association = memory_named(ideal, name)
-        assert memory.name == "L1H0.OV: W_E -> W_U" and len(association.queries) == N
+        assert memory.name == "L1H0.OV: W_E -> W_U" and len(association.queries) == N  # type: ignore[union-attr]
     memory, association = memory_named(ideal, "trigger_memory", triggers=[1, 4])
-    assert association.pairs == [(1, 1), (4, 4)] and len(association.candidates) == N
+    assert association.pairs == [(1, 1), (4, 4)] and len(association.candidates) == N  # type: ignore[union-attr]
     assert memory_named(ideal, "L1H0.QK: W_E -> W_pos")[1] is None
     with pytest.raises(BirthlensError, match="has 9 readings"):
         memory_named(ideal, "L1H0.QK")

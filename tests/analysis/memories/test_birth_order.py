@@ -107,24 +107,29 @@ def test_planted_births_are_found_in_their_order() -> None:
     table = birth_order_table(chosen).set_index(["kind", "what"])
     order = table.loc[("order", "output < trigger < prev_token")]
     # Clopper and Pearson for 6 of 6: the p with p^6 = 0.025. Six seeds alike are no certainty.
-    assert (order["value"], order["low"], order["high"], order["n"]) == (1, pytest.approx(0.025 ** (1 / 6)), 1, 6)
+    assert (order["value"], order["low"], order["high"], order["n"]) == (1, pytest.approx(0.025 ** (1 / 6)), 1, 6)  # type: ignore[call-overload, index]
     assert table.loc[("before", "output_memory < trigger_memory"), "value"] == 1
     assert table.loc[("before", "prev_token_memory < trigger_memory"), "value"] == 0
     median = table.loc[("onset", "output_memory")]
-    assert median["low"] <= median["value"] == wide["output_memory"].median() <= median["high"]
+    assert median["low"] <= median["value"] == wide["output_memory"].median() <= median["high"]  # type: ignore[call-overload, index, operator]
 
 
 def test_birth_order_counts_ties_and_unborn_memories() -> None:
     nan = float("nan")
-    born = {"a_memory": [10, 10, 20, 10], "b_memory": [20, 10, 10, nan], "c_memory": [nan, nan, nan, nan]}
+    born: dict[str, list[float]] = {
+        "a_memory": [10, 10, 20, 10],
+        "b_memory": [20, 10, 10, nan],
+        "c_memory": [nan, nan, nan, nan],
+    }
     onsets = pd.DataFrame(
-        [(seed, m, t) for m, times in born.items() for seed, t in enumerate(times)], columns=["seed", "memory", "onset"]
+        [(seed, m, t) for m, times in born.items() for seed, t in enumerate(times)],
+        columns=["seed", "memory", "onset"],
     )
     table = birth_order_table(onsets).set_index(["kind", "what"])
     assert table.loc[("before", "a_memory < b_memory"), "value"] == (1 + 0.5 + 0 + 1) / 4
     assert table.loc[("order", "a < b < c"), "value"] == 0.25 and table.loc[("order", "a = b < c"), "value"] == 0.25
     assert table.loc[("order", "a < b = c"), "value"] == 0.25  # unborn together
-    assert np.isinf(table.loc[("onset", "c_memory"), "value"])
+    assert np.isinf(table.loc[("onset", "c_memory"), "value"])  # type: ignore[arg-type]
     with pytest.raises(BirthlensError, match="one row for each seed and memory"):
         birth_order_table(pd.concat([onsets, onsets]))
 
@@ -178,8 +183,8 @@ def test_the_basis_asked_for_is_the_one_read() -> None:
         )
         scores = shifted_scores(output_memory(weights), Association.identity(12), basis)
         expected = (scores[0], scores[1:].mean(), scores[1:].std(ddof=1))
-        assert (row["value"], row["null_mean"], row["null_std"]) == pytest.approx(expected)
-        values[basis] = row["value"]
+        assert (row["value"], row["null_mean"], row["null_std"]) == pytest.approx(expected)  # type: ignore[call-overload, index]
+        values[basis] = row["value"]  # type: ignore[call-overload, index]
     assert values["raw"] != pytest.approx(values["dual"], rel=1e-3)
 
 

@@ -34,7 +34,7 @@ VOCABULARY, CONTEXT = 20, 24
 
 
 def weights_of(seed: int = 0, **fields: object) -> Weights:
-    config = ModelConfig(**{"d_model": 64, **fields})
+    config = ModelConfig(**{"d_model": 64, **fields})  # type: ignore[arg-type]
     return initial_weights(config, VOCABULARY, CONTEXT, np.random.default_rng(seed))
 
 
@@ -49,9 +49,9 @@ def planted(transposed: bool = False) -> Weights:
     output = sum(np.outer(w_u[k], w_e[k]) for k in range(VOCABULARY))
     paper_w_v = weights["L1.W_V"][0].T.astype(float)
     # In row vectors q W_Q W_K^T k^T = k (W_K W_Q^T) q^T, so with W_Q = 1 the paper's key-query matrix is W_K.
-    *w_k, output = (matrix.T if transposed else matrix for matrix in (key_query_1, key_query_2, output))
+    *w_k, output = (matrix.T if transposed else matrix for matrix in (key_query_1, key_query_2, output))  # type: ignore[union-attr]
     w_o = (output @ np.linalg.inv(paper_w_v)).T
-    return weights.replaced({"L0.W_K": w_k[0][None], "L1.W_K": w_k[1][None], "L1.W_O": w_o[None]})
+    return weights.replaced({"L0.W_K": w_k[0][None], "L1.W_K": w_k[1][None], "L1.W_O": w_o[None]})  # type: ignore[index]
 
 
 def paper_recalls(weights: Weights, triggers: list[int]) -> dict[str, float]:

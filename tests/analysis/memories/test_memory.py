@@ -138,8 +138,8 @@ def test_blocks_are_the_pieces_of_the_table(
             patch.setattr(memories, "BLOCK_ROWS", rows)
             for where, block, scores in memory.blocks(queries, candidates, basis):
                 assert scores.size <= max(entries, min(rows, 4) * 3)
-                found[(*where, ..., block, slice(None))] = scores
-                visits[(*where, ..., block, slice(None))] += 1
+                found[(*where, ..., block, slice(None))] = scores  # type: ignore[index]
+                visits[(*where, ..., block, slice(None))] += 1  # type: ignore[arg-type]
         assert found.shape == (*memory.steps, 4, 3) and (visits == 1).all()
         np.testing.assert_allclose(found, expected, atol=1e-12)
 

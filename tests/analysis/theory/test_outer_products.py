@@ -8,7 +8,7 @@ from birthlens.errors import BirthlensError
 
 
 def orthonormal(memory: ZipfMemory) -> ZipfMemory:
-    memory.__dict__["codebooks"] = (np.eye(memory.tokens, memory.d_model), np.eye(memory.outputs, memory.d_model))
+    memory.__dict__["codebooks"] = (np.eye(memory.tokens, memory.d_model), np.eye(memory.outputs, memory.d_model))  # type: ignore[arg-type]
     return memory
 
 
@@ -46,7 +46,7 @@ def test_error_falls_with_width_and_weights_matter() -> None:
     error = table.groupby(["storage", "d_model"]).error.mean().unstack()
     assert (error.diff(axis=1).iloc[:, 1:] < 0).all().all()
     # Uniform weights drown frequent tokens in interference at small d; frequency weights keep the few most frequent.
-    assert error.loc["frequency", 8] < error.loc["uniform", 8]
+    assert error.loc["frequency", 8] < error.loc["uniform", 8]  # type: ignore[arg-type, operator]
     assert (table.capacity <= table.recall * table.n + 1e-9).all()
 
 

@@ -24,7 +24,7 @@ TASK = BigramTask(TaskConfig(context=14, n_triggers=3), STATISTICS)
 
 
 def weights(d_model: int = 12, seed: int = 0, **fields: object) -> Weights:
-    config = ModelConfig(d_model=d_model, **fields)
+    config = ModelConfig(d_model=d_model, **fields)  # type: ignore[arg-type]
     return initial_weights(config, 10, 14, np.random.default_rng(seed), dtype=np.float64)
 
 
@@ -41,7 +41,7 @@ def by_autograd(w: Weights, batch: TokenBatch, readout: theory.Readout) -> dict[
         logits = logits + readout.bias
     mask = batch.in_context
     torch.nn.functional.cross_entropy(logits[mask], batch.targets[mask]).backward()
-    return {name: tensors[name].grad for name in theory.MATRICES}
+    return {name: tensors[name].grad for name in theory.MATRICES}  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("empty", [(), ("L0.W_K",), ("L0.W_K", "L1.W_K")])
@@ -97,16 +97,16 @@ def test_clean_and_noisy_gradients_equal_autograd_and_each_other() -> None:
     matrix = torch.tensor(start, requires_grad=True)
     log_p = (torch.tensor(inputs) @ matrix @ torch.tensor(outputs).T).log_softmax(-1)
     (-(torch.tensor(joint) * log_p).sum()).backward()
-    np.testing.assert_allclose(theory.clean_gradient(joint, inputs, outputs, start), matrix.grad, atol=1e-12)
+    np.testing.assert_allclose(theory.clean_gradient(joint, inputs, outputs, start), matrix.grad, atol=1e-12)  # type: ignore[arg-type]
     drawn = generator.choice(20, size=40_000, p=joint.reshape(-1))
     draws = [theory.noisy_gradient(inputs[part // 4], part % 4, outputs, start) for part in np.array_split(drawn, 40)]
     found = theory.estimate(draws)
-    z = (found.mean - matrix.grad.numpy()) / found.error
+    z = (found.mean - matrix.grad.numpy()) / found.error  # type: ignore[union-attr]
     assert np.abs(z).max() < 5 and 0.5 < z.std() < 2
     x, y = inputs[drawn[:50] // 4] + generator.standard_normal((50, 6)), drawn[:50] % 4
     matrix.grad = None
     torch.nn.functional.cross_entropy(torch.tensor(x) @ matrix @ torch.tensor(outputs).T, torch.tensor(y)).backward()
-    np.testing.assert_allclose(theory.noisy_gradient(x, y, outputs, start), matrix.grad, atol=1e-12)
+    np.testing.assert_allclose(theory.noisy_gradient(x, y, outputs, start), matrix.grad, atol=1e-12)  # type: ignore[call-overload]
 
 
 def test_population_gradients_have_error_bars_that_hold() -> None:
@@ -154,7 +154,7 @@ def final(recipe: three_steps.Recipe) -> dict[str, float]:
     _, task, statistics, model = CASE
     table = three_steps.three_steps_table(recipe, BigramTask(task.changed(n_triggers=4), statistics), model)
     assert list(table.step.unique()) == [1, 2, 3]
-    return {**table[table.step == 3].set_index("metric").value.to_dict(), "least_gradient": table.gradient.min()}
+    return {**table[table.step == 3].set_index("metric").value.to_dict(), "least_gradient": table.gradient.min()}  # type: ignore[dict-item]
 
 
 def test_three_steps_make_an_induction_head() -> None:
@@ -165,7 +165,7 @@ def test_three_steps_make_an_induction_head() -> None:
 @pytest.mark.parametrize("first", ["L1.W_K", "L0.W_K"])
 def test_no_other_memory_can_come_first(first: str) -> None:
     rest = [name for name in theory.MATRICES if name != first]
-    found = final(replace(CASE[0], order=(first, *rest), sequences=256))
+    found = final(replace(CASE[0], order=(first, *rest), sequences=256))  # type: ignore[arg-type]
     assert found["least_gradient"] == 0 and found[f"recall {first}"] == 0 and found["in_context_accuracy"] < 0.5
 
 
@@ -204,7 +204,7 @@ def test_updates_are_compared_with_the_gradient_of_the_runs_own_loss(loss: str) 
     kept = [(record.step, record.weights) for record in train(config)]
     cosine = {}
     for asked in ("in_context", "all"):
-        table = updates.update_cosine_table(kept, TASK, asked, sequences=1024, seed=1)  # type: ignore[arg-type]
+        table = updates.update_cosine_table(kept, TASK, asked, sequences=1024, seed=1)
         table = table[(table.family == "all") & (table.prediction == "gradient")]
         cosine[asked] = table.set_index("matrix").cosine
     other = "all" if loss == "in_context" else "in_context"
