@@ -93,7 +93,7 @@ def test_even_attention_scores_at_chance(batch: TokenBatch) -> None:
 
 
 def test_probes_equal_plain_loops(full: Weights, batch: TokenBatch) -> None:
-    table = attention_table([(0, full)], batch, chunk=6).set_index(["probe", "head", "given"])["value"]
+    table = attention_table([(0, full)], batch, chunk=6).set_index(["probe", "head", "given"])["value"].sort_index()
     (seen,) = watch(full, batch, 100)
     first, later = seen.patterns[0][:, 1].argmax(-1).tolist(), seen.patterns[1][:, 0].argmax(-1).tolist()
     predicted, tokens = seen.logits.argmax(-1).tolist(), batch.tokens.tolist()
@@ -162,7 +162,7 @@ def test_weight_scores_of_ideal_and_random_heads() -> None:
 
 
 def test_weight_scores_equal_plain_products(full: Weights) -> None:
-    table = weight_scores_table([(0, full)], tokens=range(5)).set_index(["head", "score", "through"])["value"]
+    table = weight_scores_table([(0, full)], tokens=range(5)).set_index(["head", "score", "through"])["value"].sort_index()
     head, states = Head(1, 1), full["W_E"][:5]
     own = (states @ full.qk(head) @ states.T).argmax(1) == np.arange(5)
     assert table[("L1H1", "duplicate_token")].item() == pytest.approx(own.mean())
