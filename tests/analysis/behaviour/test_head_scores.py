@@ -162,7 +162,9 @@ def test_weight_scores_of_ideal_and_random_heads() -> None:
 
 
 def test_weight_scores_equal_plain_products(full: Weights) -> None:
-    table = weight_scores_table([(0, full)], tokens=range(5)).set_index(["head", "score", "through"])["value"].sort_index()
+    table = (
+        weight_scores_table([(0, full)], tokens=range(5)).set_index(["head", "score", "through"])["value"].sort_index()
+    )
     head, states = Head(1, 1), full["W_E"][:5]
     own = (states @ full.qk(head) @ states.T).argmax(1) == np.arange(5)
     assert table[("L1H1", "duplicate_token")].item() == pytest.approx(own.mean())
