@@ -1,6 +1,7 @@
 """Files of a run changed on purpose, with digests that match again: what remains to be found is in the content."""
 
 import json
+from typing import Any
 
 from birthlens.model.weights import load_with_metadata, save_tensors
 from birthlens.runs.files import (
@@ -20,7 +21,7 @@ from birthlens.runs.reuse import write_cost
 from birthlens.runs.seal import BLANK, digest_of
 
 
-def reseal(path, change=lambda header: None):
+def reseal(path: Any, change: Any = lambda header: None) -> None:
     """Edit the header of a run, and give all its files the digests that they would have been written with."""
     header = json.loads((path / HEADER).read_text())
     header.pop("digest")
@@ -28,7 +29,7 @@ def reseal(path, change=lambda header: None):
     header["files"] = {name: digest_of((path / name).read_bytes()) for name in (TABLES, CONSTANTS)}
     seal = write_header(path, header)
 
-    def rewrite(file, name, **notes):
+    def rewrite(file: Any, name: Any, **notes: Any) -> None:
         tensors, metadata = load_with_metadata(file)
         if notes:
             metadata["notes"] = json.dumps({**json.loads(metadata["notes"]), **notes})
@@ -49,7 +50,7 @@ def reseal(path, change=lambda header: None):
         write_cost(path, (cost["seconds"], cost["cpu_seconds"]))
 
 
-def replace(path, name, tensors, notes=None):
+def replace(path: Any, name: Any, tensors: Any, notes: Any = None) -> None:
     """Write other tensors into a safetensors file of a run, and reseal the run; `notes` replaces those of a state."""
     metadata = load_with_metadata(path / name)[1]
     metadata.pop("digest", None)

@@ -150,7 +150,7 @@ def test_a_claim_without_runs_depends_on_the_corpus(monkeypatch: pytest.MonkeyPa
     assert identity.made_of(one, TIER) != before and before["corpus"]
 
 
-def test_a_run_of_other_packages_is_made_anew(tmp_path):
+def test_a_run_of_other_packages_is_made_anew(tmp_path: Path) -> None:
     first = judged([claim("true")], tmp_path)["true"]
     file = next((tmp_path / "runs").glob("*/run.json"))
     reseal(file.parent, lambda header: header["versions"].update(torch="1.0"))

@@ -1,50 +1,52 @@
 """The quick part of the break test of runs; `python -m tests.breaking.runs` is the long one."""
 
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 from breaking import runs as breaking
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return breaking.trained(tmp_path_factory.mktemp("broken") / "finished")
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory):
+def other(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return breaking.trained(tmp_path_factory.mktemp("broken") / "other", "seeds.data=1", "seeds.init=1")
 
 
-def test_a_flipped_bit_is_found_in_every_file(finished):
+def test_a_flipped_bit_is_found_in_every_file(finished: Any) -> None:
     counts, wrong = breaking.tried(breaking.flips(finished, 90, random.Random(0)))
     assert not wrong and counts["found"] == 90
 
 
-def test_a_flipped_bit_is_found_in_an_unfinished_run(tmp_path):
+def test_a_flipped_bit_is_found_in_an_unfinished_run(tmp_path: Path) -> None:
     path = breaking.trained(tmp_path / "run", until=7)
     counts, wrong = breaking.tried(breaking.flips(path, 40, random.Random(1)))
     assert not wrong and counts["found"] == 40
 
 
-def test_files_of_other_runs_and_steps_are_found(finished, other):
+def test_files_of_other_runs_and_steps_are_found(finished: Any, other: Any) -> None:
     counts, wrong = breaking.tried(breaking.swaps(finished, other))
     assert not wrong
     assert counts == {"found": 29, "harmless": 1}  # both runs have the same tables, and 5 checkpoints
 
 
-def test_edits_are_found(finished):
+def test_edits_are_found(finished: Any) -> None:
     counts, wrong = breaking.tried(breaking.edits(finished))
     assert not wrong and counts["found"] > 800
     assert counts["harmless"] < 30  # a value that is what it is changed to, such as the seed 7 or an empty list
 
 
-def test_cut_and_removed_files_are_found(finished):
+def test_cut_and_removed_files_are_found(finished: Any) -> None:
     counts, wrong = breaking.tried(breaking.cuts(finished))
     assert not wrong
     assert counts["harmless"] == 1  # metrics.jsonl with a torn line after its end, as a kill leaves it
 
 
-def test_a_run_killed_at_any_moment_is_resumed_to_the_same_bits(tmp_path):
+def test_a_run_killed_at_any_moment_is_resumed_to_the_same_bits(tmp_path: Path) -> None:
     counts, wrong = breaking.tried(breaking.kills(tmp_path, 10, random.Random(2)))
     assert not wrong and counts == {"equal": 10}

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from breaking.runs import CONFIG, content, trained
@@ -26,18 +28,18 @@ HOLD = (
 
 
 @pytest.fixture
-def holder(tmp_path):
+def holder(tmp_path: Path) -> Any:
     """Hold the lock of a run in another process."""
     path = trained(tmp_path / "run", until=7)
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
+    assert process.stdout.readline() == "held\n"  # type: ignore[union-attr]
     yield path, process
     process.kill()
     process.wait()
-    process.stdout.close()
+    process.stdout.close()  # type: ignore[union-attr]
 
 
-def test_a_live_run_is_neither_resumed_nor_overwritten(holder):
+def test_a_live_run_is_neither_resumed_nor_overwritten(holder: Any) -> None:
     path, process = holder
     before = {file: file.read_bytes() for file in path.rglob("*.*")}
     said = rf"{path} is being written by process {process.pid} on {platform.node()}"
@@ -49,7 +51,7 @@ def test_a_live_run_is_neither_resumed_nor_overwritten(holder):
     assert len(Run(path).steps) == 3  # reading needs no lock
 
 
-def test_a_dead_holder_is_survived(holder, tmp_path):
+def test_a_dead_holder_is_survived(holder: Any, tmp_path: Path) -> None:
     path, process = holder
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -59,21 +61,21 @@ def test_a_dead_holder_is_survived(holder, tmp_path):
     assert content(path) == content(trained(tmp_path / "whole")) and not (path / ".lock").exists()
 
 
-def test_this_process_is_a_holder_like_any_other(tmp_path):
+def test_this_process_is_a_holder_like_any_other(tmp_path: Path) -> None:
     records = train_to_disk(CONFIG, tmp_path / "run")
     next(records)
     with pytest.raises(BirthlensError, match="is being written by this process"):
         next(resume(tmp_path / "run"))
-    records.close()
+    records.close()  # type: ignore[attr-defined]
     assert next(resume(tmp_path / "run")).step == 1
 
 
-def test_two_writers_at_once_make_one_run(tmp_path):
+def test_two_writers_at_once_make_one_run(tmp_path: Path) -> None:
     """Many threads begin the same run; one does, and the others are refused."""
     outcomes = []
     start = threading.Barrier(6)
 
-    def begin():
+    def begin() -> None:
         start.wait()
         try:
             for _ in train_to_disk(CONFIG, tmp_path / "run"):
@@ -81,7 +83,7 @@ def test_two_writers_at_once_make_one_run(tmp_path):
             outcomes.append("trained")
         except BirthlensError as error:
             outcomes.append(
-                "refused" if "being written" in str(error) or "already holds a run" in str(error) else error
+                "refused" if "being written" in str(error) or "already holds a run" in str(error) else error  # type: ignore[arg-type]
             )
 
     threads = [threading.Thread(target=begin) for _ in range(6)]
@@ -93,11 +95,11 @@ def test_two_writers_at_once_make_one_run(tmp_path):
     assert content(tmp_path / "run") == content(trained(tmp_path / "alone"))
 
 
-def test_waiting_holders_take_turns(tmp_path):
+def test_waiting_holders_take_turns(tmp_path: Path) -> None:
     inside = []
     most = []
 
-    def turn():
+    def turn() -> None:
         with locked(tmp_path / ".lock", wait=True):
             inside.append(1)
             most.append(len(inside))
@@ -112,7 +114,7 @@ def test_waiting_holders_take_turns(tmp_path):
     assert most == [1] * 8 and not list(tmp_path.iterdir())
 
 
-def test_an_unfinished_holder_on_another_host_is_told(tmp_path, caplog):
+def test_an_unfinished_holder_on_another_host_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / ".lock").write_text(json.dumps({"pid": 7, "host": "elsewhere"}))
     with only_writer(tmp_path):
         pass
@@ -120,16 +122,18 @@ def test_an_unfinished_holder_on_another_host_is_told(tmp_path, caplog):
 
 
 @pytest.fixture
-def no_locks(monkeypatch):
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand for a file system without locks."""
 
-    def refuse(*_):
+    def refuse(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
 
 
-def test_without_locks_a_file_takes_their_place(tmp_path, no_locks, caplog):
+def test_without_locks_a_file_takes_their_place(
+    tmp_path: Path, no_locks: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     with only_writer(tmp_path):
         assert "file system without locks (No locks available)" in caplog.text
         with pytest.raises(BirthlensError, match=r"this process; .* delete .*\.lock\.created"), only_writer(tmp_path):
@@ -145,7 +149,7 @@ def test_without_locks_a_file_takes_their_place(tmp_path, no_locks, caplog):
         pass
 
 
-def test_a_directory_that_cannot_be_written_is_named(tmp_path):
+def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with (
         pytest.raises(BirthlensError, match=r"nowhere cannot be written: No such file"),
         only_writer(tmp_path / "nowhere"),

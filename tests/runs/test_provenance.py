@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,13 +33,13 @@ def test_a_copy_has_the_digest_of_its_original(tmp_path: Path) -> None:
         assert code_digest(module, home) == code_digest(module)
 
 
-def moved(text):
+def moved(text: Any) -> Any:
     """Return a copy of a function's source for another module, and what is left of the first one."""
     start = text.index("def _is_power")
     return text[start:], text[:start].replace("import math\n", "").rstrip() + "\n"
 
 
-def test_a_function_that_moves_to_another_module_keeps_the_digest(tmp_path):
+def test_a_function_that_moves_to_another_module_keeps_the_digest(tmp_path: Path) -> None:
     """With its import, and where its module is called otherwise; a change on the way is found."""
     home = edited(tmp_path, "config/schedule.py", "import", "import")
     folder = home / "birthlens" / "config"
@@ -57,7 +58,7 @@ def test_a_function_that_moves_to_another_module_keeps_the_digest(tmp_path):
         assert (digest == before) == same
 
 
-def test_another_function_under_the_same_name_is_found(tmp_path):
+def test_another_function_under_the_same_name_is_found(tmp_path: Path) -> None:
     """Both functions were in the digest before; only the import says which one is called."""
     (tmp_path / "birthlens").mkdir()
     for name, text in {

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,20 +28,20 @@ STORED = Path(__file__).parents[1] / "stored" / "format_1"
 
 
 @pytest.fixture
-def old(tmp_path):
+def old(tmp_path: Path) -> Any:
     """Return a copy of a run of format 1, of 60 steps with checkpoints at 0, 30 and 60."""
     return Path(shutil.copytree(STORED, tmp_path / "old"))
 
 
 @pytest.fixture
-def two_threads():
+def two_threads() -> Any:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
 
 
-def interrupted(path):
+def interrupted(path: Any) -> None:
     """Take a run of format 1 back to what it was on disk at step 30."""
     run = Run(path)
     trainer = Trainer(run.config, run.statistics)
@@ -54,14 +55,14 @@ def interrupted(path):
     (path / "checkpoints" / "step_00000060.safetensors").unlink()
 
 
-def test_a_run_of_format_1_is_read_and_said_to_be_unverified(old, caplog):
+def test_a_run_of_format_1_is_read_and_said_to_be_unverified(old: Any, caplog: pytest.LogCaptureFixture) -> None:
     run = Run(old)
     assert not run.verified and "its files are read unverified" in caplog.text
     assert run.steps == [0, 30, 60] and len(run.metrics()) == 144 and run.state()[1]["step"] == 60
     assert verify(old).lines() == [f"{old}: unverified, as format 1 has no digests; 8 files can be read"]
 
 
-def test_a_run_of_format_1_is_resumed_in_its_format(old, two_threads):
+def test_a_run_of_format_1_is_resumed_in_its_format(old: Any, two_threads: Any) -> None:
     interrupted(old)
     for _ in resume(old):
         pass
@@ -69,7 +70,9 @@ def test_a_run_of_format_1_is_resumed_in_its_format(old, two_threads):
     assert (old / "run.json").read_bytes() == (STORED / "run.json").read_bytes()
 
 
-def test_a_run_whose_last_checkpoint_is_gone_is_trained_again_to_the_same_bits(old, two_threads, caplog):
+def test_a_run_whose_last_checkpoint_is_gone_is_trained_again_to_the_same_bits(
+    old: Any, two_threads: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     (old / "checkpoints" / "step_00000060.safetensors").unlink()
     for _ in resume(old):
         pass
@@ -77,14 +80,14 @@ def test_a_run_whose_last_checkpoint_is_gone_is_trained_again_to_the_same_bits(o
     assert "step_00000060.safetensors is missing; training starts again from step 0" in caplog.text
 
 
-def test_the_code_of_today_gives_the_numbers_of_a_stored_run(two_threads):
+def test_the_code_of_today_gives_the_numbers_of_a_stored_run(two_threads: Any) -> None:
     assert replayed(Run(STORED)) == 30
 
 
-def change(name, **tensors):
+def change(name: Any, **tensors: Any) -> Any:
     """Return an edit of the tensors of a file; None removes one."""
 
-    def act(path):
+    def act(path: Any) -> None:
         found, metadata = load_with_metadata(path / name)
         found = {key: tensor.copy() for key, tensor in found.items()}
         for key, edit in tensors.items():
@@ -97,8 +100,8 @@ def change(name, **tensors):
     return act
 
 
-def notes(**values):
-    def act(path):
+def notes(**values: Any) -> Any:
+    def act(path: Any) -> None:
         tensors, metadata = load_with_metadata(path / "resume.safetensors")
         save_tensors(
             path / "resume.safetensors", tensors, {"notes": json.dumps({**json.loads(metadata["notes"]), **values})}
@@ -107,16 +110,16 @@ def notes(**values):
     return act
 
 
-def set_to(place, value):
-    def edit(tensor):
+def set_to(place: Any, value: Any) -> Any:
+    def edit(tensor: Any) -> Any:
         tensor[place] = value
         return tensor
 
     return edit
 
 
-def state(edit, quantity=None):
-    def act(path):
+def state(edit: Any, quantity: Any = None) -> Any:
+    def act(path: Any) -> None:
         tensors, metadata = load_with_metadata(path / "resume.safetensors")
         changed = {
             key: edit(tensor.copy()) if quantity in (None, key.split("/")[0]) else tensor
@@ -188,7 +191,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("damage", "said"), FAULTS.values(), ids=FAULTS)
-def test_what_cannot_be_is_refused_by_the_name_of_its_file(old, damage, said):
+def test_what_cannot_be_is_refused_by_the_name_of_its_file(old: Any, damage: Any, said: Any) -> None:
     before = {file: file.read_bytes() for file in old.rglob("*.*")}
     damage(old)
     (name,) = [file.name for file in old.rglob("*.*") if file.is_file() and file.read_bytes() != before[file]]
@@ -199,21 +202,21 @@ def test_what_cannot_be_is_refused_by_the_name_of_its_file(old, damage, said):
     assert not verdict.whole and any(said in text for text in verdict.damages) and verdict.saved
 
 
-def test_a_checkpoint_that_is_nan_is_named_when_training_goes_on(old):
+def test_a_checkpoint_that_is_nan_is_named_when_training_goes_on(old: Any) -> None:
     interrupted(old)
     change(CHECKPOINT, L1__W_O=set_to((0, 0, 0), np.nan))(old)
     with pytest.raises(BirthlensError, match=r"step_00000030.safetensors has numbers in L1.W_O that are not finite"):
         next(resume(old))
 
 
-def test_constants_that_the_seed_does_not_give_are_refused_when_training_goes_on(old):
+def test_constants_that_the_seed_does_not_give_are_refused_when_training_goes_on(old: Any) -> None:
     interrupted(old)
     change("constants.safetensors", W_E=set_to((0, 0), 0.5))(old)
     with pytest.raises(BirthlensError, match=r"constants.safetensors has another W_E than seeds.init = 0 gives here"):
         next(resume(old))
 
 
-def test_the_end_of_the_measurements_is_known(tmp_path):
+def test_the_end_of_the_measurements_is_known(tmp_path: Path) -> None:
     path = trained(tmp_path / "run")
     lines = (path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (path / "metrics.jsonl").write_bytes(b"".join(lines[:-1]))
@@ -221,7 +224,7 @@ def test_the_end_of_the_measurements_is_known(tmp_path):
         Run(path).metrics()
 
 
-def test_a_state_is_read_where_matrices_began_to_move_late_or_not_at_all(tmp_path):
+def test_a_state_is_read_where_matrices_began_to_move_late_or_not_at_all(tmp_path: Path) -> None:
     frozen = "training.freeze_until={L0.W_K: 5, L1.W_O: 12}"
     for kind in ("sgd", "adamw"):
         path = trained(tmp_path / kind, frozen, f"optimiser.kind={kind}", until=7)
@@ -235,7 +238,7 @@ def test_a_state_is_read_where_matrices_began_to_move_late_or_not_at_all(tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["bigram", "noise", "backcopy", "markov", "facts"])
-def test_runs_of_every_task_are_whole(tmp_path, kind):
+def test_runs_of_every_task_are_whole(tmp_path: Path, kind: Any) -> None:
     tree = {
         "task": {"kind": kind, "context": 16}, "model": {"d_model": 8}, "corpus": {"source": "markov", "vocabulary": 12},
         "training": {"steps": 2, "batch_size": 4, "loss": "all"}, "evaluation": {"batch_size": 4},
@@ -245,7 +248,7 @@ def test_runs_of_every_task_are_whole(tmp_path, kind):
     assert verify(tmp_path / "run").whole
 
 
-def test_triggers_of_another_kind_of_task_are_refused(tmp_path):
+def test_triggers_of_another_kind_of_task_are_refused(tmp_path: Path) -> None:
     config = RunConfig.parse({"task": {"kind": "noise", "context": 16}, "model": {"d_model": 8}}, ["training.steps=1",
                              "training.batch_size=4", "evaluation.batch_size=4"])  # fmt: skip
     for _ in train_to_disk(config, tmp_path / "run"):
@@ -258,7 +261,7 @@ def test_triggers_of_another_kind_of_task_are_refused(tmp_path):
         _ = Run(tmp_path / "run").task
 
 
-def test_what_killed_writers_leave_is_swept_by_the_next(tmp_path):
+def test_what_killed_writers_leave_is_swept_by_the_next(tmp_path: Path) -> None:
     path = trained(tmp_path / "run", until=7)
     left = [path / ".resume.safetensors.7-8.tmp", path / "checkpoints" / ".step_00000006.safetensors.7-8.tmp"]
     for file in left:
@@ -271,7 +274,7 @@ def test_what_killed_writers_leave_is_swept_by_the_next(tmp_path):
     assert not temporaries(path) and mine.exists()
 
 
-def test_temporary_files_are_no_strangers(tmp_path):
+def test_temporary_files_are_no_strangers(tmp_path: Path) -> None:
     for name in (".run.json.7-8.tmp", "checkpoints/.step_00000000.safetensors.7-8.tmp", ".lock"):
         (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / name).write_bytes(b"torn")
@@ -279,13 +282,13 @@ def test_temporary_files_are_no_strangers(tmp_path):
     assert verify(tmp_path / "run").whole and not temporaries(tmp_path / "run")
 
 
-def test_a_config_is_hashable():
+def test_a_config_is_hashable() -> None:
     one = RunConfig.parse({}, ["training.freeze_until={L0.W_K: 5, L1.W_O: 7}"])
     two = RunConfig.parse({}, ["training.freeze_until={L1.W_O: 7, L0.W_K: 5}"])
     assert hash(one) == hash(two) and one == two and len({one, two, RunConfig(), RunConfig()}) == 2
 
 
-def test_verify_says_what_can_be_saved(tmp_path):
+def test_verify_says_what_can_be_saved(tmp_path: Path) -> None:
     for name in ("a", "b"):
         trained(tmp_path / "runs" / name)
     shutil.copytree(STORED, tmp_path / "runs" / "old")
@@ -313,7 +316,7 @@ def test_verify_says_what_can_be_saved(tmp_path):
         runs_below(tmp_path / "nowhere")
 
 
-def test_an_unfinished_run_is_whole_and_its_chain_can_be_drawn_from(tmp_path):
+def test_an_unfinished_run_is_whole_and_its_chain_can_be_drawn_from(tmp_path: Path) -> None:
     path = trained(tmp_path / "run", until=7)
     assert verify(path).whole and Run(path).task.batch(2, 0).tokens.shape == (2, 16)
-    assert task_of(CONFIG.task, chain_of(CONFIG)).fixed_triggers.tolist() == Run(path).triggers
+    assert task_of(CONFIG.task, chain_of(CONFIG)).fixed_triggers.tolist() == Run(path).triggers  # type: ignore[union-attr]

@@ -188,7 +188,7 @@ def test_impossible_tasks_are_refused(config: TaskConfig, words: list[str]) -> N
 
 
 @pytest.mark.parametrize("entry", [-0.5, np.nan, np.inf])
-def test_rows_that_are_no_distributions_are_refused_before_anything_is_drawn(entry):
+def test_rows_that_are_no_distributions_are_refused_before_anything_is_drawn(entry: Any) -> None:
     """With a negative diagonal the compiled chain would walk past its row, and out of memory."""
     rows = np.full((4, 4), 0.25)
     rows[1, 1] = entry
@@ -210,14 +210,14 @@ WRONG = {
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-def test_the_chain_reads_nothing_out_of_range(wrong, compiled):
+def test_the_chain_reads_nothing_out_of_range(wrong: Any, compiled: Any) -> None:
     arrays = {"start": [[0]], "overrides": [[-1] * 4], "uniform": [[0.5] * 6], **wrong}
     start, overrides, uniform = (np.array(arrays[name]) for name in ("start", "overrides", "uniform"))
     with pytest.raises(ValueError, match=r"not in the vocabulary, or a uniform is not|does not fit|do not fit"):
         chain(start, 6, Categorical(np.full((4, 4), 0.25)), overrides, uniform, compiled)
 
 
-def test_the_compiled_chain_stays_in_a_row_that_ends_early():
+def test_the_compiled_chain_stays_in_a_row_that_ends_early() -> None:
     """Cumulative sums that never reach the uniform, as no `Categorical` has them, end at the last token."""
     rows = Categorical(np.full((4, 4), 0.25))
     rows.flat = np.minimum(rows.flat, 0.5)

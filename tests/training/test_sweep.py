@@ -164,7 +164,7 @@ BY_OTHERS = {
 }
 
 
-def test_what_other_packages_made_is_trained_anew_and_that_is_said(tmp_path):
+def test_what_other_packages_made_is_trained_anew_and_that_is_said(tmp_path: Path) -> None:
     path = run_path(CONFIG, tmp_path)
     prepare(CONFIG, path)
     reseal(path, lambda header: header["versions"].update(torch="1.0"))
@@ -174,7 +174,7 @@ def test_what_other_packages_made_is_trained_anew_and_that_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("change", BY_OTHERS.values(), ids=BY_OTHERS)
-def test_what_other_code_made_is_used_where_a_replay_gives_the_same_bits(tmp_path, change):
+def test_what_other_code_made_is_used_where_a_replay_gives_the_same_bits(tmp_path: Path, change: Any) -> None:
     path = run_path(CONFIG, tmp_path)
     prepare(CONFIG, path)
     reseal(path, change)
@@ -192,7 +192,7 @@ OTHER_NUMBERS = {
 
 
 @pytest.mark.parametrize("name", OTHER_NUMBERS.values(), ids=OTHER_NUMBERS)
-def test_what_other_code_made_is_trained_anew_where_one_bit_differs(tmp_path, name):
+def test_what_other_code_made_is_trained_anew_where_one_bit_differs(tmp_path: Path, name: Any) -> None:
     path = run_path(CONFIG, tmp_path)
     prepare(CONFIG, path)
     tensors = {key: tensor.copy() for key, tensor in load_tensors(path / name).items()}
@@ -206,7 +206,7 @@ def test_what_other_code_made_is_trained_anew_where_one_bit_differs(tmp_path, na
     assert "0123456789abcdef" in outcome.message and prepare(CONFIG, path).message == ""
 
 
-def test_a_replay_compares_measurements_too(tmp_path):
+def test_a_replay_compares_measurements_too(tmp_path: Path) -> None:
     path = run_path(CONFIG, tmp_path)
     prepare(CONFIG, path)
     assert replayed(load_run(path)) == 2 and replayed(load_run(path), longest=1) is None
@@ -217,7 +217,7 @@ def test_a_replay_compares_measurements_too(tmp_path):
     assert replayed(load_run(path)) is None
 
 
-def test_an_unfinished_run_of_other_code_is_continued_where_a_replay_agrees(tmp_path):
+def test_an_unfinished_run_of_other_code_is_continued_where_a_replay_agrees(tmp_path: Path) -> None:
     path = run_path(CONFIG, tmp_path)
     for record in train_to_disk(CONFIG, path):
         if record.step == 5:

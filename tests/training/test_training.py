@@ -463,12 +463,12 @@ def test_a_damaged_header_is_named(tmp_path: Path, change: Any, said: Any) -> No
     assert str(run.path) in str(error.value)
 
 
-def seal(run):
+def seal(run: Any) -> Any:
     """Return what puts the digest into resume.safetensors."""
-    return lambda data: seal_of(run.header).sealed("resume.safetensors", data)
+    return lambda data: seal_of(run.header).sealed("resume.safetensors", data)  # type: ignore[union-attr]
 
 
-def test_damaged_tensors_rows_and_notes_are_named(tmp_path):
+def test_damaged_tensors_rows_and_notes_are_named(tmp_path: Path) -> None:
     run = train_all(tiny(), tmp_path / "run")
     steps = run.steps
     for stranger in ("step_copy", "step_5", "step_00000008 (1)"):

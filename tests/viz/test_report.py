@@ -342,7 +342,7 @@ def test_the_command_writes_a_page_and_refuses_others(tmp_path: Path) -> None:
         report_page([])
 
 
-def test_a_run_with_weights_that_are_not_finite_has_no_report(tmp_path):
+def test_a_run_with_weights_that_are_not_finite_has_no_report(tmp_path: Path) -> None:
     import shutil
 
     import numpy as np
