@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format reproduce bench break clean
+.PHONY: demo test check docs format reproduce bench break clean
 
 demo: $(READY)            ## train, probe and report on real text statistics
 	$(BIN)/birthlens demo runs/demo
@@ -12,10 +12,14 @@ demo: $(READY)            ## train, probe and report on real text statistics
 test: $(READY)            ## the test suite
 	$(BIN)/pytest
 
-check: $(READY)           ## lint, format, types
+check: $(READY) docs      ## lint, format, types, documentation
 	$(BIN)/ruff check birthlens tests analyses data
 	$(BIN)/ruff format --check birthlens tests analyses data
 	$(BIN)/mypy
+
+docs: $(READY)            ## the documentation site, in site/; a broken link or a missing docstring fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	$(BIN)/ruff check --quiet --select D birthlens
 
 format: $(READY)
 	$(BIN)/ruff check --fix birthlens tests analyses data
@@ -37,4 +41,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
