@@ -46,14 +46,23 @@ def losses(logits: Float[Tensor, "batch pos d_vocab"], targets: Int[Tensor, "bat
     return functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
 
 
+def correct(logits: Float[Tensor, "*axes d_vocab"], targets: Int[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """Return 1 where the target has the largest logit, 0 where another token has, and NaN where a logit is NaN."""
+    # argmax takes NaN for the largest number, so that NaN anywhere in a row is found where argmax points.
+    found = logits.argmax(-1)
+    best = logits.gather(-1, found[..., None])[..., 0]
+    return torch.where(best.isnan(), best, (found == targets).to(logits.dtype))
+
+
 def summary(
     loss: Float[Tensor, "batch pos"], prediction: Int[Tensor, "batch pos"], batch: TokenBatch
 ) -> dict[tuple[str, str], tuple[float, int]]:
     """Average loss and accuracy over each role: (role, 'loss' or 'accuracy') -> (mean, number of positions).
 
-    Roles without a position are left out.
+    Roles without a position are left out. Where the loss is NaN, so is the accuracy: a prediction was then read off
+    logits that are NaN.
     """
-    right = (prediction == batch.targets).double()
+    right = torch.where(loss.isnan(), torch.nan, (prediction == batch.targets).double())
     out: dict[tuple[str, str], tuple[float, int]] = {}
     for role, mask in role_masks(batch).items():
         n = int(mask.sum())

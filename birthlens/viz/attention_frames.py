@@ -5,7 +5,7 @@ Roles of a position (several may hold):
     trigger       a trigger's first occurrence: what follows cannot be predicted
     in_context    a later occurrence: what follows can be copied from the context
     output        right after a trigger
-    absorbed      a trigger from which the sequence runs through triggers for ever
+    absorbed      a trigger from which the sequence runs through triggers indefinitely
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class AttentionFrames:
 def run_frames(
     run: Run,
     steps: Sequence[int],
-    tokens: TokenBatch | str | Sequence[int] | None = None,
+    tokens: object = None,
     row: int = 0,
     heads: Sequence[Head] | None = None,
     length: int = 64,
@@ -127,18 +127,24 @@ def run_frames(
 
 def model_frames(
     model: HookedModel,
-    tokens: Int[Tensor, "pos"] | Sequence[int],
+    tokens: object,
     labels: Sequence[str] | None = None,
     heads: Sequence[Head] | None = None,
     length: int = 64,
 ) -> AttentionFrames:
-    """Run one sequence of ids through any TransformerLens model; labels default to its tokenizer's, else the ids."""
+    """Run one sequence of ids through any TransformerLens model; labels default to its tokenizer's, else the ids.
+
+    Raises:
+        BirthlensError: where `tokens` are not the ids of one sequence, or are outside the model's vocabulary or context.
+    """
     from birthlens.model.hooks import captured
 
     _check_length(length)
-    ids = torch.as_tensor(tokens).reshape(-1)[:length]
-    if not len(ids):
-        raise BirthlensError("tokens = []: give at least one id.")
+    ids = one_sequence(tokens)[:length]
+    if wrong := [i for i in ids.tolist() if not 0 <= i < model.cfg.d_vocab]:
+        raise BirthlensError(f"tokens = {wrong[:5]} are no ids; the vocabulary has 0 to {model.cfg.d_vocab - 1}.")
+    if len(ids) > model.cfg.n_ctx:
+        raise BirthlensError(f"tokens = {len(ids)} of them; the model's context holds 1 to {model.cfg.n_ctx}.")
     chosen = _checked(heads, model.cfg.n_layers, model.cfg.n_heads)
     points = {head.layer: Point("pattern", head.layer) for head in chosen}
     found = captured(model, ids[None], points.values())
@@ -167,9 +173,37 @@ def ids_of(text: str, vocab: Sequence[str]) -> list[int]:
     return [places[character] for character in text]
 
 
-def _sequence(
-    run: Run, tokens: TokenBatch | str | Sequence[int] | None, row: int
-) -> tuple[Int[Tensor, "pos"], tuple[tuple[str, ...], ...]]:
+def one_sequence(tokens: object) -> Int[Tensor, "pos"]:
+    """Read the ids of one sequence: a list, an array, or a tensor of shape [pos] or [1, pos].
+
+    Raises:
+        BirthlensError: for several sequences, values that are not whole numbers, or no ids at all.
+
+    Example:
+        >>> one_sequence([[3, 1, 2]]).tolist()
+        [3, 1, 2]
+    """
+    try:
+        ids = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError):
+        raise BirthlensError(
+            f"tokens = {tokens!r}: give the ids of one sequence, as a list of whole numbers."
+        ) from None
+    if ids.numel() == 0:
+        raise BirthlensError("tokens = []: give at least one id.")
+    if ids.ndim == 2 and len(ids) == 1:
+        ids = ids[0]
+    if ids.ndim != 1:
+        raise BirthlensError(
+            f"tokens have shape {list(ids.shape)}: give the ids of one sequence, of shape [pos] or [1, pos]. "
+            "Of a batch, choose one row."
+        )
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise BirthlensError(f"tokens are of type {ids.dtype}: ids are whole numbers.")
+    return ids.long()
+
+
+def _sequence(run: Run, tokens: object, row: int) -> tuple[Int[Tensor, "pos"], tuple[tuple[str, ...], ...]]:
     batch = evaluation_batch(run, max(row + 1, 8)) if tokens is None else tokens
     if isinstance(batch, TokenBatch):
         if not 0 <= row < len(batch):
@@ -177,7 +211,7 @@ def _sequence(
         return batch.tokens[row], batch_roles(batch, row)
     vocab = run.statistics.vocab
     context = run.config.task.context
-    ids = ids_of(batch, vocab) if isinstance(batch, str) else [int(i) for i in batch]
+    ids = ids_of(batch, vocab) if isinstance(batch, str) else one_sequence(batch).tolist()
     if not 0 < len(ids) <= context:
         raise BirthlensError(f"tokens = {len(ids)} of them; the run's context holds 1 to {context}.")
     if wrong := [i for i in ids if not 0 <= i < len(vocab)]:

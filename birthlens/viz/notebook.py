@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from birthlens.errors import BirthlensError
 from birthlens.model.sites import Head
 from birthlens.runs.run import Run, load_run
+from birthlens.tasks.batch import TokenBatch
 from birthlens.viz.attention_frames import ROLE_LABELS, AttentionFrames, model_frames, run_frames
 from birthlens.viz.html import asset, circuitsvis_bundle, escape, page, script_json, write_page
 
 if TYPE_CHECKING:
     from birthlens.model.hooked import HookedModel
-    from birthlens.tasks.batch import TokenBatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class AttentionPicture:
 def show_attention(
     source: Run | HookedModel | str | Path,
     step: int | str | Sequence[int] | None = None,
-    tokens: TokenBatch | str | Sequence[int] | None = None,
+    tokens: object = None,
     row: int = 0,
     heads: Sequence[str | Head] | None = None,
     labels: Sequence[str] | None = None,
@@ -98,8 +98,8 @@ def show_attention(
 
     `source` is a run (or its path) or any TransformerLens model. For a run, `step` is a kept step, several of them, or a
     choice such as "every:5"; with more than one step the picture has a slider, and by default it has up to twenty. `tokens`
-    are a TokenBatch (of which `row` is shown), a text, or token ids; by default a held-out sequence of the run's task. For a
-    model, `tokens` are ids and `labels` their spelling. The first `length` positions are shown.
+    are a TokenBatch (of which `row` is shown), a text, or the ids of one sequence; by default a held-out sequence of the
+    run's task. For a model, `tokens` are ids and `labels` their spelling. The first `length` positions are shown.
 
     Raises:
         BirthlensError: for steps, heads or tokens that do not exist, or a model without tokens.
@@ -120,7 +120,11 @@ def show_attention(
         raise BirthlensError("tokens = None: give the ids to run the model on (a list, or a tensor of one sequence).")
     if step is not None:
         raise BirthlensError(f"step = {step!r}: a model has no checkpoints; leave it out, or show a run.")
-    ids = tokens.tokens[row] if hasattr(tokens, "tokens") else tokens
+    ids = tokens
+    if isinstance(tokens, TokenBatch):
+        if not 0 <= row < len(tokens):
+            raise BirthlensError(f"row = {row}: the batch has rows 0 to {len(tokens) - 1}.")
+        ids = tokens.tokens[row]
     frames = model_frames(source, ids, labels, chosen, length)
     return AttentionPicture(frames, title or "Attention")
 

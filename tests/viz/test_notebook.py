@@ -165,6 +165,7 @@ def test_thinned_steps_keep_both_ends(steps: Any, most: Any) -> None:
         ({"row": 900, "tokens": "batch"}, "row = 900: the batch has rows 0 to 3"),
         ({"tokens": "~~"}, "text holds"),
         ({"tokens": [999]}, "are no ids"),
+        ({"tokens": [[1, 2, 3], [4, 5, 6]]}, "tokens have shape .2, 3.: give the ids of one sequence"),
         ({"tokens": [0] * 99}, "the run's context holds 1 to 24"),
         ({"length": 0}, "length = 0: show at least 1 position"),
         ({"length": -5}, "length = -5"),
@@ -184,6 +185,22 @@ def test_models_need_ids_and_have_no_steps() -> None:
         birthlens.show_attention(model)
     with pytest.raises(BirthlensError, match="give at least one id"):
         birthlens.show_attention(model, tokens=[])
+    two = [[1, 2, 3], [4, 5, 6]]
+    for several in (two, torch.tensor(two), np.array(two)):
+        with pytest.raises(BirthlensError, match=r"tokens have shape \[2, 3\]: give the ids of one sequence"):
+            birthlens.show_attention(model, tokens=several)
+    assert len(birthlens.show_attention(model, tokens=two[:1]).frames.tokens) == 3
+    with pytest.raises(BirthlensError, match="ids are whole numbers"):
+        birthlens.show_attention(model, tokens=[0.5, 1.0])
+    for text in ([["a"]], [[1], [2, 3]], [None]):
+        with pytest.raises(BirthlensError, match="as a list of whole numbers"):
+            birthlens.show_attention(model, tokens=text)
+    with pytest.raises(BirthlensError, match=r"tokens = \[999\] are no ids"):
+        birthlens.show_attention(model, tokens=[1, 999])
+    with pytest.raises(BirthlensError, match="the model's context holds 1 to"):
+        birthlens.show_attention(model, tokens=[1] * 99)
+    with pytest.raises(BirthlensError, match="row = 4: the batch has rows 0 to 3"):
+        birthlens.show_attention(model, tokens=evaluation_batch(run(), 4), row=4)
     with pytest.raises(BirthlensError, match="length = 0"):
         birthlens.show_attention(model, tokens=[1, 2], length=0)
     with pytest.raises(BirthlensError, match="a model has no checkpoints"):

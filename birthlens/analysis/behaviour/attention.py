@@ -124,20 +124,37 @@ def _probe(seen: Watched, role: str, shares: Shares) -> None:
     before = torch.nn.functional.pad(tokens[:, :-1], (1, 0), value=-1)
     predicted = seen.logits.argmax(-1)
     attended = {head: pattern.argmax(-1) for head, pattern in seen.heads}
+    # argmax points at NaN where there is one: what is then attended, or predicted, is unknown.
+    unknown = {head: _points_at_nan(pattern, attended[head]) for head, pattern in seen.heads}
+    unpredicted = _points_at_nan(seen.logits, predicted)
     for head, most in attended.items():
         place = (head.layer, str(head), None)
-        is_previous = most == torch.arange(tokens.shape[1]) - 1
+        is_previous = _known(most == torch.arange(tokens.shape[1]) - 1, unknown[head])
         shares.add(("previous_token", *place), is_previous, evenly, after_trigger)
         chance = _share_of_keys(before, tokens)
-        shares.add(("induction_match", *place), before.gather(1, most) == tokens, chance, in_context)
+        match = _known(before.gather(1, most) == tokens, unknown[head])
+        shares.add(("induction_match", *place), match, chance, in_context)
         chance = _share_of_keys(tokens, predicted)
-        shares.add(("attended_is_predicted", *place), tokens.gather(1, most) == predicted, chance, in_context)
+        copied = _known(tokens.gather(1, most) == predicted, unknown[head] | unpredicted)
+        shares.add(("attended_is_predicted", *place), copied, chance, in_context)
         for later, chosen in attended.items():
             if later.layer > head.layer:
                 key = ("previous_where_attended", head.layer, str(head), str(later))
-                shares.add(key, is_previous.gather(1, chosen), evenly.gather(1, chosen), in_context)
+                value = _known(is_previous.gather(1, chosen), unknown[later])
+                shares.add(key, value, evenly.gather(1, chosen), in_context)
     repeats = batch.targets == tokens
     shares.add(("repeats", None, None, None), repeats, torch.full(tokens.shape, float("nan")), in_context)
+
+
+def _points_at_nan(
+    values: Float[Tensor, "batch pos choice"], chosen: Int[Tensor, "batch pos"]
+) -> Bool[Tensor, "batch pos"]:
+    return values.gather(-1, chosen[..., None])[..., 0].isnan()
+
+
+def _known(value: Tensor, unknown: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
+    """Return a truth as 1.0 or 0.0, and NaN where it is unknown."""
+    return torch.where(unknown, torch.nan, value.float())
 
 
 def _share_of_keys(keys: Int[Tensor, "batch pos"], wanted: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:

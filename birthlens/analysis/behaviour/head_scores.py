@@ -31,7 +31,7 @@ from birthlens.model.weights import Weights
 from birthlens.shapes import Bool
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.positions import repeated_tokens
-from birthlens.tasks.roles import losses
+from birthlens.tasks.roles import correct, losses
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,7 +130,7 @@ def transfer_table(
             groups = _groups(seen.batch, copy, triggers)
             visible = torch.arange(1, tokens.shape[1] + 1)
             loss = losses(seen.logits, seen.batch.targets)
-            correct = seen.logits.argmax(-1) == seen.batch.targets
+            right_answers = correct(seen.logits, seen.batch.targets)
             for group, where in groups.items():
                 for head, pattern in seen.heads:
                     for score, wanted in targets.items():
@@ -138,7 +138,7 @@ def transfer_table(
                         chance = wanted.sum(-1) / visible
                         shares.add((head.layer, str(head), group, score), value, chance, where)
                 even = torch.full(loss.shape, 1 / d_vocab)
-                shares.add((None, None, group, "accuracy"), correct, even, where)
+                shares.add((None, None, group, "accuracy"), right_answers, even, where)
                 shares.add((None, None, group, "loss"), loss, -even.log(), where)
         rows += [(step, *row) for row in shares.rows()]
     return pd.DataFrame(rows, columns=["step", "layer", "head", "group", "score", "value", "chance", "n"])

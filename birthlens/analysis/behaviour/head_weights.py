@@ -26,7 +26,7 @@ from birthlens.model.components import all_heads
 from birthlens.model.initialisation import random_orthogonal
 from birthlens.model.sites import Head
 from birthlens.model.weights import Weights
-from birthlens.shapes import Float
+from birthlens.shapes import Float, Int
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,22 +137,36 @@ def _scored(parts: HeadWeights, tokens: Sequence[int] | None) -> Iterator[tuple[
         if positions is not None and len(positions) > 1:
             scores = positions @ queries @ keys.T @ positions.T
             scores[np.triu_indices(len(scores), 1)] = -np.inf
-            right = scores.argmax(1)[1:] == np.arange(len(scores) - 1)
+            right = _won(scores[1:], np.arange(len(scores) - 1))
             chance = np.mean(1 / np.arange(2, len(scores) + 1))
             yield head, (None, "previous_token", float(right.mean()), float(chance), len(right))
         yield head, (None, "duplicate_token", _own(asked @ states.T), 1 / n, n)
         yield head, (None, "copying", _own(remapped[head] @ readout), 1 / n, n)
         inner = parts.matrix("W_O", head) @ readout @ (states @ parts.matrix("W_V", head))
-        eigenvalues = np.linalg.eigvals(inner)
-        size = np.abs(eigenvalues).sum()
-        yield head, (None, "copying_eigenvalues", float(eigenvalues.sum().real / size) if size else 0.0, 0.0, n)
+        yield head, (None, "copying_eigenvalues", _positive_share(inner), 0.0, n)
         for earlier in parts.heads:
             if earlier.layer < head.layer:
                 yield head, (str(earlier), "induction", _own(asked @ remapped[earlier].T), 1 / n, n)
 
 
 def _own(scores: Float[Array, "query key"]) -> float:
-    return float((scores.argmax(1) == np.arange(len(scores))).mean())
+    return float(_won(scores, np.arange(len(scores))).mean())
+
+
+def _won(scores: Float[Array, "query key"], right: Int[Array, "query"]) -> Float[Array, "query"]:
+    """Return 1 where the right key has the largest score, 0 where another has, and NaN where a score is NaN."""
+    found = scores.argmax(1)  # the first NaN, where there is one
+    best = scores[np.arange(len(scores)), found]
+    return np.where(np.isnan(best), np.nan, found == right)
+
+
+def _positive_share(matrix: Float[Array, "rank rank"]) -> float:
+    """Return the sum of the eigenvalues over the sum of their sizes; 0 without any, NaN where an entry is not finite."""
+    if not np.isfinite(matrix).all():
+        return float("nan")
+    eigenvalues = np.linalg.eigvals(matrix)
+    size = np.abs(eigenvalues).sum()
+    return float(eigenvalues.sum().real / size) if size else 0.0
 
 
 def _norm(matrix: Array) -> float:

@@ -24,6 +24,7 @@ from birthlens.model.weights import Weights
 from birthlens.shapes import Float
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.noise import NoiseTask
+from birthlens.tasks.roles import correct
 from birthlens.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def recall(weights: Weights, batch: TokenBatch, noise: int, chunk: int = 32) -> 
         mask = part.in_context
         targets = part.targets[mask]
         probabilities = forward.logits(tensors, weights.config, part.tokens)[mask].double().softmax(-1)
-        right = probabilities.argmax(-1) == targets
+        right = correct(probabilities, targets)
         answered = probabilities.gather(1, targets[:, None])
         sums += [float(right.sum()), float(probabilities[:, noise].sum()), float(answered.sum())]
     return dict(zip(METRICS_OF_RECALL, (sums / max(int(batch.in_context.sum()), 1)).tolist(), strict=True))

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from birthlens.analysis.interventions.backends import backend_of
+from birthlens.analysis.interventions.metrics import DEFAULT_METRICS, Metric
 from birthlens.analysis.interventions.runner import CHUNK, evaluate
-from birthlens.analysis.interventions.scoring import DEFAULT_METRICS, Scoring
+from birthlens.analysis.interventions.scoring import Scoring
 from birthlens.analysis.interventions.spec import (
     METHODS,
     PATTERNS,
@@ -125,7 +126,7 @@ def ablation_table(
     heads: str = "all",
     methods: Sequence[str] = DEFAULT_METHODS,
     components: bool = False,
-    metrics: Sequence[str] = DEFAULT_METRICS,
+    metrics: Sequence[Metric | str] = DEFAULT_METRICS,
     statistics: BigramStatistics | None = None,
     seed: int = 0,
     draws: int = 200,
@@ -156,7 +157,7 @@ def cases_table(
     cases: Callable[[Sizes], Cases] | Cases,
     batch: TokenBatch,
     reference: TokenBatch | None = None,
-    metrics: Sequence[str] = DEFAULT_METRICS,
+    metrics: Sequence[Metric | str] = DEFAULT_METRICS,
     statistics: BigramStatistics | None = None,
     seed: int = 0,
     draws: int = 200,

@@ -13,6 +13,7 @@ import numpy as np
 
 from birthlens.analysis.interventions.ablation import ablation_table
 from birthlens.analysis.interventions.corruptions import other_outputs
+from birthlens.analysis.interventions.metrics import IN_CONTEXT_METRICS
 from birthlens.analysis.interventions.patching import patching_table
 from birthlens.analysis.interventions.runner import evaluate
 from birthlens.analysis.interventions.scoring import BASELINE, Scoring
@@ -26,13 +27,11 @@ from birthlens.tasks.batch import TokenBatch
 if TYPE_CHECKING:
     import pandas as pd
 
-CAUSAL_METRICS = ("in_context.accuracy", "in_context.loss")
-
 
 def head_ablations_table(run: Run, steps: Sequence[int], n: int = 32, method: str = "mean") -> pd.DataFrame:
     """Ablate each head alone at each step: the columns of `ablation.ablation_table`, with `ablated` naming the head."""
     measured, reference = _batches(run, n)
-    return ablation_table(run.checkpoints(steps), measured, reference, methods=(method,), metrics=CAUSAL_METRICS)
+    return ablation_table(run.checkpoints(steps), measured, reference, methods=(method,), metrics=IN_CONTEXT_METRICS)
 
 
 def edge_ablations_table(run: Run, steps: Sequence[int], n: int = 32, method: str = "mean") -> pd.DataFrame:
@@ -49,7 +48,7 @@ def edge_ablations_table(run: Run, steps: Sequence[int], n: int = 32, method: st
         edges = [edge for edge in edges if isinstance(edge.sender, Head)]
     cases = {str(edge): (EdgeIntervention(edge, method),) for edge in edges}
     measured, reference = _batches(run, n)
-    scoring = Scoring.of(measured, CAUSAL_METRICS)
+    scoring = Scoring.of(measured, IN_CONTEXT_METRICS)
     tables = []
     for step, weights in run.checkpoints(steps):
         table = evaluate(weights, cases, measured, scoring, reference).table(np.random.default_rng(0))

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from birthlens.analysis.interventions.metrics import Metric
 from birthlens.analysis.interventions.scoring import Scoring
 from birthlens.errors import BirthlensError
 from birthlens.shapes import Bool, Int
@@ -57,7 +58,7 @@ class Pair:
 
     def scoring(self, quantities: Sequence[str] = ()) -> Scoring:
         """Score the clean answers at the scored positions (role 'scored')."""
-        metrics = tuple(f"scored.{quantity}" for quantity in (quantities or (self.default_metric,)))
+        metrics = tuple(Metric("scored", quantity) for quantity in (quantities or (self.default_metric,)))
         return Scoring(metrics, {"scored": self.scored}, self.clean.targets, self.alternatives, self.clean.tokens)
 
 

@@ -129,9 +129,20 @@ def births_table(
     a gap to recover count (`steps_with_gap`). Columns: edge, metric, born (step, NaN where never), peak
     (the largest value in size), peak_step, last (the value at the last step), all among the steps that count; and
     counted_from, the first of these steps.
+
+    Raises:
+        BirthlensError: for a table of one step, which has nothing before it, or one whose intervals are all unknown.
     """
     import pandas as pd
 
+    if table["step"].nunique() < 2:
+        raise BirthlensError("births: one checkpoint does not say when an edge became causal; give at least two steps.")
+    ends = [name for name in (f"{value}_low", f"{value}_high") if name in table]
+    if ends and table[value].notna().any() and table[ends].isna().all(axis=None):
+        raise BirthlensError(
+            "births: the intervals are unknown, because fewer than two sequences are scored; use more sequences, or no "
+            "intervals."
+        )
     counted = set(steps_with_gap(table, least_gap).index)
     columns = ["edge", "metric", "born", "peak", "peak_step", "last", "counted_from"]
     rows = []
@@ -142,7 +153,7 @@ def births_table(
             continue
         values = group[value].to_numpy()
         steps = group["step"].to_numpy()
-        bounds = [name for name in (f"{value}_low", f"{value}_high") if name in group] or [value]
+        bounds = ends or [value]
         # The end of the interval that is nearest to 0, on the side of the value itself.
         sure = (group[bounds].to_numpy() * np.sign(values)[:, None]).min(1)
         below = np.flatnonzero(~(sure >= threshold))

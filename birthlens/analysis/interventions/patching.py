@@ -19,6 +19,7 @@ import numpy as np
 
 from birthlens.analysis.interventions.ablation import Models, sizes_of
 from birthlens.analysis.interventions.backends import Backend, backend_of
+from birthlens.analysis.interventions.bootstrap import interval, resample_counts
 from birthlens.analysis.interventions.corruptions import Pair
 from birthlens.analysis.interventions.runner import CHUNK, evaluate
 from birthlens.analysis.interventions.scoring import Outcomes
@@ -142,16 +143,15 @@ def patched_table(
     clean, corrupted = (other, forward) if direction == DIRECTIONS[0] else (forward, other)
     values = {"value": forward.values[1:], "clean": clean.values[0], "corrupted": corrupted.values[0]}
     recovered = _recovered(forward.sums[1:], clean.sums[0], corrupted.sums[0], np.ones((1, len(forward.counts))))[0]
-    metrics = [metric.partition(".")[2] for metric in forward.metrics]
+    metrics = [metric.quantity for metric in forward.metrics]
     frame = pd.DataFrame([(case, m) for case in cases for m in metrics], columns=["case", "metric"])
     for name, array in values.items():
         frame[name] = np.broadcast_to(array, recovered.shape).reshape(-1)
     frame["recovered"] = recovered.reshape(-1)
     if draws:
-        n = len(forward.counts)
-        weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws).astype(float)
+        weights = resample_counts(np.random.default_rng(seed), len(forward.counts), draws)
         drawn = _recovered(forward.sums[1:], clean.sums[0], corrupted.sums[0], weights)
-        low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+        low, high = interval(drawn, recovered, forward.counts, skip_empty=False)
         frame["recovered_low"] = low.reshape(-1)
         frame["recovered_high"] = high.reshape(-1)
     frame["n"] = np.tile(forward.counts.sum(0).astype(int), len(cases))

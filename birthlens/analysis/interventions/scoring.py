@@ -1,16 +1,7 @@
-"""What is read off the logits of an intervened model, per sequence, so that differences and intervals can be taken.
+"""What is read off the logits of a model under interventions, per sequence, so that differences and intervals can be taken.
 
-A metric is spelled role.quantity. Roles are those of `batches.position_masks` (or a pair's own). Quantities:
-
-    accuracy           the answer has the largest logit
-    loss               cross-entropy of the answer, in nats
-    logit              logit of the answer
-    probability        probability of the answer
-    logit_difference   logit of the answer minus that of the alternative (corruptions define one)
-    kl                 KL( pi_b(. | z_t) || model ), against the table of global bigrams
-
-A value is the mean over all positions of the role in all sequences. Intervals are percentile bootstrap over *sequences*;
-all interventions share the draws, so that changes are paired.
+What a metric is, and which quantities there are, is defined in `metrics`. A value is the mean over all positions of the
+role in all sequences. Intervals are those of `bootstrap`. NaN in the logits gives NaN: no accuracy is read off them.
 """
 
 from __future__ import annotations
@@ -23,36 +14,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from birthlens.analysis.interventions.bootstrap import interval, resample_counts
+from birthlens.analysis.interventions.metrics import DEFAULT_METRICS, KL_METRICS, Metric, parsed
 from birthlens.errors import BirthlensError
 from birthlens.model.layout import Rows
 from birthlens.shapes import Bool, Float, Int
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.corpus import BigramStatistics
 from birthlens.tasks.positions import position_role_masks
+from birthlens.tasks.roles import correct
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Array = np.ndarray
-QUANTITIES = ("accuracy", "loss", "logit", "probability", "logit_difference", "kl")
-DEFAULT_METRICS = (
-    "in_context.accuracy",
-    "in_context.loss",
-    "in_context.logit",
-    "in_context_unabsorbed.accuracy",
-    "in_context_unabsorbed.loss",
-    "global.loss",
-    "all.loss",
-)
-KL_METRICS = ("in_context.kl", "global.kl")
-"""Read besides, where the global bigrams are known."""
-
 BASELINE = "none"
 """Label of the unedited model among the cases."""
 
 
-def default_metrics(statistics: BigramStatistics | None) -> tuple[str, ...]:
-    """Return the usual metrics, with KL to the bigram table where there is one."""
+def default_metrics(statistics: BigramStatistics | None) -> tuple[Metric, ...]:
+    """Return the default metrics, with KL to the bigram table where there is one."""
     return DEFAULT_METRICS if statistics is None else (*DEFAULT_METRICS, *KL_METRICS)
 
 
@@ -65,13 +46,13 @@ class Scoring:
 
     Example:
         >>> from birthlens.tasks.positions import batch_of_tokens
-        >>> scoring = Scoring.of(batch_of_tokens(torch.tensor([[3, 1, 3, 1]])), ("in_context.accuracy",))
+        >>> scoring = Scoring.of(batch_of_tokens(torch.tensor([[3, 1, 3, 1]])), ["in_context.accuracy"])
         >>> logits = torch.eye(4)[torch.tensor([[0, 0, 1]])]
         >>> scoring.sums(logits).tolist(), scoring.counts().tolist()
         ([[1.0]], [[1.0]])
     """
 
-    metrics: tuple[str, ...]
+    metrics: tuple[Metric, ...]
     roles: Mapping[str, Bool[Tensor, "batch pos"]]
     answers: Int[Tensor, "batch pos"]
     alternatives: Int[Tensor, "batch pos"] | None = None
@@ -84,29 +65,29 @@ class Scoring:
                 "metrics = (): name at least one metric as role.quantity, such as in_context.accuracy."
             )
         for metric in self.metrics:
-            role, _, quantity = metric.partition(".")
-            if role not in self.roles:
+            if metric.role not in self.roles:
                 raise BirthlensError(
-                    f"metric = {metric!r}: role {role!r} is unknown; valid are {', '.join(self.roles)}."
+                    f"metric = '{metric}': role {metric.role!r} is unknown; valid are {', '.join(self.roles)}."
                 )
-            if quantity not in QUANTITIES:
-                raise BirthlensError(f"metric = {metric!r}: the quantity must be one of {', '.join(QUANTITIES)}.")
-            if quantity == "logit_difference" and self.alternatives is None:
-                raise BirthlensError(f"metric = {metric!r}: only a corruption with another right answer defines it.")
-            if quantity == "kl" and self.bigram is None:
-                raise BirthlensError(f"metric = {metric!r}: it needs the corpus statistics of the global bigrams.")
+            if metric.quantity == "logit_difference" and self.alternatives is None:
+                raise BirthlensError(f"metric = '{metric}': only a corruption with another right answer defines it.")
+            if metric.quantity == "kl" and self.bigram is None:
+                raise BirthlensError(f"metric = '{metric}': it needs the corpus statistics of the global bigrams.")
 
     @classmethod
     def of(
-        cls, batch: TokenBatch, metrics: Sequence[str] = DEFAULT_METRICS, statistics: BigramStatistics | None = None
+        cls,
+        batch: TokenBatch,
+        metrics: Sequence[Metric | str] = DEFAULT_METRICS,
+        statistics: BigramStatistics | None = None,
     ) -> Scoring:
         """Score the targets of a batch by role of the token; `statistics` allow the quantity kl."""
         bigram = None if statistics is None else torch.from_numpy(statistics.bigram).float()
-        return cls(tuple(metrics), position_role_masks(batch), batch.targets, None, batch.tokens, bigram).trimmed()
+        return cls(parsed(metrics), position_role_masks(batch), batch.targets, None, batch.tokens, bigram).trimmed()
 
     def trimmed(self) -> Scoring:
         """Return the scoring without the roles that no metric reads."""
-        used = {metric.partition(".")[0] for metric in self.metrics}
+        used = {metric.role for metric in self.metrics}
         return replace(self, roles={role: mask for role, mask in self.roles.items() if role in used})
 
     def __getitem__(self, index: Int[Tensor, "row"]) -> Scoring:
@@ -122,12 +103,12 @@ class Scoring:
     @property
     def read(self) -> Bool[Tensor, "batch pos"]:
         """The positions that some metric reads."""
-        masks = [self.roles[metric.partition(".")[0]] for metric in self.metrics]
+        masks = [self.roles[metric.role] for metric in self.metrics]
         return torch.stack(masks).any(0)
 
     def counts(self) -> Float[Tensor, "batch metric"]:
         """Return the number of positions of each metric's role, per sequence."""
-        return torch.stack([self.roles[m.partition(".")[0]].sum(1) for m in self.metrics], 1).double()
+        return torch.stack([self.roles[metric.role].sum(1) for metric in self.metrics], 1).double()
 
     def at(self, rows: Rows) -> Scoring:
         """Return the scoring of logits that exist at some rows only."""
@@ -143,13 +124,10 @@ class Scoring:
 
     def sums(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch metric"]:
         """Sum each metric over its role in each sequence; differentiable where the quantity is."""
-        wanted = {m.partition(".")[2] for m in self.metrics}
+        wanted = {metric.quantity for metric in self.metrics}
         total = logits.logsumexp(-1) if wanted & {"loss", "probability", "kl"} else None
-        quantities = {q: self._quantity(q, logits, total) for q in wanted}
-        out = []
-        for metric in self.metrics:
-            role, _, quantity = metric.partition(".")
-            out.append(torch.where(self.roles[role], quantities[quantity], 0.0).sum(1))
+        values = {quantity: self._quantity(quantity, logits, total) for quantity in wanted}
+        out = [torch.where(self.roles[metric.role], values[metric.quantity], 0.0).sum(1) for metric in self.metrics]
         return torch.stack(out, 1).double()
 
     def _quantity(
@@ -157,7 +135,7 @@ class Scoring:
     ) -> Float[Tensor, "batch pos"]:
         """Return one quantity at every position; `total` is the logsumexp of the logits, where it is needed."""
         if name == "accuracy":
-            return (logits.argmax(-1) == self.answers).to(logits.dtype)
+            return correct(logits, self.answers)
         right = logits.gather(-1, self.answers[..., None])[..., 0]
         if name == "logit":
             return right
@@ -179,7 +157,7 @@ class Outcomes:
     """Sums of each metric per case and sequence, with the number of positions behind them; case 0 is the unedited model."""
 
     cases: tuple[str, ...]
-    metrics: tuple[str, ...]
+    metrics: tuple[Metric, ...]
     sums: Float[Array, "case batch metric"]
     counts: Float[Array, "batch metric"]
 
@@ -194,24 +172,21 @@ class Outcomes:
     ) -> pd.DataFrame:
         """Tabulate: case, role, metric, value, change (from the unedited model), low, high, change_low, change_high, n.
 
-        The interval columns are there where a generator is given.
+        The interval columns exist where a generator is given. They hold NaN where there is no interval (see `bootstrap`).
         """
         import pandas as pd
 
         values = self.values
         columns: dict[str, Array] = {"value": values, "change": values - values[0]}
         if generator is not None:
-            n = len(self.counts)
-            weights = generator.multinomial(n, np.full(n, 1 / n), size=draws).astype(float)
+            weights = resample_counts(generator, len(self.counts), draws)
             with np.errstate(invalid="ignore", divide="ignore"):
                 drawn = np.einsum("ds,csm->dcm", weights, self.sums) / (weights @ self.counts)[:, None]
-            tail = (1 - level) / 2
-            columns["low"], columns["high"] = np.nanquantile(drawn, [tail, 1 - tail], axis=0)
-            columns["change_low"], columns["change_high"] = np.nanquantile(
-                drawn - drawn[:, :1], [tail, 1 - tail], axis=0
-            )
+            columns["low"], columns["high"] = interval(drawn, values, self.counts, level)
+            change = (drawn - drawn[:, :1], columns["change"])
+            columns["change_low"], columns["change_high"] = interval(*change, self.counts, level)
         frame = pd.DataFrame(
-            [(case, *metric.split(".")) for case in self.cases for metric in self.metrics],
+            [(case, metric.role, metric.quantity) for case in self.cases for metric in self.metrics],
             columns=["case", "role", "metric"],
         )
         for name, array in columns.items():

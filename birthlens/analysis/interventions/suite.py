@@ -49,8 +49,8 @@ from birthlens.analysis.interventions.spec import (
 from birthlens.analysis.interventions.suite_results import (
     manifest,
     model_hash,
+    open_results,
     read_rows,
-    reserve,
     spelled_out,
     write_rows,
 )
@@ -168,14 +168,14 @@ def execute(
         BirthlensError: where the directory holds another suite's results, or the same suite's on other data or versions,
             or a damaged file.
     """
-    suite = suite.changed(metrics=suite.metrics or default_metrics(statistics))
+    suite = suite.changed(metrics=suite.metrics or tuple(map(str, default_metrics(statistics))))
     scoring = Scoring.of(batch, suite.metrics or (), statistics)
     steps: list[int] = []
     for step, model in models:
         cases = suite.cases_for(sizes_of(model))
         if not steps:
             asked = {"suite": suite.to_data(), "interventions": spelled_out(cases)}
-            reserve(directory, manifest(asked, subject or {}, {"batch": batch, "reference": reference}))
+            open_results(directory, manifest(asked, subject or {}, {"batch": batch, "reference": reference}))
         measured = model_hash(model)
         rows = read_rows(directory, step, measured)
         done = {row["case"] for row in rows}

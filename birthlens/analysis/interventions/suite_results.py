@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +21,7 @@ import torch
 from birthlens.analysis.interventions.spec import AnyIntervention
 from birthlens.errors import BirthlensError
 from birthlens.model.weights import Weights
+from birthlens.runs.files import versions
 from birthlens.system import write_atomically
 from birthlens.tasks.batch import TokenBatch
 
@@ -31,7 +30,8 @@ if TYPE_CHECKING:
 
     from birthlens.model.hooked import HookedModel
 
-PACKAGES = ("birthlens", "torch", "transformer-lens", "numpy")
+NUMBERS_DEPEND_ON = ("python", "birthlens", "torch", "transformer-lens", "numpy")
+"""The versions that must agree before a suite is continued; the others in a manifest are for people."""
 
 
 def manifest(
@@ -42,7 +42,7 @@ def manifest(
         **asked,
         "subject": dict(subject),
         **{name: None if batch is None else _described(batch) for name, batch in batches.items()},
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": versions(),
     }
 
 
@@ -56,11 +56,11 @@ def write_manifest(path: Path, described: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(described, indent=2, sort_keys=True).encode())
 
 
-def reserve(directory: Path, described: Mapping[str, Any]) -> None:
-    """Make a results directory this work's own, or find that it is already.
+def open_results(directory: Path, described: Mapping[str, Any]) -> None:
+    """Make a directory for the results that a manifest describes, or check that it holds those results already.
 
     Raises:
-        BirthlensError: where it holds other results, or cannot be made.
+        BirthlensError: where it holds other results, results made with other versions, or cannot be made.
     """
     path = directory / "manifest.json"
     try:
@@ -74,10 +74,23 @@ def reserve(directory: Path, described: Mapping[str, Any]) -> None:
     now = json.loads(json.dumps(described))
     if not isinstance(before, dict):
         raise _damaged(path)
-    if different := [key for key in now if now[key] != before.get(key)]:
+    different = [key for key in now if key != "versions" and now[key] != before.get(key)]
+    if not different and (changed := _changed_versions(before.get("versions"), now["versions"])):
+        raise BirthlensError(
+            f"{directory} holds results made with other versions ({', '.join(changed)}); choose another directory, "
+            "or delete this one."
+        )
+    if different:
         raise BirthlensError(
             f"{directory} holds results of another suite: its {', '.join(different)} differ; choose another directory."
         )
+
+
+def _changed_versions(before: object, now: Mapping[str, str]) -> list[str]:
+    """List the versions that numbers depend on and that are no longer the same."""
+    known = before if isinstance(before, Mapping) else {}
+    then = {name: known.get(name) or "absent" for name in NUMBERS_DEPEND_ON}
+    return [f"{name} was {then[name]}, is {now[name]}" for name in then if then[name] != now[name]]
 
 
 def read_rows(directory: Path, step: int, model: str | None = None) -> list[dict[str, Any]]:
@@ -148,7 +161,9 @@ def _read(path: Path) -> Any:
 
 
 def _damaged(path: Path) -> BirthlensError:
-    return BirthlensError(f"{path} is damaged or not birthlens's; delete it, and what it held is done again.")
+    return BirthlensError(
+        f"{path} is damaged, or not a file of birthlens; delete it, and its results are computed again."
+    )
 
 
 def _described(batch: TokenBatch) -> dict[str, Any]:
@@ -157,10 +172,3 @@ def _described(batch: TokenBatch) -> dict[str, Any]:
     for name, tensor in (tensors | dict(batch.marks)).items():
         content.update(name.encode() + tensor.contiguous().numpy().tobytes())
     return {"sequences": len(batch), "positions": int(batch.tokens.shape[1]), "sha256": content.hexdigest()}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

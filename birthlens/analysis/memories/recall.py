@@ -176,6 +176,7 @@ def pair_readings(
         lead = right - mean
         best = scores.max(-1)
         rank = 1 + _count(scores > lead[..., None]) + _count(scores == lead[..., None]) / 2
+        rank[np.isnan(lead)] = np.nan  # every comparison with NaN is false, which would read as the best rank
         top = np.maximum(lead, best)
         scores -= top[..., None]
         scores *= scale
@@ -214,7 +215,7 @@ def readings(
     """
     pairs = pair_readings(memory, association, basis, scale)
     chance = association.chance
-    recall = (pairs.rank == 1).mean(-1)
+    recall = matched_recall(pairs.rank, association.choices, None).mean(-1)
     lead = pairs.right - pairs.mean_wrong
     with np.errstate(invalid="ignore", divide="ignore"):
         standardised = (lead / pairs.std_wrong).mean(-1)
@@ -257,13 +258,15 @@ def matched_recall(
         [1.0, 0.75, 0.0]
     """
     if ways is None:
-        return np.asarray(rank == 1, dtype=np.float64)
+        return np.where(np.isnan(rank), np.nan, rank == 1)
     if not 2 <= ways <= choices.min():
         raise BirthlensError(f"ways = {ways}: choose from 2 to the smallest number of choices, {choices.min()}.")
     beaten = np.ones(rank.shape)
     for drawn in range(1, ways):
         beaten *= np.clip(choices - rank - drawn + 1, 0, None) / (choices - drawn)
-    return np.where(choices == ways, rank == 1, beaten)  # against all of the wrong, ties are lost as in recall
+    return np.where(
+        (choices == ways) & ~np.isnan(rank), rank == 1, beaten
+    )  # against all of the wrong, ties are lost as in recall
 
 
 def frobenius_share(memory: AssociativeMemory, association: Association) -> Float[Array, "*step"]:

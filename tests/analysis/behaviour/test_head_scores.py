@@ -210,3 +210,29 @@ def test_bad_questions(full: Weights, batch: TokenBatch) -> None:
         repeated_tokens(2, N + 1, N, np.random.default_rng(0), distinct=True)
     with pytest.raises(BirthlensError, match="model has 24"):
         scores_table([(0, full)], repeated_tokens(2, 20, N, np.random.default_rng(0)))
+
+
+def test_a_model_with_nan_has_no_accuracy_and_no_score(full: Weights, batch: TokenBatch) -> None:
+    broken = full["L1.W_O"].copy()
+    broken[0, 0, 0] = np.nan
+    model = full.replaced({"L1.W_O": broken})
+    transfer = transfer_table([(0, model)], np.random.default_rng(0), 4)
+    assert transfer[transfer["head"].isna()]["value"].isna().all()
+    weights = weight_scores_table([(0, model)]).set_index(["head", "score"])["value"]
+    assert np.isnan(weights["L1H0", "copying"]) and np.isfinite(weights["L1H1", "copying"])
+    probes = attention_table([(0, model)], batch)
+    value = probes.set_index("probe")["value"]
+    assert value["attended_is_predicted"].isna().all()
+    assert np.isfinite(value["previous_token"]).all()
+
+
+def test_a_pattern_with_nan_attends_nothing(full: Weights, batch: TokenBatch) -> None:
+    keys = full["L0.W_K"].copy()
+    keys[1] = np.nan
+    model = full.replaced({"L0.W_K": keys})
+    probes = attention_table([(0, model)], batch).set_index(["probe", "head"])["value"]
+    for probe in ("previous_token", "induction_match", "attended_is_predicted"):
+        assert np.isnan(probes[probe, "L0H1"]), probe
+    assert np.isfinite(probes["previous_token", "L0H0"])
+    scores = scores_table([(0, model)], batch).set_index(["head", "score"])["value"]
+    assert np.isnan(scores["L0H1", "induction"]) and np.isfinite(scores["L0H0", "induction"])

@@ -279,3 +279,11 @@ def test_bad_questions(pair: Pair) -> None:
         edge_table([(0, weights)], pair, [])
     with pytest.raises(BirthlensError, match="no checkpoint"):
         edge_table([], pair)
+
+
+def test_births_say_what_one_checkpoint_or_one_sequence_cannot() -> None:
+    with pytest.raises(BirthlensError, match="one checkpoint does not say when"):
+        births_table(along_a_run([0.9], [2.0]))
+    unknown = along_a_run([0.9, 0.9], [2.0, 2.0], recovered_low=np.nan, recovered_high=np.nan)
+    with pytest.raises(BirthlensError, match="fewer than two sequences are scored"):
+        births_table(unknown)

@@ -7,8 +7,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from birthlens.analysis.interventions.scoring import DEFAULT_METRICS, QUANTITIES, Scoring, default_metrics
+from birthlens.analysis.interventions.bootstrap import interval, resample_counts
+from birthlens.analysis.interventions.metrics import DEFAULT_METRICS, QUANTITIES, Metric
+from birthlens.analysis.interventions.scoring import Outcomes, Scoring, default_metrics
 from birthlens.config.run import CorpusConfig, TaskConfig
+from birthlens.errors import BirthlensError
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.bigram import BigramTask
 from birthlens.tasks.corpus import BigramStatistics, markov_chain
@@ -44,7 +47,7 @@ def test_every_quantity_by_hand(batch: TokenBatch, statistics: BigramStatistics,
     alternatives = (batch.targets + 1) % N
     where = batch.in_context if role == "in_context" else batch.occurrence == 0
     bigram = torch.from_numpy(statistics.bigram).float()
-    metrics = tuple(f"{role}.{quantity}" for quantity in QUANTITIES)
+    metrics = tuple(Metric(role, quantity) for quantity in QUANTITIES)
     scoring = Scoring(metrics, {role: where}, batch.targets, alternatives, batch.tokens, bigram)
     expected = np.zeros((B, len(QUANTITIES)))
     for b, t in where.nonzero().tolist():
@@ -68,4 +71,60 @@ def test_kl_is_nothing_for_the_table_itself_and_never_negative(batch: TokenBatch
 
 def test_the_usual_metrics_include_kl_where_the_table_is_known(statistics: BigramStatistics) -> None:
     assert default_metrics(None) == DEFAULT_METRICS
-    assert default_metrics(statistics) == (*DEFAULT_METRICS, "in_context.kl", "global.kl")
+    assert default_metrics(statistics) == (*DEFAULT_METRICS, Metric("in_context", "kl"), Metric("global", "kl"))
+
+
+def test_a_metric_is_parsed_once_and_written_as_before() -> None:
+    assert Metric.parse("in_context.loss") == Metric("in_context", "loss")
+    assert str(Metric("in_context", "loss")) == "in_context.loss"
+    for text in ("accuracy", ".accuracy", ""):
+        with pytest.raises(BirthlensError, match=r"write role.quantity, such as in_context.accuracy"):
+            Metric.parse(text)
+    with pytest.raises(BirthlensError, match=r"'all.speed': the quantity must be one of accuracy, loss"):
+        Metric.parse("all.speed")
+
+
+@pytest.mark.parametrize("quantity", ["accuracy", "loss", "probability"])
+@pytest.mark.parametrize("whole", [True, False], ids=["every logit", "one logit"])
+def test_nan_logits_give_no_value_and_no_interval(batch: TokenBatch, quantity: str, whole: bool) -> None:
+    logits = torch.randn(B, T, N, generator=torch.Generator().manual_seed(1))
+    where = tuple(batch.in_context.nonzero()[0].tolist())
+    logits[where if whole else (*where, 0)] = torch.nan
+    # Token 0 is the answer there: argmax alone would call it right.
+    answers = batch.targets.clone()
+    answers[where] = 0
+    metrics = (Metric("in_context", quantity), Metric("first", quantity))
+    roles = {"in_context": batch.in_context, "first": batch.occurrence == 1}
+    scoring = Scoring(metrics, roles, answers)
+    sums = scoring.sums(logits)[None].repeat(2, 1, 1).numpy()
+    table = Outcomes(("none", "case"), metrics, sums, scoring.counts().numpy()).table(np.random.default_rng(0))
+    measured = table[table["role"] == "in_context"]
+    assert measured[["value", "change", "low", "high", "change_low", "change_high"]].isna().all(axis=None)
+    assert np.isfinite(table[table["role"] == "first"][["value", "low", "high"]]).all(axis=None)
+
+
+def test_one_sequence_has_no_interval(batch: TokenBatch) -> None:
+    scoring = Scoring.of(batch[:1], ("all.loss",))
+    sums = scoring.sums(torch.randn(1, T, N, generator=torch.Generator().manual_seed(2)))[None].numpy()
+    table = Outcomes(("none",), scoring.metrics, sums, scoring.counts().numpy()).table(np.random.default_rng(0))
+    assert np.isfinite(table["value"]).all() and table[["low", "high", "change_low", "change_high"]].isna().all(
+        axis=None
+    )
+
+
+def test_intervals_are_percentiles_of_resampled_means() -> None:
+    generator = np.random.default_rng(3)
+    sums = generator.random((9, 1))
+    counts = generator.integers(0, 3, (9, 1)).astype(float)
+    drawn = []
+    for row in resample_counts(np.random.default_rng(4), 9, 50):
+        picked = np.repeat(np.arange(9), row.astype(int))
+        assert len(picked) == 9
+        drawn.append(sums[picked].sum() / counts[picked].sum() if counts[picked].sum() else np.nan)
+    known = np.array(drawn)[~np.isnan(drawn)]
+    low, high = interval(np.array(drawn)[:, None, None], np.array([[0.5]]), counts)
+    np.testing.assert_allclose([low[0, 0], high[0, 0]], np.percentile(known, [2.5, 97.5]))
+    assert low[0, 0] < high[0, 0]
+    alone = np.zeros((9, 1))
+    alone[4] = 2
+    assert np.isnan(interval(np.array(drawn)[:, None, None], np.array([[0.5]]), alone)).all()

@@ -263,3 +263,22 @@ def test_bad_suites_are_refused(
 def test_reading_nothing(tmp_path: Path) -> None:
     with pytest.raises(BirthlensError, match="holds no results"):
         read_results(tmp_path)
+
+
+def test_a_manifest_of_an_earlier_form_is_continued_and_other_versions_are_named(
+    models: Any, batches: Any, tmp_path: Path, counted: Any
+) -> None:
+    execute(Suite.from_data(DATA), models[:1], *batches, tmp_path)
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    # Earlier manifests held no machine and no numba.
+    earlier = {
+        name: manifest["versions"][name] for name in ("python", "birthlens", "torch", "transformer-lens", "numpy")
+    }
+    path.write_text(json.dumps(manifest | {"versions": earlier}))
+    counted.clear()
+    execute(Suite.from_data(DATA), models[:1], *batches, tmp_path)
+    assert counted == []
+    path.write_text(json.dumps(manifest | {"versions": earlier | {"torch": "1.0"}}))
+    with pytest.raises(BirthlensError, match=r"made with other versions \(torch was 1.0, is "):
+        execute(Suite.from_data(DATA), models[:1], *batches, tmp_path)

@@ -213,3 +213,15 @@ def test_bad_associations_are_named() -> None:
     several = Association.of([(0, 1), (0, 2), (1, 1)], range(5))
     with pytest.raises(BirthlensError, match="choices, 4"):
         readings(memory_of(np.eye(5)), several, ways=5)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (0, 2)], ids=["right entry", "wrong entry"])
+def test_nan_is_no_good_number(place: tuple[int, int]) -> None:
+    table = np.random.default_rng(0).standard_normal((4, 4))
+    table[place] = np.nan
+    memory = memory_of(table)
+    whole = readings(memory, Association.identity(4), ways=2)
+    assert all(np.isnan(whole[name]) for name in READINGS)
+    assert np.isnan(readings(memory, Association.identity(4))["matched_recall"])
+    clean = readings(memory_of(np.nan_to_num(table)), Association.identity(4), ways=2)
+    assert all(np.isfinite(clean[name]) for name in READINGS)
