@@ -143,19 +143,37 @@ def _write(
     after = x + einsum(z, tensors[f"L{layer}.W_O"], "... head d_head, head d_head d_model -> ... d_model")
     if f"L{layer}.b_O" in tensors:
         after = after + tensors[f"L{layer}.b_O"]
-    if f"L{layer}.W_F" in tensors:
-        return after + after @ tensors[f"L{layer}.W_F"]
-    if f"L{layer}.W_in" not in tensors:
+    if not has_feed_forward(tensors, layer):
         return after
     read = _normed(tensors, f"L{layer}.ln2", x) if config.family == "full" else after
+    return feed_forward(tensors, layer, read, after)
+
+
+def has_feed_forward(tensors: Tensors, layer: int) -> bool:
+    """Return whether a layer has a feed-forward: the linear W_F, or an MLP."""
+    return f"L{layer}.W_F" in tensors or f"L{layer}.W_in" in tensors
+
+
+def feed_forward(
+    tensors: Tensors,
+    layer: int,
+    read: Float[Tensor, "*rows d_model"],
+    onto: Float[Tensor, "*rows d_model"] | None = None,
+) -> Float[Tensor, "*rows d_model"]:
+    """Return what a layer's feed-forward writes where it reads `read`, added to `onto` where that is given.
+
+    The linear one writes read W_F, the MLP relu(read W_in + b_in) W_out + b_out; simplified models have no biases.
+    """
+    if f"L{layer}.W_F" in tensors:
+        written = read @ tensors[f"L{layer}.W_F"]
+        return written if onto is None else onto + written
     hidden = read @ tensors[f"L{layer}.W_in"]
     if f"L{layer}.b_in" in tensors:
-        return (
-            after
-            + (hidden + tensors[f"L{layer}.b_in"]).relu() @ tensors[f"L{layer}.W_out"]
-            + tensors[f"L{layer}.b_out"]
-        )
-    return after + hidden.relu() @ tensors[f"L{layer}.W_out"]
+        hidden = hidden + tensors[f"L{layer}.b_in"]
+    written = hidden.relu() @ tensors[f"L{layer}.W_out"]
+    # The order of these sums is part of what a run computes, to the last bit.
+    written = written if onto is None else onto + written
+    return written + tensors[f"L{layer}.b_out"] if f"L{layer}.b_out" in tensors else written
 
 
 def _unembed(

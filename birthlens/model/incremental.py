@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from birthlens.model.forward import _rotated
+from birthlens.model.forward import _rotated, feed_forward, has_feed_forward
 from birthlens.model.layout import INPUTS, BlockLayout, Edits, Rows, Whole
 from birthlens.model.sites import Point
 from birthlens.shapes import Float, Int
@@ -147,7 +147,7 @@ class Trace:
 
     def has_mlp(self, layer: int) -> bool:
         """Say whether a layer has a feed-forward."""
-        return f"L{layer}.W_F" in self.model.tensors or f"L{layer}.W_in" in self.model.tensors
+        return has_feed_forward(self.model.tensors, layer)
 
     def _projected(self, site: str, layer: int) -> Float[Tensor, "batch pos head d_head"]:
         model = self.model
@@ -226,17 +226,10 @@ class Trace:
 
     def _fed_forward(self, layer: int) -> Float[Tensor, "batch row d_model"]:
         model = self.model
-        tensors = self.model.tensors
-        name = f"L{layer}"
-        read = model.normed(f"{name}.ln2", self.value(Point("resid_read", layer)))
+        read = model.normed(f"L{layer}.ln2", self.value(Point("resid_read", layer)))
         if model.config.family == "simplified":
             read = read + self.value(Point("attn_out", layer))
-        if f"{name}.W_F" in tensors:
-            return read @ tensors[f"{name}.W_F"]
-        hidden = read @ tensors[f"{name}.W_in"]
-        if f"{name}.b_in" not in tensors:
-            return hidden.relu() @ tensors[f"{name}.W_out"]
-        return (hidden + tensors[f"{name}.b_in"]).relu() @ tensors[f"{name}.W_out"] + tensors[f"{name}.b_out"]
+        return feed_forward(model.tensors, layer, read)
 
 
 def causal_attention(
