@@ -94,8 +94,9 @@ def noisy_gradient(
     n = len(inputs)
     predicted = _softmax(inputs @ matrix @ outputs.T)
     observed = np.eye(len(outputs))[targets]
+    # These are p(k) mu_hat_k and p(k) mu_k.
     model_means = predicted.T @ inputs / n
-    data_means = observed.T @ inputs / n  # p(k) mu_hat_k and p(k) mu_k
+    data_means = observed.T @ inputs / n
     return np.asarray((model_means - data_means).T @ outputs)
 
 

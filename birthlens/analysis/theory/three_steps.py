@@ -259,6 +259,6 @@ def _readings(
     for part in batch.chunks(_CHUNK):
         mask = part.in_context
         found = simplified_pass(tensors, scale, part.tokens, readout).logits[mask].argmax(-1)
-        right = right + int((found == part.targets[mask]).sum())
-        total = total + int(mask.sum())
+        right += int((found == part.targets[mask]).sum())
+        total += int(mask.sum())
     return [*out, ("in_context_accuracy", right / max(total, 1), 1 / len(task.statistics), total)]
