@@ -27,7 +27,7 @@ CANDIDATES = {"output_memory": "all", "trigger_memory": "triggers among all", "p
 
 def final_values(run: Run) -> dict[str, tuple[float, int]]:
     """Return the held-out accuracy and the recalls at the last step, each with its number of positions or queries."""
-    metrics, memories = run.metrics(), memories_over(run, run.steps[-1:], bases=["raw"])
+    metrics, memories = run.metrics(), memories_over(run, run.steps[-1:], bases=["raw"]).to_pandas()
     accuracy = metrics[(metrics["split"] == "held_out") & (metrics["metric"] == "in_context_accuracy")].iloc[-1]
     recall = (
         memories[memories["metric"] == "recall"].set_index(["memory", "candidates"])[["value", "n"]].to_dict("index")

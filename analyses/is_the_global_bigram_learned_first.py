@@ -25,7 +25,7 @@ def predictors(evidence: Evidence) -> dict[str, float]:
     run, batch = evidence.runs["run"], evaluation_batch(evidence.runs["run"], 64)
     steps = [step for step in STEPS if step in run.steps]
     found = {f"half-way step: {name}": value for name, value in global_first(evidence).items()}
-    memories = memories_over(run, steps, bases=("raw",))
+    memories = memories_over(run, steps, bases=("raw",)).to_pandas()
     kl = memories[memories["metric"] == "kl"].set_index("step")["value"]
 
     def outputs(step: int) -> torch.Tensor:

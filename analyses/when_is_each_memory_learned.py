@@ -36,7 +36,7 @@ PROBES = {
 
 def one_seed(seed: int, run: Run) -> pd.DataFrame:
     """Tabulate one run: columns seed, step, metric, value, chance, n."""
-    memories = memories_over(run, [step for step in STEPS if step in run.steps])
+    memories = memories_over(run, [step for step in STEPS if step in run.steps]).to_pandas()
     recall = memories[(memories["metric"] == "recall") & (memories["basis"] == "raw")].copy()
     recall["metric"] = [PROBES.get(key) for key in zip(recall["memory"], recall["candidates"], strict=True)]
     metrics = run.metrics()

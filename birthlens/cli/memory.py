@@ -213,7 +213,7 @@ def _note_moving(moving: list[str]) -> None:
 def _memories(run: Run, steps: list[int], fold: bool) -> pd.DataFrame:
     from birthlens.analysis.behaviour.trajectory import memories_over
 
-    table = memories_over(run, steps, fold=fold)
+    table = memories_over(run, steps, fold=fold).to_pandas()
     _note_moving(table.attrs["moving_codebooks"])
     return table
 

@@ -43,9 +43,9 @@ def probe(run: str, steps: str, what: str, full: bool, out: str | None, style: s
     elif out is None and style == "table" and not full:
         overview(probed(loaded, kept, what))
     else:
-        from birthlens.analysis.behaviour.trajectory import memory_series_over
+        from birthlens.analysis.behaviour.trajectory import memories_over
 
-        deliver(memory_series_over(loaded, kept), out, style)
+        deliver(memories_over(loaded, kept), out, style)
 
 
 def overview(table: pd.DataFrame) -> None:
@@ -67,7 +67,7 @@ def probed(run: Run, steps: list[int], what: str) -> pd.DataFrame:
     from birthlens.analysis.behaviour import trajectory
 
     if what == "memories":
-        return trajectory.memories_over(run, steps)
+        return trajectory.memories_over(run, steps).to_pandas()
     if what == "behaviour":
         return trajectory.behaviour_over(run, steps)
     return trajectory.attention_over(run, steps)

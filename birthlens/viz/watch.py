@@ -155,7 +155,7 @@ class Watch:
         every = -(-len(steps) // self.width)
         kept = [step for i, step in enumerate(steps) if i % every == 0 or step == steps[-1]]
         if missing := [step for step in kept if step not in self._recalls]:
-            table = memories_over(self.run, missing, bases=("raw",))
+            table = memories_over(self.run, missing, bases=("raw",)).to_pandas()
             table = table[(table["metric"] == "recall") & table["candidates"].isin(["all", "triggers"])]
             names = table["memory"].map(label).str.removesuffix(" memory") + " recall, " + table["candidates"]
             for step, rows in table.assign(name=names).groupby("step"):

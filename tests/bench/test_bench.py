@@ -328,7 +328,7 @@ def test_the_plain_loop_reads_what_the_probes_read(tmp_path: Path) -> None:
     config = CONFIG.changed(task=CONFIG.task.changed(context=80))
     cases.synthetic_run(config, tmp_path / "run", 2)
     run = load_run(tmp_path / "run")
-    table = memories_over(run).set_index(["step", "memory", "basis", "metric", "candidates"])["value"]
+    table = memories_over(run).to_pandas().set_index(["step", "memory", "basis", "metric", "candidates"])["value"]
     found = pd.Series(baselines.hooked_probes(run.path))
     assert set(found.index) == set(table.index)
     pd.testing.assert_series_equal(found[table.index], table, rtol=2e-3, atol=1e-5, check_names=False)

@@ -172,7 +172,7 @@ def test_exponents_are_those_of_a_power_law() -> None:
 
 def test_half_heights_are_those_of_the_recall_table() -> None:
     one = run()
-    table = memories_over(one, bases=("raw",))
+    table = memories_over(one, bases=("raw",)).to_pandas()
     rows = table[(table["metric"] == "recall") & (table["memory"] == "output_memory") & (table["candidates"] == "all")]
     values = dict(zip(rows["step"], rows["value"], strict=True))
     last = values[one.steps[-1]]

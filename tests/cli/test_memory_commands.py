@@ -63,7 +63,7 @@ def rows(*arguments: Any) -> Any:
 
 def test_memories_are_those_of_the_library(runs: Any) -> None:
     found = rows("memories", runs[0], "--steps", "0,-1")
-    expected = memories_over(load_run(runs[0]), [0, 12])
+    expected = memories_over(load_run(runs[0]), [0, 12]).to_pandas()
     np.testing.assert_allclose(found["value"].astype(float), expected["value"], rtol=1e-6, atol=1e-9)
     text = run("memories", runs[0]).stdout
     assert "chance" in text and "output/all" in text
@@ -104,7 +104,7 @@ def test_the_strongest_associations_carry_labels_and_scores(runs: Any) -> None:
 
 def test_layer_norms_are_folded_where_there_are_some(runs: Any, full_run: Any) -> None:
     table = rows("memories", full_run, "--steps", "-1", "--fold")
-    expected = memories_over(load_run(full_run), [12], fold=True)
+    expected = memories_over(load_run(full_run), [12], fold=True).to_pandas()
     np.testing.assert_allclose(table["value"].astype(float), expected["value"], rtol=1e-6, atol=1e-9)
     assert expected.attrs["folded"]
     name = ("associations", full_run, "--matrix", "L1H0.OV", "--top", "1")

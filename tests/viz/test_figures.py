@@ -96,7 +96,7 @@ def test_the_birth_is_loss_accuracy_and_the_three_memories_in_one_row() -> None:
     accuracy = drawn_lines(figure.axes[1])
     assert accuracy["model"] == (list(rows["step"]), list(rows["value"]))
     assert accuracy["uniform: 0.0156"][1] == [1 / 64, 1 / 64]
-    recalls = memories_over(source, bases=("raw",)).query("metric == 'recall'")
+    recalls = memories_over(source, bases=("raw",)).to_pandas().query("metric == 'recall'")
     wanted = recalls.query("memory == 'trigger_memory' and candidates == 'triggers'")
     assert drawn_lines(figure.axes[2])["trigger memory (n = 3 triggers)"] == (
         list(wanted["step"]),
@@ -129,8 +129,8 @@ def test_references_agree_with_counting() -> None:
     assert table["unigram", "all", "accuracy"] == pytest.approx(float((batch.targets == commonest).double().mean()))
 
 
-def test_recall_curves_have_a_panel_a_memory_and_dotted_chance() -> None:
-    table = memories_over(run(), bases=("raw",))
+def test_recall_curves_have_a_panel_a_memory_and_dotted_chance():
+    table = memories_over(run(), bases=("raw",)).to_pandas()
     figure = figures.recall_curves(table)
     assert [ax.get_title("left") for ax in figure.axes] == ["output memory", "trigger memory", "previous-token memory"]
     rows = table[
@@ -322,7 +322,7 @@ def test_files_are_what_their_ending_says_and_the_same_each_time(tmp_path: Path,
 
 def test_the_callers_style_stays_as_it_was() -> None:
     before = dict(mpl.rcParams)
-    figures.recall_curves(memories_over(run(), [0], bases=("raw",)))
+    figures.recall_curves(memories_over(run(), [0], bases=("raw",)).to_pandas())
     assert dict(mpl.rcParams) == before
 
 

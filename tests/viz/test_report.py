@@ -89,7 +89,7 @@ def test_the_key_numbers_are_the_runs_own() -> None:
     row = re.search(r'<th scope="row">in-context accuracy<small>.*?</th>(.*?)</tr>', html)[1]  # type: ignore[index]
     cells = re.findall(r"<td>(.*?)</td>", row)
     assert cells[:2] == [f"{accuracy:.3f}", f"{1 / len(source.statistics):.3f}"]
-    table = memories_over(source, source.steps[-1:], bases=("raw",)).query("metric == 'recall'")
+    table = memories_over(source, source.steps[-1:], bases=("raw",)).to_pandas().query("metric == 'recall'")
     for memory, said in (
         ("output_memory", "output memory, 64 tokens"),
         ("prev_token_memory", "previous-token memory, 23 positions"),
@@ -183,8 +183,10 @@ def test_the_leads_are_the_runs_own() -> None:
     assert "2 layers with 1 head each (width 32)" in leads.trained(run()) and "3 triggers (" in leads.trained(run())
     assert "drawn for each sequence" in leads.trained(run("random"))
     assert "no token is a trigger" in leads.trained(run("no_triggers"))
-    table = memories_over(run(), bases=("raw",)).query(
-        "metric == 'recall' and memory == 'output_memory' and candidates == 'all'"
+    table = (
+        memories_over(run(), bases=("raw",))
+        .to_pandas()
+        .query("metric == 'recall' and memory == 'output_memory' and candidates == 'all'")
     )
     passed = table[table["value"] > (1 + table["chance"]) / 2].sort_values("step")["step"]
     said = f"the output memory (64 tokens) at step {passed.iloc[0]}" if len(passed) else "Not so far:"

@@ -33,7 +33,11 @@ def test_a_frame_shows_the_last_measurements() -> None:
     accuracy = metrics[metrics["metric"] == "in_context_accuracy"]["value"].iloc[-1]
     assert "step 12 of 12, 5 checkpoints: finished" in text
     assert f"{accuracy:.3f}" in next(line for line in text.splitlines() if line.startswith("in-context accuracy"))
-    table = memories_over(source, [12], bases=("raw",)).query("metric == 'recall' and memory == 'output_memory'")
+    table = (
+        memories_over(source, [12], bases=("raw",))
+        .to_pandas()
+        .query("metric == 'recall' and memory == 'output_memory'")
+    )
     value = table[table["candidates"] == "all"]["value"].iloc[0]
     assert f"{value:.3f}" in next(line for line in text.splitlines() if line.startswith("output recall, all"))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from birthlens.analysis.memories.recall_tables import circuit_series, memory_series
-from birthlens.analysis.memories.series import SeriesTable, tabled
+from birthlens.analysis.memories.series import SeriesTable
 from birthlens.runs.evaluation import evaluation_batch
 from birthlens.runs.run import Run
 
@@ -38,13 +38,13 @@ def over_checkpoints(
     return pd.concat(tables, ignore_index=True)
 
 
-def memory_series_over(
+def memories_over(
     run: Run, steps: Iterable[int] | None = None, bases: Sequence[str] = ("raw", "dual"), fold: bool = False
 ) -> SeriesTable:
-    """Read the paper's memories (section 4 of the probes) at each step: the columns of `series`.
+    """Read the paper's memories (section 4) at each step; `.to_pandas()` gives the table, with the columns of `series`.
 
-    Only weights are read; nothing here imports torch. A run of another shape than the paper's two-layer simplified model is
-    read head by head, in every basis (`recall.circuit_series`), with `fold` behind its layer norms.
+    Only the weights are read, without torch. A model other than the paper's two-layer simplified one is read head by head,
+    in every basis (`recall_tables.circuit_series`); `fold` folds its layer norms into the weights first.
 
     Raises:
         BirthlensError: with `fold` where the model has no layer norms.
@@ -59,9 +59,6 @@ def memory_series_over(
         outputs=run.config.task.possible_outputs(len(run.statistics), run.triggers),
         bases=bases,  # type: ignore[arg-type]
     )
-
-
-memories_over = tabled(memory_series_over)
 
 
 def behaviour_over(run: Run, steps: Iterable[int] | None = None, batch: TokenBatch | None = None) -> pd.DataFrame:

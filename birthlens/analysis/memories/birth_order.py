@@ -139,7 +139,7 @@ def onset_table(scores: pd.DataFrame, width: float = 4.0) -> pd.DataFrame:
 
 
 def crossing_table(readings: pd.DataFrame, metrics: Sequence[str], thresholds: Sequence[float]) -> pd.DataFrame:
-    """Find when each reading of a `memory_table` goes over a threshold for good, to see how the order depends on the probe.
+    """Find when each reading of a `memory_series` goes over a threshold for good, to see how the order depends on the probe.
 
     Columns as in `onset_table`, with basis; thresholds are compared with the metric as it is (`margin` against 0, say).
     """

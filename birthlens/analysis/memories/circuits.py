@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, pairwise, product
+from typing import Literal
 
 import numpy as np
 
@@ -141,10 +142,10 @@ def feed_forward_kl(
 
 @dataclass(frozen=True)
 class NamedMemory:
-    """A memory of some head with the association that it would store, None where no pairing suggests itself."""
+    """A circuit through one or several heads, with the association that it would store (None if there is no natural one)."""
 
-    kind: str
-    head: str
+    kind: Literal["QK", "OV", "path"]
+    heads: tuple[Head, ...]
     memory: AssociativeMemory
     association: Association | None
 
@@ -170,10 +171,10 @@ def all_memories(
         circuit = qk_circuit(weights, head)
         for inputs, outputs in product([words, *places, *earlier], repeat=2):
             yield NamedMemory(
-                "QK", str(head), AssociativeMemory(circuit, inputs, outputs), _pairing(inputs, outputs, places)
+                "QK", (head,), AssociativeMemory(circuit, inputs, outputs), _pairing(inputs, outputs, places)
             )
         memory = AssociativeMemory(ov_circuit(weights, head), words, readout)
-        yield NamedMemory("OV", str(head), memory, Association.identity(len(words)))
+        yield NamedMemory("OV", (head,), memory, Association.identity(len(words)))
     for length in range(2, longest_path + 1):
         for path in combinations(sorted(chosen), length):
             if all(first.layer < second.layer for first, second in pairwise(path)):
@@ -181,7 +182,7 @@ def all_memories(
                 for head in path[1:]:
                     circuit = circuit.then(ov_circuit(weights, head))
                 memory = AssociativeMemory(circuit, words, readout)
-                yield NamedMemory("path", ">".join(map(str, path)), memory, Association.identity(len(words)))
+                yield NamedMemory("path", path, memory, Association.identity(len(words)))
 
 
 def _pairing(inputs: Codebook, outputs: Codebook, places: Sequence[Codebook]) -> Association | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from birthlens.analysis.memories.birth_order import crossing_table, onset_table, standardised_table
 from birthlens.analysis.memories.memory import Basis
-from birthlens.analysis.memories.recall_tables import memory_table
+from birthlens.analysis.memories.recall_tables import memory_series
 from birthlens.errors import BirthlensError
 from birthlens.runs.run import Run
 
@@ -85,7 +85,7 @@ def crossings_table(
     """Find when other probes cross their thresholds for good (default `CROSSINGS`): `birth_order.crossing_table` by seed."""
     tables = []
     for seed, run in zip(_seeds(runs), runs, strict=True):
-        read = memory_table(run.checkpoints(), run.triggers, bases=bases)
+        read = memory_series(run.checkpoints(), run.triggers, bases=bases).to_pandas()
         read.insert(0, "seed", seed)
         for metric, thresholds in (crossings or CROSSINGS).items():
             tables.append(crossing_table(read, [metric], thresholds))

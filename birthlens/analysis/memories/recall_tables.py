@@ -34,7 +34,7 @@ from birthlens.analysis.memories.circuits import (
 from birthlens.analysis.memories.layer_norms import folded
 from birthlens.analysis.memories.memory import Array, AssociativeMemory, Basis
 from birthlens.analysis.memories.recall import READINGS, Association, chance_level, frobenius_share, readings
-from birthlens.analysis.memories.series import Series, SeriesTable, tabled
+from birthlens.analysis.memories.series import Series, SeriesTable
 from birthlens.model.sites import Head
 from birthlens.model.weights import Weights, stacked
 from birthlens.shapes import Float
@@ -52,7 +52,7 @@ class Probe:
     """One named memory over a stack of checkpoints, the sets of candidates to read it with, and the scale of its scores."""
 
     name: str
-    head: str
+    heads: tuple[Head, ...]
     memory: AssociativeMemory
     associations: tuple[Association, ...]
     scale: float
@@ -63,7 +63,8 @@ class Probe:
         """Return a metric of this memory over steps; `values` may be one number where no step changes it."""
         layer = self.memory.circuit.layer
         every = np.broadcast_to(values, len(steps)).astype(np.float64)
-        return Series(steps, self.name, layer, self.head, basis, metric, candidates, every, chance, n)
+        head = ">".join(map(str, self.heads))
+        return Series(steps, self.name, layer, head, basis, metric, candidates, every, chance, n)
 
 
 def paper_probes(
@@ -91,15 +92,15 @@ def paper_probes(
     context = weights["W_pos"].shape[-2] if "W_pos" in weights else 0
     if context > 2:  # with two positions there is nothing to choose from
         memory = prev_token_memory(weights, prev_token_head)
-        probes.append(Probe("prev_token_memory", str(prev_token_head), memory, (Association.shift(context),), scale))
+        probes.append(Probe("prev_token_memory", (prev_token_head,), memory, (Association.shift(context),), scale))
         if context > EARLY:
             memory = prev_token_memory(weights, prev_token_head, EARLY)
             shift = Association.shift(EARLY, f"first {EARLY}")
-            probes.append(Probe("prev_token_memory", str(prev_token_head), memory, (shift,), scale))
+            probes.append(Probe("prev_token_memory", (prev_token_head,), memory, (shift,), scale))
     memory = trigger_memory(weights, induction_head, prev_token_head)
-    probes.append(Probe("trigger_memory", str(induction_head), memory, (everything, *narrowed), scale))
+    probes.append(Probe("trigger_memory", (induction_head,), memory, (everything, *narrowed), scale))
     memory = output_memory(weights, induction_head)
-    probes.append(Probe("output_memory", str(induction_head), memory, (everything, *narrowed, *written), 1.0))
+    probes.append(Probe("output_memory", (induction_head,), memory, (everything, *narrowed, *written), 1.0))
     return probes
 
 
@@ -144,9 +145,6 @@ def memory_series(
     return SeriesTable(found, {"moving_codebooks": moving.names})
 
 
-memory_table = tabled(memory_series)
-
-
 def circuit_series(
     checkpoints: Checkpoints,
     heads: Sequence[Head] | None = None,
@@ -158,7 +156,7 @@ def circuit_series(
     """Read every head of any model in every basis (`circuits.all_memories`), with `fold` behind its layer norms.
 
     Columns as in the module; `memory` is the circuit with its codebooks. Bases without a pairing have `spread` alone.
-    attrs["moving_codebooks"] as in `memory_table`; attrs["folded"] says whether layer norms were folded (`layer_norms`).
+    attrs["moving_codebooks"] as in `memory_series`; attrs["folded"] says whether layer norms were folded (`layer_norms`).
 
     Raises:
         BirthlensError: where there is no checkpoint, or no layer norm to fold.
@@ -171,13 +169,10 @@ def circuit_series(
         for found in all_memories(read, heads, longest_path=longest_path):
             scale = read.score_scale if found.kind == "QK" else 1.0
             pairs = () if found.association is None else (found.association,)
-            probe = Probe(found.memory.name, found.head, found.memory, pairs, scale)
+            probe = Probe(found.memory.name, found.heads, found.memory, pairs, scale)
             series += chain.from_iterable(_parts([step], probe, bases, ways))
             series += _spread(step, probe)
     return SeriesTable(series, {"moving_codebooks": moving.names, "folded": fold})
-
-
-circuit_table = tabled(circuit_series)
 
 
 def chunks(checkpoints: Checkpoints) -> Iterator[tuple[list[int], Weights]]:
@@ -248,7 +243,7 @@ def _share(steps: Sequence[int], probe: Probe, association: Association) -> Iter
 def _rank(steps: Sequence[int], probe: Probe) -> Iterator[Series]:
     # A Gaussian d x d' matrix has a participation ratio of d d' / (d + d'), by its first two Marchenko-Pastur moments.
     circuit = probe.memory.circuit
-    (d_in, d_out) = probe.memory.circuit.width
+    d_in, d_out = probe.memory.circuit.width
     chance = d_in * d_out / (d_in + d_out) if circuit.left.shape[-1] >= min(d_in, d_out) else float("nan")
     yield probe.series(steps, "raw", "effective_rank", "all", circuit.effective_rank(), chance, d_in * d_out)
 
@@ -263,7 +258,7 @@ def _spread(step: int, probe: Probe) -> Iterator[Series]:
 
 
 def _kl(steps: Sequence[int], weights: Weights, bigram: Array, leave_out: Sequence[int]) -> Iterator[Series]:
-    probe = Probe("feed_forward_memory", "", feed_forward_memory(weights), (), 1.0)
+    probe = Probe("feed_forward_memory", (), feed_forward_memory(weights), (), 1.0)
     scores = probe.memory.scores()
     name = "all but triggers" if len(leave_out) else "all"
     values, uniform = (feed_forward_kl(table, bigram, leave_out) for table in (scores, np.zeros(scores.shape[-2:])))

@@ -10,12 +10,11 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from functools import wraps
 from itertools import chain
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Array = np.ndarray
-P = ParamSpec("P")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,16 +92,6 @@ class SeriesTable:
 
     def _by_memory(self) -> list[Series]:
         return sorted(self.series, key=attrgetter("memory"))
-
-
-def tabled(found: Callable[P, SeriesTable]) -> Callable[P, pd.DataFrame]:
-    """Turn a function that finds series into the one that returns their pandas table."""
-
-    @wraps(found)
-    def table(*args: P.args, **kwargs: P.kwargs) -> pd.DataFrame:
-        return found(*args, **kwargs).to_pandas()
-
-    return table
 
 
 def _spelled(values: Iterable[object]) -> str:

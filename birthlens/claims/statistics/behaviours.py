@@ -67,7 +67,7 @@ def global_first(evidence: Evidence) -> dict[str, float]:
     for role in ("global", "in_context"):
         steps, loss = held_out(run, f"{role}_loss")
         halves[role] = first_crossing(steps, -loss, -(uniform + float(floors[role])) / 2)
-    kl = memories_over(run, bases=("raw",))
+    kl = memories_over(run, bases=("raw",)).to_pandas()
     kl = kl[kl["metric"] == "kl"].sort_values("step")
     half = first_crossing(kl["step"].to_numpy(float), -kl["value"].to_numpy(), -float(kl["chance"].iloc[0]) / 2)
     last = float(run.config.training.steps)

@@ -39,7 +39,7 @@ def half_heights(run: Run) -> dict[str, float]:
 
     NaN where it is zero at the end.
     """
-    recall = memories_over(run, bases=("raw",))
+    recall = memories_over(run, bases=("raw",)).to_pandas()
     recall = recall[recall["metric"] == "recall"]
     found = {}
     for name in MEMORY_NAMES:

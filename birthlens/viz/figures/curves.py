@@ -133,7 +133,7 @@ def recall_curves(
 ) -> Figure:
     """Draw what each memory recalls over training, one panel a memory, one line a set of candidates, chance dotted.
 
-    The table is `analysis.recall.memory_table`: columns step, memory, basis, metric, candidates, value, chance, n.
+    The table is that of `recall_tables.memory_series`: columns step, memory, basis, metric, candidates, value, chance, n.
     """
     columns_needed(table, "memory", "basis", "metric", "candidates", numeric=("step", "value", "chance", "n"))
     table = table[(table["metric"] == metric) & (table["basis"] == basis)]

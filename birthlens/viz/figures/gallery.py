@@ -30,9 +30,8 @@ def birth(run: Run, steps: Sequence[int]) -> Figure:
     from birthlens.runs.evaluation import evaluation_batch
     from birthlens.tasks.predictors.scores import reference_table
 
-    metrics = run.metrics()
-    references = reference_table(run.task, evaluation_batch(run, 32))
-    recalls = memories_over(run, steps, bases=("raw",)) if is_paper_model(run.config.model) else None
+    metrics, references = run.metrics(), reference_table(run.task, evaluation_batch(run, 32))
+    recalls = memories_over(run, steps, bases=("raw",)).to_pandas() if is_paper_model(run.config.model) else None
     return figures.birth_panels(metrics[metrics["step"] <= max(steps)], references, recalls)
 
 
@@ -52,7 +51,7 @@ def recall(run: Run, steps: Sequence[int]) -> Figure:
     from birthlens.analysis.behaviour.trajectory import memories_over
 
     _paper_model(run, "recall")
-    return figures.recall_curves(memories_over(run, steps, bases=("raw",)))
+    return figures.recall_curves(memories_over(run, steps, bases=("raw",)).to_pandas())
 
 
 def memories(run: Run, steps: Sequence[int]) -> Figure:
@@ -232,7 +231,11 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
 
 def memory_frames(run: Run, weights: Weights) -> dict[str, pd.DataFrame]:
-    """Tabulate the scores of the three memories: output and previous-token whole, the trigger memory over fixed triggers."""
+    """Tabulate the scores of the three memories: output and previous-token whole, the trigger memory over fixed triggers.
+
+    attrs["diagonal"] of each table is the offset of its right entries from the main diagonal: 0, or -1 where row t belongs
+    to column t - 1.
+    """
     from birthlens.analysis.memories.circuits import output_memory, prev_token_memory, trigger_memory
 
     labels = [legible(token) for token in run.statistics.vocab]
@@ -245,19 +248,21 @@ def memory_frames(run: Run, weights: Weights) -> dict[str, pd.DataFrame]:
     }
     if "W_pos" in weights:
         tables["previous-token memory"] = _scores(
-            prev_token_memory(weights, first=64), "query position", "key position"
+            prev_token_memory(weights, first=64), "query position", "key position", diagonal=-1
         )
     return tables
 
 
-def _scores(memory: AssociativeMemory, rows: str, columns: str) -> pd.DataFrame:
+def _scores(memory: AssociativeMemory, rows: str, columns: str, diagonal: int = 0) -> pd.DataFrame:
     import pandas as pd
 
-    return pd.DataFrame(
+    table = pd.DataFrame(
         memory.scores(),
         index=pd.Index(memory.inputs.labels, name=rows),
         columns=pd.Index(memory.outputs.labels, name=columns),
     )
+    table.attrs["diagonal"] = diagonal
+    return table
 
 
 def _paper_model(run: Run, kind: str) -> None:

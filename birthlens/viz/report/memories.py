@@ -55,11 +55,12 @@ def _table(name: str, tables: Sequence[pd.DataFrame], steps: Sequence[int]) -> s
         "values": base64.b64encode((np.rint(shifted / bound * 127) + 127).astype(np.uint8).tobytes()).decode("ascii"),
     }
     n, m = first.shape
-    right = np.arange(n) if "previous" not in name else np.maximum(np.arange(n) - 1, 0)
-    hits = float((shifted[-1].argmax(1) == right)[1 if "previous" in name else 0 :].mean())
+    offset = int(first.attrs["diagonal"])
+    right = np.maximum(np.arange(n) + offset, 0)
+    hits = float((shifted[-1].argmax(1) == right)[-offset:].mean())
     alt = (
         f"Table of scores, {n} rows ({first.index.name}) by {m} columns ({first.columns.name}). At step {steps[-1]} the "
-        f"right entry, {'one below' if 'previous' in name else 'on'} the diagonal, is the largest in {hits:.0%} of the rows."
+        f"right entry, {'one below' if offset else 'on'} the diagonal, is the largest in {hits:.0%} of the rows."
     )
     return f"""<figure class="table">
 <figcaption>{escape(name)} <small>at step <span class="at">{steps[-1]}</span></small></figcaption>

@@ -78,7 +78,7 @@ class Facts:
     @cached_property
     def recalls(self) -> pd.DataFrame:
         """Memory readings in the raw basis over the kept steps."""
-        return memories_over(self.run, self.steps, bases=("raw",))
+        return memories_over(self.run, self.steps, bases=("raw",)).to_pandas()
 
     def series(self, metric: str, split: str = "held_out") -> tuple[list[int], list[float]]:
         """Return a measured curve: steps and values."""

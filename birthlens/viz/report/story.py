@@ -123,7 +123,7 @@ def _circuits(facts: Facts) -> str:
     from birthlens.analysis.behaviour.trajectory import memories_over
 
     steps = notebook.thinned(facts.steps, 8)
-    read = memories_over(facts.run, steps, bases=("raw",))
+    read = memories_over(facts.run, steps, bases=("raw",)).to_pandas()
     read = read[(read["metric"] == "recall") & (read["n"] > 1)]
     if read.empty:
         return skipped("this model has no circuit between two codebooks that pair.")

@@ -23,7 +23,7 @@ from birthlens.analysis.memories.birth_order import (
 from birthlens.analysis.memories.circuits import output_memory
 from birthlens.analysis.memories.memory import AssociativeMemory, Circuit, Codebook
 from birthlens.analysis.memories.recall import Association, readings
-from birthlens.analysis.memories.recall_tables import memory_table
+from birthlens.analysis.memories.recall_tables import memory_series
 from birthlens.config.model import ModelConfig
 from birthlens.errors import BirthlensError
 from birthlens.model.initialisation import initial_weights
@@ -209,14 +209,16 @@ def test_moving_codebooks_are_carried_to_the_last_table() -> None:
     scores = standardised_table(moved, range(5)).assign(seed=0)
     assert standardised_table(planted_run(0)[:2]).attrs["moving_codebooks"] == []
     onsets = onset_table(scores)
-    crossings = crossing_table(memory_table(moved, range(5)).assign(seed=0), ["recall"], [0.5])
+    crossings = crossing_table(memory_series(moved, range(5)).to_pandas().assign(seed=0), ["recall"], [0.5])
     tables = [scores, onsets, birth_order_table(onsets[onsets["candidates"] == "all"]), crossings,
               order_sensitivity_table(crossings)]  # fmt: skip
     assert all(table.attrs["moving_codebooks"] == ["W_U"] for table in tables)
 
 
 def test_the_answer_may_depend_on_the_probe_and_the_candidates() -> None:
-    reads = [memory_table(planted_run(seed), range(5), bases=["raw"]).assign(seed=seed) for seed in range(2)]
+    reads = [
+        memory_series(planted_run(seed), range(5), bases=["raw"]).to_pandas().assign(seed=seed) for seed in range(2)
+    ]
     crossings = crossing_table(pd.concat(reads), ["recall", "margin"], [0.0, 0.5])
     assert {"seed", "memory", "candidates", "probe", "threshold", "basis", "onset"} <= set(crossings.columns)
     table = order_sensitivity_table(crossings)

@@ -11,7 +11,7 @@ from birthlens.analysis.memories.circuits import feed_forward_kl, feed_forward_m
 from birthlens.analysis.memories.layer_norms import fold_layer_norms
 from birthlens.analysis.memories.memory import Circuit
 from birthlens.analysis.memories.recall import READINGS, Association, readings
-from birthlens.analysis.memories.recall_tables import chunks, circuit_table, memory_series, memory_table
+from birthlens.analysis.memories.recall_tables import chunks, circuit_series, memory_series
 from birthlens.analysis.memories.series import COLUMNS, Series, SeriesTable
 from birthlens.config.model import ModelConfig
 from birthlens.errors import BirthlensError
@@ -35,7 +35,7 @@ def run(steps: int, n_ctx: int = 80, d_vocab: int = 20, **fields: object) -> lis
 
 def test_every_row_is_the_reading_of_its_own_checkpoint() -> None:
     checkpoints, bigram = run(30, feed_forward="linear"), np.full((20, 20), 0.05)
-    table = memory_table(iter(checkpoints), triggers=[2, 5, 9, 11], bigram=bigram, outputs=[0, 1])
+    table = memory_series(iter(checkpoints), triggers=[2, 5, 9, 11], bigram=bigram, outputs=[0, 1]).to_pandas()
     assert list(table.columns) == COLUMNS and sorted(set(table["step"])) == [10 * step for step in range(30)]
     keyed = table.set_index(["step", "memory", "basis", "metric", "candidates"])["value"]
     assert keyed.index.is_unique
@@ -61,23 +61,24 @@ def test_every_row_is_the_reading_of_its_own_checkpoint() -> None:
 
 def test_moving_codebooks_are_stated() -> None:
     (_, first), (_, second) = run(2)
-    assert memory_table([(0, first), (1, second)]).attrs["moving_codebooks"] == []
+    assert memory_series([(0, first), (1, second)]).to_pandas().attrs["moving_codebooks"] == []
     trained = second.replaced({"W_E": second["W_E"] + 1, "L0.W_O": 2 * second["L0.W_O"]})
-    assert memory_table([(0, first), (1, trained)]).attrs["moving_codebooks"] == ["L0.W_O", "W_E"]
+    assert memory_series([(0, first), (1, trained)]).to_pandas().attrs["moving_codebooks"] == ["L0.W_O", "W_E"]
 
 
 def test_every_circuit_says_which_codebooks_move() -> None:
     (_, first), (_, second) = run(2, n_ctx=12, family="full", n_heads=2, d_model=16, feed_forward="none")
-    assert circuit_table([(0, first), (1, first)]).attrs["moving_codebooks"] == []
-    assert circuit_table([(0, first), (1, second)]).attrs["moving_codebooks"] == []  # W_K and the last layer's W_O
+    assert circuit_series([(0, first), (1, first)]).to_pandas().attrs["moving_codebooks"] == []
+    # Only W_K and the last layer's W_O differ.
+    assert circuit_series([(0, first), (1, second)]).to_pandas().attrs["moving_codebooks"] == []
     moved = second.replaced({"W_pos": second["W_pos"] + 1, "L0.W_V": 2 * second["L0.W_V"]})
     steps = [(i, first) for i in range(30)] + [(30, moved)]
-    assert circuit_table(steps, longest_path=1).attrs["moving_codebooks"] == ["L0.W_V", "W_pos"]
-    assert circuit_table(steps[-2:], heads=[Head(1, 0)]).attrs["moving_codebooks"] == ["W_pos"]
+    assert circuit_series(steps, longest_path=1).to_pandas().attrs["moving_codebooks"] == ["L0.W_V", "W_pos"]
+    assert circuit_series(steps[-2:], heads=[Head(1, 0)]).to_pandas().attrs["moving_codebooks"] == ["W_pos"]
 
 
 def test_chance_and_n_stand_in_every_row() -> None:
-    table = memory_table(run(1), triggers=[2, 5, 9, 11], outputs=[0, 1, 7])
+    table = memory_series(run(1), triggers=[2, 5, 9, 11], outputs=[0, 1, 7]).to_pandas()
     table = table.set_index(["memory", "metric", "candidates", "basis"])
     rows = {
         ("trigger_memory", "recall", "triggers"): (1 / 4, 4),
@@ -96,7 +97,7 @@ def test_chance_and_n_stand_in_every_row() -> None:
 
 
 def test_the_effective_rank_of_a_random_matrix_is_at_its_chance() -> None:
-    table = memory_table(run(1, d_model=128)).set_index(["memory", "metric"])
+    table = memory_series(run(1, d_model=128)).to_pandas().set_index(["memory", "metric"])
     chance = table.loc[("trigger_memory", "effective_rank"), "chance"]
     random = Circuit("W", np.random.default_rng(0).standard_normal((50, 128, 128)))
     assert float(chance) == pytest.approx(random.effective_rank().mean(), rel=0.02)  # type: ignore[arg-type]
@@ -104,9 +105,9 @@ def test_the_effective_rank_of_a_random_matrix_is_at_its_chance() -> None:
 
 def test_circuit_table_covers_every_head_and_basis() -> None:
     checkpoints = run(2, n_ctx=12, family="full", n_heads=2, d_model=16, feed_forward="none")
-    table = circuit_table(checkpoints, bases=["raw"])
+    table = circuit_series(checkpoints, bases=["raw"]).to_pandas()
     assert set(table["head"]) == {"L0H0", "L0H1", "L1H0", "L1H1"} | {f"L0H{i}>L1H{j}" for i in (0, 1) for j in (0, 1)}
-    one = circuit_table(checkpoints, heads=[Head(1, 1)], bases=["raw"])
+    one = circuit_series(checkpoints, heads=[Head(1, 1)], bases=["raw"]).to_pandas()
     assert set(one["head"]) == {"L1H1"}
     spread = table[(table["metric"] == "spread") & (table["memory"] == "L1H0.QK: W_E -> W_pos") & (table["step"] == 10)]
     weights = checkpoints[1][1]
@@ -122,29 +123,33 @@ def test_layer_norms_are_folded_on_request() -> None:
     gains = {name: 1 + generator.standard_normal(weights[name].shape) for name in weights if name.endswith(".w")}
     weights = weights.replaced({name: gain.astype(np.float32) for name, gain in gains.items()})
     assert len(gains) == 3
-    plain, folded = (circuit_table([(0, weights)], bases=["raw"], fold=fold) for fold in (False, True))
+    plain, folded = (circuit_series([(0, weights)], bases=["raw"], fold=fold).to_pandas() for fold in (False, True))
     assert (plain.attrs["folded"], folded.attrs["folded"]) == (False, True)
     for table, model in ((plain, weights), (folded, fold_layer_norms(weights))):
         scores = model["W_E"] @ model.ov(Head(1, 0)) @ model["W_U"]
         rows = table[(table["memory"] == "L1H0.OV: W_E -> W_U") & (table["metric"] == "spread")]
         assert rows["value"].iloc[0] == pytest.approx(np.sqrt(scores.var(1).mean()), rel=1e-4)
     with pytest.raises(BirthlensError, match="no layer norms to fold"):
-        circuit_table(run(1), fold=True)
+        circuit_series(run(1), fold=True).to_pandas()
 
 
 def test_two_positions_leave_nothing_to_recall() -> None:
-    table = memory_table(run(2, n_ctx=2))
+    table = memory_series(run(2, n_ctx=2)).to_pandas()
     assert set(table["memory"]) == {"trigger_memory", "output_memory"}
-    assert set(memory_table(run(2, n_ctx=3))["memory"]) == {"prev_token_memory", "trigger_memory", "output_memory"}
-    every = circuit_table(run(2, n_ctx=2), bases=["raw"])
+    assert set(memory_series(run(2, n_ctx=3)).to_pandas()["memory"]) == {
+        "prev_token_memory",
+        "trigger_memory",
+        "output_memory",
+    }
+    every = circuit_series(run(2, n_ctx=2), bases=["raw"]).to_pandas()
     assert set(every[every["memory"] == "L0H0.QK: W_pos -> W_pos"]["metric"]) == {"spread"}
 
 
 def test_nothing_to_read_and_one_layer_models_are_refused() -> None:
     with pytest.raises(BirthlensError, match="no checkpoint"):
-        memory_table([])
+        memory_series([]).to_pandas()
     with pytest.raises(BirthlensError, match="L1H0 does not exist"):
-        memory_table(run(1, n_layers=1))
+        memory_series(run(1, n_layers=1)).to_pandas()
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +161,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [len(steps) for steps, _ in chunks(checkpoints)] == {1: [1] * 7, 3 * one_by_one: [3, 3, 1]}.get(
             size, [7]
         )
-        tables.append(memory_table(iter(checkpoints), triggers=[2, 5, 9, 11], bigram=bigram))
+        tables.append(memory_series(iter(checkpoints), triggers=[2, 5, 9, 11], bigram=bigram).to_pandas())
     for table in tables[1:]:
         pd.testing.assert_frame_equal(table, tables[0], rtol=1e-4)
         assert table.attrs == tables[0].attrs
