@@ -31,8 +31,8 @@ PLAN = {
         simplified.folding < simplified.buffers simplified.torch_step < simplified.kernels < simplified.numba_step
         < engines optimiser < loop < loggers recording replay grid workers < sweep""",
     "analysis.memories": """
-        duals series < memory < layer_norms recall < circuits ledger top_associations < ideal ledger_nulls names
-        recall_tables < birth_order ledger_tables < order_tables""",
+        duals gram series < memory < layer_norms recall < circuits ledger top_associations
+        < ideal ledger_factors ledger_nulls names recall_tables < birth_order ledger_tables < order_tables""",
     "analysis.interventions": """
         bootstrap metrics spec weight_patching < scoring < corruptions replacements suite_results < edges < backends < runner
         < ablation attribution < patching suite < causal_tables edge_tables""",

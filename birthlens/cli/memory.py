@@ -39,7 +39,8 @@ def memories(
     """Read the memories of a RUN over its checkpoints: recall, margins, ranks, raw and dual, each beside its chance level.
 
     With --ledger: the share of each matrix's squared norm, less its value at the first kept step, that every family of
-    associations explains, the residual that none explains, and the shares that chance would give.
+    associations explains, the residual that none explains, and the shares that chance would give. The trained matrix is
+    shown between the codebooks at its own sides ("L1.W_O"), and the circuit W_V W_O as a second reading: the shares differ.
     """
     from birthlens.runs.run import load_run
 
@@ -232,18 +233,23 @@ def _ledger(run: Run, steps: list[int], cells: bool, whole: bool) -> pd.DataFram
     table = paper_ledger_table(
         run.checkpoints(read), run.triggers, not whole, generator=generator, cells=cells, bigram=_bigram(run)
     )
+    if table.attrs["moving_partners"]:
+        _note(
+            f"the other matrix of {', '.join(table.attrs['moving_partners'])} is trained too, so only the circuit, their "
+            "product, is shown."
+        )
     return table[table["step"].isin(steps)].reset_index(drop=True)
 
 
 def _ledger_overview(table: pd.DataFrame) -> None:
     """Print shares by step, one table for each matrix, below the share that a family of that size gets by chance."""
-    for name, rows in table.groupby("matrix", sort=False):
+    for (name, reading), rows in table.groupby(["matrix", "reading"], sort=False):
         wide = rows.pivot(index="step", columns="family", values="share")[list(dict.fromkeys(rows["family"]))]
         chance = rows.drop_duplicates("family")["null_rank"]
         lines = [["chance", *(f"{share:.3f}" for share in chance)]]
         lines += [[str(step), *("-" if v != v else f"{v:.3f}" for v in values)] for step, *values in wide.itertuples()]
-        show_rows(["step", *map(str, wide)], lines, title=f"{name}: share of the squared norm")
-        tell()
+        show_rows(["step", *map(str, wide)], lines, title=f"{name}, {reading}: share of the squared norm")
+        click.echo()
 
 
 def _print_map(rows: pd.DataFrame, down: str, across: str, title: str) -> None:

@@ -75,9 +75,10 @@ def test_the_ledger_books_all_of_each_matrix(runs: Any, tmp_path: Path) -> None:
         run("memories", runs[0], "--ledger", "--steps", "4,-1", "--out", out, *flags)
         table = pd.read_csv(out)
         assert set(table["step"]) == {4, 12}
-        np.testing.assert_allclose(table.groupby(["step", "matrix"])["share"].sum(), 1, atol=1e-9)
+        np.testing.assert_allclose(table.groupby(["step", "matrix", "reading"])["share"].sum(), 1, atol=1e-9)
         assert ("cell" in set(table["kind"])) == ("--cells" in flags)
-    assert "previous position" in run("memories", runs[0], "--ledger").stdout
+    text = run("memories", runs[0], "--ledger").stdout
+    assert "previous position" in text and "output_memory, L1.W_O" in text and "output_memory, circuit" in text
     start = {flags: rows("memories", runs[0], "--ledger", "--steps", "0", *flags) for flags in ((), ("--whole",))}
     assert start[()]["share"].isna().all() and start[("--whole",)]["share"].notna().all()
 

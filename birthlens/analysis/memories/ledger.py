@@ -32,6 +32,7 @@ from math import factorial
 
 import numpy as np
 
+from birthlens.analysis.memories.gram import pseudo_inverse
 from birthlens.analysis.memories.memory import Array, Codebook
 from birthlens.analysis.memories.recall import Association
 from birthlens.errors import BirthlensError
@@ -205,7 +206,7 @@ class Ledger:
         """
         if subset not in self._inverses:
             members = self.members(subset)
-            inverse = np.linalg.pinv(self._gram[np.ix_(members, members)], rcond=1e-10, hermitian=True)
+            inverse = pseudo_inverse(self._gram[np.ix_(members, members)])
             self._inverses[subset] = inverse / np.outer(self._norms[members], self._norms[members])
         return self._inverses[subset]
 

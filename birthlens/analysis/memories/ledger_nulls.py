@@ -19,6 +19,7 @@ from itertools import product
 
 import numpy as np
 
+from birthlens.analysis.memories.gram import Gram
 from birthlens.analysis.memories.ledger import RESIDUAL, Family, Ledger, shapley, subsets, unit_rows
 from birthlens.analysis.memories.memory import Array
 from birthlens.errors import BirthlensError
@@ -103,7 +104,7 @@ class Derangements:
 
     u: Float[Array, "pair d_in"]
     v: Float[Array, "draw pair d_out"]
-    inverses: Float[Array, "draw pair pair"]
+    grams: tuple[Gram, ...]
 
     @classmethod
     def of(cls, ledger: Ledger, family: Family, draws: int, generator: np.random.Generator) -> Derangements:
@@ -111,15 +112,15 @@ class Derangements:
         u, v = map(unit_rows, ledger.outer_products(family))
         orders = np.stack([derangement(len(u), generator) for _ in range(draws)])
         shuffled = v[orders]
-        grams = (u @ u.T) * (shuffled @ shuffled.swapaxes(-1, -2))
-        return cls(u, shuffled, np.linalg.pinv(grams, rcond=1e-10, hermitian=True))
+        same = u @ u.T
+        return cls(u, shuffled, tuple(Gram.of(same * (drawn @ drawn.T)) for drawn in shuffled))
 
     def shares(self, matrix: Float[Array, "*step d_in d_out"]) -> Float[Array, "*step draw"]:
         """Return the share of ||W||^2 that each wrong pairing explains alone."""
         exact = matrix.astype(np.float64)
         reads = self.u @ exact
         scores = np.einsum("...pj,npj->...np", reads, self.v, optimize=True)
-        explained = np.einsum("...np,npq,...nq->...n", scores, self.inverses, scores, optimize=True)
+        explained = np.stack([gram.explained(scores[..., n, :]) for n, gram in enumerate(self.grams)], axis=-1)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(explained / np.einsum("...ij,...ij->...", exact, exact)[..., None])
 

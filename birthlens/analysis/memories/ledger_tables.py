@@ -21,6 +21,7 @@ from birthlens.analysis.memories.circuits import (
     unembedding,
 )
 from birthlens.analysis.memories.ledger import RESIDUAL, Family, Ledger
+from birthlens.analysis.memories.ledger_factors import factor_ledger
 from birthlens.analysis.memories.ledger_nulls import NULLS, Derangements, Nulls
 from birthlens.analysis.memories.memory import Array, Circuit
 from birthlens.analysis.memories.recall import Association
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _CHUNK = 20
+CIRCUIT = "circuit"
+"""The reading of a memory as the product of its two matrices; the other reading is the trained matrix, by its name."""
+_TRAINED = {"prev_token_memory": "W_K", "trigger_memory": "W_K", "output_memory": "W_O", "feed_forward_memory": "W_F"}
 _NULL_COLUMNS = [f"null_{name}" for name in NULLS]
 COLUMNS = ["step", "matrix", "family", "kind", "share", "alone", "coefficient", "coefficient_std", "n"]
 COLUMNS += [*_NULL_COLUMNS, "null_derangement", "null_derangement_95"]
@@ -187,10 +191,16 @@ def paper_ledger_table(
     cells: bool = True,
     bigram: Float[Array, "d_vocab d_vocab"] | None = None,
 ) -> pd.DataFrame:
-    """Book the matrices of `paper_ledgers` at every checkpoint, less their value at the first one where `minus_initial`.
+    """Split the matrices of `paper_ledgers` at every checkpoint, less their value at the first one where `minus_initial`.
 
-    Columns as in `ledger_table`. The ledgers are those of the first checkpoint. attrs["left_out"] names the memories that
-    are not booked: the linear feed-forward's where `bigram` is not given.
+    Columns as in `ledger_table`, with reading after matrix. A memory is a product of two matrices, of which one is trained:
+
+        "L1.W_O"   the matrix that is trained, between the codebooks at its own sides (`ledger_factors`)
+        "circuit"  the product W_V W_O or W_Q W_K^T; left out where it is the trained matrix, as W_Q is the identity
+
+    The shares of the two differ, so say which one a number is. The ledgers are those of the first checkpoint.
+    attrs["left_out"] names the memories that have no rows: the linear feed-forward's where `bigram` is not given.
+    attrs["moving_partners"] names the memories that have the circuit only, as their other matrix changes too.
 
     Raises:
         BirthlensError: where a codebook moves between checkpoints (trained embeddings): book each on its own ledger.
@@ -211,13 +221,47 @@ def paper_ledger_table(
         )
     circuits = [(step, paper_circuits(weights, prev_token_head, induction_head)) for step, weights in read]
     ledgers = paper_ledgers(first, triggers, prev_token_head, induction_head, cells, bigram)
-    tables = []
+    tables: dict[tuple[str, str], pd.DataFrame] = {}
     for name, (initial, ledger) in ledgers.items():
-        matrices = [(step, found[name].matrix) for step, found in circuits]
-        tables.append(ledger_table(matrices, ledger, name, initial.matrix if minus_initial else None, draws, generator))
-    table = pd.concat(tables, ignore_index=True)
+        products = [(step, found[name].matrix) for step, found in circuits]
+        reading = CIRCUIT if _is_product(initial) else _trained_parameter(name, initial)
+        minus = initial.matrix if minus_initial else None
+        tables[name, reading] = ledger_table(products, ledger, name, minus, draws, generator)
+    partners = [name for name, (initial, _) in ledgers.items() if _is_product(initial)]
+    moving_partners = [
+        name
+        for name in partners
+        if any(not np.array_equal(found[name].left, ledgers[name][0].left) for _, found in circuits)
+    ]
+    for name in partners:
+        if name in moving_partners:
+            continue
+        initial, ledger = ledgers[name]
+        trained = [(step, _right(found[name])) for step, found in circuits]
+        own = factor_ledger(ledger, initial, "right")
+        minus = _right(initial) if minus_initial else None
+        tables[name, _trained_parameter(name, initial)] = ledger_table(trained, own, name, minus, draws, generator)
+    for (_, reading), rows in tables.items():
+        rows.insert(2, "reading", reading)
+    order = sorted(tables, key=lambda key: (list(ledgers).index(key[0]), key[1] == CIRCUIT))
+    table = pd.concat([tables[key] for key in order], ignore_index=True)
     table.attrs["left_out"] = [name for name in circuits[0][1] if name not in ledgers]
+    table.attrs["moving_partners"] = moving_partners
     return table
+
+
+def _is_product(circuit: Circuit) -> bool:
+    """Return whether the trained matrix of a circuit is only a part of it: W_Q = I makes W_Q W_K^T the trained W_K^T."""
+    rows, columns = circuit.left.shape[-2:]
+    return circuit.right is not None and not (rows == columns and np.array_equal(circuit.left, np.eye(rows)))
+
+
+def _trained_parameter(memory: str, circuit: Circuit) -> str:
+    return f"L{circuit.layer}.{_TRAINED[memory]}"
+
+
+def _right(circuit: Circuit) -> Array:
+    return circuit.left if circuit.right is None else circuit.right
 
 
 def _rows(

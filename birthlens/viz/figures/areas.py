@@ -20,22 +20,23 @@ MOST_CELLS = 3
 
 @styled
 def ledger_areas(table: pd.DataFrame) -> Figure:
-    """Draw the shares of each matrix's squared norm as stacked areas, one panel a matrix.
+    """Draw the shares of each matrix's squared norm as stacked areas, one panel for each matrix and reading.
 
-    The table is `analysis.ledger_tables.ledger_table`: columns step, matrix, family, kind ("association", "cell",
-    "residual"), share. Named associations lie at the bottom in full colour; the largest cells follow, the small ones as one;
-    the residual is grey. Steps where the matrix is still zero are left out; a single step is drawn as a bar.
+    The table is that of `ledger_tables.ledger_table`, or of `paper_ledger_table` with its column reading: columns step,
+    matrix, family, kind ("association", "cell", "residual"), share. Named associations lie at the bottom in full colour;
+    the largest cells follow, the small ones as one; the residual is grey. Steps where the matrix is still zero are left out;
+    a single step is drawn as a bar.
 
     Raises:
         BirthlensError: where all matrices are zero at all steps.
     """
     columns_needed(table, "matrix", "family", "kind", numeric=("step", "share"))
-    matrices = list(dict.fromkeys(table.dropna(subset=["share"])["matrix"]))
-    if not matrices:
+    keys = ["matrix", "reading"] if "reading" in table else ["matrix"]
+    groups = list(table.dropna(subset=["share"]).groupby(keys, sort=False))
+    if not groups:
         raise BirthlensError("the table has no share: at these steps every matrix is still zero.")
-    figure, axes = panels(1, len(matrices), 3.0, 3.9)
-    for ax, matrix in zip(axes[0], matrices, strict=True):
-        rows = table[table["matrix"] == matrix]
+    figure, axes = panels(1, len(groups), 3.0, 3.9)
+    for ax, (key, rows) in zip(axes[0], groups, strict=True):
         wide = (
             rows.pivot_table(index="step", columns="family", values="share", sort=False).sort_index().dropna(how="all")
         )
@@ -49,7 +50,7 @@ def ledger_areas(table: pd.DataFrame) -> Figure:
         else:
             ax.locator_params(axis="x", nbins=5, integer=True)
         ax.stackplot(steps, bands, labels=names, colors=colours, linewidth=0.4, edgecolor="white")
-        ax.set_title(label(str(matrix)))
+        ax.set_title("\n".join([label(str(key[0])), *map(str, key[1:])]))
         ax.set_ylim(0, 1)
         ax.margins(x=0)
         ax.set_xlabel("step")

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from birthlens.analysis.memories.circuits import ov_circuit, qk_circuit
 from birthlens.analysis.memories.ledger import Family, Ledger, projection
+from birthlens.analysis.memories.ledger_factors import Factor, factor_ledger
 from birthlens.analysis.memories.ledger_nulls import NULLS, Derangements, Nulls, derangement
 from birthlens.analysis.memories.ledger_tables import (
     COLUMNS,
@@ -19,11 +21,12 @@ from birthlens.analysis.memories.ledger_tables import (
     paper_ledger_table,
     paper_ledgers,
 )
-from birthlens.analysis.memories.memory import Codebook
+from birthlens.analysis.memories.memory import Circuit, Codebook
 from birthlens.analysis.memories.recall import Association
 from birthlens.config.model import ModelConfig
 from birthlens.errors import BirthlensError
 from birthlens.model.initialisation import initial_weights
+from birthlens.model.sites import Head
 
 
 def book(name: str, vectors: np.ndarray) -> Codebook:
@@ -277,7 +280,7 @@ def test_paper_ledgers_find_planted_memories_and_refuse_moving_codebooks() -> No
     }
     moved = weights.replaced({name: weights[name] + value[None] for name, value in planted.items()})
     table = paper_ledger_table([(0, weights), (100, moved)], triggers=[1, 4, 6])
-    last = table[table["step"] == 100].set_index(["matrix", "family"])["share"]
+    last = table[(table["step"] == 100) & ~table["reading"].eq("L1.W_O")].set_index(["matrix", "family"])["share"]
     found = [("prev_token_memory", "previous position"), ("trigger_memory", "triggers"), ("output_memory", "copy")]
     assert last.loc[found].tolist() == pytest.approx([1, 1, 1], abs=0.05)
     trained = weights.replaced({"W_E": weights["W_E"] + 0.1})
@@ -291,7 +294,9 @@ def test_what_is_booked_is_the_change_or_the_whole(minus_initial: bool) -> None:
     generator = np.random.default_rng(3)
     noise = {n: generator.standard_normal(weights[n].shape, dtype=np.float32) for n in ("L0.W_K", "L1.W_K", "L1.W_O")}
     moved = weights.replaced({name: weights[name] + 0.2 * value for name, value in noise.items()})
-    table = paper_ledger_table([(0, weights), (5, moved)], None, minus_initial).set_index(["step", "matrix", "family"])
+    both = paper_ledger_table([(0, weights), (5, moved)], None, minus_initial)
+    assert list(dict.fromkeys(both["reading"])) == ["L0.W_K", "L1.W_K", "L1.W_O", "circuit"]
+    table = both[both["reading"] != "L1.W_O"].set_index(["step", "matrix", "family"])
     for name, (circuit, ledger) in paper_ledgers(weights).items():
         matrix = paper_circuits(moved)[name].matrix - (circuit.matrix if minus_initial else 0)
         expected = ledger.shares(matrix)
@@ -321,6 +326,53 @@ def test_the_feed_forward_is_booked_on_the_successors_of_each_token() -> None:
     without = paper_ledger_table([(0, weights), (9, moved)])
     assert set(without["matrix"]) == {"prev_token_memory", "trigger_memory", "output_memory"}
     assert without.attrs["left_out"] == ["feed_forward_memory"]
+
+
+@pytest.mark.parametrize("minus_initial", [True, False])
+def test_the_trained_matrix_is_held_to_plain_least_squares(minus_initial: bool) -> None:
+    """One column a token, the vectorised outer product of w_E(k) W_V and w_U(k), against the change of W_O."""
+    weights = initial_weights(ModelConfig(d_model=24), 10, 12, np.random.default_rng(2))
+    w_e, w_v, w_u = (weights[name].astype(float) for name in ("W_E", "L1.W_V", "W_U"))
+    memory = (w_e @ w_v[0]).T @ w_u.T
+    written = 0.3 * memory + 0.1 * np.random.default_rng(3).standard_normal((24, 24))
+    moved = weights.replaced({"L1.W_O": (weights["L1.W_O"] + written).astype(np.float32)})
+    table = paper_ledger_table([(0, weights), (5, moved)], None, minus_initial)
+    row = table[(table["step"] == 5) & (table["reading"] == "L1.W_O") & (table["family"] == "copy")].iloc[0]
+    target = moved["L1.W_O"][0].astype(float) - (weights["L1.W_O"][0] if minus_initial else 0)
+    columns = np.array([np.outer(w_e[k] @ w_v[0], w_u[:, k]).ravel() for k in range(10)]).T
+    assert row["alone"] == pytest.approx(explained(columns, target) / (target**2).sum(), rel=1e-5)
+    other = table[(table["step"] == 5) & (table["reading"] == "circuit") & (table["family"] == "copy")].iloc[0]
+    assert abs(other["alone"] - row["alone"]) > 0.05
+
+
+@pytest.mark.parametrize(("kind", "factor"), [("QK", "left"), ("QK", "right"), ("OV", "left"), ("OV", "right")])
+def test_each_matrix_of_any_head_stands_between_its_own_codebooks(kind: str, factor: Factor) -> None:
+    config = ModelConfig(family="full", d_model=16, n_heads=2)
+    weights = initial_weights(config, 6, 8, np.random.default_rng(4))
+    head = Head(1, 1)
+    circuit = qk_circuit(weights, head) if kind == "QK" else ov_circuit(weights, head)
+    w_e, w_u = weights["W_E"].astype(float), weights["W_U"].astype(float).T
+    right = w_e if kind == "QK" else w_u
+    first, second = ("W_Q", "W_K") if kind == "QK" else ("W_V", "W_O")
+    a, b = weights.of_head(head, first).astype(float), weights.of_head(head, second).astype(float)
+    b = b.T if kind == "QK" else b
+    product = Ledger([book("in", w_e)], [book("out", right)], [Family("own", "in", "out", Association.identity(6))])
+    own = factor_ledger(product, circuit, factor)
+    matrix, u, v = (a, w_e, right @ b.T) if factor == "left" else (b, w_e @ a, right)
+    columns = np.array([np.outer(u[k], v[k]).ravel() for k in range(6)]).T
+    share = own.shares(matrix).alone["own"]
+    assert float(share) == pytest.approx(explained(columns, matrix) / (matrix**2).sum(), rel=1e-5)
+    assert own.cell_names == [f"in x out·{second}" if factor == "left" else f"in·{first} x out"]
+    with pytest.raises(BirthlensError, match="single matrix"):
+        factor_ledger(product, Circuit("W_F", matrix), factor)
+
+
+def test_where_both_matrices_are_trained_the_circuit_stands_alone() -> None:
+    weights = initial_weights(ModelConfig(d_model=16), 6, 8, np.random.default_rng(2))
+    moved = weights.replaced({name: weights[name] + 0.1 for name in ("L1.W_V", "L1.W_O")})
+    table = paper_ledger_table([(0, weights), (5, moved)])
+    assert set(table[table["matrix"] == "output_memory"]["reading"]) == {"circuit"}
+    assert table.attrs["moving_partners"] == ["output_memory"]
 
 
 def test_bad_ledgers_are_named() -> None:
