@@ -12,10 +12,10 @@ writes four tables with three figures:
 
 What it shows (seed 0): of the change of W_O 0.87 of the squared norm is its memory, between w_E W_V and w_U, the codebooks
 at its own sides; of the product W_V W_O, between w_E and w_U, 0.49 (wrong pairings below 0.03). Of the two key matrices 0.55
-and 0.38 is their memory and the rest a residual that no association explains. The residual of the trigger memory works: without it accuracy falls
-from 0.96 to 0.82, while 8 singular components of the whole matrix keep 0.96. Each matrix is necessary at the end (0.35,
-0.25, 0.02 without) and none is sufficient; only the output memory does anything alone (0.26). Each transplant helps only
-once the two other memories are there, from step 80 to 120 on.
+and 0.38 is their memory and the rest a residual that no association explains. The residual of the trigger memory works:
+without it accuracy falls from 0.96 to 0.82, while 8 singular components of the whole matrix keep 0.96. Each matrix is
+necessary at the end (0.35, 0.25, 0.02 without) and none is sufficient; only the output memory does anything alone (0.26).
+Each transplant helps only once the two other memories are there, from step 80 to 120 on.
 """
 
 from __future__ import annotations

@@ -244,7 +244,8 @@ class AssociativeMemory:
         `[*steps, ..., rows, :]`. A block may be written to and is gone at the next: one buffer serves them all.
         """
         (inputs, outputs) = self.vectors(basis)
-        (left, right) = (self.circuit.left, self.circuit.right)
+        left = self.circuit.left
+        right = self.circuit.right
         inputs = inputs[..., queries, :] @ left
         outputs = outputs[..., candidates, :]
         width = len(candidates)
