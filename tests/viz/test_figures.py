@@ -129,7 +129,7 @@ def test_references_agree_with_counting() -> None:
     assert table["unigram", "all", "accuracy"] == pytest.approx(float((batch.targets == commonest).double().mean()))
 
 
-def test_recall_curves_have_a_panel_a_memory_and_dotted_chance():
+def test_recall_curves_have_a_panel_a_memory_and_dotted_chance() -> None:
     table = memories_over(run(), bases=("raw",)).to_pandas()
     figure = figures.recall_curves(table)
     assert [ax.get_title("left") for ax in figure.axes] == ["output memory", "trigger memory", "previous-token memory"]
