@@ -249,7 +249,7 @@ def _ledger_overview(table: pd.DataFrame) -> None:
         lines = [["chance", *(f"{share:.3f}" for share in chance)]]
         lines += [[str(step), *("-" if v != v else f"{v:.3f}" for v in values)] for step, *values in wide.itertuples()]
         show_rows(["step", *map(str, wide)], lines, title=f"{name}, {reading}: share of the squared norm")
-        click.echo()
+        tell()
 
 
 def _print_map(rows: pd.DataFrame, down: str, across: str, title: str) -> None:

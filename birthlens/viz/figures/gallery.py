@@ -30,7 +30,8 @@ def birth(run: Run, steps: Sequence[int]) -> Figure:
     from birthlens.runs.evaluation import evaluation_batch
     from birthlens.tasks.predictors.scores import reference_table
 
-    metrics, references = run.metrics(), reference_table(run.task, evaluation_batch(run, 32))
+    metrics = run.metrics()
+    references = reference_table(run.task, evaluation_batch(run, 32))
     recalls = memories_over(run, steps, bases=("raw",)).to_pandas() if is_paper_model(run.config.model) else None
     return figures.birth_panels(metrics[metrics["step"] <= max(steps)], references, recalls)
 
