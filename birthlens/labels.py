@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_WORDS = {"bag": "bag of tokens", "bayes": "Bayes-optimal"}
+_WORDS = {
+    "bag": "bag of tokens",
+    "bayes": "Bayes-optimal",
+    "bayes (approximate)": "Bayes-optimal (approximate)",
+}
 _PLACES = {"embed": "tokens", "pos_embed": "positions", "W_E": "tokens", "W_pos": "positions", "W_U": "unembedding",
            "->": "→", ">": " through ", "x": "×", "q": "queries", "k": "keys", "v": "values"}  # fmt: skip
 _PLACE = re.compile(

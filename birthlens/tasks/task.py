@@ -99,6 +99,24 @@ class Task(ABC):
         return None
 
     @property
+    def approximation(self) -> str:
+        """How far `exact` is from the exact law where it only approximates it; empty where it is exact."""
+        return ""
+
+    def shown_as(self, predictor: str) -> str:
+        """Return the name of a predictor in tables: `exact` is marked where it is an approximation.
+
+        Example:
+            >>> from birthlens.config.task import TaskConfig
+            >>> from birthlens.tasks.bigram import BigramTask
+            >>> from birthlens.tasks.corpus import from_text
+            >>> task = BigramTask(TaskConfig(n_triggers=2, triggers="random", cycles="clean"), from_text("to be or not"))
+            >>> task.shown_as("bayes"), task.shown_as("bag")
+            ('bayes (approximate)', 'bag')
+        """
+        return f"{predictor} (approximate)" if self.approximation and predictor == self.exact else predictor
+
+    @property
     def headline(self) -> str:
         """The role whose accuracy tells whether the task has been learned."""
         return next(iter(self.shown_roles))

@@ -15,6 +15,7 @@ from birthlens.tasks.bigram import BigramTask
 from birthlens.tasks.corpus import BigramStatistics, markov_chain
 from birthlens.tasks.predictors import reference as oracles
 from birthlens.tasks.predictors.bag_of_tokens import bag_of_tokens
+from birthlens.tasks.predictors.scores import reference_table
 from birthlens.tasks.predictors.trigger_posterior import TriggerPosterior
 
 
@@ -109,6 +110,22 @@ def test_clean_random_triggers_are_nearly_exact(outputs: Any) -> None:
     worse = oracles.predict("bayes", blunt, batch)
     blunt_divergence = (exact * (np.log(np.maximum(exact, 1e-300)) - np.log(np.maximum(worse, 1e-300)))).sum(-1)
     assert blunt_divergence.mean() > 3 * divergence.mean()
+
+
+def test_an_approximate_predictor_says_so_wherever_it_is_shown() -> None:
+    """At 5 tokens and K = 3 it is clearly off the exact law, so no table may call it Bayes-optimal."""
+    task = BigramTask(TaskConfig(context=6, n_triggers=3, triggers="random", cycles="clean"), chain(5))
+    batch = task.batch(3, seed=4)
+    found = oracles.predict("bayes", task, batch)
+    exact = np.array([[brute_force(task, row[: t + 1]) for t in range(6)] for row in batch.tokens.tolist()])
+    divergence = (exact * (np.log(np.maximum(exact, 1e-300)) - np.log(np.maximum(found, 1e-300)))).sum(-1)
+    assert 0.003 < divergence.mean() < 0.2
+    assert "0.05 nats at 5 tokens and K = 3" in task.approximation
+    assert "bayes (approximate)" in set(reference_table(task, batch)["predictor"])
+    assert "bayes" not in set(reference_table(task, batch)["predictor"])
+    assert all(name.endswith("(approximate)") for name in excess.floors_table(task, batch)["estimator"])
+    for other in ({"cycles": "published"}, {"show_latents": True}, {"triggers": "fixed"}, {"n_triggers": 1}):
+        assert BigramTask(task.config.changed(**other), chain(5)).approximation == ""
 
 
 def test_clean_output_law_is_exact_for_uniform_outputs() -> None:

@@ -52,7 +52,8 @@ def floors_table(task: Task, batch: TokenBatch) -> pd.DataFrame:
     """Estimate the lowest reachable loss by role: columns role, floor, error, n, estimator.
 
     Where the prefix tells the role, the floor is the mean entropy of the Bayes prediction (`entropy`: fewer random parts);
-    else it is the mean loss of the Bayes prediction (`loss`). `error` is one standard error over the batch.
+    else it is the mean loss of the Bayes prediction (`loss`). Both are marked "(approximate)" where `Task.approximation`
+    says that the prediction is. `error` is one standard error over the batch.
     """
     if task.exact is None:
         raise BirthlensError("this task has no exact law of the next token, so there is no floor to state.")
@@ -64,7 +65,8 @@ def floors_table(task: Task, batch: TokenBatch) -> pd.DataFrame:
         told = task.roles_are_known or role == "all"
         estimator = "entropy" if told and role != "in_context_unabsorbed" else "loss"
         mean, error = clustered_mean(entropy if estimator == "entropy" else loss, mask.numpy())
-        rows.append((role, mean, error, int(mask.sum()), estimator))
+        named = f"{estimator} (approximate)" if task.approximation else estimator
+        rows.append((role, mean, error, int(mask.sum()), named))
     return pd.DataFrame(rows, columns=["role", "floor", "error", "n", "estimator"])
 
 
@@ -89,7 +91,18 @@ def excess_loss_table(
         for by, group, mask in _groups(batch, position_bins, occurrences):
             if mask.any():
                 excess, error = clustered_mean(mine - theirs, mask)
-                rows.append((name, by, group, mine[mask].mean(), theirs[mask].mean(), excess, error, int(mask.sum())))
+                rows.append(
+                    (
+                        task.shown_as(name),
+                        by,
+                        group,
+                        mine[mask].mean(),
+                        theirs[mask].mean(),
+                        excess,
+                        error,
+                        int(mask.sum()),
+                    )
+                )
     columns = ["predictor", "by", "group", "model_loss", "predictor_loss", "excess", "error", "n"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -126,7 +139,7 @@ def divergence_table(
                 n = int(member.sum())
                 if n:
                     spread = divergence[member].std(ddof=1) / np.sqrt(n) if n > 1 else float("nan")
-                    rows.append((step, role, name, divergence[member].mean(), spread, n))
+                    rows.append((step, role, task.shown_as(name), divergence[member].mean(), spread, n))
     table = pd.DataFrame(rows, columns=["step", "role", "predictor", "divergence", "error", "n"])
     smallest = table.groupby(["step", "role"])["divergence"].transform("min")
     table.insert(5, "nearest", table["divergence"] == smallest)

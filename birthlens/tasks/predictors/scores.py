@@ -23,6 +23,7 @@ def reference_table(
     """Score reference predictors on a batch: columns predictor, role, metric ("loss", "accuracy"), value, n.
 
     Accuracy is the expected one of the most probable token, ties broken at random. Roles without a position are left out.
+    The exact predictor is called "bayes (approximate)" where its law is an approximation (`Task.approximation`).
 
     Raises:
         BirthlensError: for an unknown predictor, or a smoothing outside 0 to 1.
@@ -39,6 +40,6 @@ def reference_table(
         right = np.take_along_axis(tied, targets[..., None], -1)[..., 0] / tied.sum(-1)
         loss = cross_entropy(probabilities if name == task.exact else smoothed(probabilities, smoothing), targets)
         for role, mask in masks.items():
-            rows.append((name, role, "loss", float(loss[mask].mean()), int(mask.sum())))
-            rows.append((name, role, "accuracy", float(right[mask].mean()), int(mask.sum())))
+            rows.append((task.shown_as(name), role, "loss", float(loss[mask].mean()), int(mask.sum())))
+            rows.append((task.shown_as(name), role, "accuracy", float(right[mask].mean()), int(mask.sum())))
     return pd.DataFrame(rows, columns=["predictor", "role", "metric", "value", "n"])

@@ -83,7 +83,9 @@ def birth_panels(
     if not (table["metric"] == "in_context_accuracy").any():
         raise BirthlensError("the run has no in-context accuracy, so there is no birth to draw.")
     figure, axes = panels(1, 2 if recalls is None else 3, 3.0, 3.0)
-    names = [name for name in ("uniform", "bag", "bayes") if (references["predictor"] == name).any()]
+    names = [
+        name for name in ("uniform", "bag", "bayes", "bayes (approximate)") if (references["predictor"] == name).any()
+    ]
     above = table[(table["metric"] == "in_context_accuracy") & (table["value"] > reached)]["step"]
     for ax, metric in zip(axes[0], ("loss", "accuracy"), strict=False):
         series = table[table["metric"] == f"in_context_{metric}"]

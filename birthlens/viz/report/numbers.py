@@ -134,7 +134,7 @@ def key_numbers(facts: Facts, memories: bool) -> list[KeyNumber]:
     """Return the numbers that sum a run up; those of the three memories where `memories`."""
     out = []
     task = facts.run.task
-    exact = task.exact or ""
+    exact = task.shown_as(task.exact) if task.exact else ""
     headline, headline_name = facts.headline
     names = {headline: f"{headline_name} accuracy"}
     if f"{headline}_unabsorbed" in task.roles:

@@ -71,6 +71,8 @@ def _numbers(facts: Facts) -> str:
         "Bayes-optimal predictor, which on average none beats over all positions together, though at one kind of position "
         "alone another may; for recall all right."
     )
+    if approximation := facts.run.task.approximation:
+        caption += f" {approximation}"
     header = ("", f"at step {facts.steps[-1]}", "chance", "optimum")
     return table(header, rows, caption, "numbers story", {n.name: n.about for n in numbers})
 
