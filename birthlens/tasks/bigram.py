@@ -93,8 +93,8 @@ class BigramTask(Task):
             return ""
         return (
             "With random triggers and task.cycles=clean it is an approximation: its mean KL divergence from the exact law "
-            "is 0.05 nats at 5 tokens and K = 3, 0.01 at 7 tokens and K = 3, 0.001 at 8 tokens and K = 2 (context 16). It is "
-            "not known for larger vocabularies, whose trigger sets are too many to list."
+            "is 0.05 nats at 5 tokens and K = 3, 0.01 at 7 tokens and K = 3, 0.001 at 8 tokens and K = 2 (context 16). It "
+            "is not known for larger vocabularies, whose trigger sets are too many to list."
         )
 
     @property

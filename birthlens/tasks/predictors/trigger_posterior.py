@@ -12,8 +12,8 @@ Conditioning on the time s of the K-th clock makes tokens independent, so that t
 a product of polynomials, all terms positive, and a double-exponential quadrature: exact to rounding wherever the law of a's
 output depends on a alone. With cycles="clean" it depends on the other triggers too. There the pairs that exclude each other
 are exact between the current token and every other token and neglected among the others, and the normaliser of an
-output law is its mean over Q given a; exact for the normaliser if outputs are uniform over the whole vocabulary. The measured error
-is in `BigramTask.approximation`.
+output law is its mean over Q given a; exact for the normaliser if outputs are uniform over the whole vocabulary.
+`BigramTask.approximation` states the measured error.
 """
 
 from __future__ import annotations
