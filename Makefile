@@ -28,8 +28,9 @@ format: $(READY)
 reproduce: $(READY)       ## check the paper's claims one by one: a scorecard, and its page
 	$(BIN)/birthlens reproduce all --tier laptop --out runs/reproduce
 
-break: $(READY)           ## hostile input: 10,000 cases of the fuzzer (docs/reliability.md)
+break: $(READY)           ## 10,000 hostile inputs, 500 kills, 500 flips (docs/reliability.md)
 	$(BIN)/python tests/breaking/fuzz.py 10000
+	$(BIN)/python -m tests.breaking.runs --count 500
 
 bench: $(READY)
 	$(BIN)/birthlens bench

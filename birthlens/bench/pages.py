@@ -6,13 +6,13 @@ writes the tables there, so that no number in a page is typed by hand.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from birthlens.errors import BirthlensError
+from birthlens.reading import parse_json, read_text
 
 Row = Mapping[str, Any]
 
@@ -83,7 +83,9 @@ def read(paths: Iterable[str | Path]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in paths:
         try:
-            one = json.loads(Path(path).read_text(encoding="utf-8"))
+            one: Any = parse_json(read_text(path, "from"), str(path))
+            if not isinstance(one["machine"], dict) or not all(isinstance(row["case"], str) for row in one["rows"]):
+                raise TypeError("machine is a mapping, and every row has a case")
             rows = [*found.get("rows", []), *one["rows"]]
             found = {"machine": one["machine"], "quick": one["quick"] or found.get("quick", False), "rows": rows}
         except (OSError, ValueError, KeyError, TypeError) as error:

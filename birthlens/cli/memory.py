@@ -166,7 +166,12 @@ def weight_patch(
     elif moved and "initial" in set(table.get("source", ())):
         _note(f"bases ({moved}) differ between steps, so the initial matrices are in other bases.")
     if out is None and style == "table" and not full:
-        for name, rows in table[table["metric"] == metric].groupby("matrix", sort=False):
+        printed = table[table["metric"] == metric]
+        if printed["value"].isna().all():
+            raise BirthlensError(
+                f"metric = {metric!r}: the {sequences} sequences hold no such target; use more or another."
+            )
+        for name, rows in printed.groupby("matrix", sort=False):
             _print_map(rows, down, across, title=f"{metric} with {name} replaced")
     else:
         deliver(table, out, style)

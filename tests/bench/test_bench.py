@@ -289,9 +289,15 @@ def test_the_tables_of_our_pages_are_those_of_the_bench_files(page: str) -> None
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(BirthlensError, match=r"a.json' is no file of `birthlens bench --out`"):
-        pages.read([tmp_path / "a.json"])
+    for text in (
+        "{}",
+        "[" * 100_000,
+        '{"machine": {}, "quick": false, "rows": [1]}',
+        '{"machine": 1, "quick": false, "rows": []}',
+    ):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(BirthlensError, match=r"a.json' is no file of `birthlens bench --out`"):
+            pages.read([tmp_path / "a.json"])
     with pytest.raises(BirthlensError, match=r"has no block; write <!-- bench: NAME"):
         pages.filled("text", report_with())
     with pytest.raises(BirthlensError, match="has blocks other"):

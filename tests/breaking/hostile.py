@@ -166,8 +166,8 @@ WORDS = ["", "a", "all", "none", "zero", "mean", "L0H0", "L9H9", "L0H0+L1H0", "L
          "nan"]  # fmt: skip
 OPTIONS = {
     "probe": ["--steps", "--what", "--full", "--format", "--out"],
-    "associations": ["--steps", "--ledger", "--cells", "--whole", "--fold", "--full", "--format", "--out"],
-    "memory": ["--matrix", "--step", "--top", "--basis", "--fold", "--format"],
+    "memories": ["--steps", "--ledger", "--cells", "--whole", "--fold", "--full", "--format", "--out"],
+    "associations": ["--matrix", "--step", "--top", "--basis", "--fold", "--format"],
     "weight-patch": ["--matrices", "--from", "--to", "--by", "--align", "--metric", "--sequences", "--full", "--format"],
     "order": ["--width", "--sensitivity", "--format"],
     "ablate": ["--heads", "--methods", "--components", "--metrics", "--suite", "--steps", "--batch-size", "--format"],
@@ -222,7 +222,7 @@ def arguments(rng: random.Random, place: str, run: str) -> list[str]:
     given = rng.sample(OPTIONS[command], k=rng.randrange(min(4, len(OPTIONS[command])) + 1))
     if command == "watch":
         given = ["--once"]
-    for option in [*given, *({"plot": ["--kind", "--out"], "memory": ["--matrix"]}.get(command, []))]:
+    for option in [*given, *({"plot": ["--kind", "--out"], "associations": ["--matrix"]}.get(command, []))]:
         found.append(option)
         if option == "--out":
             endings = rng.choice([".csv", ".json", ".parquet", ".svg", ".png", ".html", "", ".x", "/"])
