@@ -25,7 +25,12 @@ import pandas as pd
 from asking import keep, options
 
 from birthlens import preset
-from birthlens.analysis.interventions.weight_patching import Evaluate, replacement_table, subset_table, transplant_table
+from birthlens.analysis.interventions.weight_patching import (
+    Evaluate,
+    replacement_table,
+    subset_table,
+    weight_patching_table,
+)
 from birthlens.analysis.memories.ledger_tables import paper_ledger_table
 from birthlens.runs.evaluation import evaluation_batch
 from birthlens.runs.run import Run
@@ -54,7 +59,7 @@ def tables(run: Run, sequences: int) -> dict[str, pd.DataFrame]:
     ledger = paper_ledger_table(run.checkpoints(), triggers, generator=np.random.default_rng(0), cells=False)
     found = {
         "ledger": ledger.dropna(subset=["share"]),
-        "transplant": transplant_table(run.checkpoints(STEPS), batch, evaluate=evaluate),
+        "transplant": weight_patching_table(run.checkpoints(STEPS), batch, evaluate=evaluate),
         "subset": subset_table(run.weights(first), run.weights(last), batch, evaluate=evaluate),
         "replacement": replacement_table(
             run.checkpoints([100, last]),

@@ -98,7 +98,11 @@ def associations(
 )
 @click.option("--from", "donors", help="Steps to take a matrix from, as 0,100,-1 or every:N; by default up to six.")
 @click.option("--to", "recipients", help="Steps of the models that receive it; by default up to six.")
-@click.option("--by", "sources", help="Replace by initial, ideal, ideal_dual, ledger, without_ledger, rank:R instead.")
+@click.option(
+    "--by",
+    "sources",
+    help="Replace by initial, ideal, ideal_dual, ledger, without_ledger, rank:R, without_rank:R or change_rank:R.",
+)
 @click.option("--align", is_flag=True, help="Turn donors into the recipient's basis (trained embeddings).")
 @click.option(
     "--metric", type=click.Choice(MAP_METRICS), default=MAP_METRICS[0], show_default=True, help="The metric to print."
@@ -125,7 +129,7 @@ def weight_patch(
     A late matrix that improves an early model is sufficient; an early one that breaks a late model was necessary. With --by,
     each matrix is replaced by its ideal memory, its ledger projection, a truncation or its initial value, at the steps --to.
     """
-    from birthlens.analysis.interventions.weight_patching import replacement_table, transplant_table
+    from birthlens.analysis.interventions.weight_patching import replacement_table, weight_patching_table
     from birthlens.runs.evaluation import evaluation_batch
     from birthlens.runs.run import load_run
     from birthlens.viz.notebook import thinned
@@ -144,7 +148,7 @@ def weight_patch(
     evaluate = _evaluator(loaded)
     if sources is None:
         steps = sorted({*to_steps, *from_steps})
-        table = transplant_table(loaded.checkpoints(steps), batch, names, from_steps, to_steps, align, evaluate)
+        table = weight_patching_table(loaded.checkpoints(steps), batch, names, from_steps, to_steps, align, evaluate)
         down = "to_step"
         across = "from_step"
     else:

@@ -74,6 +74,9 @@ def in_context_learning_table(
     """Compare the loss late and early in the context: columns step, early, late, value (late minus early), n (sequences).
 
     By default early is the second eighth of the context, late the last eighth.
+
+    Raises:
+        BirthlensError: where the context is too short for an early and a late part.
     """
     import pandas as pd
 
@@ -81,6 +84,8 @@ def in_context_learning_table(
     width = max(n // 8, 1)
     early = early or slice(width, 2 * width)
     late = late or slice(n - width, n)
+    if n < 3:
+        raise BirthlensError(f"context = {n} positions: an early and a late part to compare need at least 3.")
     rows = []
     for step, model in models:
         found = torch.cat([losses(seen.logits, seen.batch.targets) for seen in watch(model, batch)])

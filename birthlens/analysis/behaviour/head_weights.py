@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from birthlens.analysis.interventions.ablation import Models, sizes_of
+from birthlens.errors import BirthlensError
 from birthlens.model.components import all_heads
 from birthlens.model.initialisation import random_orthogonal
 from birthlens.model.sites import Head
@@ -94,6 +95,9 @@ def composition_table(
 
     Columns: step, sender, receiver, via ('q', 'k' or 'v'), value, reference (mean over `draws` random rotations),
     reference_low, reference_high (their `level` interval).
+
+    Raises:
+        BirthlensError: for a model of one layer, in which no head comes before another.
     """
     import pandas as pd
 
@@ -101,6 +105,8 @@ def composition_table(
     rotations: list[Array] = []
     for step, model in models:
         parts = HeadWeights(model)
+        if len({head.layer for head in parts.heads}) < 2:
+            raise BirthlensError("composition: it needs heads in two layers, and the model has one layer.")
         width = parts.embedding.shape[1]
         if not rotations or len(rotations[0]) != width:
             rotations = [random_orthogonal(width, generator).astype(np.float32) for _ in range(draws)]

@@ -48,7 +48,8 @@ class Pair:
             raise BirthlensError(f"the corrupted batch has shape {corrupted}, the clean one {clean}; they must agree.")
         if not self.scored.any():
             raise BirthlensError(
-                "the pair has no scored position; use more sequences, longer ones, or another corruption."
+                "the pair has no scored position: in no sequence does a trigger occur again where clean and corrupted "
+                "answers can be compared; use more sequences, a longer context, or another corruption."
             )
 
     @property
@@ -100,8 +101,17 @@ def first_replaced(batch: TokenBatch, generator: np.random.Generator, d_vocab: i
 
 
 def triggers_swapped(batch: TokenBatch, generator: np.random.Generator, d_vocab: int) -> Pair:
-    """Let the first occurrences of a sequence's triggers trade places, in a cycle; score the second occurrences."""
+    """Exchange the first occurrences of a sequence's triggers, in a cycle; score the second occurrences.
+
+    Raises:
+        BirthlensError: where sequences have fewer than two triggers.
+    """
     _needs_triggers(batch)
+    if batch.triggers.shape[1] < 2:
+        raise BirthlensError(
+            "corruption = 'triggers_swapped': it exchanges two triggers, and each sequence has one; use other_outputs or "
+            "first_replaced."
+        )
     sequence = _sequence(batch)
     announced = torch.full_like(batch.tokens, -1)
     for row, (occurrence, tokens) in enumerate(zip(batch.occurrence, batch.tokens, strict=True)):

@@ -2,7 +2,7 @@
 
 Three questions, each a table over the same batch of sequences:
 
-    transplant_table     the same matrix from another checkpoint: which is sufficient (a late one lifts an early model),
+    weight_patching_table   the same matrix from another checkpoint: which is sufficient (a late one lifts an early model),
                          which is necessary (an early one breaks a late model), and from when on
     subset_table         every subset of the trained matrices at its final value, the others as at the start
     replacement_table    a matrix replaced by one of `WEIGHT_SOURCES`:
@@ -12,6 +12,8 @@ Three questions, each a table over the same batch of sequences:
         ledger           what the ledger's associations say of it: the least-squares sum of their outer products
         without_ledger   all the rest of it
         rank:R           its R largest singular components (of each head); biases and gains are left as they are
+        without_rank:R   all but these components
+        change_rank:R    its value at the first step, plus the R largest singular components of its change since then
 
 Metrics are those of `behaviour.summary`, as role_quantity ("in_context_loss", "global_accuracy").
 
@@ -29,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from birthlens.analysis.interventions.truncation import TRUNCATIONS, Truncation
 from birthlens.analysis.memories.ideal import Codebooks, Strengths, ideal_matrices
 from birthlens.analysis.memories.layer_norms import fold_layer_norms
 from birthlens.analysis.memories.ledger_tables import paper_ledgers
@@ -50,7 +53,7 @@ Checkpoints = Iterable[tuple[int, Weights]]
 Evaluate = Callable[[Weights, TokenBatch], tuple[Float[Tensor, "batch pos"], Int[Tensor, "batch pos"]]]
 """Loss and predicted token at every position; a training engine's `evaluate` is a faster one than `by_forward`."""
 
-WEIGHT_SOURCES = ("initial", "ideal", "ideal_dual", "ledger", "without_ledger", "rank:R")
+WEIGHT_SOURCES = ("initial", "ideal", "ideal_dual", "ledger", "without_ledger", *(f"{how}:R" for how in TRUNCATIONS))
 
 
 def by_forward(
@@ -67,7 +70,7 @@ def by_forward(
     return loss, prediction
 
 
-def transplant_table(
+def weight_patching_table(
     checkpoints: Checkpoints,
     batch: TokenBatch,
     matrices: Sequence[str] | None = None,
@@ -125,7 +128,7 @@ def subset_table(
     """Give every subset of the matrices its final value in the initial model.
 
     Columns: final (names joined by " + ", "none" for the initial model), size, metric, value, n. All other parameters are
-    the initial model's; attrs["moving"] as in `transplant_table`.
+    the initial model's; attrs["moving"] as in `weight_patching_table`.
     """
     import pandas as pd
 
@@ -201,8 +204,8 @@ def replacement(
     """
     if source == "initial" and initial is not None:
         return {name: initial[name] for name in parameters}
-    if source.startswith("rank:"):
-        return {name: _truncated(weights, name, source) for name in parameters}
+    if (truncation := Truncation.parse(source)) is not None:
+        return {name: _truncated(weights, name, truncation, initial) for name in parameters}
     if source in ("ideal", "ideal_dual"):
         kind: Codebooks = "dual" if source == "ideal_dual" else "raw"
         memories: Tensors = ideal_matrices(weights, triggers, strengths, kind, bigram)
@@ -257,17 +260,11 @@ def _ledger_projections(
     return found
 
 
-def _truncated(weights: Weights, name: str, source: str) -> Float[Array, "..."]:
+def _truncated(weights: Weights, name: str, truncation: Truncation, initial: Weights | None) -> Float[Array, "..."]:
     matrix = weights[name]
-    text = source.removeprefix("rank:")
     if name.rpartition(".")[2].startswith("b_") or matrix.ndim < 2:
         return matrix
-    if not text.isdigit() or not 1 <= int(text) <= min(matrix.shape[-2:]):
-        raise BirthlensError(f"source = {source!r}: write rank:R with R from 1 to {min(matrix.shape[-2:])}.")
-    left, singular, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
-    rank = int(text)
-    kept = (left[..., :rank] * singular[..., None, :rank]) @ right[..., :rank, :]
-    return np.asarray(kept.astype(matrix.dtype))
+    return truncation.of(matrix, None if initial is None else initial[name])
 
 
 def _measured(weights: Weights, batch: TokenBatch, evaluate: Evaluate) -> dict[str, tuple[float, int]]:
@@ -283,7 +280,7 @@ def _changes(
 
 def _named(models: dict[int, Weights], matrices: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
     if not models:
-        raise BirthlensError("There is no checkpoint to transplant between; give at least one (step, weights).")
+        raise BirthlensError("There is no checkpoint to patch between; give at least one (step, weights).")
     config = next(iter(models.values())).config
     chosen = trained_matrices(config) if matrices is None else matrices
     return {text: parameters_named(config, text) for text in chosen}

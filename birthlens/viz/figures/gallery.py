@@ -100,11 +100,11 @@ def patching(run: Run, steps: Sequence[int]) -> Figure:
 
 def transplant(run: Run, steps: Sequence[int]) -> Figure:
     """In-context accuracy when a trained matrix of one step is given to the model of another, at up to six steps."""
-    from birthlens.analysis.interventions.weight_patching import transplant_table
+    from birthlens.analysis.interventions.weight_patching import weight_patching_table
     from birthlens.runs.evaluation import evaluation_batch
 
     chosen = list(run.checkpoints(steps))
-    return figures.transplant_map(transplant_table(chosen, evaluation_batch(run, 32)), "in_context_accuracy")
+    return figures.transplant_map(weight_patching_table(chosen, evaluation_batch(run, 32)), "in_context_accuracy")
 
 
 def attention(run: Run, steps: Sequence[int]) -> Figure:

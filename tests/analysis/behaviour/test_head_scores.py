@@ -236,3 +236,13 @@ def test_a_pattern_with_nan_attends_nothing(full: Weights, batch: TokenBatch) ->
     assert np.isfinite(probes["previous_token", "L0H0"])
     scores = scores_table([(0, model)], batch).set_index(["head", "score"])["value"]
     assert np.isnan(scores["L0H1", "induction"]) and np.isfinite(scores["L0H0", "induction"])
+
+
+def test_what_a_table_cannot_say_is_said(full: Weights) -> None:
+    one = initial_weights(ModelConfig(n_layers=1, d_model=8), N, T, np.random.default_rng(0))
+    with pytest.raises(BirthlensError, match="composition: it needs heads in two layers"):
+        composition_table([(0, one)], np.random.default_rng(0))
+    short = repeated_tokens(3, 1, N, np.random.default_rng(0), repeats=3)
+    assert short.tokens.shape == (3, 2)
+    with pytest.raises(BirthlensError, match="context = 2 positions: an early and a late part"):
+        in_context_learning_table([(0, full)], short)

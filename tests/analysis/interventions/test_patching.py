@@ -198,3 +198,10 @@ def test_users_own_pairs_and_bad_questions(task: BigramTask, weights: Weights) -
     crowded = BigramTask(TaskConfig(context=T, n_triggers=3, cycles="clean"), statistics).batch(4, 0)
     with pytest.raises(BirthlensError, match="use a larger one"):
         corrupt("other_outputs", crowded, np.random.default_rng(0), 4)
+
+
+def test_one_trigger_cannot_be_swapped() -> None:
+    statistics = markov_chain(CorpusConfig(source="markov", vocabulary=12))
+    batch = BigramTask(TaskConfig(context=24, n_triggers=1), statistics).batch(4, 0)
+    with pytest.raises(BirthlensError, match="it exchanges two triggers, and each sequence has one; use other_outputs"):
+        corrupt("triggers_swapped", batch, np.random.default_rng(0), 12)

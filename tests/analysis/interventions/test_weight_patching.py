@@ -9,12 +9,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from birthlens.analysis.interventions.truncation import TRUNCATIONS
 from birthlens.analysis.interventions.weight_patching import (
     by_forward,
     replacement,
     replacement_table,
     subset_table,
-    transplant_table,
+    weight_patching_table,
 )
 from birthlens.analysis.memories.ideal import Strengths, ideal_weights
 from birthlens.analysis.memories.layer_norms import fold_layer_norms
@@ -74,7 +75,7 @@ def test_by_forward_agrees_with_whole_logits(ideal: Weights, batch: TokenBatch) 
 def test_the_map_is_untouched_on_the_diagonal_and_full_elsewhere(
     random: Weights, ideal: Weights, batch: TokenBatch
 ) -> None:
-    table = transplant_table([(0, random), (10, ideal)], batch)
+    table = weight_patching_table([(0, random), (10, ideal)], batch)
     assert len(table) == 3 * 2 * 2 * table["metric"].nunique()
     diagonal = table[table["from_step"] == table["to_step"]]
     assert (diagonal["change"] == 0).all()
@@ -88,7 +89,7 @@ def test_the_map_is_untouched_on_the_diagonal_and_full_elsewhere(
 def test_each_memory_of_the_ideal_model_is_necessary_and_none_is_sufficient(
     random: Weights, ideal: Weights, batch: TokenBatch
 ) -> None:
-    table = transplant_table([(0, random), (10, ideal)], batch)
+    table = weight_patching_table([(0, random), (10, ideal)], batch)
     assert (accuracies(table, from_step=0, to_step=10)["change"] < -0.3).all()
     subsets = accuracies(subset_table(random, ideal, batch)).set_index("final")["value"]
     assert len(subsets) == 8
@@ -97,8 +98,8 @@ def test_each_memory_of_the_ideal_model_is_necessary_and_none_is_sufficient(
 
 def test_all_matrices_together_make_the_donor(random: Weights, ideal: Weights, batch: TokenBatch) -> None:
     together = "prev_token_memory+trigger_memory+output_memory"
-    table = transplant_table([(0, random), (10, ideal)], batch, [together], from_steps=[10], to_steps=[0])
-    whole = transplant_table([(10, ideal)], batch, [together])
+    table = weight_patching_table([(0, random), (10, ideal)], batch, [together], from_steps=[10], to_steps=[0])
+    whole = weight_patching_table([(10, ideal)], batch, [together])
     np.testing.assert_allclose(table["value"], whole["value"], rtol=1e-6)
 
 
@@ -158,11 +159,11 @@ def test_impossible_sources_are_refused(random: Weights, parameters: list[str], 
 
 def test_unknown_matrices_and_steps_are_refused(random: Weights, batch: TokenBatch) -> None:
     with pytest.raises(BirthlensError, match=r"matrix = 'W_X' .* prev_token_memory, .*L1.QK.*L1.W_O"):
-        transplant_table([(0, random)], batch, ["W_X"])
+        weight_patching_table([(0, random)], batch, ["W_X"])
     with pytest.raises(BirthlensError, match=r"from_steps = \[7\]: the checkpoints given are 0"):
-        transplant_table([(0, random)], batch, from_steps=[7])
+        weight_patching_table([(0, random)], batch, from_steps=[7])
     with pytest.raises(BirthlensError, match="no checkpoint"):
-        transplant_table([], batch)
+        weight_patching_table([], batch)
 
 
 def test_an_ideal_feed_forward_needs_its_table(batch: TokenBatch) -> None:
@@ -233,7 +234,9 @@ def test_aligned_grafts_between_two_bases_change_nothing(
 ) -> None:
     weights = make(3)
     other = rotated(weights, basis(weights, 5))
-    tables = [transplant_table([(0, weights), (1, other)], batch, [matrix], align=align) for align in (False, True)]
+    tables = [
+        weight_patching_table([(0, weights), (1, other)], batch, [matrix], align=align) for align in (False, True)
+    ]
     changes = [table.loc[table["metric"] == "all_loss", "change"].abs().max() for table in tables]
     assert changes[0] > 1e-3 > 1e-5 > changes[1]
     assert "W_E" in tables[0].attrs["moving"] and tables[1].attrs["aligned"]
@@ -270,3 +273,39 @@ def test_memories_have_names(ideal: Weights) -> None:
         memory_named(ideal, "L1H0.QK")
     with pytest.raises(BirthlensError, match="names no memory"):
         memory_named(ideal, "feed_forward_memory")
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_truncations_are_sums_of_singular_components(heads: int) -> None:
+    config = ModelConfig(family="full", d_model=12, n_heads=heads)
+    first, last = (initial_weights(config, 7, 6, np.random.default_rng(seed)) for seed in (0, 1))
+    name = "L1.W_O"
+    for rank in (1, 2, 4):
+        found = {how: replacement(last, [name], f"{how}:{rank}", first)[name] for how in TRUNCATIONS}
+        for head in range(heads):
+            matrix = last[name][head].astype(np.float64)
+            start = first[name][head].astype(np.float64)
+            outer = []
+            for whole in (matrix, matrix - start):
+                u, s, vt = np.linalg.svd(whole)
+                outer.append(sum(s[i] * np.outer(u[:, i], vt[i]) for i in range(rank)))
+            expected = {"rank": outer[0], "without_rank": matrix - outer[0], "change_rank": start + outer[1]}
+            for how, array in expected.items():
+                np.testing.assert_allclose(found[how][head], array, atol=1e-6)
+            assert np.linalg.matrix_rank(found["change_rank"][head] - start, tol=1e-5) == rank
+    whole = replacement(last, [name], "change_rank:4", first)[name]
+    if heads == 3:  # every component of a head of width 4: nothing is cut
+        np.testing.assert_allclose(whole, last[name], atol=1e-6)
+
+
+def test_truncations_say_what_they_need() -> None:
+    weights = initial_weights(ModelConfig(d_model=8), 5, 4, np.random.default_rng(0))
+    with pytest.raises(BirthlensError, match="write without_rank:R with R = 1, 2"):
+        replacement(weights, ["L1.W_O"], "without_rank:x")
+    with pytest.raises(BirthlensError, match="write change_rank:R with R from 1 to 8"):
+        replacement(weights, ["L1.W_O"], "change_rank:9", weights)
+    with pytest.raises(BirthlensError, match="give the initial weights"):
+        replacement(weights, ["L1.W_O"], "change_rank:2")
+    broken = weights.replaced({"L1.W_O": np.full_like(weights["L1.W_O"], np.nan)})
+    with pytest.raises(BirthlensError, match="values that are not finite"):
+        replacement(broken, ["L1.W_O"], "rank:2")

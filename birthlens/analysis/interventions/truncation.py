@@ -1,0 +1,76 @@
+"""Truncation of a matrix, or of its change since the first step, to some of its singular components.
+
+With W = sum_i s_i u_i v_i^T (s_1 >= s_2 >= ...) and W_0 the matrix at the first step:
+
+    rank:R           the sum of the first R components of W
+    without_rank:R   W without these components
+    change_rank:R    W_0 plus the first R components of W - W_0
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from birthlens.errors import BirthlensError
+from birthlens.shapes import Float
+
+Array = np.ndarray
+TRUNCATIONS = ("rank", "without_rank", "change_rank")
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """A matrix, or its change, cut to some singular components; written as `rank:R`, `without_rank:R`, `change_rank:R`.
+
+    Example:
+        >>> Truncation.parse("change_rank:4")
+        Truncation(how='change_rank', rank=4)
+        >>> Truncation.parse("ledger") is None
+        True
+    """
+
+    how: str
+    rank: int
+
+    @classmethod
+    def parse(cls, source: str) -> Truncation | None:
+        """Read a source; None where it is no truncation.
+
+        Raises:
+            BirthlensError: where the rank is not a whole number.
+        """
+        how, colon, text = source.partition(":")
+        if how not in TRUNCATIONS or not colon:
+            return None
+        if not (text.isascii() and text.isdigit()) or len(text) > 9:
+            raise BirthlensError(f"source = {source!r}: write {how}:R with R = 1, 2, ...")
+        return cls(how, int(text))
+
+    def of(
+        self, matrix: Float[Array, "*head rows columns"], initial: Float[Array, "*head rows columns"] | None
+    ) -> Float[Array, "*head rows columns"]:
+        """Return what is left of a matrix; of several heads, each is cut alone.
+
+        Raises:
+            BirthlensError: for a rank that the matrix does not have, values that are not finite, or an initial matrix that
+                is missing.
+        """
+        full = min(matrix.shape[-2:])
+        if not 1 <= self.rank <= full:
+            raise BirthlensError(f"source = '{self.how}:{self.rank}': write {self.how}:R with R from 1 to {full}.")
+        whole = matrix.astype(np.float64)
+        start = np.zeros_like(whole)
+        if self.how == "change_rank":
+            if initial is None:
+                raise BirthlensError(
+                    f"source = '{self.how}:{self.rank}': give the initial weights that it changed from."
+                )
+            start = initial.astype(np.float64)
+        if not (np.isfinite(whole).all() and np.isfinite(start).all()):
+            raise BirthlensError(f"source = '{self.how}:{self.rank}': the matrix holds values that are not finite.")
+        left, singular, right = np.linalg.svd(whole - start, full_matrices=False)
+        kept = (left[..., : self.rank] * singular[..., None, : self.rank]) @ right[..., : self.rank, :]
+        found = whole - kept if self.how == "without_rank" else start + kept
+        return np.asarray(found.astype(matrix.dtype))
