@@ -34,8 +34,8 @@ PLAN = {
         duals gram series < memory < layer_norms recall < circuits ledger top_associations
         < ideal ledger_factors ledger_nulls names recall_tables < birth_order ledger_tables < order_tables""",
     "analysis.interventions": """
-        bootstrap metrics spec truncation < scoring weight_patching < corruptions replacements suite_results < edges < backends < runner
-        < ablation attribution < patching suite < causal_tables edge_tables""",
+        bootstrap metrics spec truncation < scoring weight_patching < corruptions replacements suite_results < edges
+        < backends < runner < ablation attribution < patching suite < causal_tables edge_tables""",
     "analysis.behaviour": "attention decomposition excess head_weights noisy_recall sinks < head_scores trajectory",
     "analysis.theory": "gradients width < first_step outer_products < three_steps updates",
     "claims": """
