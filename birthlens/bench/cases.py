@@ -192,12 +192,13 @@ def synthetic_run(config: RunConfig, path: Path, n_checkpoints: int) -> None:
 
     config = config.changed(training=config.training.changed(steps=n_checkpoints - 1), checkpoints={"every": 1})
     task, weights = _task_and_weights(config)
-    engine = {"name": "none", "reason": "a benchmark", "threads": 1}
+    engine = {"name": "functional", "reason": "a benchmark", "threads": 1}
     writer = RunWriter.create(path, config, task, weights, engine)
     generator = np.random.default_rng(1)
     for step in range(n_checkpoints):
         moved = {name: weights[name] + 0.01 * generator.standard_normal(weights[name].shape) for name in config.trained}
-        writer.keep(step, {name: array.astype(np.float32) for name, array in moved.items()}, [], {}, {})
+        tensors = {name: array.astype(np.float32) for name, array in moved.items()}
+        writer.keep(step, tensors, [], {}, {"engine": engine["name"]})
 
 
 def rows_of(case: str, setting: str, timings: Mapping[str, Timing], baseline: str) -> list[Row]:
