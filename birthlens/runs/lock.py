@@ -23,7 +23,7 @@ from typing import Any
 from birthlens.errors import BirthlensError
 
 LOCK = ".lock"
-"""The name of the lock file in a run's directory; it is there while somebody writes."""
+"""The name of the lock file in a run's directory; it exists while the run is written."""
 _CREATED = ".created"
 _log = logging.getLogger("birthlens")
 

@@ -1,10 +1,10 @@
-"""Whether a run's directory may be used again or continued, or must be trained anew, and why.
+"""Whether a run's directory may be used again or continued, or must be trained again, and why.
 
 A run is used again only where all of this holds: its config is the one asked for, its corpus tables are those of the text
 as it is now, the packages are those that made it, and nothing that the schedule keeps or measures is missing or damaged.
 Where the training code has another digest, the run is judged by effect: a replay of its first steps with the present code
-must give its weights and measurements to the bit. A run that fails this, or is damaged, is trained anew. A run of another
-config or another text is refused, since somebody put it there.
+must give its weights and measurements to the bit. A run that fails this, or is damaged, is trained again. A run of another
+config or another text is refused, since it was put there on purpose.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _DAMAGES = (BirthlensError, OSError, ValueError, TypeError, KeyError, AttributeE
 
 
 def standing(config: RunConfig, path: Path, replay: Replay) -> tuple[Standing, str]:
-    """Say what has to be done for a run, and why; a run that must be trained anew is cleared away.
+    """Say what has to be done for a run, and why; a run that must be trained again is cleared away.
 
     Raises:
         BirthlensError: where the directory holds something else, which is left as it is, or another process writes it.
@@ -58,7 +58,7 @@ def standing(config: RunConfig, path: Path, replay: Replay) -> tuple[Standing, s
                 shutil.rmtree(file)
             else:
                 file.unlink()
-    return "trained", f"anew, since {reason}"
+    return "trained", f"again, since {reason}"
 
 
 def _judged(config: RunConfig, path: Path, replay: Replay) -> tuple[str, str]:

@@ -4,7 +4,7 @@
     other files     digest of (the digest of run.json, the file's name, its content)
 
 A checkpoint that was renamed, or copied from another run, has the digest of other things than it claims to be. The digests
-are XXH3 with 128 bits: they find accidents and edits, and do not stop somebody who computes them anew.
+are XXH3 with 128 bits: they find accidents and edits, and can be computed again by anyone who wants to deceive.
 """
 
 from __future__ import annotations

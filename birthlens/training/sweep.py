@@ -32,7 +32,7 @@ State = Literal["trained", "continued", "reused", "failed"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run: `message` says why it failed, why it was trained anew, or why other code's run is reused.
+    """What became of one run: `message` says why it failed, why it was trained again, or why other code's run is reused.
 
     `seconds` and `cpu_seconds` are what the whole run has cost, over all its sessions.
     """
@@ -88,7 +88,7 @@ def trained(config: RunConfig, folder: str | Path) -> Run:
     """Return the finished run of a config: trained or continued in `folder`, or used again where it matches.
 
     Raises:
-        BirthlensError: where it cannot be had; the message is the reason.
+        BirthlensError: where it is unavailable; the message is the reason.
     """
     outcome = prepare(config, run_path(config, folder))
     if outcome.state == "failed":
@@ -97,7 +97,7 @@ def trained(config: RunConfig, folder: str | Path) -> Run:
 
 
 def prepare(config: RunConfig, path: Path) -> Outcome:
-    """Train, continue or reuse the run at `path`; nothing is raised for a run that cannot be had.
+    """Train, continue or reuse the run at `path`; a run that fails is an outcome, not an error.
 
     Where another process is at work on it, this one waits, and then uses what the other made.
     """

@@ -169,7 +169,7 @@ def test_what_other_packages_made_is_trained_anew_and_that_is_said(tmp_path: Pat
     prepare(CONFIG, path)
     reseal(path, lambda header: header["versions"].update(torch="1.0"))
     outcome = prepare(CONFIG, path)
-    assert outcome.state == "trained" and "anew, since it was made by other code (torch 1.0" in outcome.message
+    assert outcome.state == "trained" and "again, since it was made by other code (torch 1.0" in outcome.message
     assert prepare(CONFIG, path).state == "reused"
 
 
@@ -261,7 +261,7 @@ def test_a_damaged_run_is_made_anew_and_that_is_said(tmp_path: Path, damage: Any
     whole = load_run(path).weights(-1)
     damage(path)
     outcome = prepare(CONFIG, path)
-    assert outcome.state == "trained" and "anew, since it is damaged" in outcome.message
+    assert outcome.state == "trained" and "again, since it is damaged" in outcome.message
     assert all(np.array_equal(whole[name], load_run(path).weights(-1)[name]) for name in whole)
     assert prepare(CONFIG, path).state == "reused"
 
