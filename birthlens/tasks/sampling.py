@@ -42,7 +42,8 @@ class Categorical:
         """For each row and each of 256 equal parts of [0, 1), the first token that a uniform from there can give."""
         rows = np.arange(self.shape[0])[:, None]
         starts = rows + np.arange(_BUCKETS) / _BUCKETS
-        return (np.searchsorted(self.flat, starts, side="right") - rows * self.shape[1]).astype(np.int32)
+        found = np.searchsorted(self.flat, starts, side="right") - rows * self.shape[1]
+        return found.clip(0, self.shape[1] - 1).astype(np.int32)  # compiled code does not check indices
 
 
 def uniforms(shape: tuple[int, ...], generator: np.random.Generator) -> Float[Array, "..."]:

@@ -32,7 +32,7 @@ def chain(start, flat, guide, overrides, uniform, tokens, occurrence):
                     u = uniform[b, t]
                     if not 0 <= u < 1:
                         return False
-                    token = min(max(guide[last, int(u * buckets)], 0), n - 1)
+                    token = guide[last, int(u * buckets)]
                     target = last + u
                     while token < n - 1 and flat[last * n + token] <= target:
                         token += 1
