@@ -20,20 +20,24 @@ LONGEST = 300
 def replayed(run: Run, longest: int = LONGEST) -> int | None:
     """Return the step up to which a replay is equal to the bit, or None where it differs or would take too long.
 
-    It trains on as many threads as the run did, since they change the last bits of some engines.
+    It trains on the threads of this process first. Where that gives other bits, it trains on as many as the run did, since
+    they change the last bits of some engines.
     """
     engine = run.header["engine"]
     last = next((step for step in run.steps if step > 0), None)
     if last is None or last > longest or run.steps[0] != 0:
         return None
     before = torch.get_num_threads()
-    torch.set_num_threads(engine["threads"])
     try:
-        return last if _equal(run, engine["name"], last) else None
+        for threads in dict.fromkeys((before, engine["threads"])):
+            torch.set_num_threads(threads)
+            if _equal(run, engine["name"], last):
+                return last
     except BirthlensError:
         return None  # its engine is unavailable here, or it diverges now
     finally:
         torch.set_num_threads(before)
+    return None
 
 
 def _equal(run: Run, engine: str, last: int) -> bool:
