@@ -82,7 +82,7 @@ def test_another_function_under_the_same_name_is_found(tmp_path: Path) -> None:
         ("analysis/memories/names.py", "return", "pass\n    return", False, True),
         ("claims/statistics/behaviours.py", "0.5", "0.6", False, True),
         ("viz/figures/style.py", "return", "pass\n    return", False, False),
-        ("viz/report/scorecard.py", "WIDTH, HEIGHT = 260", "WIDTH, HEIGHT = 261", False, False),
+        ("viz/report/scorecard.py", "WIDTH = 260", "WIDTH = 261", False, False),
         ("training/loop.py", "Batch number s", "The batch of number s", False, False),
         ("training/loop.py", "from __future__", "# a comment\n\nfrom __future__", False, False),
     ],
