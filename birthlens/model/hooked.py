@@ -30,6 +30,7 @@ with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
 from birthlens.config.model import ModelConfig, parameter_names
 from birthlens.errors import BirthlensError
 from birthlens.model.weights import Weights
+from birthlens.reading import read_mapping
 
 HookedModel = HookedTransformer | TransformerBridge
 """A model with TransformerLens's hook points: one of birthlens's own, or one that was loaded from a directory."""
@@ -156,6 +157,7 @@ def load_pretrained(path: str | Path) -> TransformerBridge:
         raise BirthlensError(
             f"model = {str(path)!r} is no directory with a Hugging Face model (config.json and weights)."
         )
+    _check_runs_no_code(directory)
     quiet = io.StringIO()
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
@@ -167,6 +169,20 @@ def load_pretrained(path: str | Path) -> TransformerBridge:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.eval()
+
+
+def _check_runs_no_code(directory: Path) -> None:
+    """Raise BirthlensError where loading a directory would run code of its own: pickles, or an `auto_map`."""
+    if "auto_map" in read_mapping(directory / "config.json", "model"):
+        raise BirthlensError(
+            f"model = {str(directory)!r} has an auto_map in config.json, which runs code of the model; birthlens runs none."
+        )
+    pickles = sorted(file.name for ending in ("*.bin", "*.pt", "*.pth") for file in directory.glob(ending))
+    if pickles and not any(directory.glob("*.safetensors")):
+        raise BirthlensError(
+            f"model = {str(directory)!r} holds its weights as a pickle ({pickles[0]}), which can run code when it is read; "
+            "convert it to safetensors (in Transformers, save_pretrained does) and give that directory."
+        )
 
 
 def parameters(model: HookedTransformer, config: ModelConfig) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from birthlens.errors import BirthlensError
-from birthlens.labels import counted, label
+from birthlens.labels import counted, label, neutral
 from birthlens.runs.files import checkpoint_file
 from birthlens.runs.run import Run
 
@@ -91,7 +91,7 @@ class Watch:
         config = self.run.config
         engine = self.run.header["engine"]["name"]
         head = Text.assemble(
-            (str(self.run.path), "bold"),
+            (neutral(str(self.run.path)), "bold"),
             f"  {config.model.family}, d = {config.model.d_model}, {counted(config.model.n_layers, 'layer')}, "
             f"T = {config.task.context}, {self.run.task.setting}, {engine} engine",
         )

@@ -1,6 +1,7 @@
 """Models against an independent statement of the paper's equations, in its own (column vector) orientation."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from birthlens.config.model import ModelConfig, parameter_shapes, trained_by_default
 from birthlens.errors import BirthlensError
 from birthlens.model import forward
-from birthlens.model.hooked import build, parameters, weights_of
+from birthlens.model.hooked import build, load_pretrained, parameters, weights_of
 from birthlens.model.initialisation import initial_weights
 from birthlens.model.sites import Head
 from birthlens.model.weights import Weights
@@ -220,3 +221,20 @@ def test_errors_say_what_is_valid() -> None:
         Weights(weights.config, {name: weights[name] for name in weights if name != "W_U"})
     with pytest.raises(BirthlensError, match="W_X"):
         build(weights, ["W_X"])
+
+
+@pytest.mark.parametrize(
+    ("config", "file", "said"),
+    [
+        ('{"model_type": "gpt2"}', "pytorch_model.bin", "convert it to safetensors"),
+        ('{"model_type": "x", "auto_map": {"AutoConfig": "evil.Evil"}}', "model.safetensors", "birthlens runs none"),
+        ("[" * 100_000, "model.safetensors", "levels deep"),
+    ],
+)
+def test_a_directory_whose_loading_would_run_code_is_refused(tmp_path: Path, config: str, file: str, said: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (tmp_path / file).write_bytes(b"junk")
+    with pytest.raises(BirthlensError, match=said):
+        load_pretrained(tmp_path)
+    assert not (tmp_path / "ran").exists()
