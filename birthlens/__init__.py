@@ -33,6 +33,7 @@ _HOMES = {
     "show_attention": "viz.notebook",
     "train": "training.loop",
     "train_to_disk": "training.recording",
+    "fork": "training.forking",
 }
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from birthlens.runs.run import load_run as load_run
     from birthlens.tasks.batch import TokenBatch as TokenBatch
     from birthlens.tasks.bigram import BigramTask as BigramTask
+    from birthlens.training.forking import fork as fork
     from birthlens.training.loop import train as train
     from birthlens.training.recording import resume as resume
     from birthlens.training.recording import train_to_disk as train_to_disk

@@ -19,24 +19,27 @@ LONGER = {"training.simplified.kernels": 340}
 
 PLAN = {
     "": "errors shapes labels _version < reading system",
-    "config": "base < model task < run < differences presets schedule",
+    "config": "base clamps < model task < run < differences presets schedule",
     "tasks": """
         batch corpus sampling_kernel < roles sampling < positions task < bigram markov facts noise < backcopy < kinds
         < predictors.prefix predictors.trigger_posterior < predictors.bag_of_tokens < predictors.reference
         < predictors.scores""",
-    "model": "sites < components weights < alignment forward hooked initialisation < layout < hooks incremental",
+    "model": """
+        sites < components weights < alignment forward hooked initialisation < edited_forward layout < hooks incremental""",
     "runs": """
-        files lock provenance seal < header metrics < state tables < run < evaluation writer < reuse < verify""",
-    "training": """
-        simplified.folding < simplified.buffers simplified.torch_step < simplified.kernels < simplified.numba_step
-        < engines optimiser < loop < loggers recording replay grid workers < sweep""",
+        files lineage lock provenance seal < header metrics < state tables < run < evaluation writer < reuse < verify""",
     "analysis.memories": """
         duals gram series < memory < layer_norms recall < circuits ledger top_associations
-        < ideal ledger_factors ledger_nulls names recall_tables < birth_order ledger_tables < order_tables""",
+        < ideal ledger_factors ledger_nulls names recall_tables < birth_order ledger_tables < order_tables projections""",
+    "training": """
+        simplified.folding < simplified.buffers simplified.torch_step < simplified.kernels < simplified.numba_step
+        < clamping.matrices clamping.passes clamping.timeline < clamping.clamped engines optimiser
+        < loop < loggers recording replay grid workers < forking sweep""",
     "analysis.interventions": """
         bootstrap metrics spec truncation < scoring weight_patching < corruptions replacements suite_results < edges
         < backends < runner < ablation attribution < patching suite < causal_tables edge_tables""",
-    "analysis.behaviour": "attention decomposition excess head_weights noisy_recall sinks < head_scores trajectory",
+    "analysis.behaviour": """
+        attention contrast decomposition excess head_weights noisy_recall sinks < head_scores trajectory""",
     "analysis.theory": "gradients width < first_step outer_products < three_steps updates",
     "claims": """
         claim tiers < __init__ grids identity scorecard statistics.copying statistics.theory statistics.timing
@@ -45,9 +48,12 @@ PLAN = {
     "bench": "baselines pages scaling timing < cases < whole_runs",
     "viz": """
         attention_frames figures.style html report.numbers report.command_of_run watch
-        < figures.areas figures.curves figures.heatmaps notebook report.charts < figures report.leads report.page
-        < figures.gallery report.scorecard < report.compare report.memories < report.story < report""",
-    "cli": "streams < __init__ subjects tables training < basics benching many_runs probing < causal demo memory seeing",
+        < figures.areas figures.contrast figures.curves figures.heatmaps notebook report.charts
+        < figures report.leads report.page < figures.gallery report.scorecard
+        < report.compare report.memories < report.story < report""",
+    "cli": """
+        streams < __init__ subjects tables training < basics benching forking many_runs probing
+        < causal demo memory seeing""",
     "top": "__init__ __main__",
 }
 """Packages from the ground up, and the modules of each from the ground up: one behind a < may import those before it."""

@@ -1,1 +1,1 @@
-"""Benchmarks: birthlens against plain code, interleaved in one process, as ratios."""
+"""Benchmarks: birthlens against plain code, timed in turn in one process and given as ratios."""

@@ -1,7 +1,7 @@
-"""What a researcher would write without birthlens: plain, independent code to be measured against.
+"""Baselines: the plain, independent code that a researcher would write without birthlens.
 
-What is shared with birthlens: the data, the initial weights, and `model.build`, which fills a HookedTransformer with them
-(here, and for the models that are handed in). What is timed is plain PyTorch and plain TransformerLens.
+They share the data, the initial weights, and `model.build`, which loads weights into a HookedTransformer, with birthlens.
+Everything that is timed is plain PyTorch and plain TransformerLens.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _memories_of(model: HookedTransformer, triggers: list[int]) -> dict[tuple[st
     ways = len(triggers) if len(triggers) > 1 else 5
     w_1 = model.W_E @ model.OV[0, 0].AB
     match, attend = (model.QK[layer, 0].AB / model.cfg.attn_scale for layer in (1, 0))
-    # The last number is how far before its query the right entry of each stands.
+    # The last number says how many positions before its query the right entry is.
     memories: list[tuple[str, Tensor, Tensor, Tensor, Candidates, int]] = [
         ("output_memory", model.W_E, model.OV[1, 0].AB, model.W_U.T, by_token, 0),
         ("trigger_memory", model.W_E, match, w_1, by_token, 0),
@@ -178,7 +178,7 @@ def _memories_of(model: HookedTransformer, triggers: list[int]) -> dict[tuple[st
 
 
 def _read(scores: Tensor, answers: Tensor, ways: int) -> dict[str, float]:
-    """Read one table whose row i should be won by column answers[i]."""
+    """Read one table in whose row i the right entry is column answers[i]."""
     n = scores.shape[1]
     rows = torch.arange(len(scores))
     ways = min(ways, n)
@@ -207,7 +207,7 @@ def _read(scores: Tensor, answers: Tensor, ways: int) -> dict[str, float]:
 
 
 def plain_sampler(task: BigramTask, n: int, generator: np.random.Generator) -> list[list[int]]:
-    """Draw sequences with one `Generator.choice` a token, as a straightforward implementation does."""
+    """Draw sequences with one call of `Generator.choice` for each token, as a straightforward implementation does."""
     config = task.config
     statistics = task.statistics
     ids = np.arange(len(statistics))

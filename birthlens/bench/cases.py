@@ -1,7 +1,7 @@
-"""The comparisons of `birthlens bench`: each returns rows, one a variant, with its time and its ratio to a baseline.
+"""The comparisons of `birthlens bench`: each returns one row per variant, with its time and its ratio to a baseline.
 
 Every row has case, setting, variant, ms, spread, times_baseline, baseline, rounds, and `measured`, the share of the work
-that was timed where a slow baseline is scaled up. A config says at which size a case is run.
+that was timed where a slow baseline is scaled up. The config sets the size of a case.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Row = dict[str, Any]
 def training_step(config: RunConfig, rounds: int) -> list[Row]:
     """A whole step of the simplified model (sampling, forward, backward, update), and sampling as a share of it.
 
-    Small batches take several steps a turn, as in training no step finds the caches full of another variant's data.
+    Small batches take several steps in each turn, since in training the caches are not filled by another variant.
     """
     task, weights = _task_and_weights(config)
     size = config.training.batch_size
@@ -65,7 +65,7 @@ def full_model_step(config: RunConfig, rounds: int) -> list[Row]:
 
 
 def sampling(config: RunConfig, rounds: int) -> list[Row]:
-    """Sampling a batch, fixed and random triggers, against one `Generator.choice` a token."""
+    """Sampling a batch, fixed and random triggers, against one `Generator.choice` for each token."""
     return [row for triggers in ("fixed", "random") for row in _sampling(config, triggers, rounds)]
 
 
@@ -85,7 +85,7 @@ def _sampling(config: RunConfig, triggers: str, rounds: int) -> list[Row]:
 
 
 def weight_probes(config: RunConfig, n_checkpoints: int, rounds: int) -> list[Row]:
-    """All memories over a run's checkpoints, a new process each: birthlens against loading each into a HookedTransformer.
+    """All memories over the checkpoints of a run, in new processes: birthlens against a loop over HookedTransformers.
 
     Both read the same table; the process also writes it.
     """
@@ -97,7 +97,7 @@ def weight_probes(config: RunConfig, n_checkpoints: int, rounds: int) -> list[Ro
             "hooked loop": [sys.executable, "-W", "ignore", "-c", loop],
             "probe process": [sys.executable, "-m", "birthlens", "probe", str(path), "--out", f"{folder}/probe.csv"],
         }
-        timings = interleaved(_processes(commands), rounds, warm_up=0)  # new processes: nothing of one warms the next
+        timings = interleaved(_processes(commands), rounds, warm_up=0)  # new processes: none can warm up the next
         return rows_of("weight probes", f"{n_checkpoints} checkpoints", timings, "hooked loop")
 
 
@@ -187,7 +187,7 @@ def _task_and_weights(config: RunConfig) -> tuple[BigramTask, Weights]:
 
 
 def synthetic_run(config: RunConfig, path: Path, n_checkpoints: int) -> None:
-    """Write a run with as many checkpoints as asked for, each with trained weights of its own: the first ones and noise."""
+    """Write a run with `n_checkpoints` checkpoints whose trained weights are the initial ones plus noise."""
     from birthlens.runs.writer import RunWriter
 
     config = config.changed(training=config.training.changed(steps=n_checkpoints - 1), checkpoints={"every": 1})

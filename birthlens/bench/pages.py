@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 
 
 class Goal(NamedTuple):
-    """One promise: which row of which case keeps it, in which column, and from where on ('>=' or '<=')."""
+    """One goal: the row and the column of its value, and the bound that the value must keep ('>=' or '<=')."""
 
     what: str
     case: str

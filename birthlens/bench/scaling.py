@@ -1,4 +1,4 @@
-"""How step time and memory grow with T, d, batch, N and K, and the share of the machine's peak in useful operations."""
+"""How step time and memory grow with T, d, batch, N and K, and the share of the machine's peak that is reached."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GRID: dict[str, tuple[int, ...]] = {
 
 
 def useful_operations(batch: TokenBatch, d_model: int, d_vocab: int, feed_forward: bool = False) -> float:
-    """Count the multiplications and additions that the fused step cannot do without, forward and backward.
+    """Count the multiplications and additions that a step needs, forward and backward.
 
     With n loss positions p, and c = sum of (p + 1) over them: layer 0 mixes values and takes their gradient (two products of
     L (L + 1) / 2 pairs with d_model, where a sequence has its last loss position at L - 1); layer 1 has six products of c
@@ -113,7 +113,7 @@ def measure(overrides: list[str], rounds: int) -> Row:
 def peak_memory_mb() -> float:
     """Return the most memory that this process has held, in MB.
 
-    Linux's `ru_maxrss` begins with what the parent held when it started this process, so it is asked for elsewhere only.
+    Linux's `ru_maxrss` begins with the memory of the parent process, so it is read on other systems only.
     """
     status = Path("/proc/self/status")
     if status.exists():

@@ -1,4 +1,4 @@
-"""Timing on a noisy machine: variants take turns (A B C A B C ...), and only ratios within one run count."""
+"""Timing on a noisy machine: variants take turns (A B C A B C ...), and only ratios within one run can be compared."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Timing:
         return float((high - low) / 2 / self.median)
 
     def of_share(self, share: float) -> Timing:
-        """Scale a variant that did a share of the work up to all of it."""
+        """Scale the times of a variant that did a share of the work up to the whole work."""
         return Timing(self.variant, tuple(second / share for second in self.seconds), share)
 
 
 def interleaved(
     variants: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1, calls: int = 1
 ) -> dict[str, Timing]:
-    """Call every variant in turn, `rounds` times after `warm_up` rounds that do not count; a turn is so many calls.
+    """Call every variant in turn, `rounds` times after `warm_up` rounds that are not counted; one turn is `calls` calls.
 
-    Seconds are those of one call.
+    The seconds are those of one call.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(warm_up + rounds):

@@ -1,4 +1,4 @@
-"""What a user waits for and what it takes: training until it works, a suite over a run's checkpoints, peak memory."""
+"""Whole trainings, an ablation suite over the checkpoints of a run, and peak memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def training(config: RunConfig, setting: str, goal: float | None = None) -> list[Row]:
-    """Train from nothing, with evaluations and checkpoints on disk, to the end or to an in-context accuracy above `goal`."""
+    """Train from the start, with evaluations and checkpoints, to the end or to an in-context accuracy above `goal`."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         accuracy = 0.0

@@ -24,6 +24,8 @@ HOMES = {
     "train": "training",
     "steps": "basics",
     "verify": "basics",
+    "fork": "forking",
+    "contrast": "forking",
     "probe": "probing",
     "demo": "demo",
     "bench": "benching",

@@ -1,1 +1,1 @@
-"""What a run is: every setting, read from YAML, JSON and the command line, checked, and frozen."""
+"""The settings of a run, read from YAML, JSON and the command line, checked and frozen."""

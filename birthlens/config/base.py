@@ -1,4 +1,4 @@
-"""The base of every config section: frozen, strict about keys, and plain-spoken about what is wrong."""
+"""The base class of config sections: frozen, with strict keys and errors of one sentence."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from typing import (
     get_type_hints,
 )
 
-from msgspec import Meta, ValidationError, convert
+from msgspec import Meta, Struct, ValidationError, convert, to_builtins
 
 from birthlens.errors import BirthlensError
 from birthlens.labels import shortened, shown
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
-# The bound keeps a rate, and what an optimiser multiplies it with, within float32.
+# The bound keeps a rate, and its products in an optimiser, within float32.
 Rate = Annotated[float, Meta(ge=0, le=1e30)]
 Fraction = Annotated[float, Meta(gt=0, lt=1)]
 Steps = dict[str, Count]
 
 
 class FrozenDict(dict[str, Any]):
-    """A dict that stays as it was made."""
+    """A dict that cannot be changed."""
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("a config is frozen; make a changed copy with changed().")
@@ -49,7 +49,7 @@ class FrozenDict(dict[str, Any]):
 class Section:
     """A part of the run's config, with annotated fields; `section` is its name in messages and in files.
 
-    Values are converted to their fields' types: numbers may be spelled as text, which is what YAML makes of 1e-3.
+    Values are converted to their fields' types: numbers may be written as text, since YAML reads 1e-3 as text.
 
     Raises:
         BirthlensError: for an unknown key, a value that does not fit its field, or values that do not fit together.
@@ -91,7 +91,7 @@ class Section:
         raise AttributeError(f"{name} = {value!r}: a config is frozen; make a changed copy with changed().")
 
     def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"{name} stays: a config is frozen; make a changed copy with changed().")
+        raise AttributeError(f"{name} cannot be deleted: a config is frozen; make a changed copy with changed().")
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and other.__dict__ == self.__dict__
@@ -107,7 +107,7 @@ class Section:
         return type(self)(**{**self.__dict__, **fields})
 
     def to_data(self) -> dict[str, Any]:
-        """Return plain data, as JSON and YAML can hold it, from which the same section can be made."""
+        """Return plain data for JSON or YAML, from which the same section can be made."""
         return {
             name: _plain(value)
             for name, value in self.__dict__.items()
@@ -125,7 +125,7 @@ def _converted(path: str, kind: Any, value: Any) -> Any:
         return value
     numeric = not {int, float}.isdisjoint(_leaves(kind))
     if numeric and hasattr(value, "item") and not getattr(value, "shape", True):
-        value = value.item()  # a number of numpy's
+        value = value.item()  # a numpy number
     try:
         found = convert(value, kind, strict=not numeric)
     except ValidationError as error:
@@ -144,7 +144,7 @@ def _leaves(kind: Any) -> Iterator[Any]:
 
 
 def _sentence(path: str, kind: Any, value: Any, complaint: str) -> str:
-    """Say what msgspec complains of as one sentence with field, value and what would be valid."""
+    """Turn an error of msgspec into one sentence with the field, its value and what is valid."""
     complaint, _, where = complaint.replace("`", "").partition(" - at $")
     for index in re.findall(r"\[(\d+)\]", where):
         path = f"{path}.{index}"
@@ -160,6 +160,8 @@ def _sentence(path: str, kind: Any, value: Any, complaint: str) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, Section):
         return value.to_data()
+    if isinstance(value, Struct):
+        return to_builtins(value)
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     return [_plain(part) for part in value] if isinstance(value, tuple) else value

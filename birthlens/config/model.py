@@ -1,4 +1,4 @@
-"""What a model is made of: its config, and the names and shapes of its parameters.
+"""The config of a model, and the names and shapes of its parameters.
 
 Names are `W_E`, `W_pos`, `W_U`, and `L{layer}.{matrix}` with layers from 0 (the paper's superscripts 1 and 2 are layers 0
 and 1). Shapes are TransformerLens's: row vectors, `x @ W`, one leading head axis in attention.
@@ -24,15 +24,25 @@ class ModelConfig(Section):
 
     section: ClassVar[str] = "model"
     family: Literal["simplified", "full"] = "simplified"
+    """simplified has frozen random maps (paper section 4.2); full trains everything (section 3.2)."""
     d_model: Positive = 128
+    """Width of the residual stream."""
     n_layers: Annotated[int, Meta(ge=1, le=1000)] = 2
+    """Number of layers; 1 is the one-layer control."""
     n_heads: Positive = 1
+    """Heads in each layer; the simplified model has one."""
     d_mlp: Positive | None = None
+    """Hidden width of a ReLU MLP; null means 4 d_model."""
     feed_forward: Literal["none", "linear", "relu"] = "none"
+    """No MLP, the linear W_F of the paper in the last layer, or a ReLU MLP."""
     positions: Literal["random", "sinusoidal", "rotary"] = "random"
+    """Random (or learned) position embeddings, fixed sinusoids, or rotary embeddings in layer 0."""
     scaled_scores: bool = True
+    """Whether attention scores are divided by the square root of d_head."""
     init: Literal["authors", "scaled", "orthogonal"] = "authors"
+    """Initial values of embeddings and maps: the authors', with embeddings divided by sqrt(d_model), or orthogonal."""
     zeroed: tuple[str, ...] = ()
+    """Names of matrices that start at zero."""
 
     added: ClassVar[frozenset[str]] = frozenset({"zeroed"})
 
@@ -51,9 +61,7 @@ class ModelConfig(Section):
                 f"model.d_mlp = {self.d_mlp}: only feed_forward: relu has a hidden width; leave it out otherwise."
             )
         if self.family == "full" and self.feed_forward == "linear":
-            raise BirthlensError(
-                "model.feed_forward = 'linear': the full model has a ReLU feed-forward; use relu or none."
-            )
+            raise BirthlensError("model.feed_forward = 'linear': the full model has a ReLU MLP; use relu or none.")
         if self.family == "full" and self.positions != "random":
             raise BirthlensError(
                 f"model.positions = {self.positions!r}: the full model learns its positions; use random."
@@ -70,7 +78,7 @@ class ModelConfig(Section):
 
     @property
     def hidden(self) -> int:
-        """Width of a ReLU feed-forward: d_mlp, or 4 d_model where it is not given."""
+        """Width of a ReLU MLP: d_mlp, or 4 d_model where it is not given."""
         return self.d_mlp if self.d_mlp is not None else 4 * self.d_model
 
 
@@ -114,12 +122,12 @@ def parameter_shapes(config: ModelConfig, d_vocab: int, n_ctx: int) -> dict[str,
 
 
 def parameter_names(config: ModelConfig) -> tuple[str, ...]:
-    """List the names of `parameter_shapes`, which depend on the model alone."""
+    """List the names of `parameter_shapes`, which depend only on the model."""
     return tuple(parameter_shapes(config, d_vocab=1, n_ctx=1))
 
 
 def trained_by_default(config: ModelConfig) -> tuple[str, ...]:
-    """List what the paper trains: every W_K, the last W_O and the feed-forward (simplified), or everything (full).
+    """List what the paper trains: every W_K, the last W_O and W_F or the MLP (simplified), or everything (full).
 
     Example:
         >>> trained_by_default(ModelConfig(feed_forward="linear"))

@@ -1,4 +1,4 @@
-"""Named configurations: the demo, a laptop run, the paper's two settings, and one for each further task."""
+"""Named configs: the demo, a laptop run, the two settings of the paper, and one for each further task."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
+from birthlens.config import clamps
 from birthlens.config.base import Count, Positive, Rate, Section, Steps
 from birthlens.config.model import ModelConfig, parameter_names, trained_by_default
 from birthlens.config.task import TaskConfig as TaskConfig
@@ -26,18 +27,23 @@ Share = Annotated[float, Meta(ge=0, lt=1)]
 class CorpusConfig(Section):
     """Where the global bigrams come from.
 
-    `embedded` is the Shakespeare text that ships with birthlens; `text` reads the UTF-8 file at `path`; `counts` reads a
-    table of bigram counts at `path`; `markov` draws a chain of `vocabulary` tokens with Zipf unigrams of the given
-    `zipf_exponent` and Dirichlet rows of the given `concentration` (times the vocabulary size, around the unigrams).
+    `embedded` is the Shakespeare text that is included in birthlens; `text` reads the UTF-8 file at `path`; `counts` reads a
+    table of bigram counts at `path`; `markov` draws a random chain.
     """
 
     section: ClassVar[str] = "corpus"
     source: Literal["embedded", "text", "counts", "markov"] = "embedded"
+    """Where the bigrams come from: the embedded text, a text file, a table of counts, or a random Markov chain."""
     path: str | None = None
+    """The file of a text or of a table of counts."""
     vocabulary: Annotated[int, Meta(ge=2, le=2**14)] = 64
+    """Number of tokens of the Markov chain."""
     zipf_exponent: Rate = 1.0
+    """Exponent of the Zipf distribution of the chain's unigrams."""
     concentration: Annotated[float, Meta(gt=0, le=1e15)] = 0.3
+    """Concentration of the chain's Dirichlet rows, per token; with large values the rows are close to the unigrams."""
     seed: Count = 0
+    """Seed of the Markov chain."""
 
     def _check(self) -> None:
         if self.source in ("text", "counts") and not self.path:
@@ -52,54 +58,77 @@ class OptimiserConfig(Section):
 
     section: ClassVar[str] = "optimiser"
     kind: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW."""
     learning_rate: Rate = 0.2
+    """The learning rate."""
     momentum: Share = 0.9
+    """Momentum of SGD."""
     weight_decay: Rate = 1e-4
+    """Weight decay; in SGD it is added to the gradient, in AdamW it is decoupled."""
     betas: tuple[Share, Share] = (0.9, 0.99)
+    """Decay rates of AdamW's running means of the gradient and of its square."""
     warm_up: Count = 0
+    """Steps over which the learning rate grows linearly to its value."""
     decay: Literal["none", "linear", "cosine"] = "none"
+    """How the learning rate falls to zero after the warm-up: not at all, linearly, or as a half cosine."""
 
     added: ClassVar[frozenset[str]] = frozenset({"warm_up", "decay"})
 
 
 class TrainingConfig(Section):
-    """How long, on what loss, and which matrices move when.
-
-    `loss` is the role of the positions that count: in_context, all, or another role of the task. `trained=None` trains the
-    paper's choice for the family; `freeze_until` maps a matrix to the step from which it moves.
-    `engine` names the training step: `auto` takes the fastest valid one, `reference` is TransformerLens with autograd.
-    """
+    """The length of training, its loss, and which matrices are trained from when on."""
 
     section: ClassVar[str] = "training"
     steps: Count = 300
+    """Number of updates."""
     batch_size: Positive = 512
+    """Sequences per update, drawn afresh for each update."""
     loss: str = "in_context"
+    """Positions that count in the loss: in_context, all, or another role of the task."""
     trained: tuple[str, ...] | None = None
+    """Names of the trained matrices; null trains the paper's choice for the model."""
     freeze_until: Steps = {}
+    """For each matrix named here, the step from which it is trained."""
     engine: Literal["auto", "fused", "handwritten", "functional", "reference"] = "auto"
+    """How gradients are computed; auto takes the fastest valid engine, reference is TransformerLens with autograd."""
+    clamps: tuple[clamps.AnyClamp, ...] = ()
+    """Interventions during training, each over a span of steps: mappings or texts such as 'freeze L0.W_K until=50'."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"clamps"})
+
+    def __init__(self, **values: Any) -> None:
+        if "clamps" in values:
+            values["clamps"] = clamps.parsed(values["clamps"])
+        super().__init__(**values)
 
 
 class CheckpointConfig(Section):
-    """Which steps are kept: every `every`-th (linear) or `per_decade` a factor of ten (log), and always the ends.
+    """Which steps are kept on disk.
 
-    `steps` are kept besides. With `sensitivity` above 0, a step is also kept as soon as the evaluated loss has moved by
-    that share of its value since the last kept step, so that checkpoints are denser where the model changes fast.
+    With `sensitivity` above 0, checkpoints are denser where the model changes fast.
     """
 
     section: ClassVar[str] = "checkpoints"
     schedule: Literal["linear", "log", "explicit"] = "linear"
+    """Which steps are kept: every so many (linear), a number per factor of ten (log), or only those of steps (explicit)."""
     every: Positive = 10
+    """Distance between kept steps in the linear schedule."""
     per_decade: Positive = 20
+    """Kept steps per factor of ten in the log schedule."""
     steps: tuple[Count, ...] = ()
+    """Further steps to keep; the first and the last step are always kept."""
     sensitivity: Rate = 0.0
+    """A step is also kept when the held-out loss has changed by this share since the last kept step; 0 turns this off."""
 
 
 class EvaluationConfig(Section):
-    """The held-out batch: its size, and every how many steps the model is evaluated on it (and at each checkpoint)."""
+    """The held-out batch, and how often the model is evaluated on it."""
 
     section: ClassVar[str] = "evaluation"
     batch_size: Positive = 128
+    """Sequences in the held-out batch."""
     every: Positive = 10
+    """Distance between evaluated steps; kept steps are always evaluated."""
 
 
 class SeedConfig(Section):
@@ -107,12 +136,15 @@ class SeedConfig(Section):
 
     section: ClassVar[str] = "seeds"
     init: Count = 0
+    """Seed of the initial weights."""
     data: Count = 0
+    """Seed of the training batches."""
     evaluation: Count = 1_000_003
+    """Seed of the held-out batch."""
 
 
 class RunConfig(Section):
-    """Everything that determines a run.
+    """All settings of a run.
 
     Example:
         >>> config = RunConfig.parse({"model": {"d_model": 64}}, ["training.steps=40"])
@@ -151,15 +183,44 @@ class RunConfig(Section):
                     f"training.freeze_until = {name!r} (until step {step}) names no trained matrix; "
                     f"valid: {shortened(', '.join(trained), 300)}."
                 )
+        self._check_clamps()
         if beyond := [step for step in self.checkpoints.steps if step > self.training.steps]:
             raise BirthlensError(
                 f"checkpoints.steps = {beyond[0]}: training ends at step training.steps = {self.training.steps}; "
                 "name steps up to that."
             )
 
+    def _check_clamps(self) -> None:
+        clamps.check_spans(self.training.clamps, self.training.steps)
+        for clamp in self.training.clamps:
+            matrix = getattr(clamp, "matrix", None)
+            if matrix is not None and matrix not in self.trained:
+                raise BirthlensError(
+                    f"clamp '{clamp}': {matrix} is not a trained matrix; valid are {', '.join(self.trained)}."
+                )
+            if isinstance(clamp, clamps.Set):
+                self.with_setting(clamp)
+
+    def with_setting(self, clamp: clamps.Set) -> RunConfig:
+        """Return the config with the value that a clamp sets, and without clamps.
+
+        Raises:
+            BirthlensError: for a setting that cannot change during training, or a value that does not fit it.
+        """
+        if not clamps.can_be_set(clamp.key):
+            raise BirthlensError(f"clamp '{clamp}': {clamp.key} cannot change during training; {clamps.SETTABLE}.")
+        tree = self.to_data()
+        tree["training"].pop("clamps", None)
+        section, _, key = clamp.key.partition(".")
+        tree[section] = {**tree[section], key: clamp.value}
+        try:
+            return RunConfig.parse(tree)
+        except BirthlensError as error:
+            raise BirthlensError(f"clamp '{clamp}': {error}") from None
+
     @property
     def trained(self) -> tuple[str, ...]:
-        """Names of the matrices that training moves, in the order of the forward pass."""
+        """Names of the trained matrices, in the order of the forward pass."""
         chosen = self.training.trained
         if chosen is None:
             return trained_by_default(self.model)
@@ -168,7 +229,7 @@ class RunConfig(Section):
 
     @classmethod
     def parse(cls, data: dict[Any, Any] | None = None, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
-        """Build a config from nested plain data and `section.key=value` overrides (values in YAML spelling)."""
+        """Build a config from nested plain data and `section.key=value` overrides, whose values are read as YAML."""
         tree: dict[str, Any] = _sections({} if data is None else data)
         before = dict(tree.get("task", {}))
         for override in overrides:
@@ -192,14 +253,14 @@ class RunConfig(Section):
         write_atomically(path, text.encode())
 
     def to_yaml(self) -> str:
-        """Spell the whole config as YAML."""
+        """Write the whole config as YAML."""
         import yaml
 
         return str(yaml.safe_dump(self.to_data(), sort_keys=False))
 
 
 def _sections(data: Any) -> dict[str, dict[str, Any]]:
-    """Copy nested plain data as sections; one with nothing in it keeps its defaults."""
+    """Copy nested plain data as sections; an empty section keeps its defaults."""
     if not isinstance(data, dict):
         raise BirthlensError(f"config = {shown(data)}: it must map sections to keys.")
     tree: dict[str, dict[str, Any]] = {}

@@ -8,7 +8,7 @@ from birthlens.config.run import RunConfig
 
 
 class Schedule:
-    """Decide step by step what to evaluate and keep; `last_kept_loss` is all it remembers.
+    """Decide for each step whether to evaluate and keep it; the only state is `last_kept_loss`.
 
     Example:
         >>> config = RunConfig.parse({}, ["training.steps=30", "checkpoints.every=10", "checkpoints.steps=[7]"])
@@ -17,13 +17,13 @@ class Schedule:
         [0, 7, 10, 20, 30]
     """
 
-    def __init__(self, config: RunConfig, last_kept_loss: float | None = None) -> None:
+    def __init__(self, config: RunConfig, last_kept_loss: float | None = None, start: int = 0) -> None:
         self.config = config
         self.last_kept_loss = last_kept_loss
-        self._named = {0, config.training.steps, *config.checkpoints.steps}
+        self._named = {start, config.training.steps, *config.checkpoints.steps}
 
     def planned(self, step: int) -> bool:
-        """Say whether a step is kept whatever the loss does."""
+        """Say whether a step is kept for any loss."""
         settings = self.config.checkpoints
         if step in self._named:
             return True
@@ -36,9 +36,9 @@ class Schedule:
         return step % self.config.evaluation.every == 0 or self.planned(step)
 
     def keeps(self, step: int, loss: float | None) -> bool:
-        """Say whether an evaluated step is kept: planned, or the loss has moved by the share `sensitivity`.
+        """Say whether an evaluated step is kept: planned, or the loss has changed by the share `sensitivity`.
 
-        `loss` is None where the held-out batch has no target of it; then only planned steps are kept.
+        `loss` is None where the held-out batch has no such target; then only planned steps are kept.
         """
         last = self.last_kept_loss
         sensitivity = self.config.checkpoints.sensitivity
@@ -68,6 +68,6 @@ def learning_rate(config: RunConfig, step: int) -> float:
 
 
 def _is_power(step: int, per_decade: int) -> bool:
-    """Say whether a step is a whole number of `per_decade`-ths of a decade, rounded; only its neighbours can be."""
+    """Say whether a step is a whole number of `per_decade`-ths of a decade, rounded."""
     below = math.floor(math.log10(step) * per_decade)
     return any(round(10 ** (power / per_decade)) == step for power in (below, below + 1))

@@ -43,7 +43,7 @@ def logits(
     tensors: Tensors, config: ModelConfig, tokens: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch pos d_vocab"]:
     """Return the logits; equal to the HookedTransformer's to rounding, and differentiable in every tensor."""
-    return _unembed(tensors, config, residual(tensors, config, tokens))
+    return unembed(tensors, config, residual(tensors, config, tokens))
 
 
 def logits_at(
@@ -53,7 +53,7 @@ def logits_at(
 
     Past the last layer's attention no position reads another, so the others go no further.
     """
-    return _unembed(tensors, config, residual(tensors, config, tokens, mask))
+    return unembed(tensors, config, residual(tensors, config, tokens, mask))
 
 
 def residual(
@@ -66,7 +66,7 @@ def residual(
     x = _embed(tensors, tokens)
     for layer in range(config.n_layers):
         q, k, v = _queries_keys_values(tensors, config, layer, x)
-        z = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=_scale(config)).transpose(1, 2)
+        z = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=score_scale(config)).transpose(1, 2)
         if mask is not None and layer == config.n_layers - 1:
             x, z = (part.flatten(0, 1) if mask.all() else part[mask] for part in (x, z))
         x = _write(tensors, config, layer, x, z)
@@ -81,14 +81,15 @@ def activations(tensors: Tensors, config: ModelConfig, tokens: Int[Tensor, "batc
     patterns = []
     for layer in range(config.n_layers):
         q, k, v = _queries_keys_values(tensors, config, layer, x)
-        scores = _scale(config) * q @ k.transpose(-1, -2)
+        scores = score_scale(config) * q @ k.transpose(-1, -2)
         pattern = scores.masked_fill(future, float("-inf")).softmax(-1)
         patterns.append(pattern)
         x = _write(tensors, config, layer, x, (pattern @ v).transpose(1, 2))
-    return Activations(_unembed(tensors, config, x), patterns)
+    return Activations(unembed(tensors, config, x), patterns)
 
 
-def _scale(config: ModelConfig) -> float:
+def score_scale(config: ModelConfig) -> float:
+    """Return what attention scores are multiplied by."""
     return float(config.d_head**-0.5) if config.scaled_scores else 1.0
 
 
@@ -97,7 +98,8 @@ def _embed(tensors: Tensors, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, 
     return x + tensors["W_pos"][: tokens.shape[1]] if "W_pos" in tensors else x
 
 
-def _normed(tensors: Tensors, name: str, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+def normed(tensors: Tensors, name: str, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+    """Apply a LayerNorm, where the model has it."""
     if f"{name}.w" not in tensors:
         return x
     return functional.layer_norm(x, x.shape[-1:], tensors[f"{name}.w"], tensors[f"{name}.b"], eps=1e-5)
@@ -106,7 +108,7 @@ def _normed(tensors: Tensors, name: str, x: Float[Tensor, "*rows d_model"]) -> F
 def _queries_keys_values(
     tensors: Tensors, config: ModelConfig, layer: int, x: Float[Tensor, "batch pos d_model"]
 ) -> list[Float[Tensor, "batch head pos d_head"]]:
-    x = _normed(tensors, f"L{layer}.ln1", x)
+    x = normed(tensors, f"L{layer}.ln1", x)
     out = []
     for letter in "QKV":
         heads = einsum(
@@ -115,12 +117,12 @@ def _queries_keys_values(
         if f"L{layer}.b_{letter}" in tensors:
             heads = heads + tensors[f"L{layer}.b_{letter}"][:, None]
         if config.positions == "rotary" and layer == 0 and letter in "QK":
-            heads = _rotated(heads)
+            heads = rotated(heads)
         out.append(heads)
     return out
 
 
-def _rotated(x: Float[Tensor, "batch head pos d_head"]) -> Float[Tensor, "batch head pos d_head"]:
+def rotated(x: Float[Tensor, "batch head pos d_head"]) -> Float[Tensor, "batch head pos d_head"]:
     """Turn adjacent pairs of axes (2i, 2i+1) by the angle pos / 10000^(2i/d_head)."""
     d = x.shape[-1]
     n = x.shape[-2]
@@ -145,7 +147,7 @@ def _write(
         after = after + tensors[f"L{layer}.b_O"]
     if not has_feed_forward(tensors, layer):
         return after
-    read = _normed(tensors, f"L{layer}.ln2", x) if config.family == "full" else after
+    read = normed(tensors, f"L{layer}.ln2", x) if config.family == "full" else after
     return feed_forward(tensors, layer, read, after)
 
 
@@ -176,8 +178,7 @@ def feed_forward(
     return written + tensors[f"L{layer}.b_out"] if f"L{layer}.b_out" in tensors else written
 
 
-def _unembed(
-    tensors: Tensors, config: ModelConfig, x: Float[Tensor, "*rows d_model"]
-) -> Float[Tensor, "*rows d_vocab"]:
-    out = _normed(tensors, "ln_final", x) @ tensors["W_U"]
+def unembed(tensors: Tensors, config: ModelConfig, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
+    """Return the logits of a residual stream."""
+    out = normed(tensors, "ln_final", x) @ tensors["W_U"]
     return out + tensors["b_U"] if "b_U" in tensors else out

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from birthlens.model.forward import _rotated, feed_forward, has_feed_forward
+from birthlens.model.forward import feed_forward, has_feed_forward, rotated
 from birthlens.model.layout import INPUTS, BlockLayout, Edits, Rows, Whole
 from birthlens.model.sites import Point
 from birthlens.shapes import Float, Int
@@ -166,7 +166,7 @@ class Trace:
         k = self.value(Point("k", layer)).transpose(1, 2)
         if self.model.config.positions == "rotary" and layer == 0:
             # As in TransformerLens, q and k are seen (and edited) before they are turned.
-            return _turned(q, self.rows if self._restricted(Point("q", layer)) else None, k.shape[-2]), _rotated(k)
+            return _turned(q, self.rows if self._restricted(Point("q", layer)) else None, k.shape[-2]), rotated(k)
         return q, k
 
     def _pattern(self, layer: int) -> Float[Tensor, "batch head query_pos key_pos"]:
@@ -261,7 +261,7 @@ def _turned(
 ) -> Float[Tensor, "batch head row d_head"]:
     """Turn queries by the angle of their position, also where only some positions are there."""
     if rows is None:
-        return _rotated(q)
+        return rotated(q)
     full = q.new_zeros(*q.shape[:2], length, q.shape[-1])
     at = rows.index[:, None, :, None].expand_as(q)
-    return _rotated(full.scatter(2, at, q)).gather(2, at)
+    return rotated(full.scatter(2, at, q)).gather(2, at)

@@ -16,6 +16,7 @@ from birthlens.errors import BirthlensError
 from birthlens.model.weights import Weights, check_tensors, load_tensors
 from birthlens.runs.files import CONSTANTS, HEADER, RESUME, TABLES, checkpoint_file, checkpoint_name, kept_steps
 from birthlens.runs.header import check_of, read_header, seal_of
+from birthlens.runs.lineage import Parent as Parent
 from birthlens.runs.metrics import COLUMNS, read_metrics
 from birthlens.runs.state import check_state, read_state
 from birthlens.runs.tables import read_tables
@@ -53,6 +54,12 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {len(self.steps)} checkpoints, last step {self.steps[-1]})"
+
+    @property
+    def parent(self) -> Parent | None:
+        """Where a fork comes from; None for a run that began at step 0."""
+        found = self.header.get("parent")
+        return None if found is None else Parent.read(self.path, found)
 
     @property
     def steps(self) -> list[int]:
@@ -117,7 +124,8 @@ class Run:
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """Return what training continues from: the optimiser's tensors, and notes that say at least the `step`."""
         state = read_state(self.path, self.header)
-        check_state(self.path, self.config, self._shapes, state, self.rows())
+        plain = self.parent is None and not self.config.training.clamps
+        check_state(self.path, self.config, self._shapes, state, self.rows() if plain else None)
         return state
 
     @cached_property

@@ -18,6 +18,8 @@ from birthlens.runs.header import check_of
 from birthlens.runs.metrics import updates
 
 Array = np.ndarray
+CLAMP = "clamp/"
+"""What the tensors begin with that clamps remember of earlier steps, as clamp/NUMBER/NAME."""
 
 
 def read_state(path: Path, header: Mapping[str, Any]) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -52,12 +54,12 @@ def check_state(
     config: RunConfig,
     shapes: Mapping[str, tuple[int, ...]],
     state: tuple[Mapping[str, Array], Mapping[str, Any]],
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]] | None,
 ) -> None:
     """Raise BirthlensError where a state is not what the updates in the rows of metrics.jsonl leave behind.
 
     `shapes` are those of the parameters. A matrix that no update has moved yet has no state; any other has all tensors of
-    the optimiser, in the matrix's shape.
+    the optimiser, in the matrix's shape. Without `rows` (a fork, a run with clamps) any matrix may have been moved or not.
     """
     file = path / RESUME
     tensors, notes = state
@@ -66,16 +68,23 @@ def check_state(
         raise BirthlensError(f"{file} belongs to step {step} of {config.training.steps}; the run is damaged.")
     expected: dict[str, tuple[int, ...]] = {}
     for name in config.trained:
-        count = updates(rows, config.training.freeze_until.get(name, 0), step)
+        if rows is None:
+            count = int(any(key in tensors for key in _shapes_of(config.optimiser, name, shapes[name])))
+        else:
+            count = updates(rows, config.training.freeze_until.get(name, 0), step)
         if count:
             expected |= _shapes_of(config.optimiser, name, shapes[name])
         found = tensors.get(f"step/{name}")
-        if count and found is not None and found.size == 1 and found.item() != count:
+        if rows is not None and count and found is not None and found.size == 1 and found.item() != count:
             raise BirthlensError(
                 f"{file} counts {found.item():g} updates of {name}, but metrics.jsonl {count} up to step {step}; "
                 "the run is damaged."
             )
-    check_tensors(file, tensors, expected)
+    numbers = [name.split("/")[1] for name in tensors if name.startswith(CLAMP)]
+    if wrong := [number for number in numbers if number not in map(str, range(len(config.training.clamps)))]:
+        raise BirthlensError(f"{file} has the memory of clamp {wrong[0]!r}, which the run lacks; the run is damaged.")
+    optimiser = {name: tensor for name, tensor in tensors.items() if not name.startswith(CLAMP)}
+    check_tensors(file, optimiser, expected)
 
 
 def _shapes_of(optimiser: OptimiserConfig, name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

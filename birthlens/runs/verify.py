@@ -141,8 +141,9 @@ class _Check:
         """Add the planned checkpoints up to the last step that are not there."""
         run = self.run
         end = max([*steps, -1 if last is None else last], default=-1)
-        schedule = Schedule(run.config)
-        missing = [step for step in range(end + 1) if schedule.planned(step) and step not in set(steps)]
+        first = 0 if run.parent is None else run.parent.step
+        schedule = Schedule(run.config, start=first)
+        missing = [step for step in range(first, end + 1) if schedule.planned(step) and step not in set(steps)]
         if last is not None and last not in steps and last not in missing:
             missing.append(last)
         if missing:

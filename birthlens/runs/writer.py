@@ -85,8 +85,9 @@ class RunWriter:
         task: Task,
         weights: Weights,
         engine: Mapping[str, Any],
+        parent: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Start a new run directory; nothing that exists is overwritten."""
+        """Start a new run directory; nothing that exists is overwritten. `parent` is where a fork comes from."""
         path = directory_of(path)
         if (path / HEADER).exists():
             raise BirthlensError(
@@ -108,6 +109,7 @@ class RunWriter:
             "engine": dict(engine),
             "versions": versions(),
             "commit": commit(),
+            **({} if parent is None else {"parent": dict(parent)}),
             "files": {
                 TABLES: digest_of(save_tensors(path / TABLES, tables)),
                 CONSTANTS: digest_of(save_tensors(path / CONSTANTS, constants)),

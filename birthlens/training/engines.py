@@ -1,12 +1,12 @@
-"""Engines: four ways to take the same gradient, from the plain TransformerLens loop to the compiled kernel.
+"""Engines: four ways to compute the same gradient, from the plain TransformerLens loop to the compiled kernel.
 
     reference    HookedTransformer and autograd; any model
     functional   forward.py and autograd, with fused attention, in small chunks; any model
     handwritten  forward and backward by hand in torch; the simplified model with the paper's trained matrices
     fused        the same, compiled with numba; the same models
 
-`choose` takes the fastest that the config allows. It looks at nothing but the config, the size of the vocabulary and whether
-the compiled kernels can be loaded, so the same config takes the same path each time.
+`choose` takes the fastest engine that the config allows. It depends only on the config, the size of the vocabulary and
+whether the compiled kernels can be loaded, so the same config gets the same engine each time.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from birthlens.config.clamps import FORWARD
 from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
 from birthlens.model import forward
+from birthlens.model.edited_forward import edited_logits_at
 from birthlens.model.weights import Weights
 from birthlens.shapes import Bool, Float, Int
 from birthlens.tasks.batch import TokenBatch
+from birthlens.training.clamping.passes import ForwardClamps
 from birthlens.training.simplified import folding
 
 if TYPE_CHECKING:
     from birthlens.training.simplified.folding import FoldedStep
 
 COMPILING_PAYS = 1_000_000
-"""Trained tokens from which the fused engine is taken; its one compilation on a new machine takes about ten seconds."""
+"""From this number of trained tokens the fused engine is taken; it compiles once on a new machine, in about ten seconds."""
 
 ASKED_FOR = "asked for"
 """The reason of an engine that the config names."""
@@ -41,7 +44,7 @@ LogitsAt = Callable[[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]], Float
 
 
 class Engine(ABC):
-    """One way to take gradients and to evaluate; `parameters` are updated in place by the optimiser."""
+    """One way to compute gradients and to evaluate; the optimiser updates `parameters` in place."""
 
     name: str
     parameters: dict[str, Tensor]
@@ -49,7 +52,7 @@ class Engine(ABC):
 
     @property
     def threads(self) -> int:
-        """How many threads take a step: torch's number, which OMP_NUM_THREADS sets."""
+        """Number of threads that take a step: torch's, which OMP_NUM_THREADS sets."""
         return torch.get_num_threads()
 
     @abstractmethod
@@ -102,7 +105,7 @@ class AutogradEngine(Engine):
 
 
 class FoldedEngine(Engine):
-    """The hand-written step, in torch or compiled; its arrays and the parameters share their memory."""
+    """The hand-written step, in torch or compiled; its arrays share their memory with the parameters."""
 
     def __init__(self, name: str, step: FoldedStep, arrays: Mapping[str, np.ndarray]) -> None:
         self.name = name
@@ -111,7 +114,7 @@ class FoldedEngine(Engine):
         self.bits_depend_on_threads = name != "fused"
 
     def gradients(self, batch: TokenBatch, mask: Bool[Tensor, "batch pos"]) -> float:
-        """Hand the step's gradients to the parameters."""
+        """Give the gradients of the step to the parameters."""
         result = self._step.loss_and_gradients(batch.tokens.numpy(), batch.targets.numpy(), mask.numpy())
         for name, gradient in result.gradients.items():
             self.parameters[name].grad = torch.from_numpy(gradient)
@@ -126,12 +129,15 @@ class FoldedEngine(Engine):
 
 
 def choose(config: RunConfig, d_vocab: int) -> tuple[str, str]:
-    """Return the engine's name and the reason.
+    """Return the name of the engine and the reason for it.
 
     Raises:
-        BirthlensError: where the config forces an engine that cannot train it.
+        BirthlensError: where the config names an engine that cannot train it.
     """
     wanted = config.training.engine
+    edited = _clamp_in_the_forward_pass(config)
+    if wanted == "reference" and edited is not None:
+        raise BirthlensError(f"training.engine = 'reference' cannot train this config: {edited}; use auto.")
     if wanted in ("reference", "functional"):
         return wanted, ASKED_FOR
     obstacle = obstacle_to_folding(config, d_vocab)
@@ -139,20 +145,20 @@ def choose(config: RunConfig, d_vocab: int) -> tuple[str, str]:
         if obstacle is None and wanted == "fused":
             obstacle = _obstacle_to_compiling()
         if obstacle is not None:
-            raise BirthlensError(f"training.engine = {wanted!r} cannot take this config: {obstacle}; use auto.")
+            raise BirthlensError(f"training.engine = {wanted!r} cannot train this config: {obstacle}; use auto.")
         return wanted, ASKED_FOR
     if obstacle is not None:
         return "functional", obstacle
     tokens = config.training.steps * config.training.batch_size * config.task.context
     if tokens < COMPILING_PAYS:
-        return "handwritten", f"{tokens:,} trained tokens are too few for compilation to pay"
+        return "handwritten", f"{tokens:,} trained tokens are too few to be worth compiling"
     if obstacle := _obstacle_to_compiling():
         return "handwritten", obstacle
     return "fused", "the fastest for this config"
 
 
 def obstacle_to_folding(config: RunConfig, d_vocab: int) -> str | None:
-    """Say what keeps a config from the handwritten and fused engines, or None where nothing does."""
+    """Say why the handwritten and fused engines cannot train a config, or return None where they can."""
     model = config.model
     if model.family != "simplified" or model.n_layers != 2:
         return f"it needs the two-layer simplified model, not a {model.n_layers}-layer {model.family} one"
@@ -161,11 +167,19 @@ def obstacle_to_folding(config: RunConfig, d_vocab: int) -> str | None:
     others = [name for name in config.trained if name not in folding.TRAINABLE]
     if others:
         return f"{', '.join(others)} must stay frozen"
+    if edited := _clamp_in_the_forward_pass(config):
+        return edited
     return folding.obstacle(config.task.context, d_vocab)
 
 
-def engine(name: str, config: RunConfig, weights: Weights) -> Engine:
-    """Build an engine around its own copy of the trained weights."""
+def _clamp_in_the_forward_pass(config: RunConfig) -> str | None:
+    """Name the first clamp that changes the forward pass, which only the functional engine can do."""
+    found = next((clamp for clamp in config.training.clamps if isinstance(clamp, FORWARD)), None)
+    return None if found is None else f"the clamp '{found}' acts in the forward pass, which is the functional engine's"
+
+
+def engine(name: str, config: RunConfig, weights: Weights, clamps: ForwardClamps | None = None) -> Engine:
+    """Build an engine around its own copy of the trained weights; `clamps` edit the forward pass of the functional one."""
     trained = {key: np.array(weights[key]) for key in config.trained}
     own = weights.replaced(trained)
     if name == "reference":
@@ -175,9 +189,15 @@ def engine(name: str, config: RunConfig, weights: Weights) -> Engine:
         for key in trained:
             tensors[key].requires_grad_(True)
         parameters = {key: tensors[key] for key in trained}
-        return AutogradEngine(
-            name, parameters, lambda tokens, mask: forward.logits_at(tensors, config.model, tokens, mask), chunk=16
-        )
+
+        def logits_at(
+            tokens: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"]
+        ) -> Float[Tensor, "row d_vocab"]:
+            if clamps is not None and clamps.edits.any:
+                return edited_logits_at(tensors, config.model, tokens, mask, clamps.edits)
+            return forward.logits_at(tensors, config.model, tokens, mask)
+
+        return AutogradEngine(name, parameters, logits_at, chunk=16)
     step: FoldedStep
     if name == "fused":
         from birthlens.training.simplified.numba_step import FusedStep

@@ -2,8 +2,8 @@
 
     theta <- theta - learning rate * (momentum-averaged gradient of the loss on a fresh batch + weight decay * theta)
 
-Batch number s depends only on (config, seeds.data, s), so that a run is continued from its weights, its optimiser state and
-the number of its step, to the bit.
+Batch number s depends only on (config, seeds.data, s), so a run is continued to the bit from its weights, its optimiser
+state and the number of its step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from birthlens.config.run import RunConfig
-from birthlens.config.schedule import Schedule, learning_rate
+from birthlens.config.schedule import Schedule
 from birthlens.errors import BirthlensError
 from birthlens.model.initialisation import initial_weights
 from birthlens.model.weights import Weights
@@ -27,6 +27,8 @@ from birthlens.tasks.corpus import BigramStatistics
 from birthlens.tasks.kinds import chain_of, task_of
 from birthlens.tasks.roles import summary
 from birthlens.tasks.task import HELD_OUT, checked_batch
+from birthlens.training.clamping.clamped import Clamps
+from birthlens.training.clamping.timeline import use
 from birthlens.training.engines import Engine, choose, engine
 from birthlens.training.optimiser import load_state, new_optimiser, saved_state
 
@@ -38,16 +40,16 @@ _log = logging.getLogger("birthlens")
 
 
 class DivergedError(BirthlensError):
-    """The loss or a weight is no longer finite; the message says at which step, which one is kept, and what to change."""
+    """The loss or a weight is no longer finite; the message names the step, the last kept step, and what to change."""
 
 
 @dataclass
 class StepRecord:
     """What is known after `step` updates.
 
-    `loss` is the training loss that the last update saw (None at step 0, or where the batch held no position of the loss).
-    `metrics` are rows (step, split, metric, value, n), with the held-out ones only where the model was evaluated.
-    `keep` says that the schedule wants this step on disk.
+    `loss` is the training loss of the last update (None at step 0, and where the batch held no position of the loss).
+    `metrics` are rows (step, split, metric, value, n), with held-out rows only where the model was evaluated.
+    `keep` says that the schedule keeps this step on disk.
     """
 
     step: int
@@ -58,7 +60,7 @@ class StepRecord:
 
     @property
     def weights(self) -> Weights:
-        """A copy of all weights now (right until the generator is advanced)."""
+        """A copy of all weights now (call it before the generator is advanced)."""
         return self.trainer.weights()
 
 
@@ -79,14 +81,17 @@ class Trainer:
         generator = np.random.default_rng(config.seeds.init)
         self.initial = initial_weights(config.model, len(statistics), config.task.context, generator)
         self.engine_name, self.engine_reason = choose(config, len(statistics))
-        self.engine: Engine = engine(self.engine_name, config, self.initial)
+        self.clamps = Clamps(config, statistics, self.initial, None if state is None else state[0])
+        self.engine: Engine = engine(self.engine_name, config, self.initial, self.clamps.passes)
         self.optimiser = new_optimiser(config, self.engine.parameters)
         self.schedule = Schedule(config)
         self.step = 0
         self.last_kept: int | None = None
-        self.resumed = state is not None
+        self.recorded = state is not None
+        """Whether the present step has had its record."""
         if state is not None:
             self._restore(*state)
+        self.enter(0 if state is None else len(config.training.clamps))
 
     def _restore(self, tensors: Mapping[str, Array], notes: Mapping[str, Any]) -> None:
         """Go to the step of a saved state: its weights, the optimiser's tensors, and what the schedule remembers."""
@@ -98,6 +103,12 @@ class Trainer:
         self.schedule.last_kept_loss = notes.get("last_kept_loss")
         self.step = int(notes["step"])
         self.last_kept = self.step
+
+    def enter(self, first: int = 0) -> None:
+        """Let the clamps from number `first` on act at the present step; those before have done so when it was saved."""
+        if self.config.training.clamps:
+            parameters = self.engine.parameters
+            self.clamps.enter(self.step, parameters, self.optimiser, self.initial, self.held_out.tokens, first)
 
     def _held_out(self) -> TokenBatch:
         """Draw the batch that the model is evaluated on, and hold a task of somebody's own to the protocol."""
@@ -111,24 +122,27 @@ class Trainer:
     def snapshot(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """Return the optimiser's tensors and notes, from which (with the weights) training continues to the bit."""
         notes = {"step": self.step, "last_kept_loss": self.schedule.last_kept_loss, "engine": self.engine_name}
-        return saved_state(self.optimiser, self.engine.parameters), notes
+        return {**saved_state(self.optimiser, self.engine.parameters), **self.clamps.state()}, notes
 
     def update(self) -> float | None:
         """Take one step on a fresh batch; return its loss, or None where the batch held no position of the loss."""
-        config = self.config.training
-        batch = self.task.batch(config.batch_size, self.config.seeds.data, self.step)
-        mask = self.task.loss_mask(batch, config.loss)
+        settings = self.clamps.settings.at(self.step)
+        config = settings.config.training
+        batch = settings.task.batch(config.batch_size, self.config.seeds.data, self.step)
+        mask = settings.task.loss_mask(batch, config.loss)
         loss = None
         if mask.any():
             loss = self.engine.gradients(batch, mask)
             self._check(math.isfinite(loss), f"the training loss is {loss}")
+            skipped = self.clamps.matrices.skipped(self.step)
             for name, parameter in self.engine.parameters.items():
-                if self.step < config.freeze_until.get(name, 0):
-                    parameter.grad = None  # torch's optimisers skip it: no decay, no momentum
-            for group in self.optimiser.param_groups:
-                group["lr"] = learning_rate(self.config, self.step)
+                if self.step < config.freeze_until.get(name, 0) or name in skipped:
+                    parameter.grad = None  # torch's optimisers skip it, with its decay and its momentum
+            use(self.optimiser, settings.config, self.step)
             self.optimiser.step()
         self.step += 1
+        self.recorded = True
+        self.enter()
         return loss
 
     def evaluate(self) -> list[dict[str, Any]]:
@@ -140,7 +154,7 @@ class Trainer:
         ]
 
     def record(self, loss: float | None) -> StepRecord:
-        """Evaluate where the schedule says so, and say whether to keep the step, which has finite weights then."""
+        """Evaluate where the schedule says so, and say whether to keep the step; kept weights are checked to be finite."""
         metrics: list[dict[str, Any]] = []
         if loss is not None:
             n = self.config.training.batch_size
@@ -162,7 +176,7 @@ class Trainer:
     def _check(self, finite: bool, otherwise: str) -> None:
         if not finite:
             rate = self.config.optimiser.learning_rate
-            good = "none is kept" if self.last_kept is None else f"the last good step that is kept is {self.last_kept}"
+            good = "no step is kept" if self.last_kept is None else f"the last kept step is {self.last_kept}"
             raise DivergedError(
                 f"{otherwise} at step {self.step}; training stopped, {good}. "
                 f"Lower optimiser.learning_rate = {rate} (a factor of 2 to 10), or use embeddings of smaller norm."
@@ -174,9 +188,9 @@ def train(
     statistics: BigramStatistics | None = None,
     trainer: Trainer | None = None,
 ) -> Iterator[StepRecord]:
-    """Train and yield a record for step 0 (unless it is resumed from) and after each update; stop whenever you like.
+    """Train, and yield a record for step 0 (unless the run is resumed) and after each update.
 
-    The engine and the reason for it are logged before the first step.
+    The caller may stop at any record. The engine and the reason for it are logged before the first step.
 
     Example:
         >>> config = RunConfig.parse({"model": {"d_model": 16}, "task": {"context": 16}}, ["training.batch_size=4"])
@@ -189,7 +203,7 @@ def train(
     trainer = trainer or Trainer(config, statistics or chain_of(config))
     if trainer.step == 0 or trainer.step < config.training.steps:
         _log.info(f"engine {trainer.engine_name}: {trainer.engine_reason}")
-    if trainer.step == 0 and not trainer.resumed:
+    if not trainer.recorded:
         yield trainer.record(None)
     while trainer.step < config.training.steps:
         yield trainer.record(trainer.update())

@@ -1,4 +1,4 @@
-"""Training to disk: the loop's records written as a run, and a run continued from its last kept step."""
+"""Training to disk: write the records of the loop as a run, and continue a run from its last kept step."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 
 from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
-from birthlens.runs.files import CONSTANTS
+from birthlens.runs.files import CONSTANTS, RESUME
 from birthlens.runs.lock import only_writer
-from birthlens.runs.run import Run
+from birthlens.runs.run import Parent, Run
 from birthlens.runs.writer import RunWriter, directory_of
 from birthlens.tasks.kinds import chain_of
 from birthlens.training.loop import DivergedError, StepRecord, Trainer, train
@@ -22,7 +22,7 @@ _log = logging.getLogger("birthlens")
 
 
 def train_to_disk(config: RunConfig, out: str | Path) -> Iterator[StepRecord]:
-    """Start a run in a new directory and yield its records as they come; kept steps are on disk when they are yielded.
+    """Start a run in a new directory and yield its records; kept steps are on disk when they are yielded.
 
     The directory is locked until the last record, or until the iterator is closed.
 
@@ -30,19 +30,23 @@ def train_to_disk(config: RunConfig, out: str | Path) -> Iterator[StepRecord]:
         BirthlensError: where the directory holds anything already, another process writes it, or the config cannot be
             trained.
     """
-    statistics = chain_of(config)
-    trainer = Trainer(config, statistics)
+    yield from begun(Trainer(config, chain_of(config)), config, out)
+
+
+def begun(trainer: Trainer, config: RunConfig, out: str | Path, parent: Parent | None = None) -> Iterator[StepRecord]:
+    """Write a new run of a trainer that stands at its first step, under a config that may name another engine."""
     engine = {"name": trainer.engine_name, "reason": trainer.engine_reason, "threads": trainer.engine.threads}
+    lineage = None if parent is None else parent.to_data(Path(out))
     path = directory_of(out)
     with only_writer(path):
-        writer = RunWriter.create(path, config, trainer.task, trainer.initial, engine)
+        writer = RunWriter.create(path, config, trainer.task, trainer.initial, engine, lineage)
         yield from _recorded(writer, trainer)
 
 
 def resume(out: str | Path) -> Iterator[StepRecord]:
-    """Continue a run from its last kept step, or from the start, to the very weights of a run that was never stopped.
+    """Continue a run from its last kept step, or from the start; its weights equal those of an uninterrupted run to the bit.
 
-    Where the engine's bits depend on the number of threads and that is another now, it logs a warning.
+    A warning is logged where the number of threads has changed and the last bits of the engine depend on it.
 
     Raises:
         BirthlensError: where there is no run, it is damaged, another process writes it, or its engine is unavailable.
@@ -54,7 +58,9 @@ def resume(out: str | Path) -> Iterator[StepRecord]:
 def _continued(run: Run) -> Iterator[StepRecord]:
     writer = RunWriter.reopen(run)
     kept = writer.rewind(run)
-    # The engine that the run began with, whatever would be chosen today: another one differs in the last bit.
+    if kept is None and run.parent is not None:
+        raise BirthlensError(f"{run.path} was stopped before its first step was kept; delete it and fork again.")
+    # Keep the engine that the run began with, since another one differs in the last bits.
     recorded = run.header["engine"]
     config = run.config.changed(training=run.config.training.changed(engine=recorded["name"]))
     trainer = Trainer(config, run.statistics, kept)
@@ -70,10 +76,27 @@ def _continued(run: Run) -> Iterator[StepRecord]:
     unfinished = trainer.step < config.training.steps
     if trainer.engine.bits_depend_on_threads and before != now and unfinished:
         _log.warning(
-            f"the run was begun with threads = {before} and goes on with {now}: its {trainer.engine_name} engine's weights "
-            f"may differ in their last bits from an uninterrupted run's; set OMP_NUM_THREADS={before} to have the same."
+            f"the run began with threads = {before} and continues with {now}: the weights of its {trainer.engine_name} "
+            f"engine may differ in their last bits from those of an uninterrupted run; set OMP_NUM_THREADS={before}."
         )
     yield from _recorded(writer, trainer)
+
+
+def saved_trainer(run: Run, up_to: int | None) -> Trainer | None:
+    """Return a trainer of a run, with the engine that it began with, that is ready to continue; nothing is written.
+
+    It stands at the step whose optimiser the run keeps, or, where `up_to` is None, at step 0. The result is None where that
+    step lies after `up_to`, or there is none.
+    """
+    config = run.config.changed(training=run.config.training.changed(engine=run.header["engine"]["name"]))
+    if up_to is None:
+        return Trainer(config, run.statistics)
+    if not (run.path / RESUME).exists():
+        return None
+    tensors, notes = run.state()
+    if notes["step"] > up_to:
+        return None
+    return Trainer(config, run.statistics, ({**run.checkpoint(notes["step"]), **tensors}, notes))
 
 
 def _recorded(writer: RunWriter, trainer: Trainer) -> Iterator[StepRecord]:
@@ -87,7 +110,7 @@ def _recorded(writer: RunWriter, trainer: Trainer) -> Iterator[StepRecord]:
                 pending = []
             yield record
     except DivergedError:
-        writer.log(pending)  # the way there is worth seeing
+        writer.log(pending)  # the measurements up to there show what happened
         raise
 
 

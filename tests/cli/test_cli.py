@@ -46,7 +46,7 @@ def test_train_is_quiet_off_a_terminal(tmp_path: Path) -> None:
     done = birthlens("train", tmp_path / "run", *TINY)
     assert done.stdout == ""
     first, last = done.stderr.splitlines()
-    assert first == "birthlens: engine handwritten: 2,304 trained tokens are too few for compilation to pay"
+    assert first == "birthlens: engine handwritten: 2,304 trained tokens are too few to be worth compiling"
     assert "12 steps" in last
 
 

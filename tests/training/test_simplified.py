@@ -255,7 +255,7 @@ def test_bad_input_is_refused(step_class: Any) -> None:
         step_class({name: weights[name] for name in weights if name != "W_pos"}, 0.2, [])
     with refused(match=r"W_U is float64"):
         step_class({**weights, "W_U": weights["W_U"].astype(float)}, 0.2, [])
-    with refused(match="knows no weight L1.W_in, L1.W_out"):
+    with refused(match="has no weight L1.W_in, L1.W_out"):
         step_class(model_weights(feed_forward="relu"), 0.2, [])
     with refused(match=r"n_ctx \+ d_vocab = 2081"):
         step_class(model_weights(d_model=2, d_vocab=2001), 0.2, [])

@@ -293,7 +293,7 @@ def test_resuming_keeps_the_engine_and_warns_where_its_threads_matter(
     assert last.trainer.engine_reason == "a whim" and last.trainer.engine.threads == 3
     said = [record.getMessage() for record in caplog.records]
     assert f"engine {engine}: a whim" in said
-    assert any("threads = 1 and goes on with 3" in line and "OMP_NUM_THREADS=1" in line for line in said) == warns
+    assert any("threads = 1 and continues with 3" in line and "OMP_NUM_THREADS=1" in line for line in said) == warns
 
 
 def test_the_fused_engine_gives_the_same_bits_on_any_number_of_threads(threads: Any) -> None:
@@ -570,12 +570,12 @@ def test_divergence_stops_with_advice(tmp_path: Path, engine: Any) -> None:
             pass
     kept = load_run(tmp_path / "run")
     assert all(np.isfinite(array).all() for array in kept.checkpoint(kept.steps[-1]).values())
-    assert f"the last good step that is kept is {kept.steps[-1]}" in str(stopped.value)
+    assert f"the last kept step is {kept.steps[-1]}" in str(stopped.value)
     # What was measured since then is on disk too, up to the update that failed.
     step = int(str(stopped.value).split("at step ")[1].split(";")[0])
     assert kept.metrics().query("metric == 'loss'")["step"].tolist() == list(range(1, step + 1))
     assert step > kept.steps[-1] == 1
-    with pytest.raises(DivergedError, match="that is kept is 1"):
+    with pytest.raises(DivergedError, match="the last kept step is 1"):
         for _ in resume(tmp_path / "run"):
             pass
 
@@ -588,7 +588,7 @@ def test_a_held_out_loss_that_is_not_finite_stops_before_its_step_is_kept() -> N
         "training.engine=functional",
         "checkpoints.every=1",
     )
-    with pytest.raises(DivergedError, match=r"held-out loss is nan at step 1; .* kept is 0"):
+    with pytest.raises(DivergedError, match=r"held-out loss is nan at step 1; .* kept step is 0"):
         final(config)
 
 
@@ -599,7 +599,7 @@ def test_weights_that_are_not_finite_are_not_kept_where_no_held_out_target_tells
     )  # fmt: skip
     trainer, kept = Trainer(config, _statistics(config)), []
     assert not trainer.held_out.in_context.any()
-    with pytest.raises(DivergedError, match=r"L0.W_K holds numbers that are not finite at step 1; .* kept is 0"):
+    with pytest.raises(DivergedError, match=r"L0.W_K holds numbers that are not finite at step 1; .* kept step is 0"):
         for record in train(config, trainer=trainer):
             kept.append(record.step)
     assert kept == [0]
@@ -633,7 +633,9 @@ def test_a_context_or_vocabulary_too_large_to_fold_falls_back(overrides: Any) ->
     trainer = Trainer(config, _statistics(config))
     assert trainer.engine_name == "functional" and "n_ctx + d_vocab = 20" in trainer.engine_reason
     assert np.isfinite(trainer.update())  # type: ignore[arg-type]
-    with pytest.raises(BirthlensError, match=r"'handwritten' cannot take this config: n_ctx \+ d_vocab = 20.*use auto"):
+    with pytest.raises(
+        BirthlensError, match=r"'handwritten' cannot train this config: n_ctx \+ d_vocab = 20.*use auto"
+    ):
         Trainer(config.changed(training={"engine": "handwritten"}), _statistics(config))
 
 
@@ -672,12 +674,12 @@ def test_a_numba_that_cannot_be_used_is_done_without(tmp_path: Path, code: Any) 
     said, refused = done.stdout.splitlines()
     assert said.startswith("handwritten the compiled kernels cannot be loaded (")
     assert refused.startswith(
-        "training.engine = 'fused' cannot take this config: the compiled kernels cannot be loaded"
+        "training.engine = 'fused' cannot train this config: the compiled kernels cannot be loaded"
     )
 
 
 def test_forcing_an_engine_that_cannot_is_an_error() -> None:
-    with pytest.raises(BirthlensError, match=r"'fused' cannot take this config.*W_E must stay frozen"):
+    with pytest.raises(BirthlensError, match=r"'fused' cannot train this config.*W_E must stay frozen"):
         choose(tiny("training.engine=fused", "training.trained=[W_E]"), 12)
 
 

@@ -1,7 +1,7 @@
-"""The memory that the compiled kernels work in, allocated once: the tables they read and one worker's scratch.
+"""The memory of the compiled kernels, allocated once: the tables that they read and the scratch of one worker.
 
-Numba's disk cache does not notice edits of this file or of the tuples in `folding`: who reorders fields there must also
-touch `kernels`, or the old code would read the new order.
+Numba's disk cache does not notice edits of this file or of the tuples in `folding`. If you reorder fields there, edit
+`kernels` too; otherwise the cached code would read them in the old order.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ Array = np.ndarray
 
 ROWS = 32
 KEYS = 64
-"""Attention is kept in tiles of some queries (32 in layer 0, as many as pay in layer 1) by 64 keys.
+"""Attention is stored in tiles of some queries (32 in layer 0, up to 60 in layer 1) by 64 keys.
 
-Products of that size take BLAS's fast path for small matrices, which packs nothing, provided that rows start on cache lines
-and that no factor is read across its rows (hence the transposed keys). Only the queries that see a tile take part in its
-products, which is the saving by causality. Loops over a row of a tile have a constant length, which LLVM vectorises best.
+Products of that size take the fast path of BLAS for small matrices, which packs nothing, provided that rows start on cache
+lines and that no factor is read across its rows (hence the transposed keys). Only the queries that see a tile are in its
+products, which is what causality saves. Loops over a row of a tile have a constant length, which LLVM vectorises best.
 """
 
 _SMALL_PRODUCT = 10**6
-"""Most multiplications of a matrix product for which OpenBLAS packs nothing."""
+"""Largest number of multiplications of a matrix product for which OpenBLAS packs nothing."""
 
 
 class KernelTables(NamedTuple):
@@ -44,10 +44,10 @@ class KernelTables(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What one worker reuses for every sequence; `pos` is a multiple of KEYS, `row` counts queries of layer 1."""
+    """Arrays that one worker reuses for every sequence; `pos` is a multiple of KEYS, `row` counts queries of layer 1."""
 
     tokens: UInt32[Array, " pos"]
-    seen_from: Int64[Array, " key_tile"]  # the first of the rows at hand that sees any key of the tile
+    seen_from: Int64[Array, " key_tile"]  # the first of the current rows that sees any key of the tile
     value: Float32[Array, "pos d_model"]
     resid: Float32[Array, "pos d_model"]  # x1
     keys_T: Float32[Array, "key_tile d_model KEYS"]  # x1, later the values of layer 0
@@ -76,7 +76,7 @@ def new_tables(entries: int, d_model: int, d_vocab: int) -> KernelTables:
 
 
 def fill(model: KernelTables, tables: Tables) -> None:
-    """Copy a step's tables, and their transposes, to where the kernels read them."""
+    """Copy the tables of a step, and their transposes, to where the kernels read them."""
     bilinear = tables.bilinear
     direct = tables.direct
     attended = tables.attended
@@ -111,7 +111,7 @@ def new_scratch(n_pos: int, d_model: int, d_vocab: int) -> Scratch:
 
 
 def _aligned(shape: tuple[int, ...]) -> Array:
-    """Allocate float32 zeros that start on a cache line, which makes small products half as fast again."""
+    """Allocate float32 zeros that start on a cache line, which makes small products 1.5 times as fast."""
     size = math.prod(shape)
     memory = np.zeros(size + 16, np.float32)
     start = -memory.ctypes.data % 64 // memory.itemsize

@@ -1,4 +1,4 @@
-"""The simplified two-layer model folded into small tables, because its embeddings and most of its maps are frozen.
+"""The simplified two-layer model as a few small tables, since its embeddings and most of its maps are frozen.
 
 With the codebook U = [W_pos; W_E] a token z at position t enters as x = U[t] + U[n_pos + z], and (layers count from 0)
 
@@ -8,9 +8,9 @@ With the codebook U = [W_pos; W_E] a token z at position t enters as x = U[t] + 
     direct   G = (1 + W_F) W_U              logits_t = x1_t G + c_t H, where c_t = sum_s pattern1(t, s) x1_s
     attended H = W_V1 W_O1 G
 
-(paper section 4.2). Weight products of layer 1 thus touch only the positions that carry a loss. A training step is `_fold`,
-then the loss and its gradients with respect to S, B, G and H, then the chain rule back to the weights; only the middle part
-sees the batch, and two classes implement it: `simplified` in torch, `fused` in Numba.
+(paper section 4.2). Products with the weights of layer 1 are taken only at positions that carry a loss. A training step
+is `_fold`, then the loss and its gradients with respect to S, B, G and H, then the chain rule back to the weights. Only the
+middle part uses the batch; it is implemented in torch (`torch_step`) and in Numba (`numba_step`).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Array = np.ndarray
 
 TRAINABLE = ("L0.W_K", "L1.W_K", "L1.W_O", "L1.W_F")
 MAX_ENTRIES = 2048
-"""Most rows of the codebook: the table of scores is square in it."""
+"""Largest number of rows of the codebook; the table of scores has its square."""
 
 _QUIET = np.errstate(over="ignore", invalid="ignore")
-"""A diverged run shows in its loss, which the caller checks; warnings about each product would only drown that."""
+"""No warnings about each product: a diverged run shows in its loss, which the caller checks."""
 
 
 class Tables(NamedTuple):
-    """What a step reads of the weights: U, V, S (query left), B, G, H of the module's equations."""
+    """The tables that a step reads: U, V, S (rows are queries), B, G, H of the equations above."""
 
     codebook: Float32[Array, "entry d_model"]
     values: Float32[Array, "entry d_model"]
@@ -48,7 +48,7 @@ class Tables(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Gradients of the loss with respect to four of the tables; those that are not needed have any value and size."""
+    """Gradients of the loss with respect to four of the tables; those that are not needed may hold anything."""
 
     scores: Float32[Array, "entry entry"]
     bilinear: Float32[Array, "d_model d_model"]
@@ -57,7 +57,7 @@ class Sums(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """Which of the sums a pass has to make; without any it is a forward pass."""
+    """Which of the sums a pass computes; without any it is a forward pass."""
 
     scores: bool = False
     bilinear: bool = False
@@ -75,9 +75,9 @@ class Batch(NamedTuple):
 
 
 class StepOutcome(NamedTuple):
-    """What came out at the positions of the mask, in row-major order: `outcome.losses` lines up with `x[mask]`.
+    """Results at the positions of the mask, in row-major order: `outcome.losses` has the order of `x[mask]`.
 
-    `logits` has no rows where they were not asked for.
+    `logits` has no rows where they were not requested.
     """
 
     losses: Float32[Array, " target"]
@@ -86,7 +86,7 @@ class StepOutcome(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """One training step: mean loss, gradients with the weights' shapes, right predictions, and what they come from."""
+    """One training step: mean loss, gradients by weight, number of right predictions, and the outcome at each position."""
 
     loss: float
     gradients: dict[str, Float32[Array, "..."]]
@@ -95,11 +95,11 @@ class StepResult(NamedTuple):
 
 
 class FoldedStep(ABC):
-    """Loss, gradients and evaluation of the simplified model, by hand.
+    """Loss, gradients and evaluation of the simplified model, written by hand.
 
     `weights` maps names to float32 arrays in TransformerLens orientation; `L1.W_F` may be absent. `trained` is the subset of
-    `TRAINABLE` that needs gradients: these arrays are read anew at every call, so update them in place between calls. All
-    others are frozen: what depends on them alone is computed once, here.
+    `TRAINABLE` that needs gradients: these arrays are read at every call, so update them in place between calls. All
+    others are frozen, and what depends on them alone is computed once, here.
 
     Raises:
         BirthlensError: where these are not the weights of a two-layer simplified model, or `trained` names something else.
@@ -134,7 +134,7 @@ class FoldedStep(ABC):
         """Return the mean cross-entropy over the positions of the mask, and its gradients.
 
         Raises:
-            BirthlensError: where shapes or ids do not fit, or no position is marked, since there is no mean loss then.
+            BirthlensError: where shapes or ids do not fit, or no position is marked, so that there is no mean loss.
         """
         batch = self._checked(tokens, targets, mask)
         if not len(batch.targets):
@@ -157,7 +157,7 @@ class FoldedStep(ABC):
         *,
         logits: bool = False,
     ) -> StepOutcome:
-        """Return losses, predicted tokens and, where asked for, logits at the positions of the mask (it may be empty)."""
+        """Return losses, predicted tokens and, if requested, logits at the positions of the mask (it may be empty)."""
         return self._run(self._checked(tokens, targets, mask), self._fold(), Needs(), logits=logits)[0]
 
     @abstractmethod
@@ -220,13 +220,13 @@ def obstacle(n_ctx: int, d_vocab: int) -> str | None:
     """Say why a context and a vocabulary are too large to be folded, or return None where they are not."""
     if n_ctx + d_vocab <= MAX_ENTRIES:
         return None
-    return f"n_ctx + d_vocab = {n_ctx + d_vocab}: the tables of the simplified step are made for at most {MAX_ENTRIES}"
+    return f"n_ctx + d_vocab = {n_ctx + d_vocab}: the tables of the simplified step hold at most {MAX_ENTRIES}"
 
 
 def single_threaded_blas() -> AbstractContextManager[Any]:
-    """Hold numpy's and scipy's BLAS at one thread: results then do not depend on the number of cores.
+    """Run the BLAS of numpy and scipy on one thread, so that results do not depend on the number of cores.
 
-    It also keeps idle BLAS threads, which spin for a while after each product, off the cores that the step runs on.
+    Idle BLAS threads, which spin for a while after each product, then also leave the cores to the step.
     """
     limited: AbstractContextManager[Any] = _blas().limit(limits=1)
     return limited
@@ -234,7 +234,7 @@ def single_threaded_blas() -> AbstractContextManager[Any]:
 
 @cache
 def _blas() -> Any:
-    import scipy.linalg.cython_blas  # noqa: F401  scipy brings a BLAS of its own, to be loaded before the search
+    import scipy.linalg.cython_blas  # noqa: F401  scipy has its own BLAS, which must be loaded before the search
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(user_api="blas")
@@ -250,7 +250,7 @@ def _check_weights(weights: Mapping[str, Array], trained: Sequence[str]) -> None
     if "L1.W_F" in weights:
         shapes["L1.W_F"] = (d_model, d_model)
     if unknown := set(weights) - set(shapes):
-        raise BirthlensError(f"the simplified step knows no weight {', '.join(sorted(unknown))}; train it by autograd.")
+        raise BirthlensError(f"the simplified step has no weight {', '.join(sorted(unknown))}; train it by autograd.")
     for name, shape in shapes.items():
         found = f"{weights[name].dtype} {weights[name].shape}" if name in weights else "missing"
         if found != f"float32 {shape}":

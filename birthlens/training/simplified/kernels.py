@@ -1,8 +1,8 @@
-"""The compiled inner loop of the fused step: one sequence at a time, everything it touches kept in one core's cache.
+"""The compiled inner loop of the fused step: one sequence at a time, with all its data in the cache of one core.
 
 The equations are those of `folding`. Everything that a compiled function calls is in this file, because Numba's disk cache
-notices edits of the entry point's file only. Matrix products are `np.dot(a, b, out)`, which Numba hands to BLAS by symbol
-name; a function pointer would make the code impossible to cache.
+notices only edits of the file of the entry point. Matrix products are `np.dot(a, b, out)`, which Numba passes to BLAS by
+symbol name; code with a function pointer could not be cached.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 
-# Reassociation lets sums be vectorised. No flag may assume finite numbers: a diverged run must show as a loss of NaN.
+# Reassociation allows sums to be vectorised. No flag may assume finite numbers: a diverged run must give a loss of NaN.
 _EXACT: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
 _SUMS: dict[str, Any] = {**_EXACT, "fastmath": {"contract", "nsz", "reassoc"}}
 
@@ -66,7 +66,7 @@ def run_sequences(
 
 @njit(**_SUMS)
 def attend_layer_0(sequence: Array, n_tiles: int, model: KernelTables, scratch: Scratch) -> None:
-    """Fill the attention pattern and the output x1 of layer 0, as far as the key tiles reach."""
+    """Fill the attention pattern and the output x1 of layer 0, for the given number of key tiles."""
     d_model, d_vocab = model.direct.shape
     scores = model.scores
     values = model.values
@@ -106,7 +106,7 @@ def attend_layer_0(sequence: Array, n_tiles: int, model: KernelTables, scratch: 
 def read_layer_1(
     start: int, stop: int, batch: Batch, model: KernelTables, scratch: Scratch, outcome: StepOutcome
 ) -> None:
-    """Attend from the targets `start` to `stop`, write their outcome, and leave the logits' gradient in `logits`."""
+    """Attend from the targets `start` to `stop`, write their outcome, and store the gradient of the logits in `logits`."""
     n = stop - start
     reach = batch.positions[stop - 1] // KEYS + 1
     i = 0
@@ -189,7 +189,7 @@ def differentiate_layer_1(
         add(scratch.square, sums.bilinear)
     if not needs.scores:
         return
-    # Attention hands the gradient of the context to what is attended to, and its scores hand it that of the queries.
+    # x1 gets the gradient of the context through the attention, and that of the queries through the scores.
     for k in range(reach):
         i = scratch.seen_from[k]
         np.dot(tiles[k][i : 2 * n].T, scratch.folded[i : 2 * n], scratch.product[:KEYS])
@@ -204,7 +204,7 @@ def differentiate_layer_1(
 
 @njit(**_SUMS)
 def differentiate_layer_0(n_tiles: int, scratch: Scratch, d_scores: Array) -> None:
-    """Add the gradient of layer 0's scores to that of the table which they were read from."""
+    """Add the gradient of the scores of layer 0 to the gradient of their table."""
     tokens = scratch.tokens
     by_token = scratch.by_token
     tiles = scratch.tiles
@@ -284,8 +284,8 @@ def exponentials(tiles: Array, i: int, reach: int, top: float) -> Any:
 def exp2(y: Any) -> Any:
     """Compute 2^y for y <= 0 so that LLVM vectorises it: 2^n from the bits of an exponent, times a series for the rest.
 
-    What is far below float32's resolution of a sum with 1 in it becomes zero, which keeps denormal numbers, a hundred times
-    slower, out of the products. Comparing this way round, a NaN stays one.
+    Results far below the float32 resolution of a sum that contains 1 become zero, since denormal numbers would make the
+    products a hundred times slower. With the comparison in this order a NaN stays a NaN.
     """
     n = np.floor(y + _HALF)
     r = y - n

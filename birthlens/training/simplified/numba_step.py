@@ -1,8 +1,8 @@
 """The training step of the simplified model on compiled kernels (Numba): the fastest path of this package.
 
-Sequences are dealt to parts, as many as the batch's size says, and each part has gradient sums of its own that are added up
-in a fixed order: the result has the same bits whatever the number of threads. The compiled code is kept on disk, so that
-only a machine's first process pays for compilation.
+Sequences are divided into parts, whose number depends only on the size of the batch. Each part has its own gradient sums,
+which are added in a fixed order, so the result has the same bits for any number of threads. The compiled code is cached on
+disk, so only the first process on a machine compiles.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def available() -> bool:
 class FusedStep(FoldedStep):
     """The folded step on compiled kernels; see `FoldedStep` for the interface.
 
-    `threads` defaults to torch's number (`torch.set_num_threads`, OMP_NUM_THREADS, or the cores); it changes no bit of the
-    result. One object serves one caller at a time.
+    `threads` defaults to torch's number (`torch.set_num_threads`, OMP_NUM_THREADS, or the cores); the result has the
+    same bits for any number. Use one object from one thread at a time.
 
     Raises:
         BirthlensError: as `FoldedStep` does, and where Numba cannot be loaded.
@@ -88,7 +88,7 @@ class FusedStep(FoldedStep):
             logits=np.zeros((n if logits else 0, self.d_vocab), np.float32),
         )
         batch = batch._replace(tokens=np.ascontiguousarray(batch.tokens, np.uint32))
-        # Costly sequences first and dealt in turn, so that all parts take about the same time.
+        # The longest sequences come first and are divided in turn, so that all parts take about the same time.
         order = np.argsort(-np.diff(batch.starts), kind="stable")
         n_parts = min(_MAX_PARTS, max(1, len(order) // _SEQUENCES_PER_PART))
         sums = self._sums[:n_parts]
@@ -115,5 +115,5 @@ class FusedStep(FoldedStep):
 
 @cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Keep one pool of each size; a forked process has none of its parent's threads, so it makes its own."""
+    """Keep one pool of each size; a forked process has none of its parent's threads, so it needs its own."""
     return ThreadPoolExecutor(threads, thread_name_prefix=f"birthlens-{process}")

@@ -1,7 +1,7 @@
 """The training step of the simplified model in plain torch: forward and backward by hand, no autograd, no compilation.
 
-The equations are those of `folding`. Sequences are taken in small chunks, so that what a chunk touches stays in the cache
-and memory does not grow with the batch; the sequences of a chunk have about as many targets each, so that padding is small.
+The equations are those of `folding`. Sequences are taken in small chunks, so that the data of a chunk stays in the cache
+and memory does not grow with the batch. The sequences of a chunk have similar numbers of targets, so that padding is small.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from birthlens.training.simplified.folding import Batch, FoldedStep, Needs, Step
 _SEQUENCES = 8
 _LAYER_0_QUERIES = 128
 _LAYER_1_QUERIES = 64
-"""Most queries per matrix product: later keys are left out block by block, which is what causality saves."""
+"""Largest number of queries per matrix product; keys after a block of queries are left out."""
 
 
 class SimplifiedStep(FoldedStep):
@@ -178,7 +178,7 @@ def _run_layer_1(
 
 
 def _blocks(length: int, size: int) -> Iterator[tuple[int, int]]:
-    """Divide 0 to `length` into equal intervals of at most `size`."""
+    """Divide the range from 0 to `length` into equal intervals of at most `size`."""
     n = math.ceil(length / size)
     return ((length * i // n, length * (i + 1) // n) for i in range(n))
 
@@ -194,11 +194,11 @@ def _attention(
 def _through_softmax(
     pattern: Float[Tensor, "batch query_pos key_pos"], d_pattern: Float[Tensor, "batch query_pos key_pos"]
 ) -> Float[Tensor, "batch query_pos key_pos"]:
-    """Turn the gradient of attention, in place, into that of its scores."""
+    """Turn the gradient of attention into that of its scores, in place."""
     d_pattern *= pattern
     return d_pattern.sub_(pattern * d_pattern.sum(-1, keepdim=True))
 
 
 def _add_product(total: Float[Tensor, "left right"], left: Tensor, right: Tensor) -> None:
-    """Add the sum over sequences and targets of outer products left x right."""
+    """Add the sum of the outer products left x right over sequences and targets."""
     total.addmm_(left.flatten(0, 1).T, right.flatten(0, 1))

@@ -2,6 +2,7 @@
 
     curves      loss and accuracy with reference predictors, recall of the memories, timelines of ablations and edges
     areas       what a matrix is made of, stacked over training
+    contrast    differences of forks from their controls
     heatmaps    memory tables, attention, patching and transplant maps, sweeps
     gallery     what `birthlens plot --kind` can draw of a run
 
@@ -9,6 +10,7 @@ Functions return a matplotlib Figure and touch no global state; `save` writes it
 """
 
 from birthlens.viz.figures.areas import ledger_areas as ledger_areas
+from birthlens.viz.figures.contrast import difference_curves as difference_curves
 from birthlens.viz.figures.curves import birth_panels as birth_panels
 from birthlens.viz.figures.curves import recall_curves as recall_curves
 from birthlens.viz.figures.curves import timeline as timeline

@@ -7,6 +7,17 @@ import shlex
 from birthlens.config.differences import overrides
 from birthlens.config.presets import PRESETS, preset
 from birthlens.config.run import RunConfig
+from birthlens.runs.run import Run
+
+
+def command_of(run: Run) -> str:
+    """Return the command that makes a run again: `birthlens fork` for a fork, `birthlens train` for any other."""
+    if run.parent is None:
+        return command(run.config, str(run.path))
+    words = [str(run.parent.path), str(run.path), "--at", str(run.parent.step), *run.parent.changes]
+    for clamp in run.parent.clamps:
+        words += ["--clamp", clamp]
+    return f"birthlens fork {' '.join(map(shlex.quote, words))}"
 
 
 def command(config: RunConfig, out: str) -> str:

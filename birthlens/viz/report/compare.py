@@ -11,7 +11,7 @@ from birthlens.runs.run import Run
 from birthlens.viz.html import escape
 from birthlens.viz.report import leads
 from birthlens.viz.report.charts import Chart, Level, Line
-from birthlens.viz.report.command_of_run import command
+from birthlens.viz.report.command_of_run import command_of
 from birthlens.viz.report.numbers import Facts, key_numbers
 from birthlens.viz.report.page import document, progress, section, shown, skipped, spelled, table
 
@@ -36,7 +36,7 @@ def comparison(runs: Sequence[Run]) -> str:
     sections = [
         section("numbers", "Key numbers", lambda: _numbers(names, facts)),
         section("settings", "What differs", lambda: _settings(names, runs)),
-        section("birth", "The birth", lambda: _birth(names, facts)),
+        section("birth", "The birth", lambda: overlaid(names, facts)),
         section("memories", "The memories", lambda: _memories(names, facts)),
         section("made", "To make them again", lambda: _commands(names, runs)),
     ]
@@ -85,7 +85,8 @@ def _settings(names: Sequence[str], runs: Sequence[Run]) -> str:
     return table(("setting", *names), rows, "Settings in which the runs differ", "facts")
 
 
-def _birth(names: Sequence[str], facts: Sequence[Facts]) -> str:
+def overlaid(names: Sequence[str], facts: Sequence[Facts]) -> str:
+    """Return charts of what the runs measured, one line for each run."""
     charts = []
     for metric, title, top in MEASURED:
         series = [Line(name, *one.series(metric), i) for i, (name, one) in enumerate(zip(names, facts, strict=True))]
@@ -125,6 +126,6 @@ def _memories(names: Sequence[str], facts: Sequence[Facts]) -> str:
 
 def _commands(names: Sequence[str], runs: Sequence[Run]) -> str:
     return "".join(
-        f'<h3>{escape(name)}</h3><pre tabindex="0"><code>{escape(command(run.config, str(run.path)))}</code></pre>'
+        f'<h3>{escape(name)}</h3><pre tabindex="0"><code>{escape(command_of(run))}</code></pre>'
         for name, run in zip(names, runs, strict=True)
     )

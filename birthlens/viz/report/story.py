@@ -17,7 +17,8 @@ from birthlens.viz.attention_frames import run_frames
 from birthlens.viz.html import escape
 from birthlens.viz.report import leads
 from birthlens.viz.report.charts import Chart, Level, Line
-from birthlens.viz.report.command_of_run import command
+from birthlens.viz.report.command_of_run import command_of
+from birthlens.viz.report.compare import overlaid, run_names
 from birthlens.viz.report.memories import memory_tables
 from birthlens.viz.report.numbers import Facts, key_numbers
 from birthlens.viz.report.page import (
@@ -49,6 +50,8 @@ def story(run: Run, causal: bool = True) -> str:
         section("attention", "Where the heads look", lambda: _attention(run)),
         section("made", "To make it again", lambda: _made(run)),
     ]
+    if run.parent is not None:
+        sections.insert(3, section("fork", "The fork and its parent", lambda: _fork(facts)))
     return document(run.path.resolve().name, _subtitle(facts), facts.steps, sections, notebook.scripts())
 
 
@@ -190,11 +193,22 @@ def _attention(run: Run) -> str:
     return f"<p>{escape(leads.attention(frames))} {how}</p>{picture.html()}"
 
 
+def _fork(facts: Facts) -> str:
+    """Lay a fork over its parent, where that is still there."""
+    parent = facts.run.parent
+    assert parent is not None
+    said = f"<p>This run was {escape(str(parent))}.</p>"
+    if not (parent.path / "run.json").exists():
+        return said + skipped("its parent is not there any more.")
+    runs = [Run(parent.path), facts.run]
+    return said + overlaid(run_names(runs), [Facts(runs[0]), facts])
+
+
 def _made(run: Run) -> str:
     facts = table(("", ""), corpus_facts(run), "The corpus and the task", "facts")
     machine = table(("", ""), machine_facts(run), "The engine and the versions", "facts")
     settings = table(("setting", "value"), config_rows(run), "Every setting", "facts")
-    line = escape(command(run.config, str(run.path)))
+    line = escape(command_of(run))
     return (
         f'<pre tabindex="0"><code>{line}</code></pre>{facts}'
         f"<details><summary>Every setting</summary>{settings}</details>"

@@ -1,0 +1,208 @@
+"""Paired counterfactuals: what forks, or other changed runs, do otherwise than their controls, seed by seed.
+
+A pair is a control and a run with the same seeds. Differences are changed run minus control; intervals are Student's t over
+pairs, of which one alone has none. Only steps that all runs have are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from birthlens.analysis.memories.birth_order import onset, onset_table, standardised_table
+from birthlens.analysis.memories.names import is_paper_model
+from birthlens.analysis.memories.order_tables import MATCHED
+from birthlens.errors import BirthlensError
+from birthlens.runs.run import Run
+from birthlens.shapes import Float
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = np.ndarray
+BORN = 0.5
+"""The share of right predictions from which in-context accuracy counts as born, where it stays above."""
+_METRICS = ("in_context_accuracy", "in_context_loss", "global_accuracy", "global_loss", "all_loss")
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A control and the run that is compared with it."""
+
+    control: Run
+    changed: Run
+
+
+def pairs_of(controls: Sequence[Run], changed: Sequence[Run]) -> list[Pair]:
+    """Give each run its control: the only one, the run that it was forked from, or the one with its seeds.
+
+    Raises:
+        BirthlensError: where a run has no control or two, where vocabularies differ, or one pair is there twice.
+    """
+    found: list[Pair] = []
+    for run in changed:
+        mine = [control for control in controls if len(controls) == 1 or _is_parent(control, run)]
+        mine = mine or [control for control in controls if _seeds(control) == _seeds(run)]
+        if len(mine) != 1:
+            raise BirthlensError(
+                f"run = {str(run.path)!r} has {len(mine)} controls with seeds.init, seeds.data = {_seeds(run)}; give one."
+            )
+        if mine[0].header["vocab"] != run.header["vocab"]:
+            raise BirthlensError(f"run = {str(run.path)!r} has another vocabulary than {str(mine[0].path)!r}.")
+        if any(pair.changed.path.resolve() == run.path.resolve() for pair in found):
+            raise BirthlensError(f"run = {str(run.path)!r} is given twice.")
+        found.append(Pair(mine[0], run))
+    if not found:
+        raise BirthlensError("There is no run to compare; give a control and at least one run.")
+    return found
+
+
+def contrast_table(pairs: Sequence[Pair]) -> pd.DataFrame:
+    """Compare measurements and memory scores at every step that all runs have.
+
+    Columns: step, metric, control, changed (means over pairs), difference, low, high, n (pairs). Metrics are those of the
+    held-out batch, and memory scores against shifted pairings (`standardised_table`) for the paper's model.
+
+    Raises:
+        BirthlensError: where the runs have no step in common.
+    """
+    import pandas as pd
+
+    sides = [(_values(pair.control), _values(pair.changed)) for pair in pairs]
+    index = sides[0][0].index
+    for side in sides:
+        for table in side:
+            index = index.intersection(table.index)
+    if not len(index):
+        raise BirthlensError(
+            "The runs have no measured step in common; keep or evaluate the same steps in all of them."
+        )
+    rows = []
+    for metric, step in sorted(index, key=lambda key: (str(key[0]), key[1])):
+        control, changed = (np.array([side[i][metric, step] for side in sides]) for i in (0, 1))
+        low, high = paired_interval(changed - control)
+        difference = float((changed - control).mean())
+        rows.append((step, metric, float(control.mean()), float(changed.mean()), difference, low, high, len(pairs)))
+    return pd.DataFrame(rows, columns=["step", "metric", "control", "changed", "difference", "low", "high", "n"])
+
+
+def first_differences_table(contrast: pd.DataFrame) -> pd.DataFrame:
+    """Say from which step on each metric of a `contrast_table` differs.
+
+    Columns: metric, first (the first step at which the interval leaves zero out, or for one pair at which the values
+    differ), lasting (the first from which it does so to the end), n. NaN: never.
+    """
+    import pandas as pd
+
+    rows = []
+    for metric, part in contrast.groupby("metric", sort=False):
+        alone = part["n"] == 1
+        apart = (part["low"] > 0) | (part["high"] < 0) | (alone & (part["difference"] != 0))
+        steps = part["step"].to_list()
+        first = next((float(step) for step, here in zip(steps, apart, strict=True) if here), float("nan"))
+        rows.append((metric, first, onset(steps, apart.to_numpy()), int(part["n"].iloc[0])))
+    return pd.DataFrame(rows, columns=["metric", "first", "lasting", "n"])
+
+
+def birth_shifts_table(pairs: Sequence[Pair], width: float = 4.0) -> pd.DataFrame:
+    """Say how much later each memory and the accuracy are born than in the control.
+
+    A memory is born where its right entries leave the null band for good, the accuracy where it stays above one half; both
+    runs are read at the steps that they share. Columns: event, control, changed (mean steps over the pairs in which both
+    were born), shift, low, high, n (such pairs), control_never, changed_never (pairs in which it was not born).
+    """
+    import pandas as pd
+
+    births = [(_births(pair.control, pair, width), _births(pair.changed, pair, width)) for pair in pairs]
+    rows = []
+    for event in births[0][0]:
+        control, changed = (np.array([both[i].get(event, np.nan) for both in births]) for i in (0, 1))
+        both = np.isfinite(control) & np.isfinite(changed)
+        shift = (changed - control)[both]
+        low, high = paired_interval(shift)
+        means = [float(values[both].mean()) if both.any() else float("nan") for values in (control, changed)]
+        mean = float(shift.mean()) if len(shift) else float("nan")
+        never = [int(np.isnan(values).sum()) for values in (control, changed)]
+        rows.append((event, *means, mean, low, high, int(both.sum()), *never))
+    columns = ["event", "control", "changed", "shift", "low", "high", "n", "control_never", "changed_never"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def paired_interval(differences: Float[Array, "pair"], level: float = 0.95) -> tuple[float, float]:
+    """Return Student's interval of a mean difference; NaN for fewer than two pairs.
+
+    Example:
+        >>> [round(end, 3) for end in paired_interval(np.array([1.0, 2.0, 3.0]))]
+        [-0.484, 4.484]
+    """
+    n = len(differences)
+    if n < 2:
+        return float("nan"), float("nan")
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + level) / 2, n - 1) * differences.std(ddof=1) / np.sqrt(n))
+    mean = float(differences.mean())
+    return mean - half, mean + half
+
+
+def _is_parent(control: Run, run: Run) -> bool:
+    return run.parent is not None and run.parent.path.resolve() == control.path.resolve()
+
+
+def _seeds(run: Run) -> tuple[int, int]:
+    return run.config.seeds.init, run.config.seeds.data
+
+
+def _values(run: Run) -> pd.Series[float]:
+    """Return what a run measured and what its memories score, by metric and step."""
+    import pandas as pd
+
+    table = run.metrics()
+    table = table[(table["split"] == "held_out") & table["metric"].isin(_METRICS)]
+    parts = [table.set_index(["metric", "step"])["value"]]
+    if is_paper_model(run.config.model):
+        scores = _chosen(standardised_table(run.checkpoints(), run.triggers))
+        parts.append(scores.rename(columns={"memory": "metric"}).set_index(["metric", "step"])["value"])
+    found = pd.concat(parts)
+    return found[~found.index.duplicated(keep="last")]
+
+
+def _chosen(scores: pd.DataFrame) -> pd.DataFrame:
+    """Keep one candidate set for each memory, as in the order of birth."""
+    import pandas as pd
+
+    kept = []
+    for memory, rows in scores.groupby("memory", sort=False):
+        there = set(rows["candidates"])
+        name = next((name for name in MATCHED.get(str(memory), ()) if name in there), None)
+        if name is not None:
+            kept.append(rows[rows["candidates"] == name])
+    return pd.concat(kept, ignore_index=True)
+
+
+def _births(run: Run, pair: Pair, width: float) -> dict[str, float]:
+    """Return when each event of a run happened, among the steps that the pair shares."""
+    kept = sorted({*pair.control.steps} & {*pair.changed.steps})
+    if not kept:
+        raise BirthlensError(
+            f"run = {str(pair.changed.path)!r} and its control {str(pair.control.path)!r} keep no step in common."
+        )
+    found: dict[str, float] = {}
+    if is_paper_model(run.config.model):
+        onsets = onset_table(_chosen(standardised_table(run.checkpoints(kept), run.triggers)), width)
+        found = {str(row["memory"]): float(row["onset"]) for _, row in onsets.iterrows()}
+    both = [_series(one, "in_context_accuracy") for one in (pair.control, pair.changed)]
+    shared = sorted(set(both[0]) & set(both[1]))
+    if shared:
+        mine = _series(run, "in_context_accuracy")
+        found["in_context_accuracy"] = onset(shared, np.array([mine[step] >= BORN for step in shared]))
+    return found
+
+
+def _series(run: Run, metric: str) -> dict[int, float]:
+    table = run.metrics()
+    table = table[(table["split"] == "held_out") & (table["metric"] == metric)]
+    return dict(zip(table["step"].tolist(), table["value"].tolist(), strict=True))

@@ -1,0 +1,71 @@
+"""Projections of a matrix that a training can be held to: on the associations of its ledger, and on low rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from birthlens.analysis.memories.ledger_tables import paper_circuits, paper_ledgers
+from birthlens.analysis.memories.names import MEMORY_PARAMETERS
+from birthlens.errors import BirthlensError
+from birthlens.model.alignment import PARTNERS
+from birthlens.model.weights import Weights
+from birthlens.shapes import Float
+
+Array = np.ndarray
+Tensors = dict[str, Float[Array, "..."]]
+
+
+class LedgerProjection:
+    """The projection of each matrix on the associations of its ledger, for frozen codebooks: made once, used at any step.
+
+    Raises:
+        BirthlensError: for other models than the two-layer simplified one.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        triggers: Sequence[int] | None = None,
+        bigram: Float[Array, "d_vocab d_vocab"] | None = None,
+    ) -> None:
+        if weights.config.family != "simplified" or weights.n_layers != 2:
+            raise BirthlensError("source = 'ledger': the paper's ledgers are those of the two-layer simplified model.")
+        found = paper_ledgers(weights, triggers, cells=False, bigram=bigram)
+        self._ledgers = {role: ledger for role, (_, ledger) in found.items()}
+
+    def __call__(self, weights: Weights) -> Tensors:
+        """Return the projections of the matrices of a model, by parameter."""
+        circuits = paper_circuits(weights)
+        found: Tensors = {}
+        for role, ledger in self._ledgers.items():
+            coefficients = np.concatenate(list(ledger.coefficients(circuits[role].matrix).values()))
+            fit = (coefficients * ledger.u.T) @ ledger.v
+            name = MEMORY_PARAMETERS[role]
+            layer, short = name.split(".")
+            if short not in PARTNERS:
+                found[name] = fit
+                continue
+            partner = weights[f"{layer}.{PARTNERS[short]}"][0].astype(np.float64)
+            inner = np.linalg.lstsq(partner, fit, rcond=None)[0]  # the partner is kept: W_Q W_K^T or W_V W_O is the fit
+            found[name] = (inner.T if short == "W_K" else inner)[None]
+        return found
+
+
+def low_rank(matrix: Float[Array, "*head d_in d_out"], rank: int) -> Float[Array, "*head d_in d_out"]:
+    """Return the `rank` largest singular components of a matrix (of each head).
+
+    Raises:
+        BirthlensError: where the matrix has fewer.
+
+    Example:
+        >>> int(np.linalg.matrix_rank(low_rank(np.eye(4), 2)))
+        2
+    """
+    most = min(matrix.shape[-2:])
+    if not 1 <= rank <= most:
+        raise BirthlensError(f"rank = {rank}: valid are 1 to {most}.")
+    left, singular, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    kept = (left[..., :rank] * singular[..., None, :rank]) @ right[..., :rank, :]
+    return np.asarray(kept.astype(matrix.dtype))

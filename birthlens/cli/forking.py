@@ -1,0 +1,91 @@
+"""`birthlens fork` and `contrast`: a run that begins at a step of another run, and what it does otherwise."""
+
+from __future__ import annotations
+
+import click
+
+from birthlens.cli.streams import tell
+from birthlens.cli.tables import deliver, format_option, out_option
+from birthlens.cli.training import follow
+
+
+@click.command(
+    epilog="Example: birthlens fork runs/demo runs/frozen --at 100 training.steps=300 --clamp 'freeze L0.W_K until=200'"
+)
+@click.argument("run", type=click.Path())
+@click.argument("out", type=click.Path())
+@click.argument("changes", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+@click.option("--at", required=True, type=int, help="The step of RUN to start from; -1 is the last kept one.")
+@click.option(
+    "--clamp",
+    "clamps",
+    multiple=True,
+    metavar="TEXT",
+    help="An intervention over a span of steps; may be repeated. The kinds are listed above.",
+)
+@click.option("--log", "logger", type=click.Choice(["tensorboard", "wandb"]), help="Also log to this service.")
+def fork(run: str, out: str, changes: tuple[str, ...], at: int, clamps: tuple[str, ...], logger: str | None) -> None:
+    """Train a new run in OUT that starts from a step of RUN.
+
+    Without changes and clamps it repeats RUN to the bit. Settings of the task, the training, the optimiser, the checkpoints
+    and seeds.data may change; the model and the vocabulary may not. A step that was not kept is found by training again.
+
+    Clamps act at the steps from=N to until=N (exclusive; by default from --at to the end):
+
+    \b
+      freeze MATRIX
+      hold MATRIX zero|initial|step:N|ideal|ideal_dual|ledger|without_ledger|rank:N [strength=X]
+      add MATRIX STRENGTH [held]              the ideal memory, once or held
+      reset [MATRIX]                          the state of the optimiser
+      set SECTION.KEY=VALUE                   of the task, the loss, the batch size or the optimiser
+      ablate HEAD|SENDER->RECEIVER zero|mean
+      pin HEAD previous|uniform|frozen        the attention pattern
+      stop_gradient SENDER->RECEIVER
+    """  # noqa: D301  click reads the escape
+    from birthlens.training.forking import fork as start
+
+    follow(start(run, out, at, changes, clamps), out, logger)
+
+
+@click.command(epilog="Example: birthlens contrast runs/demo runs/frozen")
+@click.argument("control")
+@click.argument("forks", nargs=-1, required=True, type=click.Path(), metavar="FORK...")
+@click.option(
+    "--what",
+    type=click.Choice(["births", "steps", "first"]),
+    default="births",
+    show_default=True,
+    help="Shifts of births, differences at every step, or the first step at which each metric differs.",
+)
+@click.option(
+    "--width", default=4.0, show_default=True, help="Width of the null band of a birth, in standard deviations."
+)
+@click.option("--figure", type=click.Path(dir_okay=False), help="Also draw the differences: .png, .svg or .pdf.")
+@out_option
+@format_option
+def contrast(
+    control: str, forks: tuple[str, ...], what: str, width: float, figure: str | None, out: str | None, style: str
+) -> None:
+    """Compare FORKs, or other changed runs, with their CONTROL, pair by pair.
+
+    Over seeds, CONTROL is a comma-separated list of runs, and each FORK is paired with the control of its seeds. Differences
+    are fork minus control, with 95 % intervals of Student's t over pairs.
+    """
+    from birthlens.analysis.behaviour import contrast as contrasts
+    from birthlens.runs.run import load_run
+
+    pairs = contrasts.pairs_of([load_run(path) for path in control.split(",")], [load_run(path) for path in forks])
+    if what == "births":
+        table = contrasts.birth_shifts_table(pairs, width)
+    else:
+        table = contrasts.contrast_table(pairs)
+        if what == "first":
+            table = contrasts.first_differences_table(table)
+    if len(pairs) < 2:
+        tell("birthlens: note: one pair has no interval; give runs of several seeds.", err=True)
+    deliver(table, out, style)
+    if figure is not None:
+        from birthlens.viz.figures.contrast import difference_curves
+        from birthlens.viz.figures.style import save
+
+        tell(str(save(difference_curves(contrasts.contrast_table(pairs)), figure)), err=True)

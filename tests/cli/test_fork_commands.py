@@ -1,0 +1,156 @@
+"""`birthlens fork` and `contrast` as commands: what they write, show and refuse."""
+
+import json
+import shlex
+from io import StringIO
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from birthlens.analysis.behaviour.contrast import birth_shifts_table, contrast_table, paired_interval, pairs_of
+from birthlens.cli import group
+from birthlens.errors import BirthlensError
+from birthlens.runs.run import load_run
+
+TINY = [
+    "corpus.source=markov", "corpus.vocabulary=12", "task.context=24", "task.n_triggers=5", "model.d_model=32",
+    "training.steps=60", "training.batch_size=64", "checkpoints.every=5", "evaluation.every=5",
+    "optimiser.learning_rate=0.5",
+]  # fmt: skip
+
+
+def invoke(*words):
+    return CliRunner().invoke(group, [str(word) for word in words])
+
+
+def run(*words):
+    result = invoke(*words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two controls, and their forks in which the output memory is held at zero for twenty steps."""
+    folder = tmp_path_factory.mktemp("forks")
+    for seed in (0, 1):
+        run("train", folder / f"control{seed}", *TINY, f"seeds.init={seed}", f"seeds.data={seed}")
+        run(
+            "fork",
+            folder / f"control{seed}",
+            folder / f"late{seed}",
+            "--at",
+            10,
+            "--clamp",
+            "hold L1.W_O initial until=30",
+        )
+    return folder
+
+
+def test_a_fork_is_shown_by_steps_and_by_its_report(runs, tmp_path):
+    text = run("steps", runs / "late0").stdout
+    assert "forked from" in text and "control0 at step 10, clamp 'hold L1.W_O initial from=10 until=30'" in text
+    assert json.loads(run("steps", runs / "late0", "--format", "json").stdout)[0] == 10
+    page = tmp_path / "report.html"
+    run("report", runs / "late0", "--out", page, "--quick")
+    text = page.read_text()
+    assert "The fork and its parent" in text and "control0 at step 10" in text and "birthlens fork" in text
+    assert (
+        "The fork and its parent"
+        not in (run("report", runs / "control0", "--out", page, "--quick"), page.read_text())[1]
+    )
+
+
+def test_the_command_in_the_report_makes_the_fork_again(runs, tmp_path):
+
+    from birthlens.viz.report.command_of_run import command_of
+
+    words = shlex.split(command_of(load_run(runs / "late1")))[1:]
+    words[2] = str(tmp_path / "again")
+    run(*words)
+    again = load_run(tmp_path / "again")
+    np.testing.assert_array_equal(again.weights(-1)["L1.W_O"], load_run(runs / "late1").weights(-1)["L1.W_O"])
+
+
+def test_a_withheld_output_memory_is_born_later(runs):
+    controls = f"{runs / 'control0'},{runs / 'control1'}"
+    table = pd.read_json(StringIO(run("contrast", controls, runs / "late1", runs / "late0", "--format", "json").stdout))
+    shifts = table.set_index("event")
+    assert set(shifts.index) == {"output_memory", "trigger_memory", "prev_token_memory", "in_context_accuracy"}
+    assert shifts.loc["output_memory", "n"] == 2
+    assert shifts.loc["output_memory", "shift"] > 5
+    assert (
+        shifts.loc["output_memory", "low"] < shifts.loc["output_memory", "shift"] < shifts.loc["output_memory", "high"]
+    )
+
+
+def test_differences_are_those_of_the_runs(runs, tmp_path):
+    out, figure = tmp_path / "steps.csv", tmp_path / "steps.svg"
+    controls = f"{runs / 'control0'},{runs / 'control1'}"
+    run("contrast", controls, runs / "late0", runs / "late1", "--what", "steps", "--out", out, "--figure", figure)
+    assert figure.stat().st_size > 1000
+    table = pd.read_csv(out).set_index(["metric", "step"])
+    assert table.index.get_level_values("step").min() == 10 and (table["n"] == 2).all()
+    values = []
+    for seed in (0, 1):
+        both = []
+        for name in ("late", "control"):
+            metrics = load_run(runs / f"{name}{seed}").metrics()
+            both.append(metrics.query("metric == 'in_context_accuracy' and step == 40")["value"].iloc[0])
+        values.append(both[0] - both[1])
+    row = table.loc["in_context_accuracy", 40]
+    assert row["difference"] == pytest.approx(np.mean(values))
+    half = 12.706 * abs(values[0] - values[1]) / 2  # Student's t of one degree of freedom
+    assert row["high"] - row["low"] == pytest.approx(2 * half, rel=1e-3)
+    result = run("contrast", runs / "control0", runs / "late0", "--what", "first", "--format", "json")
+    first = pd.read_json(StringIO(result.stdout))
+    assert first.set_index("metric").loc["output_memory", "first"] == 10
+    assert first.set_index("metric").loc["trigger_memory", "first"] == 15
+
+
+def test_a_run_does_not_differ_from_its_plain_fork(runs, tmp_path):
+    run("fork", runs / "control0", tmp_path / "same", "--at", 5)
+    result = run("contrast", runs / "control0", tmp_path / "same", "--what", "steps", "--format", "json")
+    assert (pd.read_json(StringIO(result.stdout))["difference"] == 0).all()
+    assert "one pair has no interval" in result.stderr
+    pair = pairs_of([load_run(runs / "control0")], [load_run(tmp_path / "same")])
+    shifts = birth_shifts_table(pair)
+    assert (shifts["shift"].dropna() == 0).all() and shifts["low"].isna().all()
+
+
+def test_the_interval_covers_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    draws = generator.standard_normal((4000, 6)) + 0.3
+    ends = np.array([paired_interval(draw) for draw in draws])
+    assert np.mean((ends[:, 0] < 0.3) & (ends[:, 1] > 0.3)) == pytest.approx(0.95, abs=0.012)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fork", "{run}", "{out}", "--at", "61"], "step = 61 is outside"),
+        (["fork", "{run}", "{out}", "--at", "10", "--clamp", "melt L0.W_K"], "it must begin with one of freeze"),
+        (["fork", "{run}", "{out}", "--at", "10", "--clamp", "freeze W_E"], "W_E is not a trained matrix"),
+        (["fork", "{run}", "{out}", "--at", "10", "corpus.vocabulary=13"], "corpus.vocabulary cannot change in a fork"),
+        (["fork", "{run}", "{run}", "--at", "10"], "already holds a run"),
+        (["fork", "nothing", "{out}", "--at", "10"], "does not exist"),
+        (["contrast", "{run}", "{run}", "{run}"], "is given twice"),
+        (["contrast", "nothing", "{run}"], "does not exist"),
+    ],
+)
+def test_mistakes_are_one_sentence(runs, tmp_path, words, message):
+    words = [word.format(run=runs / "control0", out=tmp_path / "out") for word in words]
+    with pytest.raises(BirthlensError, match=message):
+        CliRunner().invoke(group, words, standalone_mode=False, catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_are_paired_by_lineage_and_then_by_seeds(runs):
+    controls = [load_run(runs / "control0"), load_run(runs / "control1")]
+    pairs = pairs_of(controls, [load_run(runs / "late1"), load_run(runs / "late0")])
+    assert [pair.control.path.name for pair in pairs] == ["control1", "control0"]
+    assert contrast_table(pairs)["n"].eq(2).all()
+    with pytest.raises(BirthlensError, match="has 0 controls with seeds"):
+        pairs_of([controls[0], controls[0]], [controls[1]])
