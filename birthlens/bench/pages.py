@@ -142,7 +142,7 @@ BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 def filled(page: str, report: Mapping[str, Any], name: str = "page") -> str:
-    r"""Return a page with its blocks written anew.
+    r"""Return a page with its blocks written again.
 
     Raises:
         BirthlensError: where the page has no block, or one of an unknown name.

@@ -140,7 +140,7 @@ class Claim:
 
 
 def interval(values: Sequence[float] | Float[np.ndarray, "seed"]) -> tuple[float, float, float]:
-    """Return mean, low and high of the t interval over seeds; NaN where it cannot be had.
+    """Return mean, low and high of the t interval over seeds; NaN where there is none.
 
     Example:
         >>> mean, low, high = interval([1.0, 2.0, 3.0])

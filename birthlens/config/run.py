@@ -170,17 +170,17 @@ class RunConfig(Section):
         for name in self.training.trained or ():
             if name not in valid:
                 raise BirthlensError(
-                    f"training.trained = {name!r} names no matrix of the model; valid: {shortened(', '.join(valid), 300)}."
+                    f"training.trained = {name!r}: the model has no such matrix; valid are {shortened(', '.join(valid), 300)}."
                 )
         for name in self.model.zeroed:
             if name not in valid:
                 raise BirthlensError(
-                    f"model.zeroed = {name!r} names no matrix of the model; valid: {shortened(', '.join(valid), 300)}."
+                    f"model.zeroed = {name!r}: the model has no such matrix; valid are {shortened(', '.join(valid), 300)}."
                 )
         for name, step in self.training.freeze_until.items():
             if name not in trained:
                 raise BirthlensError(
-                    f"training.freeze_until = {name!r} (until step {step}) names no trained matrix; "
+                    f"training.freeze_until = {name!r} (until step {step}): this is no trained matrix; "
                     f"valid: {shortened(', '.join(trained), 300)}."
                 )
         self._check_clamps()

@@ -104,7 +104,7 @@ def build(
     `n_ctx` matters for rotary positions only, which have no W_pos to tell it.
 
     Raises:
-        BirthlensError: where `trained` names no parameter of the model.
+        BirthlensError: where `trained` holds a name that is no parameter of the model.
 
     Example:
         >>> from birthlens.model.initialisation import initial_weights
@@ -137,7 +137,7 @@ def build(
     wanted = set(trained)
     valid = parameters(model, config)
     if unknown := sorted(wanted - valid.keys()):
-        raise BirthlensError(f"trained = {unknown} names no parameter of the model; valid: {', '.join(valid)}.")
+        raise BirthlensError(f"trained = {unknown}: the model has no such parameter; valid are {', '.join(valid)}.")
     for name in wanted:
         valid[name].requires_grad_(True)
     return model

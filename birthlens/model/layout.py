@@ -95,7 +95,7 @@ class BlockLayout:
                     self.tensors[f"L{layer}.W_{letter}"], "head d_model d_head -> d_model (head d_head)"
                 ).contiguous()
                 square = matrix.shape[0] == matrix.shape[1]
-                # The simplified model's W_Q is the identity for ever; there is nothing to multiply.
+                # The simplified model's W_Q is always the identity, so there is nothing to multiply.
                 identity = letter == "Q" and square and torch.equal(matrix, torch.eye(len(matrix)))
                 self.maps[letter.lower(), layer] = None if identity else matrix
             self.outputs.append(self.tensors[f"L{layer}.W_O"].flatten(0, 1))

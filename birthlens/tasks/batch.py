@@ -15,7 +15,7 @@ class TokenBatch:
     """A batch of sequences with everything that is known about them.
 
     `occurrence` is 0 where the token is no trigger, else how many times that trigger has occurred up to and including the
-    position. `absorbed` marks triggers from which the sequence runs through triggers for ever. The list of triggers in
+    position. `absorbed` marks triggers from which the sequence runs through triggers indefinitely. The list of triggers in
     front (show_latents) carries no count and is never absorbed.
 
     `marks` holds the masks of the roles that the task defines itself; they come before the ones that are read from

@@ -210,7 +210,7 @@ def fixed_triggers(config: TaskConfig, statistics: BigramStatistics) -> Int[Arra
 def cycling(
     triggers: Int[Array, "batch n_triggers"], outputs: Int[Array, "batch n_triggers"]
 ) -> Bool[Array, "batch n_triggers"]:
-    """Say of each trigger whether following outputs from it meets triggers for ever."""
+    """Say of each trigger whether following outputs from it meets triggers indefinitely."""
     match = outputs[:, :, None] == triggers[:, None, :]
     alive = match.any(-1)
     each = np.arange(len(triggers))[:, None]

@@ -84,9 +84,9 @@ class MarkovTask(Task):
         config = self.config
         last = "last token" if config.order == 1 else f"last {config.order} tokens"
         where = (
-            f"one of {counted(config.chains, 'chain')}, drawn anew for each sequence"
+            f"one of {counted(config.chains, 'chain')}, a new choice for each sequence"
             if config.chains
-            else "a Markov chain that is drawn anew for each sequence"
+            else "a new Markov chain for each sequence"
         )
         return (
             f"of {config.context} tokens out of {config.states}, which follow {where}. The next token depends on the "

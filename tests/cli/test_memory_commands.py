@@ -250,7 +250,7 @@ def test_what_is_named_twice_is_done_once(runs: Any, full_run: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["associations", "{run}", "--matrix", "W_V^9"], "names no memory"),
+        (["associations", "{run}", "--matrix", "W_V^9"], "is no memory"),
         (["associations", "{run}", "--matrix", "output_memory", "--step", "5"], "step = 5 is not kept"),
         (["weight-patch", "{run}", "--matrices", "W_K^7"], r"matrix = 'W_K\^7'"),
         (["weight-patch", "{run}", "--from", "5"], "step = 5 is not kept"),

@@ -199,7 +199,7 @@ def _relabelled(
     outputs: Int[Tensor, "batch k"],
     listed: Bool[Tensor, "batch pos"] | None = None,
 ) -> TokenBatch:
-    """Make a batch of changed sequences; occurrences are counted anew, after the list of triggers where there is one."""
+    """Make a batch of changed sequences; occurrences are counted again, after the list of triggers where there is one."""
     tokens = sequence[:, :-1].contiguous()
     targets = sequence[:, 1:].contiguous()
     listed = batch.listed if listed is None else listed

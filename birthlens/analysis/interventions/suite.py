@@ -12,7 +12,7 @@ A suite is plain data (YAML or JSON):
     seed: 0
     draws: 200
 
-`execute` writes into a directory, in the files that `results` describes; a checkpoint's file is written anew, atomically,
+`execute` writes into a directory, in the files that `results` describes; a checkpoint's file is written again, atomically,
 after every group of cases.
 """
 
@@ -121,7 +121,7 @@ class Suite(Section):
             raise BirthlensError(f"suite.cases: {taken[0]!r} is the name of {owner}; choose another.")
         out |= self.cases
         if not out:
-            raise BirthlensError("suite: it names no intervention; give heads, components or cases.")
+            raise BirthlensError("suite: it has no intervention; give heads, components or cases.")
         check_cases(out, sizes)
         return out
 

@@ -63,7 +63,7 @@ def parameters_named(config: ModelConfig, text: str) -> tuple[str, ...]:
             roles = [*(role for role, name in MEMORY_PARAMETERS.items() if name in known and is_paper_model(config))]
             circuits = [f"L{layer}.{circuit}" for layer in range(config.n_layers) for circuit in _CIRCUITS]
             raise BirthlensError(
-                f"matrix = {part!r} names no matrix of this model; valid are {', '.join([*roles, *circuits, *known])}."
+                f"matrix = {part!r}: this model has no such matrix; valid are {', '.join([*roles, *circuits, *known])}."
             )
         found += names
     return tuple(dict.fromkeys(found))
@@ -104,7 +104,7 @@ def memory_named(
     if len(chosen) != 1:
         roles = [role for role, name in MEMORY_PARAMETERS.items() if is_paper_model(weights.config) and name in weights]
         valid = ", ".join([*roles, *(repr(name) for name, _ in named)])
-        reason = "names no memory of this model" if not chosen else f"has {len(chosen)} readings"
+        reason = "is no memory of this model" if not chosen else f"has {len(chosen)} readings"
         raise BirthlensError(f"matrix = {text!r} {reason}; valid are {valid}.")
     return chosen[0].memory, chosen[0].association
 

@@ -29,11 +29,11 @@ UNSEEN = 0.0005
 """A smaller change is none at three decimals."""
 
 GLOSSARY = (
-    ("trigger, output", "A trigger is a token whose usual successor is overridden in a sequence: the output, drawn anew for "
+    ("trigger, output", "A trigger is a token whose usual successor is overridden in a sequence: the output, a new one for "
      "each sequence, follows it every time."),
     ("in-context target", "What follows a trigger from its second time on: known from the context, and from nothing else."),
     ("global target", "What follows a token that is no trigger: it obeys the bigrams of the corpus."),
-    ("absorbed", "Positions from which the sequence runs through triggers for ever, because a trigger's output is itself a "
+    ("absorbed", "Positions from which the sequence runs through triggers indefinitely, because a trigger's output is itself a "
      "trigger; copying is easy there, so the accuracy is also given without them."),
     ("previous-token memory", "In layer 0: a position looks for the position before it."),
     ("trigger memory", "In layer 1: a trigger looks for the place that comes right after its earlier self."),

@@ -210,7 +210,7 @@ def test_results_of_another_suite_are_not_touched(
     ("data", "message"),
     [
         ({"colour": "red"}, "valid keys are name, heads"),
-        ({}, "names no intervention"),
+        ({}, "has no intervention"),
         ({"heads": "L7H0"}, "valid are L0H0, L1H0"),
         ({"heads": "all", "methods": ["crush"]}, "valid are zero, mean"),
         ({"cases": ["z"]}, "map each case's name"),
