@@ -170,7 +170,7 @@ class RunConfig(Section):
         for name in self.training.trained or ():
             if name not in valid:
                 raise BirthlensError(
-                    f"training.trained = {name!r}: the model has no such matrix; valid are {shortened(', '.join(valid), 300)}."
+                    f"training.trained = {name!r}: no such matrix in the model; valid: {shortened(', '.join(valid), 300)}."
                 )
         for name in self.model.zeroed:
             if name not in valid:

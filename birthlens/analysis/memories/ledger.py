@@ -67,7 +67,7 @@ class Ledger:
     """Families of outer products to book a matrix on; build once for frozen codebooks and use it at every checkpoint.
 
     Raises:
-        BirthlensError: where names repeat, codebooks of a side differ in width, a family uses a codebook that the grid does not have, or
+        BirthlensError: where names repeat, codebooks of a side differ in width, a family uses an unknown codebook, or
             there are more families than can be averaged over.
 
     Example:

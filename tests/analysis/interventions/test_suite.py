@@ -166,10 +166,10 @@ def test_damaged_results_are_named(
     execute(suite, models[:1], *batches, tmp_path)
     (tmp_path / "steps/0.json").write_text(text)
     for again in (lambda: execute(suite, models[:1], *batches, tmp_path), lambda: read_results(tmp_path)):
-        with pytest.raises(BirthlensError, match=r"steps/0\.json is damaged .*delete it"):
+        with pytest.raises(BirthlensError, match=r"steps/0\.json is damaged.*delete it"):
             again()
     (tmp_path / "manifest.json").write_text(text[:1])
-    with pytest.raises(BirthlensError, match=r"manifest\.json is damaged .*delete it"):
+    with pytest.raises(BirthlensError, match=r"manifest\.json is damaged.*delete it"):
         execute(suite, models[:1], *batches, tmp_path)
 
 
