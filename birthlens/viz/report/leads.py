@@ -33,8 +33,8 @@ GLOSSARY = (
      "each sequence, follows it every time."),
     ("in-context target", "What follows a trigger from its second time on: known from the context, and from nothing else."),
     ("global target", "What follows a token that is no trigger: it obeys the bigrams of the corpus."),
-    ("absorbed", "Positions from which the sequence runs through triggers indefinitely, because a trigger's output is itself "
-     "a trigger; copying is easy there, so the accuracy is also given without them."),
+    ("absorbed", "Positions from which the sequence runs through triggers indefinitely, because an output is itself a "
+     "trigger; copying is easy there, so the accuracy is also given without them."),
     ("previous-token memory", "In layer 0: a position looks for the position before it."),
     ("trigger memory", "In layer 1: a trigger looks for the place that comes right after its earlier self."),
     ("output memory", "In layer 1: attending to a token raises the probability of predicting that token."),
