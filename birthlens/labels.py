@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 _WORDS = {
     "bag": "bag of tokens",
@@ -103,6 +104,19 @@ def shortened(text: str, longest: int) -> str:
         ('abc', 'ab…')
     """
     return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def suggestion(name: str, valid: Iterable[str]) -> str:
+    """Return " Did you mean ...?" with the valid name that is most like a wrong one, or nothing.
+
+    Example:
+        >>> suggestion("trian", ["train", "probe"]), suggestion("x", ["train"])
+        (' Did you mean train?', '')
+    """
+    from difflib import get_close_matches
+
+    found = get_close_matches(name, list(valid), n=1)
+    return f" Did you mean {found[0]}?" if found else ""
 
 
 def counted(n: int, noun: str) -> str:

@@ -48,7 +48,8 @@ PLAN = {
     "bench": "baselines pages scaling timing < cases < whole_runs",
     "viz": """
         attention_frames figures.style html report.numbers report.command_of_run watch
-        < figures.areas figures.contrast figures.curves figures.heatmaps notebook report.charts
+        < figures.tick_labels < figures.areas figures.contrast figures.curves figures.heatmaps notebook
+        report.charts
         < figures report.leads report.page < figures.gallery report.scorecard
         < report.compare report.memories < report.story < report""",
     "cli": """

@@ -71,6 +71,14 @@ GOALS = (
     Goal("peak memory of training at batch 512, torch", "memory", "batch 512", "handwritten", "peak_mb", "<=", 1500,
          unit="MB"),
 )  # fmt: skip
+FRONT = {
+    "fused step against a HookedTransformer loop, batch 512": "birthlens bench --only step512",
+    "`paper`, from nothing to in-context accuracy 0.9": "birthlens bench --only accuracy",
+    "weight probes of 200 checkpoints, from process start": "birthlens bench --only probes",
+    "six head ablations against hooks per case": "birthlens bench --only interventions",
+    "`birthlens --help`, from process start": "birthlens bench --only start",
+}
+"""The goals that the README shows, each with the command that measures it."""
 _SIGNS = {">=": "at least", "<=": "at most"}
 
 
@@ -107,6 +115,16 @@ def goals(report: Mapping[str, Any]) -> str:
     return _table(["what", "measured", "promised"], lines)
 
 
+def front(report: Mapping[str, Any]) -> str:
+    """Tabulate the measurements of the README: what, measured, command."""
+    rows = []
+    for goal in GOALS:
+        value = _measured(goal, report["rows"]) if goal.what in FRONT else None
+        if value is not None:
+            rows.append([goal.what, f"**{_shown(value, goal)}**", f"`{FRONT[goal.what]}`"])
+    return _table(["what", "measured", "command"], rows)
+
+
 def comparisons(report: Mapping[str, Any]) -> str:
     """Tabulate every case but the scaling, one table a case."""
     parts = []
@@ -135,6 +153,7 @@ def machine(report: Mapping[str, Any]) -> str:
 
 BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "goals": goals,
+    "front": front,
     "comparisons": comparisons,
     "scaling": scaling,
     "machine": machine,

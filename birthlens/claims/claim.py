@@ -102,7 +102,8 @@ class Claim:
 
     `settings` go to the statistic, `tiers` replaces some of them at a tier, `overrides` are added to every case at a tier.
     `seeds` says how many where not as many as the tier has are wanted. `unchecked` is the reason why a claim is listed and
-    not checked; `only` names the one tier that can check it. `paper` is a key of `PAPERS`.
+    not checked; `only` names the one tier that can check it. `paper` is a key of `PAPERS`. A `variant` is not a
+    statement of that paper: it changes a condition, a probe or a scale, to see what a claim depends on.
     """
 
     id: str
@@ -116,6 +117,7 @@ class Claim:
     seeds: Mapping[str, int] = field(default_factory=dict)
     only: str | None = None
     paper: str = "birth"
+    variant: bool = False
     unchecked: str = ""
 
     def __post_init__(self) -> None:

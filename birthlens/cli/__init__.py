@@ -64,6 +64,10 @@ class Commands(click.Group):
             if ctx is None or not ctx.resilient_parsing:
                 tell(f"birthlens: note: {old} is now called {cmd_name}; the old name still works.", err=True)
         if cmd_name not in HOMES:
+            if ctx is not None and not ctx.resilient_parsing:
+                from birthlens.labels import suggestion
+
+                ctx.fail(f"No such command {cmd_name!r}.{suggestion(cmd_name, HOMES)}")
             return None
         command: click.Command = getattr(import_module(f"birthlens.cli.{HOMES[cmd_name]}"), cmd_name.replace("-", "_"))
         return command

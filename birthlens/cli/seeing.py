@@ -26,10 +26,29 @@ TABLE_KINDS = ("curves", "recall", "timeline", "ledger", "patching", "transplant
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="A name that ends in .png, .svg or .pdf.")
 @steps_option()
 @click.option(
-    "--option", "options", multiple=True, metavar="NAME=VALUE", help="For a table: x, y, value, metric, title ..."
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="For a table: x, y, value, series, metric, title ..., or a column and the value to keep.",
 )
 def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...]) -> None:
-    """Draw a figure of a RUN, or of a table that birthlens wrote (.csv, .parquet, .json)."""
+    """Draw a figure of a RUN, or of a table that birthlens wrote (.csv, .parquet, .json).
+
+    Columns that each kind of table needs:
+
+    \b
+    curves      step, split, metric, value
+    recall      step, memory, basis, metric, candidates, value, chance, n
+    timeline    step, a column named by series (default case), value
+    ledger      step, matrix, family, kind, share
+    patching    the columns named by x, y and value (default position, site, recovered)
+    transplant  matrix, from_step, to_step, metric, value
+    sweep       the columns named by x, y and value, for instance two axes and a result of a sweep
+    heatmap     the columns named by x, y and value
+
+    An --option that names another column keeps the rows with that value: --option role=in_context.
+    """  # noqa: D301
     from birthlens.errors import BirthlensError
     from birthlens.viz.figures.gallery import draw, draw_table, drawn_steps, read_table
     from birthlens.viz.figures.style import check_name, save

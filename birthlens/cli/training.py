@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -91,12 +92,15 @@ def follow(records: Iterable[StepRecord], out: str, logger: str | None = None) -
     log = log_to(logger, Path(out)) if logger else None
     last = None
     accuracy = None
+    losses: dict[str, float] = {}
     skipped = 0
     with _Bar(sys.stderr.isatty()) as bar, _log_on_stderr():
         for record in records:
             last = record
             skipped += record.step > 0 and record.loss is None
             for row in record.metrics:
+                if row["split"] == "held_out" and row["metric"].endswith("_loss"):
+                    losses[row["metric"].removesuffix("_loss")] = row["value"]
                 if row["metric"] == "in_context_accuracy":
                     accuracy = row["value"]
             bar.update(record, accuracy)
@@ -107,6 +111,14 @@ def follow(records: Iterable[StepRecord], out: str, logger: str | None = None) -
         return False
     reached = "" if accuracy is None else f", in-context accuracy {accuracy:.3f}"
     tell(f"{out}: {last.step} steps{reached}", err=True)
+    uniform = math.log(last.weights["W_E"].shape[0])
+    for role, loss in losses.items():
+        if loss > uniform:
+            tell(
+                f"{out}: note: the held-out loss on {role} positions, {loss:.4g} nats, is above that of uniform guessing "
+                f"({uniform:.3f})",
+                err=True,
+            )
     if skipped:
         tell(
             f"{out}: {skipped} of {last.step} updates were skipped because their batches held no in-context target; "

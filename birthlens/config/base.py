@@ -20,7 +20,7 @@ from typing import (
 from msgspec import Meta, Struct, ValidationError, convert, to_builtins
 
 from birthlens.errors import BirthlensError
-from birthlens.labels import shortened, shown
+from birthlens.labels import shortened, shown, suggestion
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
@@ -69,7 +69,9 @@ class Section:
         for name, value in values.items():
             if name not in self.kinds:
                 valid = ", ".join(self.kinds)
-                raise BirthlensError(f"{self._path(name)} = {shown(value)} is unknown; valid keys are {valid}.")
+                raise BirthlensError(
+                    f"{self._path(name)} = {shown(value)} is unknown; valid keys are {valid}.{suggestion(name, self.kinds)}"
+                )
         for name, kind in self.kinds.items():
             value = values[name] if name in values else getattr(type(self), name)
             self.__dict__[name] = _converted(self._path(name), kind, value)

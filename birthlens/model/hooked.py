@@ -129,6 +129,7 @@ def build(
         for layer in range(1, config.n_layers):
             model.blocks[layer].attn = Attention(plain, "global", layer)
     model.setup()
+    model.register_forward_pre_hook(_check_tokens)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -141,6 +142,14 @@ def build(
     for name in wanted:
         valid[name].requires_grad_(True)
     return model
+
+
+def _check_tokens(model: nn.Module, arguments: tuple[object, ...]) -> None:
+    """Refuse a whole TokenBatch, which the model would fail on with an AttributeError."""
+    if arguments and hasattr(arguments[0], "tokens") and hasattr(arguments[0], "targets"):
+        raise BirthlensError(
+            f"input = a {type(arguments[0]).__name__}: give the model its tokens, as model(batch.tokens)."
+        )
 
 
 def load_pretrained(path: str | Path) -> TransformerBridge:

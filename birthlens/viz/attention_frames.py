@@ -1,11 +1,11 @@
-"""Attention patterns of one sequence over checkpoints and heads, with its tokens and their roles: what pictures are made of.
+"""Attention patterns of one sequence over checkpoints and heads, with its tokens and their roles: the data of a picture.
 
 Roles of a position (several may hold):
 
     trigger       a trigger's first occurrence: what follows cannot be predicted
     in_context    a later occurrence: what follows can be copied from the context
     output        right after a trigger
-    absorbed      a trigger from which the sequence runs through triggers indefinitely
+    absorbed      a trigger whose outputs are triggers again, so that the sequence never leaves the triggers
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from birthlens.tasks.batch import TokenBatch
 if TYPE_CHECKING:
     from birthlens.model.hooked import HookedModel
 
-ROLE_LABELS = {
+ROLE_MARKS = {
     "trigger": ("▷", "trigger, first time"),
     "in_context": ("▶", "trigger seen before: in-context target follows"),
     "output": ("◆", "output of a trigger"),
     "absorbed": ("∞", "absorbed"),
 }
-"""Roles in the order of their marks: the mark that stands before a token, and what it says."""
+"""For each role of a position, in display order: the mark before its token, and the mark's meaning."""
 
 LEVELS = 65535
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionFrames:
-    """Patterns of one sequence; `steps` are checkpoints, `tokens` are legible already, `roles` one tuple a position."""
+    """Patterns of one sequence; `steps` are checkpoints, `tokens` are readable labels; one tuple of `roles` a position."""
 
     steps: tuple[int, ...]
     heads: tuple[str, ...]
@@ -67,7 +67,7 @@ class AttentionFrames:
     def marked(self) -> tuple[str, ...]:
         """Tokens with the marks of their roles before them."""
         return tuple(
-            "".join(ROLE_LABELS[role][0] for role in roles) + token
+            "".join(ROLE_MARKS[role][0] for role in roles) + token
             for token, roles in zip(self.tokens, self.roles, strict=True)
         )
 
@@ -115,8 +115,8 @@ def run_frames(
     ids, roles = _sequence(run, tokens, row)
     ids = ids[:length]
     roles = roles[:length]
-    patterns = []
     chosen = _checked(heads, run.config.model.n_layers, run.config.model.n_heads)
+    patterns = []
     for _, weights in run.checkpoints(steps):
         with torch.no_grad():
             found = forward.activations(forward.tensors_of(weights), weights.config, ids[None]).patterns
@@ -160,9 +160,7 @@ def model_frames(
 
 def batch_roles(batch: TokenBatch, row: int = 0) -> tuple[tuple[str, ...], ...]:
     """Name the roles of each position of one sequence."""
-    seen = batch.occurrence[row].tolist()
-    absorbed = batch.absorbed[row].tolist()
-    return _roles(seen, absorbed)
+    return _roles(batch.occurrence[row].tolist(), batch.absorbed[row].tolist())
 
 
 def ids_of(text: str, vocab: Sequence[str]) -> list[int]:
@@ -226,7 +224,7 @@ def _roles(seen: Sequence[int], absorbed: Sequence[bool]) -> tuple[tuple[str, ..
     for t, count in enumerate(seen):
         named = {"trigger": count == 1, "in_context": count >= 2, "absorbed": absorbed[t]}
         named["output"] = t > 0 and seen[t - 1] > 0
-        found.append(tuple(role for role in ROLE_LABELS if named[role]))
+        found.append(tuple(role for role in ROLE_MARKS if named[role]))
     return tuple(found)
 
 

@@ -1,8 +1,8 @@
 """Attention patterns in notebooks and in files: circuitsvis's heat map with legible, marked tokens, small
 pictures of all heads, and a slider over steps.
 
-Nothing is fetched when a picture is shown. In Jupyter it stands in a frame of its own, so that it neither meets the page's
-scripts nor those of the picture before it.
+Nothing is fetched when a picture is shown. In Jupyter each picture is in a frame of its own, so its scripts cannot conflict
+with those of the page or of another picture.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from birthlens.errors import BirthlensError
+from birthlens.labels import counted
 from birthlens.model.sites import Head
 from birthlens.runs.run import Run, load_run
 from birthlens.tasks.batch import TokenBatch
-from birthlens.viz.attention_frames import ROLE_LABELS, AttentionFrames, model_frames, run_frames
+from birthlens.viz.attention_frames import ROLE_MARKS, AttentionFrames, model_frames, run_frames
 from birthlens.viz.html import asset, circuitsvis_bundle, escape, page, script_json, write_page
 
 if TYPE_CHECKING:
     from birthlens.model.hooked import HookedModel
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AttentionPicture:
     """An attention picture: shown by Jupyter, saved as one self-contained HTML file, or put on a page with others."""
 
@@ -32,11 +33,11 @@ class AttentionPicture:
     title: str
 
     def html(self, number: int = 0) -> str:
-        """Return the picture as HTML to stand on a page that has `scripts()` at its end; `number` tells twins apart."""
+        """Return the picture as HTML for a page that ends with `scripts()`; `number` distinguishes equal pictures."""
         data = script_json({**self.frames.payload(), "alt": self.alt})
         name = f"bl-{sha256(data.encode()).hexdigest()[:10]}-{number}"
         frames = self.frames
-        last = len(self.frames.steps) - 1
+        last = len(frames.steps) - 1
         slider = f"""
 <label class="bl-slide">step <output class="bl-step">{frames.steps[-1]}</output>
 <input class="bl-steps" type="range" min="0" max="{last}" step="1" value="{last}" aria-label="checkpoint"></label>"""
@@ -56,7 +57,7 @@ class AttentionPicture:
 <p class="bl-reading" role="status"></p>
 {_legend(frames)}
 <div class="bl-thumbs" role="group" aria-label="heads; arrow keys choose">{thumbs}</div>
-<p class="bl-scale"><span class="bl-shown"></span>, rows look at columns:
+<p class="bl-scale"><span class="bl-shown"></span>, rows attend to columns:
 <span class="bl-ends">0 <span class="bl-ramp"></span> 1</span></p>
 <div class="bl-heads" id="{name}-heads"></div>
 <script type="application/json">{data}</script>
@@ -65,15 +66,24 @@ class AttentionPicture:
 
     @property
     def alt(self) -> str:
-        """What the heat map shows, in words; the page puts its head and step before them."""
+        """The heat map in words; the page adds its head and step."""
         return (
-            f"Rows are {len(self.frames.tokens)} tokens, columns the tokens that each looks at. The line above the map says "
-            "what the chosen token looks at."
+            f"Rows are {len(self.frames.tokens)} tokens, columns the tokens that each attends to. The line above the map "
+            "says what the chosen token attends to."
         )
 
     def save(self, path: str | Path) -> Path:
         """Write the picture as one self-contained HTML file."""
         return save_pictures([self], path)
+
+    def __repr__(self) -> str:
+        frames = self.frames
+        size = (
+            f"{counted(len(frames.steps), 'step')}, {counted(len(frames.heads), 'head')}, {len(frames.tokens)} tokens"
+        )
+        return (
+            f"AttentionPicture({self.title!r}: {size}; show it in a notebook, or write it with .save('attention.html'))"
+        )
 
     def _repr_html_(self) -> str:
         document = escape(pictures_page([self]))
@@ -94,12 +104,12 @@ def show_attention(
     length: int = 64,
     title: str | None = None,
 ) -> AttentionPicture:
-    """Show where every head looks, on one sequence.
+    """Show the attention pattern of every head on one sequence.
 
     `source` is a run (or its path) or any TransformerLens model. For a run, `step` is a kept step, several of them, or a
     choice such as "every:5"; with more than one step the picture has a slider, and by default it has up to twenty. `tokens`
     are a TokenBatch (of which `row` is shown), a text, or the ids of one sequence; by default a held-out sequence of the
-    run's task. For a model, `tokens` are ids and `labels` their spelling. The first `length` positions are shown.
+    run's task. For a model, `tokens` are ids and `labels` their text. The first `length` positions are shown.
 
     Raises:
         BirthlensError: for steps, heads or tokens that do not exist, or a model without tokens.
@@ -113,7 +123,7 @@ def show_attention(
         source = load_run(source)
     if isinstance(source, Run):
         if labels is not None:
-            raise BirthlensError("labels = ...: a run spells its own tokens; labels are for models.")
+            raise BirthlensError("labels = ...: a run has labels for its tokens; give labels only with a model.")
         frames = run_frames(source, _steps(source, step), tokens, row, chosen, length)
         return AttentionPicture(frames, title or f"Attention in {source.path.name}")
     if tokens is None or isinstance(tokens, str):
@@ -169,8 +179,8 @@ def _steps(run: Run, step: int | str | Sequence[int] | None) -> list[int]:
 def _strip(frames: AttentionFrames) -> str:
     tokens = []
     for token, roles in zip(frames.tokens, frames.roles, strict=True):
-        marks = "".join(f'<span class="bl-mark bl-of-{role}">{ROLE_LABELS[role][0]}</span>' for role in roles)
-        said = ", ".join(ROLE_LABELS[role][1] for role in roles)
+        marks = "".join(f'<span class="bl-mark bl-of-{role}">{ROLE_MARKS[role][0]}</span>' for role in roles)
+        said = ", ".join(ROLE_MARKS[role][1] for role in roles)
         classes = " ".join(["bl-token", *(f"bl-{role}" for role in roles)])
         label = escape(f"{token}, {said}" if said else token)
         tokens.append(
@@ -186,7 +196,7 @@ def _legend(frames: AttentionFrames) -> str:
         return ""
     items = "".join(
         f'<li><span class="bl-of-{role}">{mark}</span> {escape(said)}</li>'
-        for role, (mark, said) in ROLE_LABELS.items()
+        for role, (mark, said) in ROLE_MARKS.items()
         if role in present
     )
     return f'<ul class="bl-legend" aria-label="marks">{items}</ul>'

@@ -1,4 +1,4 @@
-"""A run as one frame of a terminal: sparklines of loss, accuracy and recalls, how far it is and how long it will take."""
+"""A run as one frame in a terminal: sparklines of loss, accuracy and recall, progress, and the remaining time."""
 
 from __future__ import annotations
 
@@ -64,9 +64,10 @@ def duration(seconds: float) -> str:
 
 @dataclass
 class Watch:
-    """Draw a run, again and again; recalls of steps seen before are remembered.
+    """Draw a run repeatedly; the recalls of earlier steps are kept.
 
-    `width` is that of a sparkline; where the terminal is `height` lines high, what does not fit is left out and said to be.
+    `width` is that of a sparkline; rows that do not fit a terminal of `height` lines are left out, with a
+    note.
     """
 
     run: Run
@@ -83,7 +84,7 @@ class Watch:
             return False
 
     def frame(self, now: float | None = None) -> Group:
-        """Return what there is to see now."""
+        """Return the current frame."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -109,7 +110,7 @@ class Watch:
         room = len(rows) if self.height is None else max(1, self.height - 5)
         for row in rows[:room]:
             table.add_row(*row)
-        left = [Text(f"{len(rows) - room} more in a higher terminal", style="dim")] if len(rows) > room else []
+        left = [Text(f"{len(rows) - room} more rows in a taller terminal", style="dim")] if len(rows) > room else []
         return Group(head, Text(self.progress(steps, now)), table, *left)
 
     def rows(self, steps: Sequence[int]) -> list[tuple[str, str, str, str]]:
@@ -129,7 +130,7 @@ class Watch:
         return out + self._recall_rows(steps)
 
     def progress(self, steps: Sequence[int], now: float | None = None) -> str:
-        """Say how far the run is, how fast it goes, and how long the rest will take."""
+        """Describe progress, speed and remaining time."""
         planned = self.run.config.training.steps
         last = steps[-1]
         done = f"step {last} of {planned}, {len(steps)} checkpoints"

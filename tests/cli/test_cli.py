@@ -1,6 +1,7 @@
 """The command line: what it prints, what it refuses, and what it does not import."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from birthlens.cli import HOMES, Commands, group, main
+from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
+from birthlens.runs.run import load_run
 
 TINY = ["corpus.source=markov", "corpus.vocabulary=12", "task.context=24", "task.n_triggers=3", "model.d_model=16",
         "training.steps=12", "training.batch_size=8", "checkpoints.every=4", "evaluation.batch_size=8"]  # fmt: skip
@@ -235,3 +238,18 @@ def test_start_up_imports_little(run: Any) -> None:
     probed = modules_after(RUN_MAIN, ["probe", run, "--format", "csv"])
     assert not {"torch", "transformer_lens", "pandas", "jaxtyping", "numpy.ma", "birthlens.cli.causal"} & probed
     assert "transformer_lens" not in modules_after(RUN_MAIN, ["probe", run, "--what", "behaviour"])
+
+
+def test_a_held_out_loss_worse_than_uniform_is_told(tmp_path: Path) -> None:
+    words = ["train", str(tmp_path / "a"), *TINY, "training.steps=4", "optimiser.learning_rate=3"]
+    done = CliRunner().invoke(group, words, catch_exceptions=False)
+    metrics = load_run(tmp_path / "a").metrics().query("split == 'held_out' and metric == 'global_loss'")
+    assert metrics.sort_values("step")["value"].iloc[-1] > math.log(12)
+    assert "the held-out loss on global positions" in done.stderr and "uniform guessing (2.485)" in done.stderr
+
+
+def test_a_mistyped_command_or_key_gets_a_suggestion() -> None:
+    done = CliRunner().invoke(group, ["trian", "x"])
+    assert done.exit_code == 2 and "No such command 'trian'. Did you mean train?" in done.output
+    with pytest.raises(BirthlensError, match=r"Did you mean steps\?"):
+        RunConfig.parse({}, ["training.stesp=3"])

@@ -20,8 +20,8 @@ from birthlens.tasks.predictors.scores import reference_table
 from birthlens.viz import figures
 from birthlens.viz.attention_frames import AttentionFrames, run_frames
 from birthlens.viz.figures import gallery
-from birthlens.viz.figures.heatmaps import printable
-from birthlens.viz.figures.style import ENDINGS
+from birthlens.viz.figures.style import COLOURS, ENDINGS
+from birthlens.viz.figures.tick_labels import printable
 
 
 def texts(figure: Any) -> Any:
@@ -158,7 +158,7 @@ def test_a_ledger_stacks_to_one_and_keeps_the_small_cells_together() -> None:
     rows += [(20, "M", "previous", "association", float("nan"))]
     figure = figures.ledger_areas(pd.DataFrame(rows, columns=["step", "matrix", "family", "kind", "share"]))
     labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]  # type: ignore[union-attr]
-    assert labels == ["residual", "2 smaller cells", "cell c", "cell b", "cell a", "previous"]
+    assert labels == ["residual", "the 2 smaller cells", "cell c", "cell b", "cell a", "previous"]
     top = max(path.vertices[:, 1].max() for collection in figure.axes[0].collections for path in collection.get_paths())  # type: ignore[index, union-attr]
     assert top == pytest.approx(1.0)
 
@@ -216,6 +216,36 @@ def test_a_sweep_averages_seeds_and_a_map_refuses_doubles() -> None:
     np.testing.assert_allclose(figure.axes[0].images[0].get_array(), [[0.3, 1.0]])  # type: ignore[arg-type]
     with pytest.raises(BirthlensError, match="several rows share one x and y"):
         figures.heatmap(table, "x", "y")
+
+
+def test_rows_that_differ_in_a_column_nobody_chose_are_refused_until_one_is_chosen() -> None:
+    roles = (("in_context", 1.0), ("all", 2.0))
+    rows = [(step, "L0H0", role, "accuracy", value) for step in (0, 10) for role, value in roles]
+    table = pd.DataFrame(rows, columns=["step", "case", "role", "metric", "value"])
+    said = r"share one case and step; they differ in role\. Choose one with --option role="
+    with pytest.raises(BirthlensError, match=said):
+        gallery.draw_table(table, "timeline")
+    figure = gallery.draw_table(table, "timeline", role="all")
+    assert drawn_lines(figure.axes[0])["L0H0"] == ([0, 10], [2.0, 2.0])
+    with pytest.raises(BirthlensError, match="option role = 'x': the column role holds in_context, all"):
+        gallery.draw_table(table, "timeline", role="x")
+
+
+def test_a_sweep_averages_seeds_but_no_other_setting() -> None:
+    rows = [(1, 0.1, 64, seed, 0.2 * seed) for seed in (1, 2)] + [(1, 0.1, 128, 1, 0.9)]
+    table = pd.DataFrame(rows, columns=["model.d_model", "rate", "task.context", "seeds.init", "accuracy"])
+    axes = {"x": "model.d_model", "y": "rate", "value": "accuracy"}
+    with pytest.raises(BirthlensError, match=r"they differ in task\.context"):
+        gallery.draw_table(table, "sweep", **axes)
+    figure = gallery.draw_table(table, "sweep", **axes, **{"task.context": "64"})
+    np.testing.assert_allclose(np.asarray(figure.axes[0].images[0].get_array()), [[0.3]])
+
+
+def test_a_head_has_the_colour_of_its_place_in_the_table() -> None:
+    rows = [(step, name, size * step) for name, size in (("L0H0", 0.1), ("L1H0", -0.9)) for step in (0, 10)]
+    figure = figures.timeline(pd.DataFrame(rows, columns=["step", "case", "value"]))
+    colours = {line.get_label(): line.get_color() for line in figure.axes[0].get_lines()}
+    assert [colours["L0H0"], colours["L1H0"]] == list(COLOURS[:2])
 
 
 def test_transplants_have_a_panel_a_matrix_with_the_models_step_upwards() -> None:
@@ -425,4 +455,6 @@ def test_a_figure_that_thins_its_steps_says_so(tmp_path: Path) -> None:
 
 def test_the_command_knows_the_kinds() -> None:
     assert tuple(gallery.KINDS) == seeing.RUN_KINDS
+    for kind in seeing.TABLE_KINDS:
+        assert f"\n    {kind} " in str(seeing.plot.help), kind
     assert tuple(gallery.TABLE_KINDS) == seeing.TABLE_KINDS

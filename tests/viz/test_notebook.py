@@ -20,7 +20,7 @@ from birthlens.cli import seeing
 from birthlens.errors import BirthlensError
 from birthlens.labels import legible
 from birthlens.runs.evaluation import evaluation_batch
-from birthlens.viz.attention_frames import LEVELS, ROLE_LABELS, AttentionFrames, ids_of
+from birthlens.viz.attention_frames import LEVELS, ROLE_MARKS, AttentionFrames, ids_of
 from birthlens.viz.html import circuitsvis_bundle, script_json
 from birthlens.viz.notebook import AttentionPicture, pictures_page, save_pictures, thinned
 
@@ -74,7 +74,7 @@ def test_roles_are_those_of_the_batch() -> None:
         assert ("trigger" in roles) == (seen == 1) and ("in_context" in roles) == (seen >= 2)
         assert ("output" in roles) == (t > 0 and int(batch.occurrence[1, t - 1]) > 0)
         assert ("absorbed" in roles) == bool(batch.absorbed[1, t])
-    assert frames.marked[0] == "".join(ROLE_LABELS[role][0] for role in frames.roles[0]) + frames.tokens[0]
+    assert frames.marked[0] == "".join(ROLE_MARKS[role][0] for role in frames.roles[0]) + frames.tokens[0]
 
 
 def test_a_text_of_ones_own_is_marked_by_the_fixed_triggers() -> None:
@@ -169,7 +169,7 @@ def test_thinned_steps_keep_both_ends(steps: Any, most: Any) -> None:
         ({"tokens": [0] * 99}, "the run's context holds 1 to 24"),
         ({"length": 0}, "length = 0: show at least 1 position"),
         ({"length": -5}, "length = -5"),
-        ({"labels": ["a"]}, "labels are for models"),
+        ({"labels": ["a"]}, "give labels only with a model"),
     ],
 )
 def test_what_cannot_be_shown_is_named(arguments: Any, message: Any) -> None:
@@ -227,3 +227,8 @@ def test_the_command_writes_one_page(tmp_path: Path) -> None:
         CliRunner().invoke(
             seeing.attention, [str(run().path), "--out", str(tmp_path / "a.png")], catch_exceptions=False
         )
+
+
+def test_the_repr_of_a_picture_is_one_short_line() -> None:
+    said = repr(birthlens.show_attention(run(), step="last"))
+    assert len(said) < 200 and "\n" not in said and "1 step, 2 heads, 24 tokens" in said

@@ -18,6 +18,7 @@ from resealing import replace
 from seeing_runs import KINDS, TINY, run, unfinished
 
 from birthlens.analysis.behaviour.trajectory import memories_over
+from birthlens.analysis.memories.order_tables import chosen_sets, onsets_table, scores_table
 from birthlens.cli import seeing
 from birthlens.config.presets import PRESETS, preset
 from birthlens.config.run import RunConfig
@@ -27,7 +28,8 @@ from birthlens.runs.run import Run
 from birthlens.viz.attention_frames import AttentionFrames
 from birthlens.viz.html import circuitsvis_bundle, escape
 from birthlens.viz.report import leads, report_page, write_report
-from birthlens.viz.report.charts import Chart, Level, Line, _ticks, number
+from birthlens.viz.report.charts import Chart, Curve, Level, number
+from birthlens.viz.report.charts import ticks as ticks_between
 from birthlens.viz.report.command_of_run import command
 from birthlens.viz.report.numbers import Facts
 
@@ -110,14 +112,14 @@ def test_curves_in_the_page_are_the_measured_ones() -> None:
 
 
 def test_a_number_is_spelled_the_same_wherever_it_stands() -> None:
-    html = Chart("t", [Line("model", [0, 9], [0.5, 0.9994957])]).html()
+    html = Chart("t", [Curve("model", [0, 9], [0.5, 0.9994957])]).html()
     data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', html)[1])  # type: ignore[index]
     assert data["series"][0]["shown"] == ["0.500", "0.999"]
     assert '<output data-series="0">0.999</output>' in html and "0.999 at step 9" in html
 
 
 def test_a_level_has_the_colour_of_its_line_and_keys_are_pieces_of_the_lines() -> None:
-    series = [Line("a", [0, 9], [0.0, 1.0]), Line("b", [0, 9], [0.0, 1.0], colour=3)]
+    series = [Curve("a", [0, 9], [0.0, 1.0]), Curve("b", [0, 9], [0.0, 1.0], colour=3)]
     html = Chart(
         "t", series, [Level("chance, b", 0.2, 3), Level("floor", 0.5), Level("chance", 0.1, neutral=True)]
     ).html()
@@ -155,7 +157,7 @@ def edge_rows(changes: Any) -> Any:
     return pd.DataFrame(rows, columns=columns)
 
 
-@pytest.mark.parametrize(("others", "said"), [(0, ""), (1, "The other one changes it"), (3, "The 3 others change it")])
+@pytest.mark.parametrize(("others", "said"), [(0, ""), (1, ""), (3, "The 14 largest changes of 17 are listed.")])
 def test_the_edges_listed_are_those_that_change_most_either_way(
     monkeypatch: pytest.MonkeyPatch, others: Any, said: Any
 ) -> None:
@@ -164,16 +166,17 @@ def test_the_edges_listed_are_those_that_change_most_either_way(
     changes = [0.5, *[-0.1] * 13, *[0.02] * others]
     monkeypatch.setattr(story, "edge_ablations_table", lambda *_, **__: edge_rows(changes[::-1]))
     table, sentence = story._edges(run())
-    assert table.index("+0.500") < table.index("-0.100") and "+0.020" not in table
-    assert ("at most as much" in table) == (said != "") and said in table
+    assert table.index("+0.500") < table.index("-0.100") and table.count("<small>+0.010 to +0.030") == (others == 1)
+    assert ("are listed" in table) == (said != "") and said in table
     assert f"layer {13 + others} head 0 (+0.500)" in sentence
-    assert "from head to head" not in table and "->" not in table
+    assert "between heads" not in table and "->" not in table
 
 
 def test_only_edges_between_heads_are_said_to_be_tested_with_several_heads() -> None:
     html, _ = page_of(run("full"), causal=True)
-    assert "Only edges from head to head are tested." in html
-    assert "No edge matters: of the 2 edges tested" in leads.edges(edge_rows([0.0, 0.005]))
+    assert "Only edges between heads are tested." in html
+    said = leads.edges(edge_rows([0.0, 0.005]))
+    assert "No edge matters: the 95 % interval of each of the 2 edges tested contains 0." in said
 
 
 def test_the_leads_are_the_runs_own() -> None:
@@ -189,8 +192,32 @@ def test_the_leads_are_the_runs_own() -> None:
         .query("metric == 'recall' and memory == 'output_memory' and candidates == 'all'")
     )
     passed = table[table["value"] > (1 + table["chance"]) / 2].sort_values("step")["step"]
-    said = f"the output memory (64 tokens) at step {passed.iloc[0]}" if len(passed) else "Not so far:"
-    assert said in leads.memories(facts)
+    said = f"at step {passed.iloc[0]}" if len(passed) else "not yet"
+    assert f"output memory (64 tokens) {said}" in leads.memories(facts)
+
+
+def test_births_in_the_report_are_those_of_the_order_over_runs() -> None:
+    onsets = chosen_sets(onsets_table(scores_table([run()])))
+    assert leads.births(onsets) in leads.memories(Facts(run()))
+    for row in onsets.to_dict("records"):
+        said = "not yet" if math.isnan(row["onset"]) else f"at step {row['onset']:.0f}"
+        assert said in leads.births(onsets)
+    tied = pd.DataFrame(
+        {"memory": ["output_memory", "trigger_memory", "prev_token_memory"], "onset": [10.0, 50.0, 50.0]}
+    )
+    assert leads.births(tied) == (
+        "Births: the output memory at step 10, the trigger memory and the previous-token memory at step 50 (a tie)."
+    )
+    assert leads.births(tied.assign(onset=math.nan)).startswith("Births: not yet the output memory or")
+
+
+def test_a_loss_worse_than_uniform_guessing_is_said() -> None:
+    class Diverged(Facts):
+        def series(self, metric: str, split: str = "held_out") -> tuple[list[int], list[float]]:
+            return [0, 9], [4.0, 6264.0 if metric == "global_loss" else 0.5]
+
+    assert "It is now above that of uniform guessing" in leads.birth(Diverged(run()))
+    assert "uniform guessing" not in leads.birth(Facts(run("full")))
 
 
 def test_the_lead_on_attention_names_who_looks_back_and_who_copies() -> None:
@@ -201,15 +228,15 @@ def test_the_lead_on_attention_names_who_looks_back_and_who_copies() -> None:
     roles = (("trigger",), ("output",), (), (), ("in_context",), ())
     frames = AttentionFrames((0, 7), ("L0H0", "L1H0"), tuple("axbcad"), roles, np.concatenate([back, copy], 1))
     assert leads.attention(frames) == (
-        "On this sequence, at step 7, L0H0 looks most at the token before (1.00 of its attention on average); where a "
-        "trigger returns, L1H0 looks most at what followed it earlier (1.00)."
+        "On this sequence, at step 7, L0H0 attends most to the previous token (1.00 of its attention on average); at "
+        "repeated triggers, L1H0 attends most to what followed the trigger earlier (1.00)."
     )
 
 
 def test_the_lead_on_heads_orders_them_by_what_their_loss_costs() -> None:
     rows = pd.DataFrame({"step": [0, 9, 9], "ablated": ["L0H0", "L0H0", "L1H0"], "change": [0.5, -0.2, -0.9]})
     assert leads.heads(rows) == (
-        "Taking one head out at step 9 changes in-context accuracy by -0.900 without layer 1 head 0, "
+        "Ablating one head at step 9 changes in-context accuracy by -0.900 without layer 1 head 0, "
         "-0.200 without layer 0 head 0."
     )
     assert leads.heads(rows.assign(change=0.0)).startswith("No head matters at step 9")
@@ -217,6 +244,8 @@ def test_the_lead_on_heads_orders_them_by_what_their_loss_costs() -> None:
 
 def test_a_comparison_says_when_each_run_learned() -> None:
     class Learned:
+        headline = ("in_context", "in-context")
+
         def __init__(self, *values: Any) -> None:
             self.values = values
 
@@ -258,7 +287,7 @@ def test_what_cannot_be_shown_gives_its_reason(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_one_layer_model_has_heads_but_no_edges() -> None:
     html, _ = page_of(run("one_layer"), causal=True)
-    assert "a model of one layer has no edge between heads" in html and "without a head" in html
+    assert "a one-layer model has no edges between heads" in html and "when a head is ablated" in html
 
 
 def test_a_comparison_shows_every_run_and_what_differs() -> None:
@@ -271,7 +300,7 @@ def test_a_comparison_shows_every_run_and_what_differs() -> None:
 
 def test_runs_that_cannot_be_compared_by_memory_are_named() -> None:
     html, _ = page_of(run(), run("full"))
-    assert "full: no two-layer simplified model" in html
+    assert "full: not a two-layer simplified model" in html
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -318,7 +347,7 @@ def test_the_command_of_a_real_run_makes_its_config() -> None:
 )
 def test_charts_draw_any_series_inside_their_frame(points: Any) -> None:
     points = sorted(points)
-    html = Chart("<t>", [Line("s", [s for s, _ in points], [v for _, v in points])], [Level("level", 1.0)]).html()
+    html = Chart("<t>", [Curve("s", [s for s, _ in points], [v for _, v in points])], [Level("level", 1.0)]).html()
     assert "&lt;t&gt;" in html and "nan" not in html.lower().replace("<svg", "")
     path = re.search(r'<path class="series c0" d="(.*?)"', html)[1]  # type: ignore[index]
     numbers = [tuple(map(float, pair.split())) for pair in re.findall(r"[ML]([-\d.]+ [-\d.]+)", path)]
@@ -328,7 +357,7 @@ def test_charts_draw_any_series_inside_their_frame(points: Any) -> None:
 
 @given(st.floats(-1e4, 1e4), st.floats(1e-3, 1e4))
 def test_ticks_are_few_and_inside(low: Any, span: Any) -> None:
-    ticks = _ticks(low, low + span)
+    ticks = ticks_between(low, low + span)
     assert 2 <= len(ticks) <= 6 and all(low - 1e-6 * span - 1e-9 <= t <= low + span * (1 + 1e-6) + 1e-9 for t in ticks)
 
 

@@ -47,7 +47,7 @@ def test_a_low_terminal_shows_what_fits_and_says_what_does_not() -> None:
     low = words(Watch(run(), height=12)).splitlines()
     assert len(low) <= 11
     assert [line.split() for line in low[:-1]] == [line.split() for line in whole[: len(low) - 1]]
-    assert low[-1].strip() == f"{len(whole) - len(low) + 1} more in a higher terminal"
+    assert low[-1].strip() == f"{len(whole) - len(low) + 1} more rows in a taller terminal"
     assert "1 layer," in words(Watch(run("one_layer")))
     assert any(line.startswith("previous-token recall") for line in whole)
 

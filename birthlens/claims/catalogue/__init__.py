@@ -57,6 +57,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="unseen-outputs",
+        variant=True,
         sentence="What was trained on outputs from three quarters of the tokens also copies outputs from the last quarter.",
         statistic=behaviours.unseen_outputs,
         cases={"run": ("task.split=train",)},
@@ -127,6 +128,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="tokens-sqrt-batch",
+        variant=True,
         sentence="Formation takes tokens in proportion to the square root of the batch size.",
         statistic=behaviours.exponent,
         settings={"over": "training.batch_size"},
@@ -137,6 +139,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="tokens-context",
+        variant=True,
         sentence="Formation takes tokens in proportion to the context length.",
         statistic=behaviours.exponent,
         settings={"over": "task.context"},
@@ -145,6 +148,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="steps-quadratic-context",
+        variant=True,
         sentence="Emergence takes steps in proportion to the square of the context length.",
         statistic=behaviours.exponent,
         settings={"over": "task.context"},

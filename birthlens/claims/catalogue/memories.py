@@ -13,6 +13,7 @@ FREEZE = 200
 def _order(kind: str, how: str, statistic: Statistic, case: tuple[str, ...]) -> Claim:
     return Claim(
         id=f"order-{kind}" + ("" if how == "onset" else f"-{how}"),
+        variant=how != "onset",
         sentence=f"With {kind} triggers the output memory is born first, then the trigger memory, then the previous-token "
         f"memory, by {'onset of the standardised score' if how == 'onset' else 'half-height crossings of raw recall'}.",
         statistic=statistic,

@@ -18,6 +18,18 @@ _RECOVERED = (
 )
 
 
+VARIANTS = {
+    "three-steps-unprojected",
+    "three-steps-naive",
+    "three-steps-gaussian",
+    "three-steps-bigrams",
+    "first-step-from-counts",
+    "first-step-orthogonal",
+    "first-step-orthogonal-frequency",
+}
+"""Claims that change an assumption of the theory, to see which ones it needs."""
+
+
 def _three(
     id: str,
     sentence: str,
@@ -30,6 +42,7 @@ def _three(
         small["order"] = tuple(order)
     return Claim(
         id=id,
+        variant=id in VARIANTS,
         sentence=sentence,
         statistic=theory.three_steps,
         settings=small,
@@ -41,6 +54,7 @@ def _three(
 def _first(id: str, sentence: str, init: str, expectations: tuple[Expectation, ...]) -> Claim:
     return Claim(
         id=id,
+        variant=id in VARIANTS,
         sentence=sentence,
         statistic=theory.first_step,
         settings={"widths": (64, 512), "context": 64, "sequences": 512, "init": init},

@@ -65,7 +65,7 @@ birthlens.attention = (id) => {
     });
     const best = weights.map((w, key) => [w, key]).sort((a, b) => b[0] - a[0]).slice(0, 3).filter(([w]) => w >= 0.005);
     const words = best.map(([w, key]) => `${data.tokens[key]} at ${key} (${w.toFixed(2)})`);
-    reading.textContent = `${data.heads[head]}, from ${data.tokens[query]} at ${query}: looks at ${words.join(", ")}`;
+    reading.textContent = `${data.heads[head]}, from ${data.tokens[query]} at ${query}: attends to ${words.join(", ")}`;
   };
   const choose = (position, focus) => {
     query = position;
@@ -78,17 +78,21 @@ birthlens.attention = (id) => {
     waiting = true;
     requestAnimationFrame(() => { waiting = false; update(pattern()); });
   };
-  // Small pictures of all heads: white to blue, what is masked in grey.
+  // Small pictures of all heads: white (dark on dark pages) to blue, what is masked in grey.
+  const dark = matchMedia("(prefers-color-scheme: dark)");
   const sketch = () => thumbs.forEach((thumb, of) => {
     const context = thumb.querySelector("canvas").getContext("2d"), image = context.createImageData(n, n);
+    const [none, all, hidden] = dark.matches
+      ? [[24, 27, 32], [110, 185, 255], [52, 56, 63]] : [[255, 255, 255], [8, 81, 156], [236, 236, 236]];
     for (let i = 0; i < n * n; i += 1) {
       const query = Math.floor(i / n), key = i % n, share = at(step, of, query, key);
       const masked = data.causal && key > query;
-      const colour = masked ? [236, 236, 236] : [8, 81, 156].map((c) => Math.round(255 + (c - 255) * share));
+      const colour = masked ? hidden : all.map((c, k) => Math.round(none[k] + (c - none[k]) * share));
       image.data.set([...colour, 255], i * 4);
     }
     context.putImageData(image, 0, 0);
   });
+  dark.addEventListener("change", () => sketch());
   const look = (place, focus) => {
     head = place;
     headBox.selectedIndex = head;

@@ -44,11 +44,13 @@ window.birthlens = window.birthlens || {};
     svg.addEventListener("pointermove", (event) => { if (event.buttons) point(event); });
   });
 
-  // Blue, white, red: 0 to 254 with 127 in the middle.
-  const blue = [33, 102, 172], red = [178, 24, 43];
+  // Blue, paper, red: 0 to 254 with 127 in the middle. On dark pages the middle is dark, and the ends are bright.
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const light = { middle: [255, 255, 255], low: [33, 102, 172], high: [178, 24, 43] };
+  const night = { middle: [27, 30, 36], low: [86, 170, 255], high: [255, 120, 96] };
   const colour = (byte) => {
-    const share = (byte - 127) / 127, end = share < 0 ? blue : red;
-    return end.map((c) => Math.round(255 + (c - 255) * Math.abs(share)));
+    const share = (byte - 127) / 127, of = dark.matches ? night : light, end = share < 0 ? of.low : of.high;
+    return end.map((c, i) => Math.round(of.middle[i] + (c - of.middle[i]) * Math.abs(share)));
   };
   document.querySelectorAll("figure.table").forEach((figure) => {
     const data = JSON.parse(figure.querySelector("script").textContent);
@@ -70,6 +72,7 @@ window.birthlens = window.birthlens || {};
       read();
     };
     listeners.push(draw);
+    dark.addEventListener("change", () => draw(data.steps[frame]));
     const go = (r, c) => { row = Math.max(0, Math.min(n - 1, r)); column = Math.max(0, Math.min(m - 1, c)); read(); };
     canvas.addEventListener("pointermove", (event) => {
       const box = canvas.getBoundingClientRect();

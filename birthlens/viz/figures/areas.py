@@ -1,4 +1,4 @@
-"""What a matrix is made of, over training: a ledger as stacked areas."""
+"""Shares of each matrix over training, as stacked areas."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from birthlens.errors import BirthlensError
-from birthlens.labels import counted, in_words
-from birthlens.viz.figures.style import COLOURS, columns_needed, label, legend_under, panels, styled
+from birthlens.labels import in_words
+from birthlens.viz.figures.style import COLOURS, columns_needed, label, legend_under, mixed_columns, panels, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,14 +24,15 @@ def ledger_areas(table: pd.DataFrame) -> Figure:
 
     The table is that of `ledger_tables.ledger_table`, or of `paper_ledger_table` with its column reading: columns step,
     matrix, family, kind ("association", "cell", "residual"), share. Named associations lie at the bottom in full colour;
-    the largest cells follow, the small ones as one; the residual is grey. Steps where the matrix is still zero are left out;
-    a single step is drawn as a bar.
+    the largest cells follow, then the sum of the small ones; the residual is grey. Steps where the matrix is still
+    zero are left out; a single step is drawn as a bar.
 
     Raises:
         BirthlensError: where all matrices are zero at all steps.
     """
     columns_needed(table, "matrix", "family", "kind", numeric=("step", "share"))
     keys = ["matrix", "reading"] if "reading" in table else ["matrix"]
+    mixed_columns(table, [*keys, "family", "step"])
     groups = list(table.dropna(subset=["share"]).groupby(keys, sort=False))
     if not groups:
         raise BirthlensError("the table has no share: at these steps every matrix is still zero.")
@@ -67,17 +68,19 @@ def _bands(wide: pd.DataFrame, kinds: dict[str, str]) -> tuple[list[np.ndarray],
     cells = sorted(
         (family for family in families if kinds[family] == "cell"), key=lambda f: -float(np.max(wide[f].to_numpy()))
     )
-    large = cells[:MOST_CELLS]
-    small = cells[MOST_CELLS:]
+    # A single small cell is shown by its name; several are added up.
+    shown = len(cells) if len(cells) == MOST_CELLS + 1 else MOST_CELLS
+    large = cells[:shown]
+    small = cells[shown:]
     rest = [family for family in families if kinds[family] not in ("association", "cell")]
     bands = [wide[family].to_numpy() for family in (*named, *large)]
     names = [*named, *large]
     colours = list(COLOURS[: len(named)])
-    tints = ("#9FB4C7", "#C3B59B", "#A9C4B4")
+    tints = ("#9FB4C7", "#C3B59B", "#A9C4B4", "#C9B3C6")
     colours += list(tints[: len(large)])
     if small:
         bands.append(wide[small].to_numpy().sum(1))
-        names.append(counted(len(small), "smaller cell"))
+        names.append(f"the {len(small)} smaller cells")
         colours.append("#D9D9D9")
     for family in rest:
         bands.append(wide[family].to_numpy())

@@ -19,6 +19,7 @@ from birthlens.viz.figures.style import (
     label,
     legend_below,
     legend_under,
+    mixed_columns,
     panels,
     styled,
 )
@@ -26,7 +27,8 @@ from birthlens.viz.figures.style import (
 if TYPE_CHECKING:
     import pandas as pd
 
-MEMORY_ORDER = ("output_memory", "trigger_memory", "prev_token_memory")
+MEMORIES = ("output_memory", "trigger_memory", "prev_token_memory")
+"""The three memories, in the order of their panels and colours."""
 
 
 @styled
@@ -36,13 +38,14 @@ def training_curves(
     roles: Sequence[str] = ("in_context", "global"),
     split: str = "held_out",
 ) -> Figure:
-    """Draw loss and accuracy over training, one column of panels a role, with the reference predictors as lines.
+    """Draw loss and accuracy over training, one column of panels for each role, with the reference predictors as lines.
 
     `metrics` has columns step, split, metric (as "in_context_loss"), value: `run.metrics()`. `references` has columns
-    predictor, role, metric ("loss", "accuracy"), value: `analysis.references.reference_table`.
+    predictor, role, metric ("loss", "accuracy"), value: `tasks.predictors.scores.reference_table`.
     """
     columns_needed(metrics, "split", "metric", numeric=("step", "value"))
     table = metrics[metrics["split"] == split]
+    mixed_columns(table, ["metric", "step"])
     shown = [role for role in roles if (table["metric"] == f"{role}_loss").any()]
     if not shown:
         raise BirthlensError(f"roles = {list(roles)}: none was measured on the split {split!r}.")
@@ -57,7 +60,7 @@ def training_curves(
             top = _top(series["value"], _floors(ax, references, names, role, metric))
             ax.set_title(f"{label(role)} {metric}")
             ax.set_ylim(bottom=0, top=1.02 if metric == "accuracy" else top)
-            ax.set_ylabel("nats" if metric == "loss" else "share right")
+            ax.set_ylabel("nats" if metric == "loss" else "share correct")
             _steps(ax, last=row == 1)
     handles = [Line2D([], [], color=COLOURS[0], label="model")]
     handles += [
@@ -93,7 +96,7 @@ def birth_panels(
         top = _top(series["value"], _floors(ax, references, names, "in_context", metric))
         ax.set_ylim(bottom=-0.02 * top, top=1.04 if metric == "accuracy" else top)
         ax.set_title(f"In-context {metric}")
-        ax.set_ylabel("nats" if metric == "loss" else "share right")
+        ax.set_ylabel("nats" if metric == "loss" else "share correct")
     if recalls is not None:
         _recalls_in_one(axes[0][2], recalls)
     for ax in axes[0]:
@@ -131,14 +134,15 @@ def recall_curves(
     metric: str = "recall",
     basis: str = "raw",
     candidates: Sequence[str] = ("all", "triggers", "first 64"),
-    memories: Sequence[str] = MEMORY_ORDER,
+    memories: Sequence[str] = MEMORIES,
 ) -> Figure:
-    """Draw what each memory recalls over training, one panel a memory, one line a set of candidates, chance dotted.
+    """Draw the recall of each memory over training: one panel each, a line for each set of candidates, chance dotted.
 
     The table is that of `recall_tables.memory_series`: columns step, memory, basis, metric, candidates, value, chance, n.
     """
     columns_needed(table, "memory", "basis", "metric", "candidates", numeric=("step", "value", "chance", "n"))
     table = table[(table["metric"] == metric) & (table["basis"] == basis)]
+    mixed_columns(table, ["memory", "candidates", "step"])
     shown = [name for name in memories if (table["memory"] == name).any()]
     if not shown:
         raise BirthlensError(
@@ -183,10 +187,13 @@ def timeline(
     if "metric" in table:
         table = table[table["metric"] == chosen]
         columns_needed(table, "step")
+    mixed_columns(table, [series, "step"])
     figure, axes = panels(1, 1, 5.6, 3.1)
     ax = axes[0][0]
     reach = table.groupby(series, sort=False)[value].agg(lambda values: float(np.nanmax(np.abs(values))))
-    leading = list(reach.sort_values(ascending=False, kind="stable").index[:most])
+    furthest = set(reach.sort_values(ascending=False, kind="stable").index[:most])
+    # Colours follow the order of the table, as in the report, so that a head has one colour everywhere.
+    leading = [name for name in reach.index if name in furthest]
     low, high = ("change_low", "change_high") if value == "change" else ("low", "high")
     for name, rows in table.groupby(series, sort=False):
         rows = rows.sort_values("step")
@@ -212,7 +219,7 @@ def timeline(
 
 
 def _floors(ax: Axes, references: pd.DataFrame | None, names: Sequence[str], role: str, metric: str) -> list[float]:
-    """Draw what reference predictors reach as lines, the same look for a name in every panel; return the values."""
+    """Draw the scores of the reference predictors as lines, in the same style in every panel; return the scores."""
     found: list[float] = []
     for number, name in enumerate(names):
         assert references is not None

@@ -1,4 +1,4 @@
-"""What `birthlens plot` can draw: of a run, by computing the table first; of a saved table, as it stands."""
+"""What `birthlens plot` draws: of a run, its tables are computed by `analysis` first; a saved table is drawn as it is."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def behaviour(run: Run, steps: Sequence[int]) -> Figure:
 
 
 def recall(run: Run, steps: Sequence[int]) -> Figure:
-    """What the three memories recall over training."""
+    """Recall of the three memories over training."""
     from birthlens.analysis.behaviour.trajectory import memories_over
 
     _paper_model(run, "recall")
@@ -62,11 +62,11 @@ def memories(run: Run, steps: Sequence[int]) -> Figure:
 
 
 def ledger(run: Run, steps: Sequence[int]) -> Figure:
-    """What the three matrices are made of, over training."""
+    """Shares of the three matrices' norms over training."""
     from birthlens.analysis.memories.ledger_tables import paper_ledger_table
 
     _paper_model(run, "ledger")
-    # What was there at the start is taken off, so the first step is read too.
+    # The value at the start is subtracted, so the first step is read too.
     read = sorted({run.steps[0], *steps})
     return figures.ledger_areas(paper_ledger_table(run.checkpoints(read), run.triggers))
 
@@ -111,7 +111,7 @@ def attention(run: Run, steps: Sequence[int]) -> Figure:
     """Attention of every head on one held-out sequence, at up to four steps."""
     from birthlens.viz.attention_frames import run_frames
 
-    return figures.attention_maps(run_frames(run, steps, length=40))
+    return figures.attention_maps(run_frames(run, steps, length=32))
 
 
 KINDS: dict[str, Callable[[Run, Sequence[int]], Figure]] = {
@@ -128,8 +128,8 @@ KINDS: dict[str, Callable[[Run, Sequence[int]], Figure]] = {
 }
 """What can be drawn of a run."""
 
-MOST_STEPS = {"memories": 1, "ledger": 12, "ablation": 12, "edges": 6, "patching": 1, "transplant": 6, "attention": 4}
-"""How many steps a kind draws at most, evenly spread; the one of the last step where it is one."""
+MOST_STEPS = {"memories": 1, "ledger": 12, "ablation": 12, "edges": 12, "patching": 1, "transplant": 6, "attention": 4}
+"""How many steps a kind draws at most, evenly spread; where this is 1, the last step."""
 
 TABLE_KINDS: dict[str, Callable[..., Figure]] = {
     "curves": figures.training_curves,
@@ -148,7 +148,7 @@ def draw(run: Run, kind: str, steps: Sequence[int]) -> Figure:
     """Draw one kind of figure of a run.
 
     Raises:
-        BirthlensError: for an unknown kind, or one that this model has nothing to show for.
+        BirthlensError: for an unknown kind, or one that does not exist for this model.
     """
     if kind not in KINDS:
         raise BirthlensError(
@@ -158,7 +158,7 @@ def draw(run: Run, kind: str, steps: Sequence[int]) -> Figure:
 
 
 def drawn_steps(run: Run, kind: str, steps: Sequence[int]) -> list[int]:
-    """Return which of the steps a kind of figure draws: all, or as many as it has room and time for."""
+    """Return which of the steps a kind of figure draws: all, or as many as fit."""
     most = MOST_STEPS.get(kind, len(steps))
     if kind == "attention" and run.config.model.n_layers * run.config.model.n_heads > HEADS_DOWN:
         most = 2
@@ -166,7 +166,10 @@ def drawn_steps(run: Run, kind: str, steps: Sequence[int]) -> list[int]:
 
 
 def draw_table(table: pd.DataFrame, kind: str, **options: str) -> Figure:
-    """Draw one kind of figure of a tidy table; options are the figure function's own (x, y, value, metric, title ...).
+    """Draw one kind of figure of a tidy table.
+
+    Options are the parameters of the figure function (x, y, value, metric, title ...). An option that is the name of another
+    column keeps the rows with that value: role=in_context.
 
     Raises:
         BirthlensError: for an unknown kind, an option the figure does not have, or a table that lacks a column.
@@ -176,10 +179,20 @@ def draw_table(table: pd.DataFrame, kind: str, **options: str) -> Figure:
             f"kind = {kind!r}: of a table there are {', '.join(TABLE_KINDS)}; of a run {', '.join(KINDS)}."
         )
     parameters = dict(list(signature(TABLE_KINDS[kind]).parameters.items())[1:])
+    chosen = {name: value for name, value in options.items() if name not in parameters and name in table.columns}
+    options = {name: value for name, value in options.items() if name not in chosen}
+    for name, value in chosen.items():
+        rows = table[table[name].map(str) == value]
+        if rows.empty:
+            there = ", ".join(map(str, list(dict.fromkeys(table[name]))[:8]))
+            raise BirthlensError(f"option {name} = {value!r}: the column {name} holds {there}.")
+        table = rows
     readers = {name: _READERS[_annotation(p)] for name, p in parameters.items() if _annotation(p) in _READERS}
     if unknown := [name for name in options if name not in readers]:
         valid = ", ".join(readers)
-        raise BirthlensError(f"option {unknown[0]} = {options[unknown[0]]!r}: kind {kind} has {valid}.")
+        raise BirthlensError(
+            f"option {unknown[0]} = {options[unknown[0]]!r}: kind {kind} has {valid}, and each column of the table."
+        )
     needed = [name for name, p in parameters.items() if p.default is Parameter.empty and name not in options]
     if needed:
         raise BirthlensError(f"kind = {kind!r}: say which column is {' and which is '.join(needed)}.")

@@ -3,46 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
-from matplotlib.textpath import text_to_path
 
 from birthlens.errors import BirthlensError
 from birthlens.labels import legible, shortened
 from birthlens.shapes import Float
-from birthlens.viz.attention_frames import ROLE_LABELS, AttentionFrames
+from birthlens.viz.attention_frames import ROLE_MARKS, AttentionFrames
 from birthlens.viz.figures.style import (
     DIVERGING,
     SEQUENTIAL,
-    Drawing,
     columns_needed,
     label,
     legend_below,
+    mixed_columns,
     panels,
     styled,
 )
+from birthlens.viz.figures.tick_labels import LINE_HEIGHT, SMALLEST_FONT, label_ticks, printable
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LONGEST_NAME = 24
-LONGEST_TOKEN = 10
-"""Characters of a label that are shown: of a row or column of any table, and of a token."""
+"""How many characters of the name of a row or column are shown."""
 
-LARGEST = 8.0
-SMALLER = 6.5
-SMALLEST = 5.5
-LINE = 1.3
-"""Font sizes of labels in points (the largest, the least before level labels are turned, the least of all), and lines."""
+LONGEST_TOKEN = 10
+"""How many characters of a token are shown."""
 
 HEADS_DOWN = 4
 """Attention maps of at most so many heads have a row for each; those of more have a block of rows for each step."""
@@ -91,18 +84,18 @@ def patching_map(
 
 @styled
 def transplant_map(table: pd.DataFrame, metric: str | None = None) -> Figure:
-    """Draw the outcome of giving a matrix of one step to the model of another, one panel a matrix.
+    """Draw a metric after a matrix of one step is put into the model of another, one panel for each matrix.
 
-    Columns: matrix, from_step, to_step, metric, value. The diagonal is the model untouched.
+    Columns: matrix, from_step, to_step, metric, value. The diagonal is the unchanged model.
     """
     columns_needed(table, "matrix", "from_step", "to_step", "metric", numeric=("value",))
     chosen = metric or str(table["metric"].iloc[0])
     table = table[table["metric"] == chosen]
     columns_needed(table, "matrix")
     matrices = list(dict.fromkeys(table["matrix"]))
-    low = float(table["value"].min())
-    high = float(table["value"].max())
-    limits = (0.0, 1.0) if "accuracy" in chosen or "recall" in chosen else (low, high)
+    limits = (float(table["value"].min()), float(table["value"].max()))
+    if chosen.endswith(("accuracy", "recall")):
+        limits = (0.0, 1.0)
     figure, axes = panels(1, len(matrices), 2.6, 2.7)
     image = None
     for ax, matrix in zip(axes[0], matrices, strict=True):
@@ -120,11 +113,13 @@ def transplant_map(table: pd.DataFrame, metric: str | None = None) -> Figure:
 def sweep_heatmap(
     table: pd.DataFrame, x: str, y: str, value: str = "value", metric: str | None = None, title: str | None = None
 ) -> Figure:
-    """Draw a sweep's outcome over two settings; several rows on one cell (seeds) are averaged."""
+    """Draw a sweep's results over two settings; the seeds of one cell are averaged."""
     columns_needed(table, x, y, numeric=(value,))
     if metric is not None:
+        columns_needed(table, "metric")
         table = table[table["metric"] == metric]
         columns_needed(table, x)
+    mixed_columns(table, [x, y], averaged=True)
     mean = table.groupby([x, y], sort=False)[value].mean().reset_index()
     return heatmap(mean, x, y, value, title or (label(metric) if metric else None))
 
@@ -133,7 +128,7 @@ def sweep_heatmap(
 def memory_heatmaps(tables: Mapping[str, pd.DataFrame], columns: int = 3) -> Figure:
     """Draw score tables of memories, one panel each: rows are inputs (queries), columns outputs, labels from the frame.
 
-    Each panel has its own scale, symmetric about the table's median, which a softmax does not see.
+    Each panel has its own scale, symmetric about the table's median; a softmax ignores that constant.
     """
     if not tables:
         raise BirthlensError("there is no memory table to draw; give at least one.")
@@ -146,7 +141,7 @@ def memory_heatmaps(tables: Mapping[str, pd.DataFrame], columns: int = 3) -> Fig
         image = _cells(ax, shifted, (-bound, bound), 0.0, False, LONGEST_TOKEN)
         ax.set_title(title)
         ax.set(xlabel=wide.columns.name or "output", ylabel=wide.index.name or "input")
-        figure.colorbar(image, ax=ax, shrink=0.8, label="score less median")
+        figure.colorbar(image, ax=ax, shrink=0.8, label="score minus median")
     for ax in flat[len(tables) :]:
         ax.set_axis_off()
     return figure
@@ -167,7 +162,9 @@ def attention_maps(frames: AttentionFrames, steps: Sequence[int] | None = None) 
     else:
         columns = next((n for n in (4, 3) if len(frames.heads) % n == 0), 4)
         shown = [(head, step) for step in chosen for head in frames.heads]
-    figure, axes = panels(-(-len(shown) // columns), columns, 2.35, 2.3, "compressed")
+    # Large enough that every token of a usual sequence keeps its label.
+    side = min(4.5, max(2.35, 0.7 + len(frames.tokens) * SMALLEST_FONT * LINE_HEIGHT * 1.08 / 72))
+    figure, axes = panels(-(-len(shown) // columns), columns, side, side, "compressed")
     tokens = [shortened(printable(token), LONGEST_TOKEN) for token in frames.marked]
     image = None
     flat = [ax for line in axes for ax in line]
@@ -179,7 +176,7 @@ def attention_maps(frames: AttentionFrames, steps: Sequence[int] | None = None) 
         _plain(ax)
         lowest = place + columns >= len(shown)
         leftmost = place % columns == 0
-        _ticks(ax, tokens if lowest else [], tokens if leftmost else [])
+        label_ticks(ax, tokens if lowest else [], tokens if leftmost else [])
     for ax in flat[len(shown) :]:
         ax.set_axis_off()
     assert image is not None
@@ -187,29 +184,15 @@ def attention_maps(frames: AttentionFrames, steps: Sequence[int] | None = None) 
     present = {role for roles in frames.roles for role in roles}
     if present:
         said = [
-            Line2D([], [], lw=0, label=f"{mark} {text}")
-            for role, (mark, text) in ROLE_LABELS.items()
-            if role in present
+            Line2D([], [], lw=0, label=f"{mark} {text}") for role, (mark, text) in ROLE_MARKS.items() if role in present
         ]
         legend_below(figure, said, 2 if columns < 4 else 4, handlelength=0, handletextpad=0)
     return figure
 
 
-def printable(text: str) -> str:
-    """Spell a label in characters that the figures' font has; others by their code points."""
-    known = _glyphs()
-    return "".join(c if ord(c) in known else f"U+{ord(c):04X}" for c in text).replace("$", r"\$")
-
-
-@cache
-def _glyphs() -> frozenset[int]:
-    return frozenset(get_font(findfont(FontProperties(family="DejaVu Sans"))).get_charmap())
-
-
 def _wide(table: pd.DataFrame, x: str, y: str, value: str) -> pd.DataFrame:
     columns_needed(table, x, y, numeric=(value,))
-    if table.duplicated([x, y]).any():
-        raise BirthlensError(f"several rows share one {x} and {y}; pick one metric (and step) first.")
+    mixed_columns(table, [x, y])
     wide = table.pivot(index=y, columns=x, values=value)
     # pivot sorts; text keeps the order of the table, numbers go up.
     rows, columns = (list(dict.fromkeys(table[name])) for name in (y, x))
@@ -235,7 +218,7 @@ def _cells(
     colours = SEQUENTIAL if centre is None else DIVERGING
     image = ax.imshow(values, vmin=low, vmax=high, cmap=colours, aspect="auto", interpolation="nearest")
     _plain(ax)
-    _ticks(ax, *([shortened(_name(name), longest) for name in names] for names in (wide.columns, wide.index)))
+    label_ticks(ax, *([shortened(_name(name), longest) for name in names] for names in (wide.columns, wide.index)))
     if numbers or (numbers is None and values.size <= 80):
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
@@ -251,55 +234,6 @@ def _plain(ax: Axes) -> None:
     for spine in ax.spines.values():
         spine.set_visible(False)
     ax.tick_params(length=0)
-
-
-def _ticks(ax: Axes, columns: Sequence[str], rows: Sequence[str]) -> None:
-    """Label columns and rows, as many as can be read once the panel has its size."""
-    for axis, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
-        # Until then the widest name holds the room.
-        axis.set_ticks([0] if names else [], [max(names, key=len)] if names else [])
-    figure = ax.figure
-    assert isinstance(figure, Drawing)
-    figure.fits.append(lambda: _fit(ax.xaxis, columns, ax.bbox.width / figure.dpi, across=True))
-    figure.fits.append(lambda: _fit(ax.yaxis, rows, ax.bbox.height / figure.dpi, across=False))
-
-
-def _fit(axis: Axis, names: Sequence[str], inches: float, across: bool) -> None:
-    """Label one axis: columns level where they fit, else upright; smaller, then fewer, where they would run together.
-
-    Consecutive numbers (positions) stay level and large, since those left out can be counted.
-    """
-    if not names:
-        return
-    pitch = 72 * inches / len(names)
-    size = LARGEST
-    every = 1
-    upright = False  # pitch in points
-    widest = max(_width(name) for name in names) + 0.6
-    counting = (
-        [*names] == [str(n) for n in range(int(names[0]), int(names[0]) + len(names))]
-        if names[0].isdecimal()
-        else False
-    )
-    if counting:
-        needed = size * (widest if across else LINE) / pitch
-        every = next((n for n in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64) if n >= needed), int(needed) + 1)
-    elif across and widest * SMALLER <= pitch:
-        size = min(LARGEST, pitch / widest)
-    else:
-        upright = across and widest > 1.6
-        size = max(SMALLEST, min(LARGEST, pitch / LINE))
-        every = max(1, int(np.ceil(size * LINE / pitch - 1e-6)))
-    kept = range(0, len(names), every)
-    axis.set_ticks(list(kept), [names[i] for i in kept])
-    axis.set_tick_params(labelsize=size, labelrotation=90 if upright else 0)
-
-
-@cache
-def _width(text: str) -> float:
-    """Return the width of a text in units of its font size."""
-    font = FontProperties(family="DejaVu Sans", size=100)
-    return float(text_to_path.get_text_width_height_descent(text.replace(r"\$", "$"), font, False)[0]) / 100
 
 
 def _name(value: object) -> str:

@@ -59,14 +59,14 @@ P = ParamSpec("P")
 
 
 class Drawing(Figure):
-    """A figure that notebooks show without pyplot; `fits` are called once its panels have their sizes."""
+    """A figure that notebooks show without pyplot; the functions in `fits` run once its panels have their sizes."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.fits: list[Callable[[], None]] = []
 
     def fit(self) -> None:
-        """Lay the panels out, then let what waits for their sizes be placed."""
+        """Lay out the panels, then place what depends on their sizes."""
         if self.fits:
             self.draw_without_rendering()
         while self.fits:
@@ -81,7 +81,7 @@ class Drawing(Figure):
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Make a function draw in this style, whatever style the caller's session has, which stays as it was."""
+    """Make a function draw in this style; the caller's own matplotlib style does not change."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -158,3 +158,44 @@ def columns_needed(table: pd.DataFrame, *names: str, numeric: Sequence[str] = ()
     for name in numeric:
         if table[name].dtype.kind not in "iufb":
             raise BirthlensError(f"column {name!r} holds {table[name].iloc[0]!r}; to be drawn it must hold numbers.")
+
+
+SEEDS = ("seed", "run", "path")
+"""Columns that tell the runs of one setting apart, besides those that begin with "seeds."."""
+
+
+def mixed_columns(table: pd.DataFrame, keys: Sequence[str], averaged: bool = False) -> None:
+    """Raise BirthlensError where several rows would be drawn at one place, naming the columns in which they differ.
+
+    `keys` are the columns that say where a row is drawn. With `averaged`, rows that differ in their seeds or in measured
+    numbers only may share a place.
+    """
+    doubles = table[table.duplicated(list(keys), keep=False)]
+    if doubles.empty:
+        return
+    where = " and ".join(keys)
+    others = [name for name in table.columns if name not in keys]
+    groups = doubles.groupby(list(keys), sort=False, dropna=False)
+    differing = [str(name) for name in others if (groups[name].nunique(dropna=False) > 1).any()]
+    settings = [name for name in differing if _is_setting(table, name) and name not in SEEDS]
+    if averaged and not settings:
+        return
+    if settings:
+        values = ", ".join(map(str, list(dict.fromkeys(doubles[settings[0]]))[:4]))
+        raise BirthlensError(
+            f"several rows share one {where}; they differ in {', '.join(settings)}. "
+            f"Choose one with --option {settings[0]}=VALUE (there are {values})."
+        )
+    if seeds := [name for name in differing if name in SEEDS or name.startswith("seeds.")]:
+        raise BirthlensError(
+            f"several rows share one {where}; they differ in {', '.join(seeds)}. "
+            f"Choose one with --option {seeds[0]}=VALUE, or average them first."
+        )
+    raise BirthlensError(f"several rows share one {where}; keep one row for each.")
+
+
+def _is_setting(table: pd.DataFrame, name: str) -> bool:
+    """Say whether a column says what was measured rather than the result: a text, a key such as model.d_model, a step."""
+    if name.startswith("seeds."):
+        return False
+    return "." in name or name == "step" or table[name].dtype.kind not in "iufb"

@@ -1,13 +1,13 @@
-"""One self-contained HTML page that tells a run's story, or compares several runs.
+"""One self-contained HTML page that describes a run, or compares several runs.
 
-    reproduce   the command that makes the run again
-    charts      line charts as inline SVG
-    numbers     the table of key numbers, each beside its chance level
-    story       one run: what was trained, the birth, the memories, the causal evidence, the attention
-    compare     several runs over one another
+    command_of_run  the command that repeats the run
+    charts          line charts as inline SVG
+    numbers         the table of key numbers, each with its chance level
+    story           one run: what was trained, the birth, the memories, the causal evidence, the attention
+    compare         several runs
 
-The page fetches nothing. Its script only moves the shared step cursor: without it everything but the attention patterns and
-the memory tables is there to read.
+The page loads nothing from the network. Its script moves the shared step cursor; without it, all but the attention patterns
+and the memory tables can be read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Line charts over training as inline SVG, readable without a script; the script adds the cursor and the values at it."""
+"""Line charts over training as inline SVG, readable without a script; the script adds the cursor and its values."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ LEFT = 48
 RIGHT = 14
 TOP = 12
 BOTTOM = 40
+"""Margins of the plot inside the picture."""
+
 COLOURS = 8
 LEVELS = 5
+"""How many colours report.css has for lines, and for horizontal levels."""
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line: a value at each step; values that are not finite leave a gap.
+class Curve:
+    """A value at each step; values that are not finite leave a gap.
 
-    `colour` is its place in the palette, by default that among the chart's lines.
+    `colour` is an index into the palette, by default the curve's place in the chart.
     """
 
     name: str
@@ -35,7 +38,7 @@ class Line:
 class Level:
     """One horizontal line, such as chance or a floor.
 
-    `of` is the palette's colour of the line that it belongs to; a `neutral` one belongs to all and has no colour.
+    `of` is the palette index of the curve that it belongs to; a `neutral` level belongs to all curves and has no colour.
     """
 
     name: str
@@ -49,7 +52,7 @@ class Chart:
     """A chart with lines over step and horizontal levels (chance, floors); `top` fixes the upper end."""
 
     title: str
-    series: Sequence[Line]
+    series: Sequence[Curve]
     levels: Sequence[Level] = ()
     top: float | None = None
     note: str = ""
@@ -100,9 +103,11 @@ class Chart:
         for line in self.series:
             finite = [(step, v) for step, v in zip(line.steps, line.values, strict=True) if math.isfinite(v)]
             if finite:
-                (s0, v0) = finite[0]
-                (s1, v1) = finite[-1]
-                said.append(f"{line.name} goes from {number(v0)} at step {s0} to {number(v1)} at step {s1}")
+                first_step, first = finite[0]
+                last_step, last = finite[-1]
+                said.append(
+                    f"{line.name} goes from {number(first)} at step {first_step} to {number(last)} at step {last_step}"
+                )
         said += [f"{level.name} lies at {number(level.value)}" for level in self.levels if math.isfinite(level.value)]
         return f"{self.title}: " + "; ".join(said) + "."
 
@@ -139,7 +144,7 @@ class Chart:
         low, high = self._range
         return TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
-    def _path(self, line: Line, first: int, last: int) -> str:
+    def _path(self, line: Curve, first: int, last: int) -> str:
         out = []
         drawing = False
         for step, value in zip(line.steps, line.values, strict=True):
@@ -154,11 +159,11 @@ class Chart:
     def _axes(self, first: int, last: int) -> str:
         low, high = self._range
         out = []
-        for tick in _ticks(low, high):
+        for tick in ticks(low, high):
             y = self._y(tick)
             out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             out.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-        for tick in _ticks(first, last, 5, whole=True):
+        for tick in ticks(first, last, 5, whole=True):
             x = LEFT + (tick - first) / max(1, last - first) * (WIDTH - LEFT - RIGHT)
             out.append(
                 f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{tick:g}</text>'
@@ -170,13 +175,13 @@ class Chart:
 
 
 def _key(classes: str) -> str:
-    """Draw a legend's key as a piece of the very line."""
+    """Draw the key of a legend entry in the style of its line."""
     line = f'<line class="{classes}" x1="0" x2="28" y1="4" y2="4"/>'
     return f'<svg class="key" viewBox="0 0 28 8" aria-hidden="true">{line}</svg>'
 
 
 def number(value: float) -> str:
-    """Round a value to what can be read at a glance.
+    """Round a value for display.
 
     Example:
         >>> number(0.99899), number(-4.158), number(123.4), number(float("nan"))
@@ -192,7 +197,8 @@ def _nice(width: float) -> float:
     return float(next(m * scale for m in (1, 2, 2.5, 5, 10) if width <= m * scale * (1 + 1e-9)))
 
 
-def _ticks(low: float, high: float, count: int = 4, whole: bool = False) -> list[float]:
+def ticks(low: float, high: float, count: int = 4, whole: bool = False) -> list[float]:
+    """Return about `count` round numbers between two values; with `whole`, whole ones."""
     step = _nice((high - low) / count) if high > low else 1.0
     step = math.ceil(step) if whole else step
     first = math.ceil(low / step - 1e-9)

@@ -1,4 +1,4 @@
-"""The report that lays several runs over one another."""
+"""The report that compares several runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from birthlens.errors import BirthlensError
 from birthlens.runs.run import Run
 from birthlens.viz.html import escape
 from birthlens.viz.report import leads
-from birthlens.viz.report.charts import Chart, Level, Line
+from birthlens.viz.report.charts import Chart, Curve, Level
 from birthlens.viz.report.command_of_run import command_of
 from birthlens.viz.report.numbers import Facts, key_numbers
 from birthlens.viz.report.page import document, progress, section, shown, skipped, spelled, table
@@ -38,13 +38,13 @@ def comparison(runs: Sequence[Run]) -> str:
         section("settings", "What differs", lambda: _settings(names, runs)),
         section("birth", "The birth", lambda: overlaid(names, facts)),
         section("memories", "The memories", lambda: _memories(names, facts)),
-        section("made", "To make them again", lambda: _commands(names, runs)),
+        section("made", "How to repeat them", lambda: _commands(names, runs)),
     ]
     return document(f"{len(runs)} runs compared", ", ".join(names), steps, sections)
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """Name each run by as much of its path as tells it from the others.
+    """Name each run by the shortest end of its path that is unique.
 
     Example:
         >>> from types import SimpleNamespace
@@ -89,7 +89,7 @@ def overlaid(names: Sequence[str], facts: Sequence[Facts]) -> str:
     """Return charts of what the runs measured, one line for each run."""
     charts = []
     for metric, title, top in MEASURED:
-        series = [Line(name, *one.series(metric), i) for i, (name, one) in enumerate(zip(names, facts, strict=True))]
+        series = [Curve(name, *one.series(metric), i) for i, (name, one) in enumerate(zip(names, facts, strict=True))]
         series = [line for line in series if line.values]
         if series:
             charts.append(Chart(title, series, top=top).html())
@@ -105,7 +105,7 @@ def _memories(names: Sequence[str], facts: Sequence[Facts]) -> str:
         (i, n, one) for i, (n, one) in enumerate(zip(names, facts, strict=True)) if is_paper_model(one.run.config.model)
     ]
     if not known:
-        return skipped("the three memories have known places in the two-layer simplified model only.")
+        return skipped("the three memories are defined for the two-layer simplified model only.")
     charts = []
     for memory, candidates, title in RECALLED:
         lines = []
@@ -113,14 +113,14 @@ def _memories(names: Sequence[str], facts: Sequence[Facts]) -> str:
         for colour, name, one in known:
             if candidates in one.readings(memory):
                 steps, values, chance = one.recall_series(memory, candidates)
-                lines.append(Line(name, steps, values, colour))
+                lines.append(Curve(name, steps, values, colour))
                 levels.append(Level(f"chance, {name}", chance, colour))
         if len({level.value for level in levels}) == 1:
             levels = [Level("chance", levels[0].value, neutral=True)]
         if lines:
             charts.append(Chart(title, lines, levels, 1.0).html())
     left = [name for name in names if name not in {name for _, name, _ in known}]
-    more = skipped(f"{', '.join(left)}: no two-layer simplified model.") if left else ""
+    more = skipped(f"{', '.join(left)}: not a two-layer simplified model.") if left else ""
     return f'<div class="grid">{"".join(charts)}</div>{more}'
 
 

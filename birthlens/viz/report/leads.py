@@ -1,4 +1,4 @@
-"""What a report says in words: a lead for each section, from the run's own numbers, and a glossary."""
+"""The sentences of a report: an introduction to each section, from the run's numbers, and a glossary."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from birthlens.errors import BirthlensError
 from birthlens.labels import counted, in_words, label, legible
 from birthlens.runs.run import Run
 from birthlens.viz.attention_frames import AttentionFrames
+from birthlens.viz.figures.curves import MEMORIES
 from birthlens.viz.html import escape
 from birthlens.viz.report.charts import number
 from birthlens.viz.report.numbers import REACHED, Facts, first_above
@@ -18,54 +20,57 @@ from birthlens.viz.report.numbers import REACHED, Facts, first_above
 if TYPE_CHECKING:
     import pandas as pd
 
-TABLE_SOURCES = {
+CORPUS_NAMES = {
     "embedded": "the character bigrams of Shakespeare",
     "text": "the bigrams of a text",
     "counts": "a table of bigrams",
     "markov": "a synthetic Markov chain",
 }
-MOST_NAMED = 3
-UNSEEN = 0.0005
-"""A smaller change is none at three decimals."""
+MOST_HEADS_NAMED = 3
+SMALLEST_CHANGE = 0.0005
+"""Smaller changes are 0 when rounded to three decimals."""
 
 GLOSSARY = (
     ("trigger, output", "A trigger is a token whose usual successor is overridden in a sequence: the output, a new one for "
      "each sequence, follows it every time."),
-    ("in-context target", "What follows a trigger from its second time on: known from the context, and from nothing else."),
-    ("global target", "What follows a token that is no trigger: it obeys the bigrams of the corpus."),
-    ("absorbed", "Positions from which the sequence runs through triggers indefinitely, because an output is itself a "
-     "trigger; copying is easy there, so the accuracy is also given without them."),
-    ("previous-token memory", "In layer 0: a position looks for the position before it."),
-    ("trigger memory", "In layer 1: a trigger looks for the place that comes right after its earlier self."),
+    ("in-context target", "What follows a trigger from its second time on: predictable from the context only."),
+    ("global target", "What follows a token that is not a trigger; it is drawn from the bigrams of the corpus."),
+    ("absorbed", "Positions from which every token is a trigger, because each trigger's output is itself a trigger. Copying "
+     "is easy there, so the accuracy is also given without them."),
+    ("previous-token memory", "In layer 0: a position attends to the position before it."),
+    ("trigger memory", "In layer 1: a trigger attends to the token after its earlier occurrence."),
     ("output memory", "In layer 1: attending to a token raises the probability of predicting that token."),
-    ("recall", "The share of a memory's queries whose right entry scores highest among n candidates. It is read from the "
-     "weights alone, and chance is that of a random choice."),
-    ("uniform, unigram, bigram", "Predictors that know nothing, the frequencies of tokens, or what follows each token in "
-     "the corpus."),
-    ("bag of tokens", "A predictor that knows which tokens a sequence holds and how often, but not in what order."),
-    ("Bayes-optimal", "The predictor that knows the task and all of the context. On average none beats it over all "
-     "positions together; at one kind of position alone another may."),
-    ("head, queries, keys, values", "A head lets each position look back: its queries are compared with the keys of earlier "
-     "positions, and the values of those that match are added."),
-    ("edge", "What one part of the model writes, as one other part reads it."),
+    ("birth", "A memory is born at the first kept step from which its score stays above that of shifted pairings: the right "
+     "entry minus the mean of the others, in standard deviations, against the same table with wrong partners. "
+     "`birthlens order` uses the same definition."),
+    ("recall", "The share of a memory's queries whose correct entry has the highest score among n candidates. It is read "
+     "from the weights alone; chance is 1/n."),
+    ("uniform, unigram, bigram", "Predictors that use no information, the frequencies of tokens, or the bigrams of the "
+     "corpus."),
+    ("bag of tokens", "A predictor that uses which tokens occur in the sequence and how often, but not their order."),
+    ("Bayes-optimal", "The predictor that knows the task and all of the context. It is the best on average over all "
+     "positions; at one kind of position another predictor may be better."),
+    ("head, queries, keys, values", "An attention head compares the query of each position with the keys of earlier "
+     "positions, and adds their values, weighted by the match."),
+    ("edge", "The output of one component of the model as the input of one other component."),
 )  # fmt: skip
-"""Words of the report and what they mean."""
+"""The terms of the report and their meanings."""
 
 
 def glossary() -> str:
-    """Return the words of the report as a list that can be folded out."""
+    """Return the glossary as a list that can be opened."""
     items = "".join(f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in GLOSSARY)
-    return f"<details><summary>Words</summary><dl>{items}</dl></details>"
+    return f"<details><summary>Terms</summary><dl>{items}</dl></details>"
 
 
 def trained(run: Run) -> str:
-    """Say what was trained, on what, to do what."""
+    """Describe the model, the task and the training."""
     config = run.config
     statistics = run.statistics
     model = config.model
     heads = f"{counted(model.n_layers, 'layer')} with {counted(model.n_heads, 'head')} each"
     labels = [legible(token) for token in statistics.vocab]
-    said = run.task.story(TABLE_SOURCES[config.corpus.source], labels)
+    said = run.task.story(CORPUS_NAMES[config.corpus.source], labels)
     scored = "Only these in-context targets were trained on." if config.training.loss == "in_context" else ""
     return (
         f"A {model.family} transformer of {heads} (width {model.d_model}) was trained to predict the next token in "
@@ -74,7 +79,7 @@ def trained(run: Run) -> str:
 
 
 def birth(facts: Facts) -> str:
-    """Say when the model learned to copy, and beside what that is to be seen."""
+    """Describe when the model learned to copy, and compare it with a bag of tokens."""
     headline, name = facts.headline
     steps, values = facts.series(f"{headline}_accuracy")
     said = []
@@ -85,12 +90,15 @@ def birth(facts: Facts) -> str:
         said.append(f"{name.capitalize()} accuracy {when} and is {number(values[-1])} at step {steps[-1]}.")
         if math.isfinite(bag):
             verb = "is more than" if values[-1] > bag else "is not more than"
-            said.append(f"That {verb} a bag of tokens reaches without any order ({number(bag)}).")
+            said.append(f"That {verb} a bag of tokens, which ignores order, can reach ({number(bag)}).")
     _, loss = facts.series("global_loss")
     if loss:
         moved = "falls" if loss[-1] < loss[0] else "rises"
         why = "" if facts.run.config.training.loss == "all" else ", on targets it was not trained on"
         said.append(f"Global loss {moved} from {number(loss[0])} to {number(loss[-1])}{why}.")
+        uniform = facts.reference("uniform", "global", "loss")
+        if loss[-1] > uniform:
+            said.append(f"It is now above that of uniform guessing ({number(uniform)}).")
     return " ".join(said)
 
 
@@ -108,68 +116,88 @@ def exceeded(names: Sequence[str], facts: Sequence[Facts]) -> str:
 
 
 def memories(facts: Facts) -> str:
-    """Say what the three memories do together, and in which order they pass the middle between chance and all right."""
-    passed: list[tuple[int, str]] = []
-    never: list[str] = []
-    for memory in ("output_memory", "trigger_memory", "prev_token_memory"):
+    """Describe the three memories, when each was born, and when its raw recall passed halfway to 1."""
+    said = (
+        "Three memories together copy what followed a trigger. The previous-token memory stores at each position which "
+        "token is before it; the trigger memory makes a repeated trigger attend to that position; the output memory "
+        "predicts the token at that position."
+    )
+    try:
+        said += f" {births(facts.births)}"
+    except BirthlensError:  # too few candidates for a null band
+        said += " They have too few candidates for a birth to be told from chance."
+    passed: list[str] = []
+    for memory in MEMORIES:
         read = facts.readings(memory)
         if not read:
             continue
         steps, values, chance = facts.recall_series(memory, read[0])
         above = first_above(steps, values, (1 + chance) / 2)
-        name = f"the {label(memory)} ({facts.queries(memory, read[0])})"
-        if above is None:
-            never.append(name)
+        when = "not yet" if above is None else f"at step {above}"
+        passed.append(f"{label(memory)} ({facts.queries(memory, read[0])}) {when}")
+    return f"{said} For comparison, raw recall first passes halfway between chance and 1: {', '.join(passed)}."
+
+
+def births(onsets: pd.DataFrame) -> str:
+    """Say in which order the memories of a run are born; onsets at one step are called a tie.
+
+    `onsets` has columns memory and onset, as `order_tables.chosen_sets` returns them for one run.
+
+    Example:
+        >>> import pandas as pd
+        >>> births(pd.DataFrame({"memory": ["output_memory", "trigger_memory"], "onset": [10.0, 50.0]}))
+        'Births: the output memory at step 10, the trigger memory at step 50.'
+    """
+    at: dict[float, list[str]] = {}
+    never: list[str] = []
+    for memory, step in zip(onsets["memory"], onsets["onset"], strict=True):
+        if math.isnan(step):
+            never.append(f"the {label(str(memory))}")
         else:
-            passed.append((above, f"{name} at step {above}"))
-    order = ", ".join(name for _, name in sorted(passed))
-    said = (
-        "Three memories together can copy what followed a trigger. The previous-token memory notes at each place which "
-        "token stands before it; the trigger memory lets a returning trigger look for the place so noted; the output memory "
-        "predicts the token that stands there."
-    )
-    if passed:
-        said += f" Their recall passes the middle between chance and all right in this order: {order}."
-    if never:
-        said += f" Not so far: {', '.join(never)}."
-    return said
+            at.setdefault(float(step), []).append(f"the {label(str(memory))}")
+    parts = [
+        f"{' and '.join(names)} at step {step:.0f}{' (a tie)' if len(names) > 1 else ''}"
+        for step, names in sorted(at.items())
+    ]
+    parts += [f"not yet {' or '.join(never)}"] if never else []
+    return f"Births: {', '.join(parts)}."
 
 
 def heads(table: pd.DataFrame) -> str:
-    """Say what removing a head costs at the last step; the table is that of `evidence.changes`."""
+    """Describe the effect of ablating each head at the last step; the table is that of `causal_tables.changes`."""
     last = table[table["step"] == table["step"].max()]
     last = last.reindex(last["change"].abs().sort_values(ascending=False, kind="stable").index)
     step = int(last["step"].iloc[0])
-    if last["change"].abs().max() < UNSEEN:
-        return f"No head matters at step {step}: taking out any one leaves in-context accuracy as it is."
+    if last["change"].abs().max() < SMALLEST_CHANGE:
+        return f"No head matters at step {step}: ablating any one leaves in-context accuracy unchanged."
     named = [
         f"{signed(float(row['change']))} without {in_words(str(row['ablated']))}"
-        for row in last.head(MOST_NAMED).to_dict("records")
+        for row in last.head(MOST_HEADS_NAMED).to_dict("records")
     ]
-    return f"Taking one head out at step {step} changes in-context accuracy by {', '.join(named)}."
+    return f"Ablating one head at step {step} changes in-context accuracy by {', '.join(named)}."
 
 
 def edges(table: pd.DataFrame) -> str:
-    """Say which edges matter; the table is that of `evidence.changes` at one step."""
+    """Describe which edges matter; the table is that of `causal_tables.changes` at one step."""
     clear = table[(table["change_low"] > 0) | (table["change_high"] < 0)]
     tested = counted(len(table), "edge")
     if clear.empty:
-        return f"No edge matters: of the {tested} tested none has a 95 % interval without 0."
+        return f"No edge matters: the 95 % interval of each of the {tested} tested contains 0."
     clear = clear.reindex(clear["change"].abs().sort_values(ascending=False, kind="stable").index)
     strongest = clear.iloc[0]
     return (
-        f"{len(clear)} of the {tested} tested matter (their 95 % intervals leave 0 out), most of all "
+        f"{len(clear)} of the {tested} tested matter (their 95 % intervals exclude 0). The largest effect is that of "
         f"{in_words(str(strongest['ablated']))} ({signed(float(strongest['change']))})."
     )
 
 
 def attention(frames: AttentionFrames) -> str:
-    """Say which head looks one place back, and which one looks at what followed a trigger earlier, at the last step."""
+    """Describe which head attends to the previous token, and which to the earlier output of a trigger, at the last step."""
     patterns = frames.patterns[-1]
     n = len(frames.tokens)
     back = np.stack([np.diagonal(pattern, -1) for pattern in patterns]).mean(1) if n > 1 else np.zeros(len(patterns))
     head = frames.heads[int(back.argmax())]
-    said = f"On this sequence, at step {frames.steps[-1]}, {head} looks most at the token before "
+    said = f"On this sequence, at step {frames.steps[-1]}, {head} attends most to the previous token "
     said += f"({back.max():.2f} of its attention on average)"
     copied = np.zeros((n, n), dtype=bool)
     for t, roles in enumerate(frames.roles):
@@ -179,14 +207,15 @@ def attention(frames: AttentionFrames) -> str:
     if returning.any():
         share = np.where(copied, patterns, 0.0).sum(-1)[:, returning].mean(1)
         said += (
-            f"; where a trigger returns, {frames.heads[int(share.argmax())]} looks most at what followed it earlier "
+            f"; at repeated triggers, {frames.heads[int(share.argmax())]} attends most to what followed the trigger "
         )
+        said += "earlier "
         said += f"({share.max():.2f})"
     return f"{said}."
 
 
 def signed(value: float) -> str:
-    """Spell a change with its sign.
+    """Format a change with its sign.
 
     Example:
         >>> signed(-0.5), signed(0.0)

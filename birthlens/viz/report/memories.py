@@ -26,7 +26,7 @@ LONGEST_LABEL = 6
 def memory_tables(run: Run, steps: Sequence[int]) -> str:
     """Return the memories' tables as canvases with their data; each keeps one colour scale over all steps.
 
-    Tables are shown less their median; larger ones than 96 entries a side are cut to the most frequent tokens.
+    The median of each table is subtracted; tables of more than 96 rows show the most frequent tokens only.
     """
     frames = [memory_frames(run, weights) for _, weights in run.checkpoints(steps)]
     order = np.argsort(-run.statistics.unigram, kind="stable")[:MOST_ENTRIES]

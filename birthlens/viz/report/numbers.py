@@ -1,4 +1,4 @@
-"""Key numbers of a run, each beside what chance and what the reference predictors reach."""
+"""Key numbers of a run, each with the scores of chance and of the reference predictors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from birthlens.analysis.behaviour.trajectory import memories_over
+from birthlens.analysis.memories.order_tables import chosen_sets, onsets_table, scores_table
 from birthlens.labels import counted, label
 from birthlens.runs.evaluation import evaluation_batch
 from birthlens.runs.run import Run
@@ -26,8 +27,8 @@ REACHED = 0.9
 class KeyNumber:
     """One number: its value, what chance gives, and the optimum (NaN where that has no meaning).
 
-    The optimum of a loss or an accuracy is the Bayes-optimal predictor's, which on average none beats over all positions
-    together, though at one kind of position alone another may; that of a recall is 1.
+    The optimum of a loss or an accuracy is that of the Bayes-optimal predictor, which is the best on average over all
+    positions (at one kind of position another predictor may be better); the optimum of a recall is 1.
     """
 
     name: str
@@ -39,7 +40,7 @@ class KeyNumber:
 
 @dataclass
 class Facts:
-    """What a run's pages and tables are made of, computed once each."""
+    """The data of a run's report, each computed once."""
 
     run: Run
     sequences: int = 32
@@ -76,6 +77,11 @@ class Facts:
         return role, self.run.task.shown_roles[role]
 
     @cached_property
+    def births(self) -> pd.DataFrame:
+        """Onsets of the memories, as `birthlens order` finds them: columns memory, candidates, onset."""
+        return chosen_sets(onsets_table(scores_table([self.run])))
+
+    @cached_property
     def recalls(self) -> pd.DataFrame:
         """Memory readings in the raw basis over the kept steps."""
         return memories_over(self.run, self.steps, bases=("raw",)).to_pandas()
@@ -108,17 +114,17 @@ class Facts:
         return [int(step) for step in rows["step"]], [float(v) for v in rows["value"]], chance
 
     def readings(self, memory: str) -> list[str]:
-        """List the candidate sets that say something about a memory of this run.
+        """List the candidate sets that are informative for a memory of this run.
 
-        The trigger memory of fixed triggers is read among them: the other tokens were never asked for, so that all triggers
-        right is K / N among all tokens.
+        With fixed triggers, the trigger memory is read among the triggers: no other token was ever a query, so recall among
+        all N tokens would be K / N at most.
         """
         rows = self.recalls[(self.recalls["memory"] == memory) & (self.recalls["metric"] == "recall")]
         found = [name for name in dict.fromkeys(rows["candidates"]) if "among" not in name]
         return [name for name in found if not (memory == "trigger_memory" and name == "all" and "triggers" in found)]
 
     def queries(self, memory: str, candidates: str) -> str:
-        """Say how many of what a reading asks for: "64 tokens", "5 triggers"."""
+        """Describe the queries of a reading: "64 tokens", "5 triggers"."""
         rows = self.recalls[(self.recalls["memory"] == memory) & (self.recalls["candidates"] == candidates)]
         noun = "trigger" if candidates == "triggers" else "position" if memory == "prev_token_memory" else "token"
         first = "first " if candidates.startswith("first") else ""
@@ -131,7 +137,7 @@ def first_above(steps: Sequence[int], values: Sequence[float], level: float) -> 
 
 
 def key_numbers(facts: Facts, memories: bool) -> list[KeyNumber]:
-    """Return the numbers that sum a run up; those of the three memories where `memories`."""
+    """Return the key numbers of a run; with `memories`, those of the three memories too."""
     out = []
     task = facts.run.task
     exact = task.shown_as(task.exact) if task.exact else ""

@@ -15,7 +15,7 @@ from birthlens.viz.report.charts import number
 
 
 def section(name: str, title: str, body: str | Callable[[], str], lead: str = "") -> str:
-    """Return a section; where its body cannot be made, the reason stands in its place."""
+    """Return a section; where its body cannot be computed, the reason is shown instead."""
     try:
         inner = body if isinstance(body, str) else body()
     except BirthlensError as error:
@@ -26,7 +26,7 @@ def section(name: str, title: str, body: str | Callable[[], str], lead: str = ""
 
 
 def skipped(reason: str) -> str:
-    """Return the note that stands where something could not be shown."""
+    """Return the note for a part that could not be shown."""
     return f'<p class="skipped">Not shown: {escape(reason)}</p>'
 
 
@@ -65,7 +65,7 @@ def framed(header: Sequence[str], rows: str, caption: str, classes: str, caption
 
 
 def corpus_facts(run: Run) -> list[tuple[str, str]]:
-    """Say what the run's chain is."""
+    """Describe the corpus and the triggers of a run."""
     statistics = run.statistics
     config = run.config.corpus
     triggers = run.trigger_ids
@@ -83,7 +83,7 @@ def corpus_facts(run: Run) -> list[tuple[str, str]]:
 
 
 def machine_facts(run: Run) -> list[tuple[str, str]]:
-    """Say what made the run."""
+    """List the engine and the versions that made the run."""
     engine = run.header["engine"]
     facts = [("engine", f"{engine['name']} ({engine['reason']}), {engine['threads']} threads")]
     return facts + [(name, str(version)) for name, version in run.header.get("versions", {}).items()]
@@ -95,7 +95,7 @@ def config_rows(run: Run) -> list[tuple[str, str]]:
 
 
 def spelled(value: Any) -> str:
-    """Spell a setting."""
+    """Format a setting."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
@@ -106,14 +106,14 @@ def spelled(value: Any) -> str:
 
 
 def shown(value: float) -> str:
-    """Spell a number of a table: steps whole, the rest rounded, nothing where there is nothing."""
+    """Format a number of a table: steps whole, others rounded, a dash for NaN."""
     if not math.isfinite(value):
         return "–"
     return str(int(value)) if value == int(value) and abs(value) >= 2 else number(value)
 
 
 def progress(run: Run) -> str:
-    """Say how far a run is."""
+    """Describe the progress of a run."""
     last = run.steps[-1]
     planned = run.config.training.steps
     if last >= planned:
@@ -136,6 +136,6 @@ def document(title: str, subtitle: str, steps: Sequence[int], sections: Sequence
 <main id="main">
 {chr(10).join(sections)}
 </main>
-<footer><p>Made by birthlens. This page holds everything it shows and fetches nothing.</p></footer>"""
+<footer><p>Made by birthlens. The page is self-contained and loads nothing from the network.</p></footer>"""
     own = f"<script>\n{asset('report.js')}\n</script>"
     return page(title, body, asset("attention.css") + asset("report.css"), f"{own}\n{scripts}")

@@ -1,4 +1,4 @@
-"""The scorecard as one self-contained page: every claim with its verdict, its effects as intervals, its cost and command."""
+"""The scorecard as one self-contained page: every claim with verdict, effects as intervals, cost and command."""
 
 from __future__ import annotations
 
@@ -13,36 +13,51 @@ from birthlens.claims.scorecard import Result, Scorecard
 from birthlens.claims.tiers import TIERS
 from birthlens.runs.files import versions
 from birthlens.viz.html import escape, write_page
-from birthlens.viz.report.charts import number
+from birthlens.viz.report.charts import number, ticks
 from birthlens.viz.report.page import document, framed, section, table
 
 SIGNS = {"pass": "✓ pass", "fail": "✗ fail", "inconclusive": "? inconclusive", "not yet run": "… not yet run",
          "not checked": "– not checked"}  # fmt: skip
 RULE = (
-    "A claim passes where the 95 % interval over seeds of each of its numbers lies wholly on the claimed side, "
-    "and fails where one lies wholly on the other. Dashed lines are bounds, dots are seeds, bars are the intervals."
+    "A claim passes if the 95 % interval over seeds of each of its numbers is entirely on the claimed side of the bound, "
+    "and fails if one is entirely on the other side. Dashed lines are bounds, dots are seeds, bars are intervals."
+)
+VARIANTS = (
+    "These are not statements of the papers. Each changes a condition, a probe or a scale of a claim, to see what it "
+    "depends on; a failure here says that the claim needs that condition."
 )
 WIDTH = 260
-HEIGHT = 34
+HEIGHT = 52
+MIDDLE = 17
+"""Size of the picture of one number, and the height of its interval; the axis is below."""
 
 
 def scorecard_page(card: Scorecard) -> str:
     """Return the page as one HTML document."""
-    found = {verdict: sum(result.verdict == verdict for result in card.results) for verdict in SIGNS}
-    counts = [f"{count} {verdict}" for verdict, count in found.items() if count or verdict in ("pass", "fail")]
-    sections = [section("verdicts", "Verdicts", _overview(card.results), RULE)]
+    ours = [result for result in card.results if result.claim.variant]
+    theirs = [result for result in card.results if not result.claim.variant]
+    counts = [f"Claims of the papers: {_counts(theirs)}"] if theirs else []
+    sections = []
+    if theirs:
+        sections.append(section("verdicts", "Claims of the papers", _overview(theirs), RULE))
+    if ours:
+        counts.append(f"Our variants: {_counts(ours)}")
+        sections.append(section("variants", "Our variants", _overview(ours), VARIANTS))
+    overviews = len(sections)
     for verdict, title in (("not yet run", "Not yet run"), ("not checked", "Not checked here")):
         rows = [(r.claim.id, r.claim.sentence, r.note()) for r in card.results if r.verdict == verdict]
         if rows:
             listed = table(("claim", "sentence", "why"), rows, title, "stacked")
             sections.append(section(verdict.replace(" ", "-"), title, listed))
-    sections[1:1] = [
-        section(result.claim.id, result.claim.sentence, _one(result)) for result in card.results if result.rows()
-    ]
+    details = "".join(_folded(result) for result in card.results if result.rows())
+    if details:
+        sections.insert(
+            overviews, section("details", "Each claim in detail", details, "Open a claim to see its numbers.")
+        )
     totals = [(name.replace("_", " "), f"{value:g}") for name, value in card.totals.items()]
     facts = [("command", card.command), *totals, *versions().items()]
-    sections.append(section("made", "To make it again", table(("", ""), facts, "What made this page", "facts")))
-    return document("Birth of a Transformer, claim by claim", "; ".join(counts), [], sections)
+    sections.append(section("made", "How to repeat it", table(("", ""), facts, "Command, cost and versions", "facts")))
+    return document("The memory viewpoint, claim by claim", ". ".join(counts), [], sections)
 
 
 def write_scorecard_page(card: Scorecard, path: Path) -> Path:
@@ -50,13 +65,27 @@ def write_scorecard_page(card: Scorecard, path: Path) -> Path:
     return write_page(path, scorecard_page(card))
 
 
+def _counts(results: Sequence[Result]) -> str:
+    found = {verdict: sum(result.verdict == verdict for result in results) for verdict in SIGNS}
+    return ", ".join(f"{count} {verdict}" for verdict, count in found.items() if count or verdict in ("pass", "fail"))
+
+
+def _folded(result: Result) -> str:
+    """Return one claim as a block that can be opened; a link to it opens it."""
+    summary = f"{escape(SIGNS[result.verdict])} · {escape(result.claim.sentence)}"
+    return (
+        f'<details class="claim"><summary>{summary}</summary>'
+        f'<div id="{escape(result.claim.id)}">{_one(result)}</div></details>'
+    )
+
+
 def _overview(results: Sequence[Result]) -> str:
-    """Tabulate all claims in columns that fit a telephone: verdict; claim, sentence and effects; cost."""
+    """Tabulate claims in columns that fit a phone: verdict; claim, sentence and effects; cost."""
     body = ""
     for result in results:
         name = escape(result.claim.id)
         link = f'<a href="#{name}">{name}</a>' if result.rows() else name
-        effects = "".join(f"<br>{escape(row['says'])}: {escape(_effect(row))}" for row in result.rows())
+        effects = "".join(f"<br>{escape(row['says'])}: <b>{escape(_effect(row))}</b>" for row in result.rows())
         cost = f"{result.cpu_seconds:.0f} s" if result.rows() else "–"
         body += (
             f'<tr><td class="verdict">{escape(SIGNS[result.verdict])}</td><th scope="row">{link}<br>'
@@ -99,7 +128,7 @@ def _command(result: Result) -> str:
 
 
 def _words(words: Sequence[str]) -> str:
-    """Join overrides; long lists of numbers are cut, since scorecard.json has them whole."""
+    """Join overrides; long lists of numbers are shortened (scorecard.json has all of them)."""
     return re.sub(r"\[(\d+, \d+, \d+)(?:, \d+)+, (\d+)\]", r"[\1, …, \2]", " ".join(words))
 
 
@@ -112,7 +141,7 @@ def _effect(row: dict[str, Any]) -> str:
 
 
 def _whisker(row: dict[str, Any], result: Result) -> str:
-    """Draw seeds as dots, the interval as a line, and the bounds as dashed lines."""
+    """Draw seeds as dots, the interval as a line and the bounds as dashed lines, above an axis with numbers."""
     seeds = [one.values.get(row["quantity"], math.nan) for one in result.measured]
     seeds = [value for value in seeds if math.isfinite(value)]
     expectation = next(one for one in result.claim.expectations if one.quantity == row["quantity"])
@@ -125,13 +154,19 @@ def _whisker(row: dict[str, Any], result: Result) -> str:
     def x(value: float) -> float:
         return (value - low + margin) / (high - low + 2 * margin) * WIDTH
 
-    middle = HEIGHT / 2
-    parts = [f'<line class="level l0" x1="{x(b):.1f}" x2="{x(b):.1f}" y1="2" y2="{HEIGHT - 2}"/>' for b in bounds]
+    bottom = 2 * MIDDLE
+    parts = [f'<line class="grid" x1="0" x2="{WIDTH}" y1="{bottom}" y2="{bottom}"/>']
+    for tick in ticks(low - margin, high + margin, 3):
+        # Labels at the ends are turned inwards, so that none is cut off.
+        anchor = "start" if x(tick) < 24 else "end" if x(tick) > WIDTH - 24 else "middle"
+        parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
+        parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{HEIGHT - 3}" text-anchor="{anchor}">{tick:g}</text>')
+    parts += [f'<line class="level l0" x1="{x(b):.1f}" x2="{x(b):.1f}" y1="2" y2="{bottom}"/>' for b in bounds]
     if math.isfinite(row["low"]):
         parts.append(
-            f'<line class="series c0" x1="{x(row["low"]):.1f}" x2="{x(row["high"]):.1f}" y1="{middle}" y2="{middle}"/>'
+            f'<line class="series c0" x1="{x(row["low"]):.1f}" x2="{x(row["high"]):.1f}" y1="{MIDDLE}" y2="{MIDDLE}"/>'
         )
-    parts += [f'<circle class="c0" cx="{x(v):.1f}" cy="{middle}" r="3.5" fill="var(--c0)"/>' for v in seeds]
+    parts += [f'<circle class="c0" cx="{x(v):.1f}" cy="{MIDDLE}" r="3.5" fill="var(--c0)"/>' for v in seeds]
     said = f"seeds {', '.join(map(number, seeds))}; bound {', '.join(f'{bound:g}' for bound in bounds)}"
     return (
         f'<div class="chart"><svg viewBox="0 0 {WIDTH} {HEIGHT}" style="width:{WIDTH}px;max-width:100%" role="img" '

@@ -16,7 +16,7 @@ from birthlens.viz import notebook
 from birthlens.viz.attention_frames import run_frames
 from birthlens.viz.html import escape
 from birthlens.viz.report import leads
-from birthlens.viz.report.charts import Chart, Level, Line
+from birthlens.viz.report.charts import Chart, Curve, Level
 from birthlens.viz.report.command_of_run import command_of
 from birthlens.viz.report.compare import overlaid, run_names
 from birthlens.viz.report.memories import memory_tables
@@ -46,9 +46,13 @@ def story(run: Run, causal: bool = True) -> str:
         section("numbers", "Key numbers", lambda: _numbers(facts)),
         section("birth", "The birth", lambda: _birth(facts)),
         section("memories", "The memories", lambda: _memories(facts)),
-        section("causes", "The causal evidence", (lambda: _causes(run)) if causal else skipped("left out on request.")),
-        section("attention", "Where the heads look", lambda: _attention(run)),
-        section("made", "To make it again", lambda: _made(run)),
+        section(
+            "causes",
+            "What the model uses: ablations",
+            (lambda: _causes(run)) if causal else skipped("left out on request."),
+        ),
+        section("attention", "Attention", lambda: _attention(run)),
+        section("made", "How to repeat it", lambda: _made(run)),
     ]
     if run.parent is not None:
         sections.insert(3, section("fork", "The fork and its parent", lambda: _fork(facts)))
@@ -70,9 +74,9 @@ def _numbers(facts: Facts) -> str:
     numbers = key_numbers(facts, is_paper_model(facts.run.config.model))
     rows = [(n.name, shown(n.value), shown(n.chance), shown(n.optimum)) for n in numbers]
     caption = (
-        "Measured on held-out sequences; recalls are read from the weights alone. Optimum: for loss and accuracy the "
-        "Bayes-optimal predictor, which on average none beats over all positions together, though at one kind of position "
-        "alone another may; for recall all right."
+        "Measured on held-out sequences; recall is read from the weights alone. Optimum: for loss and accuracy the "
+        "Bayes-optimal predictor, the best on average over all positions (at one kind of position another predictor may be "
+        "better); for recall, 1."
     )
     if approximation := facts.run.task.approximation:
         caption += f" {approximation}"
@@ -87,7 +91,7 @@ def _birth(facts: Facts) -> str:
             steps, values = facts.series(f"{role}_{metric}")
             if values:
                 levels = [Level(label(name), facts.reference(name, role, metric)) for name in facts.predictors]
-                series = [Line("model", steps, values)]
+                series = [Curve("model", steps, values)]
                 top = 1.0 if metric == "accuracy" else None
                 charts.append(
                     Chart(f"{said.capitalize()} {metric}{' (nats)' if metric == 'loss' else ''}", series, levels, top)
@@ -102,21 +106,21 @@ def _memories(facts: Facts) -> str:
         return _circuits(facts)
     charts = []
     for memory, said in (
-        ("output_memory", "Output memory: what is copied"),
-        ("trigger_memory", "Trigger memory: where to look"),
-        ("prev_token_memory", "Previous-token memory: one place back"),
+        ("output_memory", "Output memory: attended token to predicted token"),
+        ("trigger_memory", "Trigger memory: trigger to the token after it"),
+        ("prev_token_memory", "Previous-token memory: position t to t - 1"),
     ):
         series = []
         levels = []
         for colour, candidates in enumerate(facts.readings(memory)):
             steps, values, chance = facts.recall_series(memory, candidates)
             asked = facts.queries(memory, candidates)
-            series.append(Line(asked, steps, values, colour))
+            series.append(Curve(asked, steps, values, colour))
             levels.append(Level(f"chance, {asked}", chance, colour))
         if series:
             charts.append(Chart(f"{said} (recall)", series, levels, 1.0))
     shown_steps = notebook.thinned(facts.steps, FRAMES)
-    lead = "The score of every pair, less their median; each table keeps its scale over all steps."
+    lead = "The score of every pair, minus the median. The colour scale of each table is the same at all steps."
     return (
         f'<p>{escape(leads.memories(facts))}</p><div class="grid">{"".join(chart.html() for chart in charts)}</div>'
         f'<h3>As tables</h3><p>{lead}</p><div class="grid tables">{memory_tables(facts.run, shown_steps)}</div>'
@@ -124,55 +128,56 @@ def _memories(facts: Facts) -> str:
 
 
 def _circuits(facts: Facts) -> str:
-    """Chart the circuits that recall best at the end, for models whose memories have no known place."""
+    """Chart the circuits with the best recall at the end, for models without the three named memories."""
     from birthlens.analysis.behaviour.trajectory import memories_over
 
     steps = notebook.thinned(facts.steps, 8)
     read = memories_over(facts.run, steps, bases=("raw",)).to_pandas()
     read = read[(read["metric"] == "recall") & (read["n"] > 1)]
     if read.empty:
-        return skipped("this model has no circuit between two codebooks that pair.")
+        return skipped("this model has no circuit between two codebooks that can be paired.")
     last = read[read["step"] == steps[-1]].assign(over=lambda rows: rows["value"] - rows["chance"])
     names = list(last.sort_values("over", ascending=False, kind="stable")["memory"].drop_duplicates()[:6])
     series = []
     for name in names:
         rows = read[read["memory"] == name].drop_duplicates("step").sort_values("step")
-        series.append(Line(in_words(name), [int(s) for s in rows["step"]], [float(v) for v in rows["value"]]))
+        series.append(Curve(in_words(name), [int(s) for s in rows["step"]], [float(v) for v in rows["value"]]))
     chance = float(last["chance"].median())
-    note = "Every head was read in every basis that its layer's input holds; these recall best at the end."
+    note = (
+        "Each head was read between all token and position codebooks; these circuits have the best recall at the end."
+    )
     chart = Chart("Recall of the best circuits", series, [Level("chance", chance, neutral=True)], 1.0, note)
     return f'<div class="grid">{chart.html()}</div>'
 
 
 def _causes(run: Run) -> str:
     if not evaluation_batch(run, 8).in_context.any():
-        return skipped(
-            "no target of this task is known from the context only, so there is no in-context accuracy to lose."
-        )
+        return skipped("this task has no in-context targets, so there is no in-context accuracy to measure.")
     heads = changes(head_ablations_table(run, notebook.thinned(run.steps, 9)))
     series = [
-        Line(str(name), [int(s) for s in rows["step"]], [float(v) for v in rows["change"]])
+        Curve(str(name), [int(s) for s in rows["step"]], [float(v) for v in rows["change"]])
         for name, rows in heads.groupby("ablated", sort=False)
     ]
-    note = "Each head's output is replaced by its average over other sequences, at one step at a time."
-    chart = Chart("Change of in-context accuracy without a head", series, note=note).html()
+    note = "Each head's output is replaced by its mean over other sequences."
+    chart = Chart("Change of in-context accuracy when a head is ablated", series, note=note).html()
     edges, said = _edges(run)
     return f'<p>{escape(f"{leads.heads(heads)} {said}")}</p><div class="grid">{chart}{edges}</div>'
 
 
 def _edges(run: Run) -> tuple[str, str]:
-    """Return the table of the edges that matter most, and what it says in a sentence."""
+    """Return the table of the edges with the largest effects, and a sentence about it."""
     if run.config.model.n_layers == 1:
-        return skipped("a model of one layer has no edge between heads."), ""
+        return skipped("a one-layer model has no edges between heads."), ""
     edges = changes(edge_ablations_table(run, run.steps[-1:], n=16))
     edges = edges.reindex(edges["change"].abs().sort_values(ascending=False, kind="stable").index)
-    caption = f"Change of in-context accuracy at step {run.steps[-1]} where one edge is replaced by its average."
+    caption = f"Change of in-context accuracy at step {run.steps[-1]} when one edge is replaced by its mean."
     if run.config.model.n_heads > 1:
-        caption += " Only edges from head to head are tested."
-    if left := len(edges) - MOST_EDGES:
-        others = "The other one changes" if left == 1 else f"The {left} others change"
-        caption += f" {others} it by at most as much." if left > 0 else ""
-    body = "".join(_edge(row) for row in edges.head(MOST_EDGES).to_dict("records"))
+        caption += " Only edges between heads are tested."
+    # A table that is one row too long is shown whole.
+    listed = len(edges) if len(edges) <= MOST_EDGES + 1 else MOST_EDGES
+    if listed < len(edges):
+        caption += f" The {listed} largest changes of {len(edges)} are listed."
+    body = "".join(_edge(row) for row in edges.head(listed).to_dict("records"))
     return framed(("edge", "", "change, 95 % interval"), body, caption, "edges"), leads.edges(edges)
 
 
@@ -189,7 +194,7 @@ def _attention(run: Run) -> str:
     steps = notebook.thinned(run.steps, FRAMES)
     frames = run_frames(run, steps)
     picture = notebook.AttentionPicture(frames, "One held-out sequence")
-    how = "Click a token, or move with the arrow keys, to see where it looks."
+    how = "Click a token, or move with the arrow keys, to see what it attends to."
     return f"<p>{escape(leads.attention(frames))} {how}</p>{picture.html()}"
 
 
