@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from birthlens.errors import BirthlensError
 from birthlens.labels import counted, in_words, label, legible
 from birthlens.runs.run import Run
 from birthlens.viz.attention_frames import AttentionFrames
@@ -29,6 +28,9 @@ CORPUS_NAMES = {
 MOST_HEADS_NAMED = 3
 SMALLEST_CHANGE = 0.0005
 """Smaller changes are 0 when rounded to three decimals."""
+
+FEWEST_CANDIDATES = 4
+"""Fewer candidates leave no null band."""
 
 GLOSSARY = (
     ("trigger, output", "A trigger is a token whose usual successor is overridden in a sequence: the output, a new one for "
@@ -122,9 +124,9 @@ def memories(facts: Facts) -> str:
         "token is before it; the trigger memory makes a repeated trigger attend to that position; the output memory "
         "predicts the token at that position."
     )
-    try:
+    if min(len(facts.run.statistics), facts.run.config.task.context - 1) >= FEWEST_CANDIDATES:
         said += f" {births(facts.births)}"
-    except BirthlensError:  # too few candidates for a null band
+    else:
         said += " They have too few candidates for a birth to be told from chance."
     passed: list[str] = []
     for memory in MEMORIES:
