@@ -21,8 +21,9 @@ import traceback
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-import hostile
+import hostile  # type: ignore[import-not-found]
 
 MEMORY = 8 * 2**30
 """Bytes of address space of a process; PyTorch takes half of it."""
@@ -38,7 +39,7 @@ class HangError(BaseException):
     """A case took longer than its limit."""
 
 
-def case(seed, number, place, run):
+def case(seed: Any, number: Any, place: Any, run: Any) -> Any:
     """Run one case; return its kind, what became of it, and the message or traceback."""
     rng = random.Random(f"{seed} {number}")
     kind = rng.choice(KINDS)
@@ -55,7 +56,7 @@ def case(seed, number, place, run):
     return kind, "accepted", said or ""
 
 
-def judged(error):
+def judged(error: Any) -> Any:
     """Say what became of a case that raised: a refusal is a BirthlensError of one short sentence, or a lack of memory."""
     from birthlens.errors import BirthlensError
     from birthlens.system import out_of_memory
@@ -69,13 +70,13 @@ def judged(error):
     return "traceback", traceback.format_exc()
 
 
-def written(place, data, ending):
+def written(place: Any, data: Any, ending: Any) -> Any:
     path = Path(place) / f"input{ending}"
     path.write_bytes(data)
     return path
 
 
-def config(rng, place, _):
+def config(rng: Any, place: Any, _: Any) -> None:
     from birthlens.config.run import RunConfig
 
     found = RunConfig.load(written(place, *hostile.document(rng, hostile.CONFIG)))
@@ -84,7 +85,7 @@ def config(rng, place, _):
     found.to_yaml()
 
 
-def overrides(rng, place, _):
+def overrides(rng: Any, place: Any, _: Any) -> None:
     from birthlens.config.run import RunConfig
 
     words = hostile.arguments(random.Random(rng.random()), place, "run")
@@ -94,7 +95,7 @@ def overrides(rng, place, _):
     RunConfig.parse(hostile.CONFIG, changed).to_yaml()
 
 
-def sweep(rng, place, _):
+def sweep(rng: Any, place: Any, _: Any) -> None:
     from birthlens.training.grid import Grid
     from birthlens.training.sweep import run_path
 
@@ -103,7 +104,7 @@ def sweep(rng, place, _):
         run_path(found, place)
 
 
-def suite(rng, place, _):
+def suite(rng: Any, place: Any, _: Any) -> None:
     from birthlens.analysis.interventions.suite import Suite
     from birthlens.config.model import ModelConfig
     from birthlens.reading import read_mapping
@@ -114,15 +115,15 @@ def suite(rng, place, _):
     found.cases_for(ModelConfig(d_model=8))
 
 
-def corpus(rng, place, _):
+def corpus(rng: Any, place: Any, _: Any) -> None:
     statistics_used(written(place, hostile.corpus(rng), ".txt"))
 
 
-def counts(rng, place, _):
+def counts(rng: Any, place: Any, _: Any) -> None:
     statistics_used(written(place, *hostile.counts(rng)))
 
 
-def statistics_used(path):
+def statistics_used(path: Any) -> None:
     import numpy as np
 
     from birthlens.config.run import TaskConfig
@@ -138,7 +139,7 @@ def statistics_used(path):
         assert int(batch.tokens.min()) >= 0 and int(batch.tokens.max()) < len(statistics)
 
 
-def arguments(rng, place, run):
+def arguments(rng: Any, place: Any, run: Any) -> Any:
     """Run the command line in this process, and hold what it prints to the rules."""
     from birthlens.cli import main
 
@@ -151,7 +152,7 @@ def arguments(rng, place, run):
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main()
     except SystemExit as stopped:
-        status = stopped.code or 0
+        status = stopped.code or 0  # type: ignore[assignment]
     except HangError:
         raise
     except BaseException:
@@ -166,14 +167,14 @@ def arguments(rng, place, run):
     return f"status {status}"
 
 
-def shortly(words):
+def shortly(words: Any) -> Any:
     return [word if len(word) < 200 else f"{word[:60]}... ({len(word)})" for word in words]
 
 
 CASES = {name: globals()[name] for name in dict.fromkeys(KINDS)}
 
 
-def train_tiny(folder):
+def train_tiny(folder: Any) -> Any:
     """Train the run that the commands read."""
     from birthlens.config.run import RunConfig
     from birthlens.training.recording import train_to_disk
@@ -183,7 +184,7 @@ def train_tiny(folder):
     return str(Path(folder) / "run")
 
 
-def work(seed, numbers, results):
+def work(seed: Any, numbers: Any, results: Any) -> None:
     """Run cases in a process of limited memory, and send what became of each."""
     import faulthandler
 
@@ -213,11 +214,11 @@ def work(seed, numbers, results):
     results.put((None, None))
 
 
-def interrupt(*_):
+def interrupt(*_: Any) -> None:
     raise HangError
 
 
-def share(seed, numbers):
+def share(seed: Any, numbers: Any) -> Any:
     """Yield (number, kind, what became of it, message) of each case; a process that dies costs the case it was at."""
     context = multiprocessing.get_context("spawn")
     left = list(numbers)
@@ -244,13 +245,13 @@ def share(seed, numbers):
         process.join()
 
 
-def collect(seed, numbers, results):
+def collect(seed: Any, numbers: Any, results: Any) -> None:
     for found in share(seed, numbers):
         results.put(found)
     results.put(None)
 
 
-def main(count, seed=0, processes=2):
+def main(count: Any, seed: Any = 0, processes: Any = 2) -> Any:
     """Run `count` cases; print what became of them by kind, and each fault; return the number of faults."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
@@ -258,7 +259,7 @@ def main(count, seed=0, processes=2):
     collectors = [context.Process(target=collect, args=(seed, numbers, results)) for numbers in shares]
     for one in collectors:
         one.start()
-    table = Counter()
+    table = Counter()  # type: ignore[var-annotated]
     done = faults = 0
     while done < len(collectors):
         found = results.get()

@@ -133,11 +133,11 @@ def counts(rng: random.Random) -> tuple[bytes, str]:
     cells = [["", "a", "b"], ["a", 1, 2], ["b", 3, 0]]
     for _ in range(rng.choice([0, 1, 2])):
         row = rng.choice(cells)
-        row[rng.randrange(len(row))] = rng.choice(SCALARS)
+        row[rng.randrange(len(row))] = rng.choice(SCALARS)  # type: ignore[arg-type, index]
         if rng.random() < 0.3:
-            row.append(rng.choice(SCALARS))
+            row.append(rng.choice(SCALARS))  # type: ignore[attr-defined]
     try:
-        text = "\n".join(",".join(map(str, row)) for row in cells)
+        text = "\n".join(",".join(map(str, row)) for row in cells)  # type: ignore[call-overload]
     except ValueError:  # a number of too many digits
         text = ",a,b\na,1" + "0" * 5000
     data = text.encode("utf-8", "surrogatepass")
@@ -199,7 +199,7 @@ VALUES = {
     "--option": ["x=step", "y=value", "metric=loss", "x", "=", "title=\x1b[2J", "value=value"],
     "--metric": ["in_context_accuracy", "global_loss", "x"], "--text": ["to be or not", "", "\ud800", "qqqq", "\x1b"],
 }  # fmt: skip
-OVERRIDES = [f"{section}.{key}" for section, keys in CONFIG.items() for key in keys]
+OVERRIDES = [f"{section}.{key}" for section, keys in CONFIG.items() for key in keys]  # type: ignore[attr-defined]
 NO_LONG_WORK = {"training.steps"}
 
 
@@ -233,7 +233,7 @@ def arguments(rng: random.Random, place: str, run: str) -> list[str]:
 
 
 def _training(rng: random.Random, place: str) -> list[str]:
-    tiny = [f"{section}.{key}={json.dumps(value)}" for section, keys in CONFIG.items() for key, value in keys.items()]
+    tiny = [f"{section}.{key}={json.dumps(value)}" for section, keys in CONFIG.items() for key, value in keys.items()]  # type: ignore[attr-defined]
     changed = []
     for _ in range(rng.choice([1, 1, 2, 3])):
         name = rng.choice(OVERRIDES)

@@ -3,6 +3,8 @@
 import json
 import shlex
 from io import StringIO
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,18 +23,18 @@ TINY = [
 ]  # fmt: skip
 
 
-def invoke(*words):
+def invoke(*words: Any) -> Any:
     return CliRunner().invoke(group, [str(word) for word in words])
 
 
-def run(*words):
+def run(*words: Any) -> Any:
     result = invoke(*words)
     assert result.exit_code == 0, (result.output, result.exception)
     return result
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Two controls, and their forks in which the output memory is held at zero for twenty steps."""
     folder = tmp_path_factory.mktemp("forks")
     for seed in (0, 1):
@@ -49,7 +51,7 @@ def runs(tmp_path_factory):
     return folder
 
 
-def test_a_fork_is_shown_by_steps_and_by_its_report(runs, tmp_path):
+def test_a_fork_is_shown_by_steps_and_by_its_report(runs: Any, tmp_path: Path) -> None:
     text = run("steps", runs / "late0").stdout
     assert "forked from" in text and "control0 at step 10, clamp 'hold L1.W_O initial from=10 until=30'" in text
     assert json.loads(run("steps", runs / "late0", "--format", "json").stdout)[0] == 10
@@ -63,7 +65,7 @@ def test_a_fork_is_shown_by_steps_and_by_its_report(runs, tmp_path):
     )
 
 
-def test_the_command_in_the_report_makes_the_fork_again(runs, tmp_path):
+def test_the_command_in_the_report_makes_the_fork_again(runs: Any, tmp_path: Path) -> None:
 
     from birthlens.viz.report.command_of_run import command_of
 
@@ -74,21 +76,21 @@ def test_the_command_in_the_report_makes_the_fork_again(runs, tmp_path):
     np.testing.assert_array_equal(again.weights(-1)["L1.W_O"], load_run(runs / "late1").weights(-1)["L1.W_O"])
 
 
-def test_a_withheld_output_memory_is_born_later(runs):
+def test_a_withheld_output_memory_is_born_later(runs: Any) -> None:
     controls = f"{runs / 'control0'},{runs / 'control1'}"
     table = pd.read_json(StringIO(run("contrast", controls, runs / "late1", runs / "late0", "--format", "json").stdout))
     shifts = table.set_index("event")
     assert set(shifts.index) == {"output_memory", "trigger_memory", "prev_token_memory", "in_context_accuracy"}
     assert shifts.loc["output_memory", "n"] == 2
-    assert shifts.loc["output_memory", "shift"] > 5
+    assert shifts.loc["output_memory", "shift"] > 5  # type: ignore[arg-type, operator]
     assert (
-        shifts.loc["output_memory", "low"]
+        shifts.loc["output_memory", "low"]  # type: ignore[arg-type, operator]
         <= shifts.loc["output_memory", "shift"]
         <= shifts.loc["output_memory", "high"]
     )
 
 
-def test_differences_are_those_of_the_runs(runs, tmp_path):
+def test_differences_are_those_of_the_runs(runs: Any, tmp_path: Path) -> None:
     out, figure = tmp_path / "steps.csv", tmp_path / "steps.svg"
     controls = f"{runs / 'control0'},{runs / 'control1'}"
     run("contrast", controls, runs / "late0", runs / "late1", "--what", "steps", "--out", out, "--figure", figure)
@@ -103,16 +105,16 @@ def test_differences_are_those_of_the_runs(runs, tmp_path):
             both.append(metrics.query("metric == 'in_context_accuracy' and step == 40")["value"].iloc[0])
         values.append(both[0] - both[1])
     row = table.loc["in_context_accuracy", 40]
-    assert row["difference"] == pytest.approx(np.mean(values))
+    assert row["difference"] == pytest.approx(np.mean(values))  # type: ignore[call-overload, index]
     half = 12.706 * abs(values[0] - values[1]) / 2  # Student's t of one degree of freedom
-    assert row["high"] - row["low"] == pytest.approx(2 * half, rel=1e-3)
+    assert row["high"] - row["low"] == pytest.approx(2 * half, rel=1e-3)  # type: ignore[call-overload, index, operator]
     result = run("contrast", runs / "control0", runs / "late0", "--what", "first", "--format", "json")
     first = pd.read_json(StringIO(result.stdout))
     assert first.set_index("metric").loc["output_memory", "first"] == 10
     assert first.set_index("metric").loc["trigger_memory", "first"] == 15
 
 
-def test_a_run_does_not_differ_from_its_plain_fork(runs, tmp_path):
+def test_a_run_does_not_differ_from_its_plain_fork(runs: Any, tmp_path: Path) -> None:
     run("fork", runs / "control0", tmp_path / "same", "--at", 5)
     result = run("contrast", runs / "control0", tmp_path / "same", "--what", "steps", "--format", "json")
     assert (pd.read_json(StringIO(result.stdout))["difference"] == 0).all()
@@ -122,7 +124,7 @@ def test_a_run_does_not_differ_from_its_plain_fork(runs, tmp_path):
     assert (shifts["shift"].dropna() == 0).all() and shifts["low"].isna().all()
 
 
-def test_the_interval_covers_as_often_as_it_says():
+def test_the_interval_covers_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     draws = generator.standard_normal((4000, 6)) + 0.3
     ends = np.array([paired_interval(draw) for draw in draws])
@@ -142,14 +144,14 @@ def test_the_interval_covers_as_often_as_it_says():
         (["contrast", "nothing", "{run}"], "does not exist"),
     ],
 )
-def test_mistakes_are_one_sentence(runs, tmp_path, words, message):
+def test_mistakes_are_one_sentence(runs: Any, tmp_path: Path, words: Any, message: Any) -> None:
     words = [word.format(run=runs / "control0", out=tmp_path / "out") for word in words]
     with pytest.raises(BirthlensError, match=message):
         CliRunner().invoke(group, words, standalone_mode=False, catch_exceptions=False)
     assert not (tmp_path / "out").exists()
 
 
-def test_runs_are_paired_by_lineage_and_then_by_seeds(runs):
+def test_runs_are_paired_by_lineage_and_then_by_seeds(runs: Any) -> None:
     controls = [load_run(runs / "control0"), load_run(runs / "control1")]
     pairs = pairs_of(controls, [load_run(runs / "late1"), load_run(runs / "late0")])
     assert [pair.control.path.name for pair in pairs] == ["control1", "control0"]

@@ -1,5 +1,8 @@
 """Clamps: each does what its words say, against weights, gradients and forward passes that are computed another way."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -57,11 +60,11 @@ EVERY = [
 ]
 
 
-def tiny(*clamps, overrides=()):
+def tiny(*clamps: Any, overrides: Any = ()) -> Any:
     return RunConfig.parse(TINY, [f"training.clamps={list(clamps)}", *overrides])
 
 
-def path(config):
+def path(config: Any) -> Any:
     """Return the weights at every step, and the trainer at the end."""
     found = {}
     for record in train(config):
@@ -69,16 +72,16 @@ def path(config):
     return found, record.trainer
 
 
-def equal(first, second, names=("L0.W_K", "L1.W_K", "L1.W_O")):
+def equal(first: Any, second: Any, names: Any = ("L0.W_K", "L1.W_K", "L1.W_O")) -> Any:
     return all(np.array_equal(first[name], second[name]) for name in names)
 
 
-def test_the_list_above_has_every_kind():
+def test_the_list_above_has_every_kind() -> None:
     assert {text.split()[0] for text in EVERY} == set(KINDS)
 
 
 @pytest.mark.parametrize("text", EVERY)
-def test_a_clamp_acts_from_its_first_step_on_and_a_clamped_run_resumes_to_the_bit(text, tmp_path):
+def test_a_clamp_acts_from_its_first_step_on_and_a_clamped_run_resumes_to_the_bit(text: Any, tmp_path: Path) -> None:
     config = tiny(text)
     (clamp,) = config.training.clamps
     assert str(clamp) == str(RunConfig.parse({"training": {"clamps": [str(clamp)]}}).training.clamps[0])
@@ -99,11 +102,11 @@ def test_a_clamp_acts_from_its_first_step_on_and_a_clamped_run_resumes_to_the_bi
     assert equal(load_run(tmp_path / "run").weights(12), clamped[12])
 
 
-def forward_clamps(config):
+def forward_clamps(config: Any) -> Any:
     return [clamp for clamp in config.training.clamps if str(clamp).startswith(("ablate", "pin", "stop"))]
 
 
-def test_frozen_and_held_matrices_are_what_they_are_said_to_be():
+def test_frozen_and_held_matrices_are_what_they_are_said_to_be() -> None:
     found, trainer = path(tiny("freeze L0.W_K from=2 until=6", "hold L1.W_O step:2 from=6 until=9"))
     assert all(equal(found[step], found[2], ["L0.W_K"]) for step in range(2, 7))
     assert not equal(found[7], found[6], ["L0.W_K"]) and not equal(found[2], found[1], ["L0.W_K"])
@@ -119,7 +122,7 @@ def test_frozen_and_held_matrices_are_what_they_are_said_to_be():
 
 
 @pytest.mark.parametrize("source", ["ledger", "without_ledger", "rank:2"])
-def test_projections_are_those_of_the_suites_and_are_trained(source):
+def test_projections_are_those_of_the_suites_and_are_trained(source: Any) -> None:
     found, trainer = path(tiny(f"hold L1.W_K {source} from=2 until=7"))
     triggers = trainer.task.fixed_triggers.tolist()
     for step in (2, 4, 6):
@@ -130,7 +133,7 @@ def test_projections_are_those_of_the_suites_and_are_trained(source):
     assert np.abs(left - found[8]["L1.W_K"]).max() > 1e-3
 
 
-def test_a_memory_is_added_once_or_kept_at_its_strength():
+def test_a_memory_is_added_once_or_kept_at_its_strength() -> None:
     free, _ = path(tiny())
     once, trainer = path(tiny("add L1.W_O 2 from=3"))
     memory = ideal_matrices(trainer.initial, trainer.task.fixed_triggers, Strengths(output=2.0))["L1.W_O"]
@@ -143,7 +146,7 @@ def test_a_memory_is_added_once_or_kept_at_its_strength():
     assert abs(shares[7] - 2) > 1e-4
 
 
-def test_a_reset_forgets_momentum():
+def test_a_reset_forgets_momentum() -> None:
     """Without momentum there is nothing to forget; with it, the update after the reset is the plain gradient's."""
     plain = ["optimiser.momentum=0"]
     assert equal(path(tiny("reset from=6", overrides=plain))[0][12], path(tiny(overrides=plain))[0][12])
@@ -156,10 +159,10 @@ def test_a_reset_forgets_momentum():
             parameter.copy_(torch.from_numpy(found[6][name]))
     fresh.engine.gradients(batch, batch.in_context)
     for name, parameter in fresh.engine.parameters.items():
-        np.testing.assert_allclose(found[7][name], found[6][name] - 0.2 * parameter.grad.numpy(), atol=1e-6)
+        np.testing.assert_allclose(found[7][name], found[6][name] - 0.2 * parameter.grad.numpy(), atol=1e-6)  # type: ignore[union-attr]
 
 
-def test_settings_change_in_the_span_only():
+def test_settings_change_in_the_span_only() -> None:
     config = tiny(
         "set task.outputs=bigram from=3 until=6",
         "set training.loss=all from=5",
@@ -167,8 +170,8 @@ def test_settings_change_in_the_span_only():
     )
     trainer = Trainer(config, chain_of(config))
     settings = [trainer.clamps.settings.at(step) for step in range(8)]
-    assert [one.config.task.outputs for one in settings] == ["uniform"] * 3 + ["bigram"] * 3 + ["uniform"] * 2
-    assert [one.task.config.outputs for one in settings] == [one.config.task.outputs for one in settings]
+    assert [one.config.task.outputs for one in settings] == ["uniform"] * 3 + ["bigram"] * 3 + ["uniform"] * 2  # type: ignore[attr-defined]
+    assert [one.task.config.outputs for one in settings] == [one.config.task.outputs for one in settings]  # type: ignore[attr-defined]
     assert [one.config.training.loss for one in settings] == ["in_context"] * 5 + ["all"] * 3
     rates = []
     for _ in range(8):
@@ -186,7 +189,7 @@ MODELS = [
 ]
 
 
-def moved(kw):
+def moved(kw: Any) -> Any:
     generator = np.random.default_rng(1)
     weights = initial_weights(ModelConfig(d_model=16, **kw), 7, 12, generator)
     drawn = {name: 0.3 * generator.standard_normal(weights[name].shape) for name in weights}
@@ -194,7 +197,7 @@ def moved(kw):
 
 
 @pytest.mark.parametrize("kw", MODELS)
-def test_the_edited_forward_pass_without_edits_is_the_forward_pass(kw):
+def test_the_edited_forward_pass_without_edits_is_the_forward_pass(kw: Any) -> None:
     weights = moved(kw)
     tokens = torch.randint(0, 7, (3, 10), generator=torch.Generator().manual_seed(0))
     tensors = forward.tensors_of(weights)
@@ -203,12 +206,12 @@ def test_the_edited_forward_pass_without_edits_is_the_forward_pass(kw):
 
 
 @pytest.mark.parametrize("kw", MODELS)
-def test_gradients_without_an_edge_and_through_it_add_up(kw):
+def test_gradients_without_an_edge_and_through_it_add_up(kw: Any) -> None:
     """The gradient is a sum over paths: what one edge carries is what is lost when it carries no gradient."""
     weights = moved(kw)
     tokens = torch.randint(0, 7, (3, 10), generator=torch.Generator().manual_seed(0))
 
-    def gradient(edges):
+    def gradient(edges: Any) -> Any:
         tensors = {name: tensor.clone().requires_grad_(True) for name, tensor in forward.tensors_of(weights).items()}
         found = edited_terms(tensors, weights.config, tokens, Edits(edges=dict.fromkeys(edges)))
         cross_entropy(found.logits.flatten(0, 1), tokens.flatten()).backward()
@@ -222,7 +225,7 @@ def test_gradients_without_an_edge_and_through_it_add_up(kw):
     assert gradient(every) is None or not gradient(every).any()
 
 
-def hooked_loss(weights, batch, hooks):
+def hooked_loss(weights: Any, batch: Any, hooks: Any) -> Any:
     model = build(weights, ("L0.W_K", "L1.W_K", "L1.W_O"))
     logits = model.run_with_hooks(batch.tokens, fwd_hooks=hooks)[batch.in_context]
     loss = cross_entropy(logits, batch.targets[batch.in_context])
@@ -233,7 +236,7 @@ def hooked_loss(weights, batch, hooks):
 @pytest.mark.parametrize(
     "text", ["ablate L0H0 zero", "ablate L1H0 mean", "pin L0H0 previous", "pin L1H0 uniform", "pin L1H0 frozen"]
 )
-def test_a_clamped_step_equals_hooks_on_the_hooked_transformer(text):
+def test_a_clamped_step_equals_hooks_on_the_hooked_transformer(text: Any) -> None:
     config = tiny(f"{text} from=2")
     trainer = Trainer(config, chain_of(config))
     for _ in range(2):
@@ -269,7 +272,7 @@ def test_a_clamped_step_equals_hooks_on_the_hooked_transformer(text):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_an_ablated_edge_carries_its_mean():
+def test_an_ablated_edge_carries_its_mean() -> None:
     weights = moved({})
     tokens = torch.randint(0, 7, (3, 10), generator=torch.Generator().manual_seed(0))
     tensors = forward.tensors_of(weights)
@@ -281,7 +284,7 @@ def test_an_ablated_edge_carries_its_mean():
     del x
     resid = sum(term for sender, term in whole.written.items() if str(sender) != "L1H0")
     keys = resid - whole.written[edge.sender] + mean
-    scores = (resid @ tensors["L1.W_Q"][0]) @ (keys @ tensors["L1.W_K"][0]).mT * weights.score_scale
+    scores = (resid @ tensors["L1.W_Q"][0]) @ (keys @ tensors["L1.W_K"][0]).mT * weights.score_scale  # type: ignore[operator]
     pattern = scores.masked_fill(torch.ones(10, 10).triu(1).bool(), -torch.inf).softmax(-1)
     expected = (resid + pattern @ resid @ tensors["L1.W_V"][0] @ tensors["L1.W_O"][0]) @ tensors["W_U"]
     torch.testing.assert_close(found.logits, expected, rtol=1e-4, atol=1e-4)
@@ -311,9 +314,9 @@ def test_an_ablated_edge_carries_its_mean():
         (["add L1.W_O .nan"], "expected float >= -1000000.0"),
     ],
 )
-def test_what_a_config_refuses(clamps, message):
+def test_what_a_config_refuses(clamps: Any, message: Any) -> None:
     with pytest.raises(BirthlensError, match=message.replace("(", r"\(")):
-        RunConfig.parse({**TINY, "training": {**TINY["training"], "clamps": clamps}})
+        RunConfig.parse({**TINY, "training": {**TINY["training"], "clamps": clamps}})  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize(
@@ -328,7 +331,7 @@ def test_what_a_config_refuses(clamps, message):
         ("set task.n_triggers=13 from=3", "clamp 'set task.n_triggers=13 from=3': task.n_triggers = 13"),
     ],
 )
-def test_what_a_trainer_refuses(clamp, message):
+def test_what_a_trainer_refuses(clamp: Any, message: Any) -> None:
     config = tiny(clamp)
     if message is None:
         Trainer(config, chain_of(config))
@@ -337,7 +340,7 @@ def test_what_a_trainer_refuses(clamp, message):
         Trainer(config, chain_of(config))
 
 
-def test_engines_that_cannot_take_a_clamp_say_so():
+def test_engines_that_cannot_take_a_clamp_say_so() -> None:
     for engine in ("fused", "handwritten", "reference"):
         with pytest.raises(BirthlensError, match="the clamp 'pin L0H0 uniform' acts in the forward pass"):
             Trainer(tiny("pin L0H0 uniform", overrides=[f"training.engine={engine}"]), chain_of(tiny()))

@@ -2,6 +2,8 @@
 
 import json
 import logging
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,24 +25,24 @@ TINY = {
 }
 
 
-def trained(out, *overrides):
+def trained(out: Any, *overrides: Any) -> Any:
     for _ in train_to_disk(RunConfig.parse(TINY, overrides), out):
         pass
     return load_run(out)
 
 
-def forked(parent, out, at, changes=(), clamps=()):
+def forked(parent: Any, out: Any, at: Any, changes: Any = (), clamps: Any = ()) -> Any:
     for _ in fork(parent.path, out, at, changes, clamps):
         pass
     return load_run(out)
 
 
 @pytest.fixture(scope="module")
-def parent(tmp_path_factory):
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return trained(tmp_path_factory.mktemp("fork") / "parent")
 
 
-def check_equal(fork_run, parent_run):
+def check_equal(fork_run: Any, parent_run: Any) -> Any:
     steps = [step for step in fork_run.steps if step in parent_run.steps]
     for step in steps:
         for name in parent_run.config.trained:
@@ -58,7 +60,7 @@ def check_equal(fork_run, parent_run):
     [[], ["optimiser.kind=adamw", "optimiser.learning_rate=0.003", "optimiser.warm_up=3"]],
     ids=["sgd", "adamw"],
 )
-def test_a_fork_without_a_change_equals_its_parent_to_the_bit(engine, optimiser, tmp_path):
+def test_a_fork_without_a_change_equals_its_parent_to_the_bit(engine: Any, optimiser: Any, tmp_path: Path) -> None:
     run = trained(tmp_path / "parent", f"training.engine={engine}", *optimiser)
     assert check_equal(forked(run, tmp_path / "kept", 4), run) == [4, 8, 12]
     assert check_equal(forked(run, tmp_path / "between", 7), run) == [8, 12]
@@ -66,7 +68,7 @@ def test_a_fork_without_a_change_equals_its_parent_to_the_bit(engine, optimiser,
     assert load_run(tmp_path / "between").header["engine"]["name"] == engine
 
 
-def test_sensitive_checkpoints_are_those_of_the_parent(tmp_path):
+def test_sensitive_checkpoints_are_those_of_the_parent(tmp_path: Path) -> None:
     sensitive = ["checkpoints.sensitivity=0.001", "checkpoints.every=12", "optimiser.learning_rate=1"]
     run = trained(tmp_path / "parent", *sensitive)
     assert len(run.steps) > 3
@@ -74,13 +76,13 @@ def test_sensitive_checkpoints_are_those_of_the_parent(tmp_path):
     assert forked(run, tmp_path / "fork", at).steps == [step for step in run.steps if step >= at]
 
 
-def test_a_fork_of_a_fork_repeats_the_first_run(parent, tmp_path):
+def test_a_fork_of_a_fork_repeats_the_first_run(parent: Any, tmp_path: Path) -> None:
     second = forked(forked(parent, tmp_path / "first", 4), tmp_path / "second", 6)
     assert check_equal(second, parent) == [8, 12]
     assert "first at step 6, without a change" in str(second.parent)
 
 
-def test_lineage_is_kept_relative_and_shown(parent, tmp_path):
+def test_lineage_is_kept_relative_and_shown(parent: Any, tmp_path: Path) -> None:
     run = forked(
         parent, tmp_path / "fork", 4, ["optimiser.learning_rate=0.1", "training.steps=14"], ["freeze L0.W_K until=9"]
     )
@@ -96,7 +98,7 @@ def test_lineage_is_kept_relative_and_shown(parent, tmp_path):
     assert parent.parent is None
 
 
-def test_the_data_stream_goes_on_unless_its_seed_changes(parent, tmp_path):
+def test_the_data_stream_goes_on_unless_its_seed_changes(parent: Any, tmp_path: Path) -> None:
     """The first update of a fork with another rate sees the loss of its parent's; with another seed it does not."""
     losses = {}
     for name, changes in {"rate": ["optimiser.learning_rate=0.01"], "seed": ["seeds.data=5"]}.items():
@@ -106,14 +108,14 @@ def test_the_data_stream_goes_on_unless_its_seed_changes(parent, tmp_path):
     assert losses["rate"] == expected != losses["seed"]
 
 
-def test_a_clamped_parent_hands_its_clamps_on(tmp_path):
+def test_a_clamped_parent_hands_its_clamps_on(tmp_path: Path) -> None:
     clamps = ["training.clamps=[add L1.W_O 2 from=4, 'hold L0.W_K step:2 from=6 until=10', 'pin L1H0 frozen from=3']"]
     run = trained(tmp_path / "parent", *clamps)
     for at in (3, 4, 7):
         check_equal(forked(run, tmp_path / f"fork{at}", at), run)
 
 
-def test_a_matrix_is_held_at_a_later_step_of_the_parent(parent, tmp_path):
+def test_a_matrix_is_held_at_a_later_step_of_the_parent(parent: Any, tmp_path: Path) -> None:
     run = forked(parent, tmp_path / "fork", 3, (), ["hold L1.W_O step:12 until=10"])
     np.testing.assert_array_equal(run.weights(4)["L1.W_O"], parent.weights(12)["L1.W_O"])
     early = forked(run, tmp_path / "second", 10, (), ["hold L1.W_O step:1"])
@@ -121,7 +123,7 @@ def test_a_matrix_is_held_at_a_later_step_of_the_parent(parent, tmp_path):
     np.testing.assert_array_equal(early.weights(12)["L1.W_O"], expected["L1.W_O"])
 
 
-def test_a_killed_fork_resumes_to_the_bit(parent, tmp_path):
+def test_a_killed_fork_resumes_to_the_bit(parent: Any, tmp_path: Path) -> None:
     changes = ["training.steps=16"], ["hold L1.W_O step:12 from=9 until=11", "ablate L1H0 mean from=5 until=7"]
     whole = forked(parent, tmp_path / "whole", 5, *changes)
     for record in fork(parent.path, tmp_path / "killed", 5, *changes):
@@ -133,7 +135,9 @@ def test_a_killed_fork_resumes_to_the_bit(parent, tmp_path):
     assert load_run(tmp_path / "killed").header["engine"]["name"] == "functional"
 
 
-def test_a_replay_that_differs_is_said_and_kept_weights_are_used(tmp_path, caplog):
+def test_a_replay_that_differs_is_said_and_kept_weights_are_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = trained(tmp_path / "parent", "training.engine=handwritten")
     trainer = trainer_at(run, 12)
     assert trainer.step == 12 and not caplog.records
@@ -146,7 +150,7 @@ def test_a_replay_that_differs_is_said_and_kept_weights_are_used(tmp_path, caplo
 
     wrong = {name: array + 1 for name, array in run.checkpoint(8).items()}
     with (
-        unittest.mock.patch.object(forking.Run, "checkpoint", lambda self, step: wrong),
+        unittest.mock.patch.object(forking.Run, "checkpoint", lambda self, step: wrong),  # type: ignore[attr-defined]
         caplog.at_level(logging.WARNING),
     ):
         trainer = trainer_at(run, 8)
@@ -171,13 +175,13 @@ def test_a_replay_that_differs_is_said_and_kept_weights_are_used(tmp_path, caplo
         (4, [], ["hold L1.W_O step:40"], "step = 40 is outside"),
     ],
 )
-def test_what_a_fork_refuses(parent, tmp_path, at, changes, clamps, message):
+def test_what_a_fork_refuses(parent: Any, tmp_path: Path, at: Any, changes: Any, clamps: Any, message: Any) -> None:
     with pytest.raises(BirthlensError, match=message):
         forked(parent, tmp_path / "fork", at, changes, clamps)
     assert not (tmp_path / "fork").exists()
 
 
-def test_a_fork_whose_parent_is_gone_starts_from_what_it_keeps(parent, tmp_path):
+def test_a_fork_whose_parent_is_gone_starts_from_what_it_keeps(parent: Any, tmp_path: Path) -> None:
     run = forked(forked(parent, tmp_path / "first", 4), tmp_path / "second", 5)
     (tmp_path / "first").rename(tmp_path / "moved")
     assert trainer_at(run, 12).step == 12

@@ -268,7 +268,7 @@ def test_reading_nothing(tmp_path: Path) -> None:
 def test_a_manifest_of_an_earlier_form_is_continued_and_other_versions_are_named(
     models: Any, batches: Any, tmp_path: Path, counted: Any
 ) -> None:
-    execute(Suite.from_data(DATA), models[:1], *batches, tmp_path)
+    execute(Suite.from_data(DATA), models[:1], *batches, tmp_path)  # type: ignore[call-arg]
     path = tmp_path / "manifest.json"
     manifest = json.loads(path.read_text())
     # Earlier manifests held no machine and no numba.
@@ -277,8 +277,8 @@ def test_a_manifest_of_an_earlier_form_is_continued_and_other_versions_are_named
     }
     path.write_text(json.dumps(manifest | {"versions": earlier}))
     counted.clear()
-    execute(Suite.from_data(DATA), models[:1], *batches, tmp_path)
+    execute(Suite.from_data(DATA), models[:1], *batches, tmp_path)  # type: ignore[call-arg]
     assert counted == []
     path.write_text(json.dumps(manifest | {"versions": earlier | {"torch": "1.0"}}))
     with pytest.raises(BirthlensError, match=r"made with other versions \(torch was 1.0, is "):
-        execute(Suite.from_data(DATA), models[:1], *batches, tmp_path)
+        execute(Suite.from_data(DATA), models[:1], *batches, tmp_path)  # type: ignore[call-arg]
