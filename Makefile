@@ -10,7 +10,7 @@ demo: $(READY)            ## train, probe and report on real text statistics
 	$(BIN)/birthlens demo runs/demo
 
 test: $(READY)            ## the test suite
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
 check: $(READY) docs      ## lint, format, types, documentation
 	$(BIN)/ruff check birthlens tests analyses data
