@@ -107,16 +107,16 @@ def shortened(text: str, longest: int) -> str:
 
 
 def suggestion(name: str, valid: Iterable[str]) -> str:
-    """Return " Did you mean ...?" with the valid name that is most like a wrong one, or nothing.
+    """Return " The closest is ..." with the valid name that is most like a wrong one, or nothing.
 
     Example:
         >>> suggestion("trian", ["train", "probe"]), suggestion("x", ["train"])
-        (' Did you mean train?', '')
+        (' The closest is train.', '')
     """
     from difflib import get_close_matches
 
     found = get_close_matches(name, list(valid), n=1)
-    return f" Did you mean {found[0]}?" if found else ""
+    return f" The closest is {found[0]}." if found else ""
 
 
 def counted(n: int, noun: str) -> str:

@@ -79,7 +79,7 @@ def test_another_function_under_the_same_name_is_found(tmp_path: Path) -> None:
         ("training/simplified/numba_step.py", "import numpy as np", "import decimal as np", True, False),
         ("tasks/noise.py", "return", "pass\n    return", True, True),
         ("model/initialisation.py", "return", "pass\n    return", True, True),
-        ("analysis/memories/names.py", "return", "pass\n    return", False, True),
+        ("analysis/behaviour/excess.py", "return", "pass\n    return", False, True),
         ("claims/statistics/behaviours.py", "0.5", "0.6", False, True),
         ("viz/figures/style.py", "return", "pass\n    return", False, False),
         ("viz/report/scorecard.py", "WIDTH = 260", "WIDTH = 261", False, False),

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import lapack
 
 from birthlens.shapes import Float
 
@@ -23,7 +22,7 @@ def pseudo_inverse(gram: Float[Array, "n n"]) -> Float[Array, "n n"]:
     """Return the pseudo-inverse of a Gram matrix, eigenvalues below `CUTOFF` times the largest taken as zero.
 
     Example:
-        >>> pseudo_inverse(np.diag([2.0, 0.0, 4.0])).diagonal().tolist()
+        >>> pseudo_inverse(np.diag([2.0, 0.0, 4.0])).diagonal().round(6).tolist()
         [0.5, 0.0, 0.25]
     """
     used = np.flatnonzero(gram.diagonal() > 0)
@@ -34,6 +33,8 @@ def pseudo_inverse(gram: Float[Array, "n n"]) -> Float[Array, "n n"]:
     factor = cholesky_factor(gram)
     if factor is None:
         return np.asarray(np.linalg.pinv(gram, rcond=CUTOFF, hermitian=True))
+    from scipy.linalg import lapack
+
     lower = np.tril(lapack.dpotri(factor, lower=1)[0])
     return np.asarray(lower + np.tril(lower, -1).T)
 
@@ -42,6 +43,8 @@ def cholesky_factor(gram: Float[Array, "n n"]) -> Float[Array, "n n"] | None:
     """Return the lower Cholesky factor, or None where the matrix is singular or too close to it."""
     if len(gram) == 0:
         return None
+    from scipy.linalg import lapack
+
     factor, failed = lapack.dpotrf(gram, lower=1, clean=1)
     if failed:
         return None
@@ -68,5 +71,7 @@ class Gram:
         if self.factor is None:
             return np.asarray(np.einsum("...p,...p->...", scores @ self.inverse, scores))
         flat = scores.reshape(-1, scores.shape[-1])
+        from scipy.linalg import lapack
+
         solved, _ = lapack.dtrtrs(self.factor, flat.T, lower=1)
         return np.asarray((solved**2).sum(0).reshape(scores.shape[:-1]))

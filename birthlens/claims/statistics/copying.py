@@ -83,7 +83,7 @@ def _to_previous(seen: forward.Activations) -> Float[torch.Tensor, "batch pos"]:
     return seen.patterns[0][:, 0].diagonal(-1, dim1=1, dim2=2).double()
 
 
-def _profile(back: Sequence[Float[torch.Tensor, "batch pos"]]) -> Float[Array, "pos+1"]:
+def _profile(back: Sequence[Float[torch.Tensor, "_ pos"]]) -> Float[Array, "pos_plus_one"]:
     return np.concatenate([[np.nan], torch.cat(list(back)).mean(0).numpy()])
 
 

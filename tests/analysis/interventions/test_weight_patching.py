@@ -158,7 +158,7 @@ def test_impossible_sources_are_refused(random: Weights, parameters: list[str], 
 
 
 def test_unknown_matrices_and_steps_are_refused(random: Weights, batch: TokenBatch) -> None:
-    with pytest.raises(BirthlensError, match=r"matrix = 'W_X' .* prev_token_memory, .*L1.QK.*L1.W_O"):
+    with pytest.raises(BirthlensError, match=r"matrix = 'W_X'.* prev_token_memory, .*L1.QK.*L1.W_O"):
         weight_patching_table([(0, random)], batch, ["W_X"])
     with pytest.raises(BirthlensError, match=r"from_steps = \[7\]: the checkpoints given are 0"):
         weight_patching_table([(0, random)], batch, from_steps=[7])
