@@ -21,8 +21,8 @@ PLAN = {
     "": "errors shapes labels _version < reading system",
     "config": "base clamps < model task < run < differences presets schedule",
     "tasks": """
-        batch corpus sampling_kernel < roles sampling < positions task < bigram markov facts noise < backcopy < kinds
-        < predictors.prefix predictors.trigger_posterior < predictors.bag_of_tokens < predictors.reference
+        batch corpus sampling_kernel < roles sampling < positions task < baselines < bigram markov facts noise < backcopy
+        < kinds < predictors.prefix predictors.trigger_posterior < predictors.bag_of_tokens < predictors.reference
         < predictors.scores""",
     "model": """
         sites < components weights < alignment forward hooked initialisation < edited_forward layout < hooks incremental""",

@@ -16,6 +16,7 @@ from birthlens.config.task import BackcopyConfig
 from birthlens.errors import BirthlensError
 from birthlens.labels import counted
 from birthlens.shapes import Float, Int
+from birthlens.tasks.baselines import global_bigram, uniform, unigram
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.corpus import BigramStatistics
 from birthlens.tasks.noise import with_token
@@ -119,28 +120,15 @@ def _triggers(config: BackcopyConfig, statistics: BigramStatistics) -> Int[Array
     return statistics.most_frequent(config.n_triggers, config.offset)
 
 
-def _uniform(task: BackcopyTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    n = len(task.statistics)
-    return np.full((*batch.tokens.shape, n), 1 / n)
-
-
-def _unigram(task: BackcopyTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    return np.broadcast_to(task.statistics.unigram, (*batch.tokens.shape, len(task.statistics))).copy()
-
-
-def _bigram(task: BackcopyTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    return np.asarray(task.statistics.bigram[batch.tokens.numpy()])
-
-
 def law(task: BackcopyTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
     """Give the exact law: the token before a trigger, else the global bigrams."""
     tokens = batch.tokens.numpy()
-    probabilities = _bigram(task, batch)
+    probabilities = global_bigram(task, batch)
     rows, places = np.nonzero(np.isin(tokens, task.fixed_triggers))
     probabilities[rows, places] = 0.0
     probabilities[rows, places, tokens[rows, places - 1]] = 1.0
     return probabilities
 
 
-PREDICTORS: Mapping[str, Predictor] = {"uniform": _uniform, "unigram": _unigram, "bigram": _bigram, "law": law}
+PREDICTORS: Mapping[str, Predictor] = {"uniform": uniform, "unigram": unigram, "bigram": global_bigram, "law": law}
 """The predictors by name, from the least to the best informed."""

@@ -18,6 +18,7 @@ import numpy as np
 from birthlens.config.task import MarkovConfig
 from birthlens.labels import counted
 from birthlens.shapes import Float, Int
+from birthlens.tasks.baselines import uniform
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.corpus import BigramStatistics
 from birthlens.tasks.task import Predictor, Task, plain_batch
@@ -164,11 +165,6 @@ def stationary_laws(rows: Float[Array, "chain state state"]) -> Float[Array, "ch
 def _drawn(steps: Float[Array, "batch d_vocab"], uniform: Float[Array, "batch"]) -> Int[Array, "batch"]:
     """Invert distribution functions; the last step stands for 1, whatever it was rounded to."""
     return (steps[:, :-1] <= uniform[:, None]).sum(-1)
-
-
-def uniform(task: MarkovTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give every token 1/k."""
-    return np.full((*batch.tokens.shape, task.config.states), 1 / task.config.states)
 
 
 def unigram(task: MarkovTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:

@@ -18,6 +18,7 @@ from birthlens.config.task import NoiseConfig
 from birthlens.errors import BirthlensError
 from birthlens.labels import counted
 from birthlens.shapes import Float, Int
+from birthlens.tasks.baselines import uniform, unigram
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.corpus import BigramStatistics
 from birthlens.tasks.sampling import Categorical, uniforms
@@ -179,15 +180,6 @@ def with_token(corpus: BigramStatistics | None, label: str, row: Any) -> BigramS
     return BigramStatistics((*corpus.vocab, label), unigram, bigram)
 
 
-def _uniform(task: NoiseTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    n = len(task.statistics)
-    return np.full((*batch.tokens.shape, n), 1 / n)
-
-
-def _unigram(task: NoiseTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    return np.broadcast_to(task.statistics.unigram, (*batch.tokens.shape, len(task.statistics))).copy()
-
-
 def distributional(task: NoiseTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
     """Give the law of the next token given the last one alone: the noise is known, the outputs are not."""
     return _law(task, batch, np.zeros((*batch.tokens.shape, len(task.statistics))))
@@ -226,8 +218,8 @@ def _law(
 
 
 PREDICTORS: Mapping[str, Predictor] = {
-    "uniform": _uniform,
-    "unigram": _unigram,
+    "uniform": uniform,
+    "unigram": unigram,
     "distributional": distributional,
     "bayes": bayes_optimal,
 }

@@ -19,6 +19,7 @@ import numpy as np
 
 from birthlens.errors import BirthlensError
 from birthlens.shapes import Float, Int
+from birthlens.tasks.baselines import global_bigram, uniform, unigram
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.bigram import BigramTask
 from birthlens.tasks.predictors.bag_of_tokens import bag_of_tokens
@@ -47,22 +48,6 @@ def predict(name: str, task: Task, batch: TokenBatch) -> Float[Array, "batch pos
         valid = ", ".join(task.predictors) or "none for this task"
         raise BirthlensError(f"predictor = {name!r} is unknown; valid predictors are {valid}.")
     return task.predictors[name](task, batch)
-
-
-def uniform(task: BigramTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give every token 1/N."""
-    n = len(task.statistics)
-    return np.full((*batch.tokens.shape, n), 1 / n)
-
-
-def unigram(task: BigramTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the corpus's token frequencies, whatever the prefix."""
-    return np.broadcast_to(task.statistics.unigram, (*batch.tokens.shape, len(task.statistics))).copy()
-
-
-def global_bigram(task: BigramTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give pi_b(. | z_t), as if nothing were a trigger."""
-    return np.asarray(task.statistics.bigram[batch.tokens.numpy()])
 
 
 def in_context_copy(task: BigramTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
