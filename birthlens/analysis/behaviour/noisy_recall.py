@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from birthlens.analysis.memories.projections import largest_components
 from birthlens.errors import BirthlensError
 from birthlens.model import forward
 from birthlens.model.weights import Weights
@@ -101,7 +102,6 @@ def varied(weights: Weights, variant: str) -> Weights:
 
 def truncated(matrix: Float[Array, "rows columns"], directions: int, keep: bool) -> Float[Array, "rows columns"]:
     """Keep, or remove, the largest singular directions of a matrix."""
-    left, singular, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
-    chosen = np.arange(len(singular)) < directions
-    kept = singular * (chosen if keep else ~chosen)
-    return np.asarray((left * kept) @ right, dtype=matrix.dtype)
+    whole = matrix.astype(np.float64)
+    largest = largest_components(whole, directions)
+    return np.asarray((largest if keep else whole - largest).astype(matrix.dtype))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from birthlens.analysis.memories.projections import largest_components
 from birthlens.errors import BirthlensError
 from birthlens.shapes import Float
 
@@ -70,7 +71,6 @@ class Truncation:
             start = initial.astype(np.float64)
         if not (np.isfinite(whole).all() and np.isfinite(start).all()):
             raise BirthlensError(f"source = '{self.how}:{self.rank}': the matrix holds values that are not finite.")
-        left, singular, right = np.linalg.svd(whole - start, full_matrices=False)
-        kept = (left[..., : self.rank] * singular[..., None, : self.rank]) @ right[..., : self.rank, :]
+        kept = largest_components(whole - start, self.rank)
         found = whole - kept if self.how == "without_rank" else start + kept
         return np.asarray(found.astype(matrix.dtype))

@@ -34,8 +34,8 @@ from torch import Tensor
 from birthlens.analysis.interventions.truncation import TRUNCATIONS, Truncation
 from birthlens.analysis.memories.ideal import Codebooks, Strengths, ideal_matrices
 from birthlens.analysis.memories.layer_norms import fold_layer_norms
-from birthlens.analysis.memories.ledger_tables import paper_ledgers
-from birthlens.analysis.memories.names import MEMORY_PARAMETERS, parameters_named, trained_matrices
+from birthlens.analysis.memories.names import parameters_named, trained_matrices
+from birthlens.analysis.memories.projections import LedgerProjection
 from birthlens.errors import BirthlensError
 from birthlens.model import forward
 from birthlens.model.alignment import PARTNERS, aligned, drift, rotated, rotation
@@ -212,7 +212,7 @@ def replacement(
         if bigram is None:
             memories.pop("L1.W_F", None)  # nobody said what it should hold
     elif source in ("ledger", "without_ledger"):
-        memories = _ledger_projections(weights, triggers, bigram)
+        memories = LedgerProjection(weights, triggers, bigram)(weights)
         if source == "without_ledger":
             memories = {name: weights[name] - memory for name, memory in memories.items()}
     else:
@@ -238,26 +238,6 @@ def moving(models: Sequence[Weights], matrices: Iterable[Sequence[str]]) -> list
         for name in dict.fromkeys(bases)
         if any(not np.array_equal(first[name], other[name]) for other in models[1:])
     ]
-
-
-def _ledger_projections(
-    weights: Weights, triggers: Sequence[int] | None, bigram: Float[Array, "d_vocab d_vocab"] | None
-) -> Tensors:
-    if weights.config.family != "simplified" or weights.n_layers != 2:
-        raise BirthlensError("source = 'ledger': the paper's ledgers are those of the two-layer simplified model.")
-    found: Tensors = {}
-    for role, (circuit, ledger) in paper_ledgers(weights, triggers, cells=False, bigram=bigram).items():
-        coefficients = np.concatenate(list(ledger.coefficients(circuit.matrix).values()))
-        fit = (coefficients * ledger.u.T) @ ledger.v
-        name = MEMORY_PARAMETERS[role]
-        layer, short = name.split(".")
-        if short not in PARTNERS:
-            found[name] = fit
-            continue
-        partner = weights[f"{layer}.{PARTNERS[short]}"][0].astype(np.float64)
-        inner = np.linalg.lstsq(partner, fit, rcond=None)[0]  # the partner is kept: W_Q W_K^T or W_V W_O is the fit
-        found[name] = (inner.T if short == "W_K" else inner)[None]
-    return found
 
 
 def _truncated(weights: Weights, name: str, truncation: Truncation, initial: Weights | None) -> Float[Array, "..."]:

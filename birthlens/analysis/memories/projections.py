@@ -66,6 +66,10 @@ def low_rank(matrix: Float[Array, "*head d_in d_out"], rank: int) -> Float[Array
     most = min(matrix.shape[-2:])
     if not 1 <= rank <= most:
         raise BirthlensError(f"rank = {rank}: valid are 1 to {most}.")
-    left, singular, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
-    kept = (left[..., :rank] * singular[..., None, :rank]) @ right[..., :rank, :]
-    return np.asarray(kept.astype(matrix.dtype))
+    return np.asarray(largest_components(matrix.astype(np.float64), rank).astype(matrix.dtype))
+
+
+def largest_components(matrix: Float[Array, "*head d_in d_out"], rank: int) -> Float[Array, "*head d_in d_out"]:
+    """Return the sum of the `rank` largest singular components of a matrix (of each head); zero for rank 0."""
+    left, singular, right = np.linalg.svd(matrix, full_matrices=False)
+    return np.asarray((left[..., :rank] * singular[..., None, :rank]) @ right[..., :rank, :])
