@@ -174,7 +174,7 @@ def load_with_metadata(
         data = path.read_bytes()
         if check is not None:
             check(data)
-        tensors = dict(load(data))
+        tensors = dict(sorted(load(data).items()))  # the library gives another order in each process
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return tensors, header.get("__metadata__") or {}
     except FileNotFoundError:
@@ -193,12 +193,13 @@ def check_tensors(file: Path, tensors: Mapping[str, Array], shapes: Mapping[str,
     """Raise BirthlensError, naming the file, where tensors are not exactly those of `shapes`, in finite float32."""
     if missing := [name for name in shapes if name not in tensors]:
         raise BirthlensError(f"{file} lacks {', '.join(missing)}; the run is damaged.")
-    if unknown := [name for name in tensors if name not in shapes]:
+    if unknown := sorted(name for name in tensors if name not in shapes):
         raise BirthlensError(f"{file} also holds {shown(unknown)}, which does not belong there; the run is damaged.")
-    for name, tensor in tensors.items():
-        if tensor.shape != shapes[name]:
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if tensor.shape != shape:
             raise BirthlensError(
-                f"{file} has {name} of shape {tensor.shape}, not {shapes[name]}; the run is damaged, train again."
+                f"{file} has {name} of shape {tensor.shape}, not {shape}; the run is damaged, train again."
             )
         if tensor.dtype != np.float32:
             raise BirthlensError(f"{file} has {name} in {tensor.dtype}, not float32; the run is damaged.")
