@@ -9,7 +9,7 @@ import click
 
 from birthlens.cli.probing import steps_option
 from birthlens.cli.subjects import given, load, load_run, names, sample_options, working_folder
-from birthlens.cli.tables import deliver, format_option, out_option
+from birthlens.cli.tables import check_counts, deliver, format_option, out_option
 from birthlens.errors import BirthlensError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def ablate(
         table = execute(
             suite, loaded.models(), batch, reference, folder, loaded.described, loaded.statistics, progress=advance
         )
-    deliver(table, out, style)
+    deliver(check_counts(table, "role"), out, style)
 
 
 @click.command(
@@ -264,4 +264,5 @@ def scores(subject: str, kind: str, steps: str, batch_size: int, seed: int, out:
             "sinks": lambda: sink_table(models, loaded.batch(batch_size, 0)),
         }
         table = calls[kind]()
-    deliver(table, out, style)
+    counted = {"heads": "score", "weights": "score", "attention": "probe", "transfer": "score"}.get(kind)
+    deliver(table if counted is None else check_counts(table, counted), out, style)

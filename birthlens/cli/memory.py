@@ -212,6 +212,8 @@ def order(runs: tuple[str, ...], width: float, sensitivity: bool, out: str | Non
     if len(loaded) < 6:
         _note(f"{len(loaded)} {'runs' if len(loaded) > 1 else 'run'}: a 95 % interval of a median needs at least six.")
     _note_moving(onsets.attrs["moving_codebooks"])
+    if out is None and style == "table":
+        table = table.replace(np.inf, "never")
     deliver(table, out, style)
 
 
@@ -255,8 +257,8 @@ def _ledger_overview(table: pd.DataFrame) -> None:
     for (name, reading), rows in table.groupby(["matrix", "reading"], sort=False):
         wide = rows.pivot(index="step", columns="family", values="share")[list(dict.fromkeys(rows["family"]))]
         chance = rows.drop_duplicates("family")["null_rank"]
-        lines = [["chance", *(f"{share:.3f}" for share in chance)]]
-        lines += [[str(step), *("-" if v != v else f"{v:.3f}" for v in values)] for step, *values in wide.itertuples()]
+        lines = [["chance", *(f"{share:z.3f}" for share in chance)]]
+        lines += [[str(step), *("-" if v != v else f"{v:z.3f}" for v in values)] for step, *values in wide.itertuples()]
         show_rows(["step", *map(str, wide)], lines, title=f"{name}, {reading}: share of the squared norm")
         tell()
 

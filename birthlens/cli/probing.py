@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from birthlens.cli.tables import deliver, format_option, out_option, show, show_rows
+from birthlens.cli.tables import check_counts, deliver, format_option, out_option, show, show_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,8 @@ def probe(run: str, steps: str, what: str, full: bool, out: str | None, style: s
     loaded = load_run(run)
     kept = loaded.select(steps)
     if what != "memories":
-        deliver(probed(loaded, kept, what), out, style)
+        column = "role" if what == "behaviour" else "probe"
+        deliver(check_counts(probed(loaded, kept, what), column), out, style)
     elif out is None and style == "table" and not full:
         overview(probed(loaded, kept, what))
     else:
@@ -57,8 +58,8 @@ def overview(table: pd.DataFrame) -> None:
     names = recall["memory"].str.replace("_memory", "") + "/" + recall["candidates"]
     wide = recall.assign(column=names).pivot_table(index="step", columns="column", values="value", sort=False)
     chance = recall.assign(column=names).groupby("column", sort=False)["chance"].first()
-    rows = [["chance", *(f"{chance[name]:.3f}" for name in wide.columns)]]
-    rows += [[str(step), *(f"{value:.3f}" for value in values)] for step, *values in wide.itertuples()]
+    rows = [["chance", *(f"{chance[name]:z.3f}" for name in wide.columns)]]
+    rows += [[str(step), *(f"{value:z.3f}" for value in values)] for step, *values in wide.itertuples()]
     show_rows(["step", *wide.columns], rows, title="recall: memory / candidates")
 
 

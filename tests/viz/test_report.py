@@ -388,3 +388,14 @@ def test_a_report_names_weights_that_are_not_finite_and_shows_nothing_of_them(tm
     page, _ = page_of(Run(path))
     assert "step_00000012.safetensors has numbers in L0.W_K that are not finite" in page
     assert "Not shown" in page
+
+
+def test_a_value_on_its_own_is_visible_in_a_chart_and_values_that_are_all_zero_have_an_axis() -> None:
+    page = Chart(
+        "lone", [Curve("a", [0, 5, 10], [math.nan, 0.5, math.nan]), Curve("b", [0, 5, 10], [0.0, 0.0, 0.0])]
+    ).html()
+    paths = re.findall(r'<path class="series[^"]*" d="([^"]*)"', page)
+    assert re.fullmatch(r"M[\d.]+ [\d.]+h6", paths[0]) and paths[1].count("L") == 2
+    assert [float(tick) for tick in re.findall(r'text-anchor="end">([^<]*)<', page)] == [0, 0.2, 0.4, 0.6]
+    flat = Chart("flat", [Curve("a", [0, 10], [0.0, 0.0])]).html()
+    assert [float(tick) for tick in re.findall(r'text-anchor="end">([^<]*)<', flat)] == [0, 0.25, 0.5, 0.75, 1]

@@ -119,7 +119,9 @@ def transfer_table(
     batch: TokenBatch | None = None
     for step, model in models:
         d_vocab, n_ctx = vocabulary_and_context(model)
-        copy = length or min(64, (n_ctx + 1) // 2)
+        if n_ctx < 3:
+            raise BirthlensError(f"context = {n_ctx} positions: two copies of a sequence need at least 3.")
+        copy = min(64, (n_ctx + 1) // 2) if length is None else length
         if 2 * copy - 1 > n_ctx or copy < 2:
             raise BirthlensError(f"length = {copy}: two copies must fit the context; use 2 to {(n_ctx + 1) // 2}.")
         if batch is None or int(batch.tokens.max()) >= d_vocab:

@@ -163,8 +163,9 @@ def birth_order_table(onsets: pd.DataFrame, level: float = 0.95) -> pd.DataFrame
     """Say over seeds when each memory is born and which comes first; needs columns seed, memory, onset, one row a pair.
 
     Columns: kind, what, value, low, high, n (seeds). attrs are those of `onsets`.
-    kind "onset": median onset; "before": probability that the first memory is born before the second, ties counting half and
-    a memory that is never born coming last; "order": probability of each order, e.g. "output < trigger = prev_token".
+    kind "onset": median onset, infinite where most seeds have none; "before": probability that the first memory is born
+    before the second, ties counting half and a memory that is never born coming last, over the seeds in which one of the two
+    is born; "order": probability of each order, e.g. "output < trigger = prev_token" or "output; never prev_token, trigger".
     low, high: interval over seeds, of at least the given level (`share_interval`, `median_interval`).
 
     Raises:
@@ -179,18 +180,25 @@ def birth_order_table(onsets: pd.DataFrame, level: float = 0.95) -> pd.DataFrame
     names = list(wide.columns)
     rows = []
     for name, column in zip(names, times.T, strict=True):
-        rows.append(("onset", name, float(np.median(column)), *median_interval(column.tolist(), level)))
+        rows.append(("onset", name, float(np.median(column)), *median_interval(column.tolist(), level), len(column)))
     shares: list[tuple[str, str, Array]] = []
     for i, j in combinations(range(len(names)), 2):
-        wins = (times[:, i] < times[:, j]) + 0.5 * (times[:, i] == times[:, j])
+        pair = times[np.isfinite(times[:, [i, j]]).any(axis=1)][:, [i, j]]  # two that are never born have no order
+        wins = (pair[:, 0] < pair[:, 1]) + 0.5 * (pair[:, 0] == pair[:, 1])
         shares.append(("before", f"{names[i]} < {names[j]}", wins))
     orders = [_order(names, row) for row in times]
     for order in sorted(set(orders), key=lambda order: (-orders.count(order), order)):
         shares.append(("order", order, np.array([float(other == order) for other in orders])))
-    rows += [(kind, what, float(w.mean()), *share_interval(float(w.sum()), len(w), level)) for kind, what, w in shares]
-    table = pd.DataFrame(rows, columns=["kind", "what", "value", "low", "high"]).assign(n=len(times))
+    rows += [(kind, what, *_share(wins, level), len(wins)) for kind, what, wins in shares]
+    table = pd.DataFrame(rows, columns=["kind", "what", "value", "low", "high", "n"])
     table.attrs = dict(onsets.attrs)
     return table
+
+
+def _share(wins: Float[Array, "seed"], level: float) -> tuple[float, float, float]:
+    if len(wins) == 0:
+        return float("nan"), float("nan"), float("nan")
+    return float(wins.mean()), *share_interval(float(wins.sum()), len(wins), level)
 
 
 def share_interval(successes: float | int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -277,10 +285,12 @@ def _wide(onsets: pd.DataFrame, seeds: Array) -> pd.DataFrame:
 
 def _order(names: Sequence[str], times: Float[Array, "memory"]) -> str:
     ranked = sorted(zip(times.tolist(), (str(name).removesuffix("_memory") for name in names), strict=True))
-    text = ranked[0][1]
-    for (before, _), (now, name) in pairwise(ranked):
+    born = [(time, name) for time, name in ranked if np.isfinite(time)]
+    never = [name for time, name in ranked if not np.isfinite(time)]
+    text = born[0][1] if born else ""
+    for (before, _), (now, name) in pairwise(born):
         text += f" {'=' if now == before else '<'} {name}"
-    return text
+    return "; ".join(part for part in (text, f"never {', '.join(never)}" if never else "") if part)
 
 
 def _onsets(marked: pd.DataFrame, dropped: Sequence[str]) -> pd.DataFrame:

@@ -138,6 +138,8 @@ def paper_ledgers(
     count = len(words)
     context = len(places)
     same = Association.identity(count)
+    if context < 3:
+        raise BirthlensError(f"ledger: it takes 3 positions to tell neighbours apart, and the context has {context}.")
     next_one = Association.of(((t, t + 1) for t in range(context - 1)), name="next")
     kept = list(range(count)) if triggers is None else list(triggers)
     others = sorted(set(range(count)) - set(kept))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
@@ -87,11 +88,23 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with mpl.rc_context(STYLE):
             figure = draw(*args, **kwargs)
+            _mark_single_points(figure)
             if isinstance(figure, Drawing):
                 figure.fit()
             return figure
 
     return drawn
+
+
+def _mark_single_points(figure: Figure) -> None:
+    """Draw lines of one point as a point, at the only tick of its axis."""
+    for ax in figure.axes:
+        alone = [line for line in ax.lines if len(np.atleast_1d(line.get_xdata())) == 1]
+        for line in alone:
+            line.set_marker("o")
+        places = {float(np.atleast_1d(line.get_xdata())[0]) for line in alone}
+        if len(places) == 1:
+            ax.set_xticks(list(places))
 
 
 def panels(
@@ -158,6 +171,8 @@ def columns_needed(table: pd.DataFrame, *names: str, numeric: Sequence[str] = ()
     for name in numeric:
         if table[name].dtype.kind not in "iufb":
             raise BirthlensError(f"column {name!r} holds {table[name].iloc[0]!r}; to be drawn it must hold numbers.")
+        if name in ("value", "change", "difference") and table[name].isna().all():
+            raise BirthlensError(f"column {name!r} holds no value in any row, so there is nothing to draw.")
 
 
 SEEDS = ("seed", "run", "path")

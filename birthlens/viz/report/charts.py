@@ -62,7 +62,8 @@ class Chart:
         values = [v for line in self.series for v in line.values if math.isfinite(v)]
         values += [level.value for level in self.levels if math.isfinite(level.value)]
         low = min([0.0, *values])
-        high = self.top if self.top is not None else max([low + 1e-9, *values])
+        high = self.top if self.top is not None else max([low, *values])
+        high = high if high > low else low + 1.0
         step = _nice((high - low) / 4)
         high = self.top if self.top is not None else math.ceil(high / step - 1e-9) * step
         object.__setattr__(self, "_range", (math.floor(low / step + 1e-9) * step, high))
@@ -146,14 +147,17 @@ class Chart:
 
     def _path(self, line: Curve, first: int, last: int) -> str:
         out = []
-        drawing = False
-        for step, value in zip(line.steps, line.values, strict=True):
-            if not math.isfinite(value):
-                drawing = False
+        finite = [False, *map(math.isfinite, line.values), False]
+        for i, (step, value) in enumerate(zip(line.steps, line.values, strict=True)):
+            before, here, after = finite[i : i + 3]
+            if not here:
                 continue
             x = LEFT + (step - first) / max(1, last - first) * (WIDTH - LEFT - RIGHT)
-            out.append(f"{'L' if drawing else 'M'}{x:.1f} {self._y(min(value, self._range[1])):.1f}")
-            drawing = True
+            y = self._y(min(value, self._range[1]))
+            if before or after:
+                out.append(f"{'L' if before else 'M'}{x:.1f} {y:.1f}")
+            else:  # a value on its own would be a line of no length
+                out.append(f"M{min(max(x - 3, LEFT), WIDTH - RIGHT - 6):.1f} {y:.1f}h6")
         return "".join(out)
 
     def _axes(self, first: int, last: int) -> str:

@@ -95,9 +95,12 @@ def birth(facts: Facts) -> str:
             said.append(f"That {verb} a bag of tokens, which ignores order, can reach ({number(bag)}).")
     _, loss = facts.series("global_loss")
     if loss:
+        first = number(loss[0])
+        last = number(loss[-1])
         moved = "falls" if loss[-1] < loss[0] else "rises"
+        moved = f"stays at {last}" if first == last else f"{moved} from {first} to {last}"
         why = "" if facts.run.config.training.loss == "all" else ", on targets it was not trained on"
-        said.append(f"Global loss {moved} from {number(loss[0])} to {number(loss[-1])}{why}.")
+        said.append(f"Global loss {moved}{why}.")
         uniform = facts.reference("uniform", "global", "loss")
         if loss[-1] > uniform:
             said.append(f"It is now above that of uniform guessing ({number(uniform)}).")
@@ -170,6 +173,8 @@ def heads(table: pd.DataFrame) -> str:
     last = table[table["step"] == table["step"].max()]
     last = last.reindex(last["change"].abs().sort_values(ascending=False, kind="stable").index)
     step = int(last["step"].iloc[0])
+    if last["change"].isna().all():
+        return f"The sequences hold no in-context target, so nothing can be said about the heads at step {step}."
     if last["change"].abs().max() < SMALLEST_CHANGE:
         return f"No head matters at step {step}: ablating any one leaves in-context accuracy unchanged."
     named = [
@@ -183,6 +188,14 @@ def edges(table: pd.DataFrame) -> str:
     """Describe which edges matter; the table is that of `causal_tables.changes` at one step."""
     clear = table[(table["change_low"] > 0) | (table["change_high"] < 0)]
     tested = counted(len(table), "edge")
+    if table["change"].isna().all():
+        return "The sequences hold no in-context target, so nothing can be said about the edges."
+    if table["change_low"].isna().all():
+        largest = table.iloc[int(table["change"].abs().argmax())]
+        return (
+            f"The largest effect among the {tested} tested is that of {in_words(str(largest['ablated']))} "
+            f"({signed(float(largest['change']))}); there are too few sequences for an interval."
+        )
     if clear.empty:
         return f"No edge matters: the 95 % interval of each of the {tested} tested contains 0."
     clear = clear.reindex(clear["change"].abs().sort_values(ascending=False, kind="stable").index)
@@ -220,8 +233,10 @@ def signed(value: float) -> str:
     """Format a change with its sign.
 
     Example:
-        >>> signed(-0.5), signed(0.0)
-        ('-0.500', '0.000')
+        >>> signed(-0.5), signed(0.0), signed(float("nan"))
+        ('-0.500', '0.000', '-')
     """
+    if math.isnan(value):
+        return "-"
     text = f"{value:+.3f}"
     return "0.000" if float(text) == 0 else text

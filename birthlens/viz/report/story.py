@@ -183,10 +183,12 @@ def _edges(run: Run) -> tuple[str, str]:
 
 def _edge(row: dict[Hashable, Any]) -> str:
     change, low, high = (float(row[name]) for name in ("change", "change_low", "change_high"))
+    interval = "no interval" if math.isnan(low) else f"{leads.signed(low)} to {leads.signed(high)}"
+    share = 0.0 if math.isnan(change) else min(1.0, abs(change))
     return (
         f'<tr><th scope="row">{escape(in_words(str(row["ablated"])))}</th>'
-        f'<td><span class="bar" style="width:{min(1.0, abs(change)):.1%}"></span></td>'
-        f"<td>{leads.signed(change)}<small>{leads.signed(low)} to {leads.signed(high)}</small></td></tr>"
+        f'<td><span class="bar" style="width:{share:.1%}"></span></td>'
+        f"<td>{leads.signed(change)}<small>{interval}</small></td></tr>"
     )
 
 

@@ -127,8 +127,8 @@ def test_birth_order_counts_ties_and_unborn_memories() -> None:
     )
     table = birth_order_table(onsets).set_index(["kind", "what"])
     assert table.loc[("before", "a_memory < b_memory"), "value"] == (1 + 0.5 + 0 + 1) / 4
-    assert table.loc[("order", "a < b < c"), "value"] == 0.25 and table.loc[("order", "a = b < c"), "value"] == 0.25
-    assert table.loc[("order", "a < b = c"), "value"] == 0.25  # unborn together
+    for order in ("a < b; never c", "a = b; never c", "b < a; never c", "a; never b, c"):
+        assert table.loc[("order", order), "value"] == 0.25
     assert np.isinf(table.loc[("onset", "c_memory"), "value"])  # type: ignore[arg-type]
     with pytest.raises(BirthlensError, match="one row for each seed and memory"):
         birth_order_table(pd.concat([onsets, onsets]))
@@ -145,7 +145,7 @@ def test_what_was_not_read_is_not_called_unborn() -> None:
     with pytest.raises(BirthlensError, match="b_memory was not read for seed 1 among few"):
         order_sensitivity_table(pd.concat([onsets[onsets["memory"] == "a_memory"], narrow]))
     unborn = pd.concat([onsets, onsets.iloc[[1]].assign(seed=1)])  # read, and NaN: never born
-    assert birth_order_table(unborn).set_index("what").loc["a < b", "value"] == 1
+    assert birth_order_table(unborn).set_index("what").loc["a; never b", "value"] == 1
 
 
 def test_intervals_hold_their_level_whatever_the_truth() -> None:
@@ -243,3 +243,23 @@ def test_too_few_candidates_leave_no_band() -> None:
     weights = initial_weights(ModelConfig(d_model=8), 3, 20, np.random.default_rng(0))
     with pytest.raises(BirthlensError, match="trigger_memory: 3 candidates leave no null band"):
         standardised_table([(0, weights)])
+
+
+def test_memories_that_are_never_born_have_no_order() -> None:
+    inf = float("inf")
+    births = {0: (10.0, inf, inf), 1: (inf, inf, inf)}
+    rows = [
+        (seed, f"{name}_memory", np.nan if onset == inf else onset)
+        for seed, onsets in births.items()
+        for name, onset in zip(("output", "trigger", "prev_token"), onsets, strict=True)
+    ]
+    table = birth_order_table(pd.DataFrame(rows, columns=["seed", "memory", "onset"])).set_index("what")
+    numbers = dict(zip(table.index, table[["value", "low", "high", "n"]].to_numpy(dtype=float), strict=True))
+    value, _, _, n = numbers["output_memory < trigger_memory"]
+    assert (value, n) == (1, 1)  # seed 1 says nothing about them
+    *nothing, n = numbers["prev_token_memory < trigger_memory"]
+    assert np.isnan(nothing).all() and n == 0
+    assert set(table.index[table["kind"] == "order"]) == {
+        "output; never prev_token, trigger",
+        "never output, prev_token, trigger",
+    }
