@@ -53,7 +53,7 @@ PLAN = {
         < figures report.leads report.page < figures.gallery report.scorecard
         < report.compare report.memories < report.story < report""",
     "cli": """
-        streams < __init__ subjects tables training < basics benching forking many_runs probing
+        options streams < __init__ subjects tables training < basics benching forking many_runs probing
         < causal demo memory seeing""",
     "top": "__init__ __main__",
 }

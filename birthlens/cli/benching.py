@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from birthlens.cli.options import refuse_idle
 from birthlens.cli.streams import tell
 from birthlens.cli.tables import show
 from birthlens.errors import BirthlensError
@@ -38,8 +39,8 @@ def bench(quick: bool, only: tuple[str, ...], out: str | None, files: tuple[str,
     from birthlens.bench import pages as writing
     from birthlens.system import write_atomically
 
-    if files and (quick or only):
-        raise BirthlensError("--from measures nothing; leave out --quick and --only.")
+    if files:
+        refuse_idle("--from measures nothing", "quick", "only")
     texts = {page: _text(page) for page in pages}
     if files:
         report = writing.read(files)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from birthlens.cli.options import refuse_idle
 from birthlens.cli.probing import steps_option
-from birthlens.cli.subjects import given, load, load_run, names, sample_options, working_folder
+from birthlens.cli.subjects import load, load_run, names, sample_options, working_folder
 from birthlens.cli.tables import check_counts, deliver, format_option, out_option
-from birthlens.errors import BirthlensError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,8 +77,7 @@ def ablate(
     from birthlens.reading import read_mapping
 
     if suite_file is not None:
-        if beside := given("heads", "methods", "components", "metrics", "seed"):
-            raise BirthlensError(f"{', '.join(beside)}: the suite's file says these; leave them out beside --suite.")
+        refuse_idle("the suite's file says this", "heads", "methods", "components", "metrics", "seed")
         suite = Suite.from_data(read_mapping(suite_file, "suite"))
     else:
         data: dict[str, Any] = {"heads": heads, "methods": names("methods", methods), "components": components}
@@ -197,8 +196,8 @@ def edges(
     from birthlens.analysis.interventions.edge_tables import births_table, cut_edges, edge_table
     from birthlens.model.components import edges_of
 
-    if not attribution and (beside := given("integration_steps")):
-        raise BirthlensError(f"{beside[0]}: it acts with --attribution only; add that, or leave it out.")
+    if not attribution:
+        refuse_idle("it acts with --attribution only", "integration_steps")
     loaded = load_run(run, steps, seed)
     named = None if chosen is None else names("edges", chosen)
     quantities = [] if metrics is None else names("metrics", metrics)
@@ -250,6 +249,10 @@ def scores(subject: str, kind: str, steps: str, batch_size: int, seed: int, out:
     from birthlens.analysis.behaviour.head_weights import composition_table, weight_scores_table
     from birthlens.analysis.behaviour.sinks import sink_table
 
+    if kind in ("weights", "composition"):
+        refuse_idle(f"--kind {kind} reads weights and no sequences", "batch_size")
+    if kind == "weights":
+        refuse_idle("--kind weights draws nothing", "seed")
     loaded = load(subject, steps, seed)
     generator = np.random.default_rng([seed, 7])
     with loaded.progress() as advance:

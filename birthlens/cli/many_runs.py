@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from birthlens.cli.options import refuse_idle
 from birthlens.cli.streams import tell
 from birthlens.cli.tables import format_option, show, show_rows
 from birthlens.errors import BirthlensError
@@ -59,6 +60,10 @@ def reproduce(
     from birthlens.claims.catalogue import claims_named
     from birthlens.claims.tiers import tier_named
 
+    if claims and "all" not in claims:
+        refuse_idle("the claims are named", "paper")
+    if listing:
+        refuse_idle("--list runs nothing", "tier", "out", "seeds", "processes", "style")
     chosen = claims_named(claims, paper)
     scale = tier_named(tier)
     if listing:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from birthlens.cli.options import refuse_idle
 from birthlens.cli.probing import overview, steps_option
 from birthlens.cli.streams import tell
 from birthlens.cli.tables import deliver, format_option, out_option, show, show_rows
@@ -44,14 +45,10 @@ def memories(
     """
     from birthlens.runs.run import load_run
 
-    if (cells or whole) and not ledger:
-        raise BirthlensError(
-            f"{'--cells' if cells else '--whole'} works with --ledger only; add that, or leave it out."
-        )
-    if fold and ledger:
-        raise BirthlensError(
-            "--fold with --ledger: the models of the ledger have no layer norms; leave one of the two out."
-        )
+    if ledger:
+        refuse_idle("the models of the ledger have no layer norms", "fold")
+    else:
+        refuse_idle("it acts with --ledger only", "cells", "whole")
     loaded = load_run(run)
     chosen = loaded.select(steps)
     table = _ledger(loaded, chosen, cells, whole) if ledger else _memories(loaded, chosen, fold)
@@ -135,11 +132,11 @@ def weight_patch(
     from birthlens.viz.notebook import thinned
 
     loaded = load_run(run)
-    if sources is not None and (align or donors is not None):
-        raise BirthlensError(
-            f"{'--align' if align else '--from'} with --by: it works with matrices of other steps, and --by takes them "
-            "from elsewhere; leave one of the two out."
-        )
+    printed = out is None and style == "table" and not full
+    if sources is not None:
+        refuse_idle("it acts on matrices of other steps, and --by takes them from elsewhere", "align", "donors")
+    if not printed:
+        refuse_idle("every metric is in the table; this one only chooses what is printed as a map", "metric")
     names = None if matrices is None else [name.strip() for name in matrices.split(",")]
     to_steps, from_steps = (
         thinned(loaded.steps, 6) if chosen is None else loaded.select(chosen) for chosen in (recipients, donors)
@@ -169,13 +166,13 @@ def weight_patch(
         _note(f"bases ({moved}) differ between steps, and so do the bases of the matrices; see --align.")
     elif moved and "initial" in set(table.get("source", ())):
         _note(f"bases ({moved}) differ between steps, so the initial matrices are in other bases.")
-    if out is None and style == "table" and not full:
-        printed = table[table["metric"] == metric]
-        if printed["value"].isna().all():
+    if printed:
+        chosen = table[table["metric"] == metric]
+        if chosen["value"].isna().all():
             raise BirthlensError(
                 f"metric = {metric!r}: the {sequences} sequences hold no such target; use more or another."
             )
-        for name, rows in printed.groupby("matrix", sort=False):
+        for name, rows in chosen.groupby("matrix", sort=False):
             _print_map(rows, down, across, title=f"{metric} with {name} replaced")
     else:
         deliver(table, out, style)

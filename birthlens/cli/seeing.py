@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from birthlens.cli.options import refuse_idle
 from birthlens.cli.probing import steps_option
 from birthlens.cli.streams import tell
 
@@ -55,6 +56,7 @@ def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...])
 
     check_name(out)
     if Path(source).is_file():
+        refuse_idle("a table is drawn with the steps that it has", "steps")
         pairs = [option.partition("=") for option in options]
         if wrong := [option for option, pair in zip(options, pairs, strict=True) if not pair[1]]:
             raise BirthlensError(f"option = {wrong[0]!r}: write it as NAME=VALUE, for instance x=d_model.")
@@ -102,6 +104,8 @@ def attention(
     """Write the attention patterns of a RUN as one page with a slider over its checkpoints."""
     from birthlens.viz.notebook import show_attention
 
+    if text is not None:
+        refuse_idle("with --text there is one sequence", "row")
     chosen = heads.split(",") if heads else None
     picture = show_attention(run, steps, tokens=text, row=row, heads=chosen, length=length)
     tell(str(picture.save(out)))
@@ -121,6 +125,8 @@ def watch(run: str, once: bool, every: float) -> None:
     from birthlens.runs.run import load_run
     from birthlens.viz.watch import Watch
 
+    if once:
+        refuse_idle("--once prints one frame", "every")
     console = Console()
     live = console.is_terminal and not once
     width = max(10, min(60, console.width - 54))

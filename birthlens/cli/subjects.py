@@ -47,13 +47,6 @@ def names(option: str, text: str) -> list[str]:
     return found
 
 
-def given(*options: str) -> list[str]:
-    """Return those of some options that the user gave, as they are typed."""
-    context = click.get_current_context()
-    default = click.core.ParameterSource.DEFAULT
-    return [f"--{name.replace('_', '-')}" for name in options if context.get_parameter_source(name) is not default]
-
-
 @dataclass
 class Subject:
     """A run at some steps, or a model from a directory, as the tables want it."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from birthlens.cli.options import refuse_idle
 from birthlens.cli.streams import tell
 from birthlens.errors import BirthlensError
 
@@ -45,26 +46,37 @@ def train(
 ) -> None:
     """Train a model into the new directory OUT, with checkpoints.
 
-    Without --preset or --config the defaults are trained, which are the paper's settings. --show-config lists all keys.
+    Without --preset or --config the defaults are trained, which are the paper's settings. --show-config lists all keys. With
+    --resume, training.steps=N makes a run longer, and a finished one goes on.
     """
     if resuming:
-        if show_config:
-            raise BirthlensError(
-                "--resume and --show-config cannot be used together; run.json in OUT holds the config."
-            )
-        if preset_name or config_file or corpus_file or overrides:
-            raise BirthlensError("--resume takes its config from the run; leave out --preset, --config and overrides.")
+        refuse_idle("run.json in OUT holds the config of a run", "show_config")
+        refuse_idle("--resume takes its config from the run", "preset_name", "config_file", "corpus_file")
         from birthlens.training.recording import resume
 
-        follow(resume(out), out, logger)
+        follow(resume(out, _more_steps(overrides)), out, logger)
         return
     config = _config(preset_name, config_file, corpus_file, overrides)
     if show_config:
+        refuse_idle("--show-config trains nothing", "logger")
         tell(config.to_yaml(), nl=False)
         return
     from birthlens.training.recording import train_to_disk
 
     follow(train_to_disk(config, out), out, logger)
+
+
+def _more_steps(overrides: tuple[str, ...]) -> int | None:
+    """Read training.steps=N, all that may be set when a run is continued."""
+    if not overrides:
+        return None
+    key, _, value = overrides[-1].partition("=")
+    if len(overrides) > 1 or key != "training.steps" or not (value.isascii() and value.isdigit() and len(value) < 10):
+        raise BirthlensError(
+            f"{' '.join(overrides)}: a run is continued under its own config; only training.steps=N may be given, to go on "
+            "longer. `birthlens fork` starts a run with other settings from a step of this one."
+        )
+    return int(value)
 
 
 def _config(
@@ -80,6 +92,10 @@ def _config(
     if preset_name:
         tree = preset(preset_name).to_data()
     if corpus_file:
+        if twice := [override for override in overrides if override.startswith(("corpus.path=", "corpus.source="))]:
+            raise BirthlensError(
+                f"{twice[0]}: --corpus {corpus_file} says where the text is; leave one of the two out."
+            )
         source = "counts" if Path(corpus_file).suffix in (".json", ".csv") else "text"
         tree["corpus"] = {"source": source, "path": str(Path(corpus_file).resolve())}
     return RunConfig.parse(tree, overrides)

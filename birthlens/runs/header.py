@@ -21,6 +21,10 @@ from birthlens.system import write_atomically
 
 FORMAT = 2
 """The format that is written."""
+LONGER = "longer"
+"""The field that says to how many steps a run was continued beyond its config's; it has a digest of its own, so that those
+of the run's other files stay what they are."""
+_APART = ("digest", LONGER)
 ENGINES = ("reference", "functional", "handwritten", "fused")
 _LARGEST = 1 << 28
 _DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -59,9 +63,22 @@ def read_header(path: Path) -> dict[str, Any]:
 def write_header(path: Path, header: Mapping[str, Any]) -> Seal:
     """Write run.json with the digest of its content; return the seal for the run's other files."""
     text = json.dumps(header)  # what is digested is what will be read: numbers and strings as JSON spells them
-    digest = content_digest(json.loads(text))
+    digest = content_digest(json.loads(text), _APART)
     write_atomically(path / HEADER, json.dumps({**header, "digest": digest}, indent=1, ensure_ascii=False).encode())
     return Seal(digest)
+
+
+def lengthen(path: Path, header: Mapping[str, Any], steps: int) -> None:
+    """Write into run.json that the run is continued to so many steps; nothing else of the run changes."""
+    seal = Seal(header["digest"])
+    longer = {"steps": steps, "digest": seal.digest(LONGER, str(steps).encode())}
+    content = {**header, LONGER: longer}
+    write_atomically(path / HEADER, json.dumps(content, indent=1, ensure_ascii=False).encode())
+
+
+def steps_of(header: Mapping[str, Any]) -> int | None:
+    """Return the number of steps that a run was lengthened to, or None."""
+    return header[LONGER]["steps"] if LONGER in header else None
 
 
 def seal_of(header: Mapping[str, Any]) -> Seal | None:
@@ -121,12 +138,19 @@ def _engine_fault(engine: Mapping[str, Any]) -> str | None:
 
 def _digest_fault(header: Mapping[str, Any]) -> str | None:
     if header["format"] == 1:
-        return "it has a digest, which format 1 has not" if "digest" in header or "files" in header else None
+        found = [key for key in ("digest", "files", LONGER) if key in header]
+        return f"it has the field {found[0]!r}, which format 1 has not" if found else None
     files = header.get("files")
     if not isinstance(files, dict) or files.keys() != {TABLES, CONSTANTS}:
         return f"its 'files' must give the digests of {TABLES} and {CONSTANTS}"
     if not all(isinstance(digest, str) and _DIGEST.fullmatch(digest) for digest in files.values()):
         return "its 'files' holds something else than digests"
-    if header.get("digest") != content_digest(header):
+    if header.get("digest") != content_digest(header, _APART):
         return "its content does not match its digest: it was changed after training"
+    if LONGER in header:
+        longer = header[LONGER]
+        if not isinstance(longer, dict) or type(longer.get("steps")) is not int:
+            return f"its {LONGER!r} has no number of steps"
+        if longer.get("digest") != Seal(header["digest"]).digest(LONGER, str(longer["steps"]).encode()):
+            return f"its {LONGER!r} does not match its digest: it was changed"
     return None

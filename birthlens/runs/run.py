@@ -15,7 +15,7 @@ from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
 from birthlens.model.weights import Weights, check_tensors, load_tensors
 from birthlens.runs.files import CONSTANTS, HEADER, RESUME, TABLES, checkpoint_file, checkpoint_name, kept_steps
-from birthlens.runs.header import check_of, read_header, seal_of
+from birthlens.runs.header import check_of, read_header, seal_of, steps_of
 from birthlens.runs.lineage import Parent as Parent
 from birthlens.runs.metrics import COLUMNS, read_metrics
 from birthlens.runs.state import check_state, read_state
@@ -46,7 +46,9 @@ class Run:
         self.path = Path(path)
         self.header = read_header(self.path)
         try:
-            self.config = RunConfig.parse(self.header["config"])
+            config = RunConfig.parse(self.header["config"])
+            steps = steps_of(self.header)
+            self.config = config if steps is None else config.changed(training=config.training.changed(steps=steps))
         except BirthlensError as error:
             raise BirthlensError(f"{self.path / HEADER} holds a config that cannot be read: {error}") from None
         if not self.verified:

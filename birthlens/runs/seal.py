@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +33,9 @@ def digest_of(*parts: bytes | memoryview) -> str:
     return found.hexdigest()
 
 
-def content_digest(content: Mapping[str, Any]) -> str:
-    """Return the digest of a JSON mapping without its field `digest`; layout and the order of keys do not count."""
-    rest = {key: value for key, value in content.items() if key != "digest"}
+def content_digest(content: Mapping[str, Any], but: Collection[str] = ("digest",)) -> str:
+    """Return the digest of a JSON mapping without some fields; layout and the order of keys do not count."""
+    rest = {key: value for key, value in content.items() if key not in but}
     return digest_of(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
 from birthlens.runs.files import CONSTANTS, RESUME
+from birthlens.runs.header import lengthen
 from birthlens.runs.lock import only_writer
 from birthlens.runs.run import Parent, Run
 from birthlens.runs.writer import RunWriter, directory_of
@@ -43,16 +44,36 @@ def begun(trainer: Trainer, config: RunConfig, out: str | Path, parent: Parent |
         yield from _recorded(writer, trainer)
 
 
-def resume(out: str | Path) -> Iterator[StepRecord]:
+def resume(out: str | Path, steps: int | None = None) -> Iterator[StepRecord]:
     """Continue a run from its last kept step, or from the start; its weights equal those of an uninterrupted run to the bit.
 
-    A warning is logged where the number of threads has changed and the last bits of the engine depend on it.
+    `steps` makes the run longer than its config says, from then on: a finished run goes on. A warning is logged where the
+    number of threads has changed and the last bits of the engine depend on it.
 
     Raises:
-        BirthlensError: where there is no run, it is damaged, another process writes it, or its engine is unavailable.
+        BirthlensError: where there is no run, it is damaged, another process writes it, or its engine is unavailable, and
+            for `steps` that would change what is past.
     """
     with only_writer(Run(out).path):
+        if steps is not None:
+            _lengthen(Run(out), steps)
         yield from _continued(Run(out))
+
+
+def _lengthen(run: Run, steps: int) -> None:
+    planned = run.config.training.steps
+    if steps < planned:
+        raise BirthlensError(f"training.steps = {steps}: the run has {planned} already; give that or more.")
+    if run.config.optimiser.decay != "none":
+        raise BirthlensError(
+            f"training.steps = {steps}: the run's learning rate decays towards step {planned} (optimiser.decay = "
+            f"{run.config.optimiser.decay!r}), so more steps would change those that are past; train again or fork it."
+        )
+    if not run.verified:
+        raise BirthlensError(f"training.steps = {steps}: {run.path} has format 1, which cannot say so; fork the run.")
+    if steps > planned:
+        RunConfig.parse(run.config.to_data(), [f"training.steps={steps}"])
+        lengthen(run.path, run.header, steps)
 
 
 def _continued(run: Run) -> Iterator[StepRecord]:

@@ -445,7 +445,7 @@ def _read_all(path: Any) -> None:
         ({"format": True}, r"'format' is no int"),
         ({"format": 0}, r"'format' is 0, valid are 1 to 2"),
         ({"format": -1}, r"'format' is -1"),
-        ({"format": 1}, r"it has a digest, which format 1 has not"),
+        ({"format": 1}, r"it has the field 'digest', which format 1 has not"),
         ({"files": {}}, r"'files' must give the digests of tables.safetensors and constants.safetensors"),
         ({"versions": {"torch": 2}}, r"'versions' holds something else than strings"),
         ({"code": 5}, r"'code' is no str"),
@@ -686,3 +686,28 @@ def test_forcing_an_engine_that_cannot_is_an_error() -> None:
 def test_a_loss_without_targets_is_refused() -> None:
     with pytest.raises(BirthlensError, match=r"n_triggers = 0"):
         next(train(tiny("task.n_triggers=0")))
+
+
+def test_a_finished_run_goes_on_to_the_bits_of_a_longer_one(tmp_path: Path) -> None:
+    from birthlens.runs.verify import verify
+
+    whole = train_to_disk(tiny("training.steps=6", "optimiser.momentum=0.5"), tmp_path / "whole")
+    assert [record.step for record in whole] == list(range(7))
+    list(train_to_disk(tiny("training.steps=4", "optimiser.momentum=0.5"), tmp_path / "run"))
+    header = (tmp_path / "run" / "run.json").read_text()
+    with pytest.raises(BirthlensError, match=r"training.steps = 3: the run has 4 already"):
+        list(resume(tmp_path / "run", 3))
+    assert (tmp_path / "run" / "run.json").read_text() == header
+    assert [record.step for record in resume(tmp_path / "run", 6)] == [5, 6]
+    run = load_run(tmp_path / "run")
+    assert run.config.training.steps == 6 and run.finished and not list(resume(tmp_path / "run"))
+    for name, tensor in load_run(tmp_path / "whole").checkpoint(6).items():
+        np.testing.assert_array_equal(run.checkpoint(6)[name], tensor)
+    assert verify(tmp_path / "run").whole
+    path = tmp_path / "run" / "run.json"
+    path.write_text(path.read_text().replace('"steps": 6', '"steps": 7'))
+    with pytest.raises(BirthlensError, match="its 'longer' does not match its digest"):
+        load_run(tmp_path / "run")
+    list(train_to_disk(tiny("training.steps=4", "optimiser.decay=cosine"), tmp_path / "decays"))
+    with pytest.raises(BirthlensError, match=r"learning rate decays towards step 4"):
+        list(resume(tmp_path / "decays", 6))
