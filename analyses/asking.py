@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,7 +98,9 @@ def keep(
 
 def made_by(arguments: argparse.Namespace, seeds: Sequence[int], grid: Grid | None) -> dict[str, object]:
     """Return what made a table: the command, the grid as overrides of the default config, seeds, code, versions, date."""
-    made: dict[str, object] = {"command": shlex.join(["python", f"analyses/{arguments.script}", *sys.argv[1:]])}
+    given = {name: getattr(arguments, name, None) for name in ("tier", "seeds")}
+    said = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    made: dict[str, object] = {"command": shlex.join(["python", f"analyses/{arguments.script}", *said])}
     if grid is not None:
         cases = {case: list(words) for case, words in grid.cases.items()}
         made["grid"] = {"base": overrides(RunConfig(), grid.base), "cases": cases}

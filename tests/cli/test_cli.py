@@ -137,6 +137,36 @@ def test_a_training_logs_to_tensorboard_and_to_no_run_but_its_own(
     assert ("held_out/in_context_accuracy", 12) in scalars
 
 
+@pytest.mark.parametrize("refusal", [None, "api_key not configured (no-tty)"])
+def test_weights_and_biases_gets_every_measurement_or_its_refusal_is_told(
+    refusal: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[Any] = []
+    session = SimpleNamespace(
+        log=lambda values, step: logged.append((step, values)), finish=lambda: logged.append("finished")
+    )
+
+    def init(**options: Any) -> Any:
+        if refusal is not None:
+            raise RuntimeError(refusal + "\nmore lines")
+        logged.append(options)
+        return session
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    result = CliRunner().invoke(group, ["train", str(tmp_path / "new"), *TINY, "--log", "wandb"])
+    if refusal is not None:
+        assert isinstance(result.exception, BirthlensError)
+        said = str(result.exception)
+        assert refusal in said and "more lines" not in said and "wandb login" in said and "--resume" in said
+        return
+    assert result.exit_code == 0, result.output
+    assert logged[0]["name"] == "new" and logged[0]["config"]["training"]["steps"] == 12 and logged[-1] == "finished"
+    measured = [
+        (row["step"], f"{row['split']}/{row['metric']}", row["value"]) for row in load_run(tmp_path / "new").rows()
+    ]
+    assert [(step, name, value) for step, values in logged[1:-1] for name, value in values.items()] == measured
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

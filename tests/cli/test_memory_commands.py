@@ -77,6 +77,10 @@ def test_the_ledger_books_all_of_each_matrix(runs: Any, tmp_path: Path) -> None:
         assert set(table["step"]) == {4, 12}
         np.testing.assert_allclose(table.groupby(["step", "matrix", "reading"])["share"].sum(), 1, atol=1e-9)
         assert ("cell" in set(table["kind"])) == ("--cells" in flags)
+    whole = rows("memories", runs[0], "--ledger", "--steps", "-1")
+    bounded = rows("memories", runs[0], "--ledger", "--steps", "-1", "--draws", "0")
+    assert whole["null_derangement"].notna().any() and bounded["null_derangement"].isna().all()
+    pd.testing.assert_series_equal(whole["share"], bounded["share"])
     text = run("memories", runs[0], "--ledger").stdout
     assert "previous position" in text and "output_memory, L1.W_O" in text and "output_memory, circuit" in text
     start = {flags: rows("memories", runs[0], "--ledger", "--steps", "0", *flags) for flags in ((), ("--whole",))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -192,6 +192,7 @@ def paper_ledger_table(
     induction_head: Head = INDUCTION_HEAD,
     cells: bool = True,
     bigram: Float[Array, "d_vocab d_vocab"] | None = None,
+    told: Callable[[str], None] = lambda memory: None,
 ) -> pd.DataFrame:
     """Split the matrices of `paper_ledgers` at every checkpoint, less their value at the first one where `minus_initial`.
 
@@ -199,6 +200,8 @@ def paper_ledger_table(
 
         "L1.W_O"   the matrix that is trained, between the codebooks at its own sides (`ledger_factors`)
         "circuit"  the product W_V W_O or W_Q W_K^T; left out where it is the trained matrix, as W_Q is the identity
+
+    `told` hears the name of each memory before it is read, which takes seconds from about 1,000 tokens on.
 
     The shares of the two differ, so say which one a number is. The ledgers are those of the first checkpoint.
     attrs["left_out"] names the memories that have no rows: the linear feed-forward's where `bigram` is not given.
@@ -225,6 +228,7 @@ def paper_ledger_table(
     ledgers = paper_ledgers(first, triggers, prev_token_head, induction_head, cells, bigram)
     tables: dict[tuple[str, str], pd.DataFrame] = {}
     for name, (initial, ledger) in ledgers.items():
+        told(name)
         products = [(step, found[name].matrix) for step, found in circuits]
         reading = CIRCUIT if _is_product(initial) else _trained_parameter(name, initial)
         minus = initial.matrix if minus_initial else None
@@ -238,6 +242,7 @@ def paper_ledger_table(
     for name in partners:
         if name in moving_partners:
             continue
+        told(name)
         initial, ledger = ledgers[name]
         trained = [(step, _right(found[name])) for step, found in circuits]
         own = factor_ledger(ledger, initial, "right")
