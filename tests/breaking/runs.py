@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,10 +19,9 @@ from typing import Any
 
 from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
-from birthlens.runs.files import temporaries
 from birthlens.runs.run import Run
 from birthlens.runs.verify import verify
-from birthlens.training.recording import resume, train_to_disk
+from birthlens.training.recording import train_to_disk
 
 TINY = {
     "corpus": {"source": "markov", "vocabulary": 12},
@@ -189,60 +185,6 @@ def cuts(path: Path) -> Iterator[tuple[str, str]]:
         file.write_bytes(whole)
 
 
-def kills(folder: Path, count: int, chance: random.Random) -> Iterator[tuple[str, str]]:
-    """Kill a training process at a random moment, resume (often killed once more), and compare with a run left alone."""
-    reference = trained(folder / "reference")
-    expected = content(reference)
-    started = time.perf_counter()
-    _wait(_forked(folder / "timed"))
-    duration = time.perf_counter() - started
-    for number in range(count):
-        path = folder / f"killed{number}"
-        said = []
-        for _ in range(chance.choice((1, 1, 2, 3))):
-            delay = chance.uniform(0, duration)
-            child = _forked(path)
-            time.sleep(delay)
-            os.kill(child, signal.SIGKILL)
-            said.append(f"{delay * 1000:.1f} ms")
-            _wait(child)
-        yield f"kill after {', '.join(said)}", _after_kill(path, expected)
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _after_kill(path: Path, expected: object) -> str:
-    try:
-        _trained_on(path)
-        same = (
-            content(path) == expected and verify(path).whole and not temporaries(path) and not (path / ".lock").exists()
-        )
-    except Exception as error:  # whatever it is, the run is lost
-        return f"crash: {type(error).__name__}: {error}"
-    return "equal" if same else "silent"
-
-
-def _trained_on(path: Path) -> None:
-    """Begin a run, or go on with it, to its end."""
-    for _ in resume(path) if (path / "run.json").exists() else train_to_disk(CONFIG, path):
-        pass
-
-
-def _forked(path: Path) -> int:
-    """Train in a child process, which has all modules loaded already; return its id."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        try:
-            _trained_on(path)
-        finally:
-            os._exit(0)
-    return child
-
-
-def _wait(child: int) -> None:
-    os.waitpid(child, 0)
-
-
 def tried(cases: Iterator[tuple[str, str]]) -> tuple[Counter[str], list[str]]:
     """Count outcomes, and list the cases that must not be: silent changes, crashes, messages without the file's name."""
     counts: Counter[str] = Counter()
@@ -257,6 +199,8 @@ def tried(cases: Iterator[tuple[str, str]]) -> tuple[Counter[str], list[str]]:
 
 def main(count: int, seed: int = 0) -> int:
     """Break runs, print what was tried and found, and return the number of cases that must not be."""
+    from breaking.kills import JOBS, kills
+
     chance = random.Random(seed)
     bad = 0
     with tempfile.TemporaryDirectory() as name:
@@ -270,7 +214,10 @@ def main(count: int, seed: int = 0) -> int:
             "files swapped": swaps(finished, other),
             "edits of run.json and metrics.jsonl": edits(finished),
             "files cut, lengthened or removed": cuts(finished),
-            "kills during training": kills(folder, count, chance),
+            **{
+                f"kills during {name}": kills(folder / name, count // share, chance, job)
+                for name, (job, share) in JOBS.items()
+            },
         }
         for part, cases in parts.items():
             counts, wrong = tried(cases)
@@ -287,4 +234,5 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     sys.exit(1 if main(given.count, given.seed) else 0)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from breaking import runs as breaking
+from breaking.kills import JOBS, kills
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,9 @@ def test_cut_and_removed_files_are_found(finished: Any) -> None:
     assert counts["harmless"] == 1  # metrics.jsonl with a torn line after its end, as a kill leaves it
 
 
-def test_a_run_killed_at_any_moment_is_resumed_to_the_same_bits(tmp_path: Path) -> None:
-    counts, wrong = breaking.tried(breaking.kills(tmp_path, 10, random.Random(2)))
-    assert not wrong and counts == {"equal": 10}
+@pytest.mark.parametrize("name", JOBS)
+def test_work_killed_at_any_moment_is_continued_to_the_same_bits(name: str, tmp_path: Path) -> None:
+    job, share = JOBS[name]
+    count = 8 // min(share, 4)
+    counts, wrong = breaking.tried(kills(tmp_path, count, random.Random(2), job))
+    assert not wrong and counts == {"equal": count}
