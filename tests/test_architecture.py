@@ -18,14 +18,15 @@ LONGER = {"training.simplified.kernels": 340}
 """Modules that may be longer: Numba's disk cache notices edits of one file only, so all that it compiles is in one."""
 
 PLAN = {
-    "": "errors shapes labels _version < reading system",
+    "": "errors shapes labels _version < devices reading system",
     "config": "base clamps < model task < run < differences presets schedule",
     "tasks": """
         batch corpus sampling_kernel < roles sampling < positions task < baselines < bigram markov facts noise < backcopy
         < kinds < predictors.prefix predictors.trigger_posterior < predictors.bag_of_tokens < predictors.reference
-        < predictors.scores""",
+        < predictors.scores counter_sampling""",
     "model": """
-        sites < components weights < alignment forward hooked initialisation < edited_forward layout < hooks incremental""",
+        sites < components weights < alignment forward hooked initialisation < edited_forward layout stacked_forward
+        < hooks incremental""",
     "runs": """
         files lineage lock provenance seal < header metrics < state tables < run < evaluation writer < reuse < verify""",
     "analysis.memories": """
@@ -33,8 +34,8 @@ PLAN = {
         < ideal ledger_factors ledger_nulls names recall_tables < birth_order ledger_tables < order_tables projections""",
     "training": """
         simplified.folding < simplified.buffers simplified.torch_step < simplified.kernels < simplified.numba_step
-        < clamping.matrices clamping.passes clamping.timeline < clamping.clamped engines optimiser
-        < loop < loggers recording replay grid workers < forking sweep""",
+        < clamping.matrices clamping.passes clamping.timeline < clamping.clamped engines footprint optimiser < stack
+        < stacked_optimiser loop < ensemble loggers recording grid workers < forking many replay < sweep""",
     "analysis.interventions": """
         bootstrap metrics spec truncation < scoring weight_patching < corruptions replacements suite_results < edges
         < backends < runner < ablation attribution < patching suite < causal_tables edge_tables""",

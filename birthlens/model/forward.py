@@ -126,8 +126,8 @@ def rotated(x: Float[Tensor, "batch head pos d_head"]) -> Float[Tensor, "batch h
     """Turn adjacent pairs of axes (2i, 2i+1) by the angle pos / 10000^(2i/d_head)."""
     d = x.shape[-1]
     n = x.shape[-2]
-    frequency = 10000 ** (torch.arange(0, d, 2, dtype=x.dtype) / d)
-    angle = torch.arange(n, dtype=x.dtype)[:, None] / frequency
+    frequency = 10000 ** (torch.arange(0, d, 2, dtype=x.dtype, device=x.device) / d)
+    angle = torch.arange(n, dtype=x.dtype, device=x.device)[:, None] / frequency
     even = x[..., 0::2]
     odd = x[..., 1::2]
     turned = torch.stack([even * angle.cos() - odd * angle.sin(), odd * angle.cos() + even * angle.sin()], dim=-1)

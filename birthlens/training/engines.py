@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from birthlens.config.clamps import FORWARD
 from birthlens.config.run import RunConfig
+from birthlens.devices import Execution
 from birthlens.errors import BirthlensError
 from birthlens.model import forward
 from birthlens.model.edited_forward import edited_logits_at
@@ -65,7 +66,7 @@ class Engine(ABC):
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Copy the trained parameters out."""
-        return {name: parameter.detach().numpy().copy() for name, parameter in self.parameters.items()}
+        return {name: parameter.detach().cpu().numpy().copy() for name, parameter in self.parameters.items()}
 
 
 class AutogradEngine(Engine):
@@ -128,13 +129,18 @@ class FoldedEngine(Engine):
         return torch.from_numpy(outcome.losses).view(shape), torch.from_numpy(outcome.predictions).view(shape)
 
 
-def choose(config: RunConfig, d_vocab: int) -> tuple[str, str]:
+def choose(config: RunConfig, d_vocab: int, execution: Execution = Execution()) -> tuple[str, str]:  # noqa: B008
     """Return the name of the engine and the reason for it.
 
     Raises:
-        BirthlensError: where the config names an engine that cannot train it.
+        BirthlensError: where the config names an engine that cannot train it, or not on this device.
     """
     wanted = config.training.engine
+    if not execution.on_cpu:
+        where = f"{execution.device} in {execution.precision}"
+        if obstacle := obstacle_to_stacking(config):
+            raise BirthlensError(f"device = {execution.device!r}: {obstacle}; use device cpu.")
+        return "functional", f"on {where}"
     edited = _clamp_in_the_forward_pass(config)
     if wanted == "reference" and edited is not None:
         raise BirthlensError(f"training.engine = 'reference' cannot train this config: {edited}; use auto.")
@@ -170,6 +176,13 @@ def obstacle_to_folding(config: RunConfig, d_vocab: int) -> str | None:
     if edited := _clamp_in_the_forward_pass(config):
         return edited
     return folding.obstacle(config.task.context, d_vocab)
+
+
+def obstacle_to_stacking(config: RunConfig) -> str | None:
+    """Say why a config cannot be a member of an ensemble, or train on another device; None where it can."""
+    if config.training.engine not in ("auto", "functional"):
+        return f"training.engine = {config.training.engine!r} trains one run on the CPU in float32"
+    return _clamp_in_the_forward_pass(config)
 
 
 def _clamp_in_the_forward_pass(config: RunConfig) -> str | None:

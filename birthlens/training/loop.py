@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from birthlens.config.run import RunConfig
 from birthlens.config.schedule import Schedule
+from birthlens.devices import Execution
 from birthlens.errors import BirthlensError
 from birthlens.model.initialisation import initial_weights
 from birthlens.model.weights import Weights
+from birthlens.shapes import Bool
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.corpus import BigramStatistics
+from birthlens.tasks.counter_sampling import check_countable, counter_batch
 from birthlens.tasks.kinds import chain_of, task_of
 from birthlens.tasks.roles import summary
 from birthlens.tasks.task import HELD_OUT, checked_batch
@@ -31,6 +35,7 @@ from birthlens.training.clamping.clamped import Clamps
 from birthlens.training.clamping.timeline import use
 from birthlens.training.engines import Engine, choose, engine
 from birthlens.training.optimiser import load_state, new_optimiser, saved_state
+from birthlens.training.stack import lone_member
 
 Array = np.ndarray
 State = tuple[Mapping[str, Array], Mapping[str, Any]]
@@ -64,25 +69,48 @@ class StepRecord:
         return self.trainer.weights()
 
 
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """What an update is made from: the settings of its step, its batch, and the positions of its loss."""
+
+    config: RunConfig
+    batch: TokenBatch
+    mask: Bool[Tensor, "batch pos"]
+
+
 class Trainer:
     """A model in training: its data, its weights, the engine that takes gradients, the optimiser and the schedule.
 
     `state` is what `snapshot` and `weights` gave at the step to continue from. `last_kept` is the last step that was kept.
+    `built` makes the engine where it is not the trainer's own (a member of an ensemble).
 
     Raises:
         BirthlensError: where the config cannot be trained, or the state does not fit it.
     """
 
-    def __init__(self, config: RunConfig, statistics: BigramStatistics, state: State | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        statistics: BigramStatistics,
+        state: State | None = None,
+        execution: Execution = Execution(),  # noqa: B008  it is frozen
+        built: Callable[[Weights], Engine] | None = None,
+    ) -> None:
         self.config = config
+        self.execution = execution
         self.task = task_of(config.task, statistics)
         self.task.check_loss(config.training.loss)
+        if execution.sampler == "counter":
+            check_countable(self.task)
         self.held_out = self._held_out()
         generator = np.random.default_rng(config.seeds.init)
         self.initial = initial_weights(config.model, len(statistics), config.task.context, generator)
-        self.engine_name, self.engine_reason = choose(config, len(statistics))
+        self.engine_name, self.engine_reason = choose(config, len(statistics), execution)
         self.clamps = Clamps(config, statistics, self.initial, None if state is None else state[0])
-        self.engine: Engine = engine(self.engine_name, config, self.initial, self.clamps.passes)
+        if built is None and execution.on_cpu:
+            self.engine: Engine = engine(self.engine_name, config, self.initial, self.clamps.passes)
+        else:
+            self.engine = built(self.initial) if built is not None else lone_member(config, self.initial, execution)
         self.optimiser = new_optimiser(config, self.engine.parameters)
         self.schedule = Schedule(config)
         self.step = 0
@@ -124,26 +152,45 @@ class Trainer:
         notes = {"step": self.step, "last_kept_loss": self.schedule.last_kept_loss, "engine": self.engine_name}
         return {**saved_state(self.optimiser, self.engine.parameters), **self.clamps.state()}, notes
 
-    def update(self) -> float | None:
-        """Take one step on a fresh batch; return its loss, or None where the batch held no position of the loss."""
+    def draw(self) -> Draw:
+        """Draw the batch of the update that follows the present step, under the settings of that step."""
         settings = self.clamps.settings.at(self.step)
-        config = settings.config.training
-        batch = settings.task.batch(config.batch_size, self.config.seeds.data, self.step)
-        mask = settings.task.loss_mask(batch, config.loss)
-        loss = None
-        if mask.any():
-            loss = self.engine.gradients(batch, mask)
-            self._check(math.isfinite(loss), f"the training loss is {loss}")
-            skipped = self.clamps.matrices.skipped(self.step)
-            for name, parameter in self.engine.parameters.items():
-                if self.step < config.freeze_until.get(name, 0) or name in skipped:
-                    parameter.grad = None  # torch's optimisers skip it, with its decay and its momentum
-            use(self.optimiser, settings.config, self.step)
-            self.optimiser.step()
+        training = settings.config.training
+        seed = self.config.seeds.data
+        if self.execution.sampler == "counter":
+            batch = counter_batch(settings.task, training.batch_size, seed, self.step, self.execution.device)
+        else:
+            batch = settings.task.batch(training.batch_size, seed, self.step)
+        return Draw(settings.config, batch, settings.task.loss_mask(batch, training.loss))
+
+    def resting(self, config: RunConfig) -> set[str]:
+        """Return the trained matrices that the update after the present step leaves as they are."""
+        frozen = {name for name, until in config.training.freeze_until.items() if self.step < until}
+        return frozen | self.clamps.matrices.skipped(self.step)
+
+    def advance(self) -> None:
+        """Go to the next step, whose updates have been applied."""
         self.step += 1
         self.recorded = True
         self.enter()
+
+    def update(self) -> float | None:
+        """Take one step on a fresh batch; return its loss, or None where the batch held no position of the loss."""
+        draw = self.draw()
+        loss = None
+        if draw.mask.any():
+            loss = self.engine.gradients(draw.batch, draw.mask)
+            self.check_loss(loss)
+            for name in self.resting(draw.config):
+                self.engine.parameters[name].grad = None  # torch's optimisers skip it, with its decay and its momentum
+            use(self.optimiser, draw.config, self.step)
+            self.optimiser.step()
+        self.advance()
         return loss
+
+    def check_loss(self, loss: float) -> None:
+        """Raise DivergedError where the loss of an update is not finite."""
+        self._check(math.isfinite(loss), f"the training loss is {loss}")
 
     def evaluate(self) -> list[dict[str, Any]]:
         """Measure loss and accuracy by role on the held-out batch."""
@@ -187,6 +234,7 @@ def train(
     config: RunConfig,
     statistics: BigramStatistics | None = None,
     trainer: Trainer | None = None,
+    execution: Execution = Execution(),  # noqa: B008  it is frozen
 ) -> Iterator[StepRecord]:
     """Train, and yield a record for step 0 (unless the run is resumed) and after each update.
 
@@ -200,7 +248,7 @@ def train(
         >>> record.weights["L1.W_O"].shape
         (1, 16, 16)
     """
-    trainer = trainer or Trainer(config, statistics or chain_of(config))
+    trainer = trainer or Trainer(config, statistics or chain_of(config), execution=execution)
     if trainer.step == 0 or trainer.step < config.training.steps:
         _log.info(f"engine {trainer.engine_name}: {trainer.engine_reason}")
     if not trainer.recorded:

@@ -40,7 +40,7 @@ def saved_state(optimiser: torch.optim.Optimizer, parameters: Parameters) -> dic
     for name, parameter in parameters.items():
         for quantity, value in optimiser.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                state[f"{quantity}/{name}"] = value.detach().numpy().copy()
+                state[f"{quantity}/{name}"] = value.detach().cpu().numpy().copy()
     return state
 
 
@@ -59,4 +59,7 @@ def load_state(optimiser: torch.optim.Optimizer, parameters: Parameters, tensors
                     "the run is damaged, train again."
                 )
         if found:
-            optimiser.state[parameter] = {key: torch.from_numpy(np.array(value)) for key, value in found.items()}
+            optimiser.state[parameter] = {
+                key: torch.from_numpy(np.array(value)).to("cpu" if key == "step" else parameter.device)
+                for key, value in found.items()
+            }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from birthlens.config.run import RunConfig
+from birthlens.devices import Execution, chosen
 from birthlens.errors import BirthlensError
 from birthlens.runs.files import CONSTANTS, RESUME
 from birthlens.runs.header import lengthen
@@ -17,12 +18,16 @@ from birthlens.runs.lock import only_writer
 from birthlens.runs.run import Parent, Run
 from birthlens.runs.writer import RunWriter, directory_of
 from birthlens.tasks.kinds import chain_of
-from birthlens.training.loop import DivergedError, StepRecord, Trainer, train
+from birthlens.training.loop import DivergedError, State, StepRecord, Trainer, train
 
 _log = logging.getLogger("birthlens")
 
 
-def train_to_disk(config: RunConfig, out: str | Path) -> Iterator[StepRecord]:
+def train_to_disk(
+    config: RunConfig,
+    out: str | Path,
+    execution: Execution = Execution(),  # noqa: B008  it is frozen
+) -> Iterator[StepRecord]:
     """Start a run in a new directory and yield its records; kept steps are on disk when they are yielded.
 
     The directory is locked until the last record, or until the iterator is closed.
@@ -31,33 +36,43 @@ def train_to_disk(config: RunConfig, out: str | Path) -> Iterator[StepRecord]:
         BirthlensError: where the directory holds anything already, another process writes it, or the config cannot be
             trained.
     """
-    yield from begun(Trainer(config, chain_of(config)), config, out)
+    yield from begun(Trainer(config, chain_of(config), execution=execution), config, out)
 
 
 def begun(trainer: Trainer, config: RunConfig, out: str | Path, parent: Parent | None = None) -> Iterator[StepRecord]:
     """Write a new run of a trainer that stands at its first step, under a config that may name another engine."""
-    engine = {"name": trainer.engine_name, "reason": trainer.engine_reason, "threads": trainer.engine.threads}
-    lineage = None if parent is None else parent.to_data(Path(out))
     path = directory_of(out)
     with only_writer(path):
-        writer = RunWriter.create(path, config, trainer.task, trainer.initial, engine, lineage)
-        yield from _recorded(writer, trainer)
+        yield from _recorded(new_recorder(trainer, config, path, parent))
 
 
-def resume(out: str | Path, steps: int | None = None) -> Iterator[StepRecord]:
+def new_recorder(trainer: Trainer, config: RunConfig, path: Path, parent: Parent | None = None) -> Recorder:
+    """Write the head of a new run; the caller holds the lock of its directory."""
+    engine = {
+        "name": trainer.engine_name,
+        "reason": trainer.engine_reason,
+        "threads": trainer.engine.threads,
+        **trainer.execution.to_data(),
+    }
+    lineage = None if parent is None else parent.to_data(path)
+    return Recorder(RunWriter.create(path, config, trainer.task, trainer.initial, engine, lineage), trainer)
+
+
+def resume(out: str | Path, steps: int | None = None, device: str | None = None) -> Iterator[StepRecord]:
     """Continue a run from its last kept step, or from the start; its weights equal those of an uninterrupted run to the bit.
 
-    `steps` makes the run longer than its config says, from then on: a finished run goes on. A warning is logged where the
-    number of threads has changed and the last bits of the engine depend on it.
+    `steps` makes the run longer than its config says, from then on: a finished run goes on. `device` is where it goes on,
+    by default where it began; on another device than the CPU, and for a run that began in an ensemble, weights are equal to
+    rounding. A warning is logged where the number of threads has changed and the last bits of the engine depend on it.
 
     Raises:
-        BirthlensError: where there is no run, it is damaged, another process writes it, or its engine is unavailable, and
-            for `steps` that would change what is past.
+        BirthlensError: where there is no run, it is damaged, another process writes it, or its engine or device is
+            unavailable, and for `steps` that would change what is past.
     """
     with only_writer(Run(out).path):
         if steps is not None:
             _lengthen(Run(out), steps)
-        yield from _continued(Run(out))
+        yield from _continued(Run(out), device)
 
 
 def _lengthen(run: Run, steps: int) -> None:
@@ -76,31 +91,52 @@ def _lengthen(run: Run, steps: int) -> None:
         lengthen(run.path, run.header, steps)
 
 
-def _continued(run: Run) -> Iterator[StepRecord]:
-    writer = RunWriter.reopen(run)
-    kept = writer.rewind(run)
-    if kept is None and run.parent is not None:
-        raise BirthlensError(f"{run.path} was stopped before its first step was kept; delete it and fork again.")
-    # Keep the engine that the run began with, since another one differs in the last bits.
+def _continued(run: Run, device: str | None) -> Iterator[StepRecord]:
+    execution = execution_of(run, device)
+    writer, config, kept = rewound(run)
+    trainer = Trainer(config, run.statistics, kept, execution)
+    check_constants(run, trainer)
     recorded = run.header["engine"]
-    config = run.config.changed(training=run.config.training.changed(engine=recorded["name"]))
-    trainer = Trainer(config, run.statistics, kept)
-    for name, constant in run.constants.items():
-        if not np.array_equal(constant, trainer.initial[name]):
-            raise BirthlensError(
-                f"{run.path / CONSTANTS} has another {name} than seeds.init = {config.seeds.init} gives here; the file is "
-                "damaged, or the run was begun with other packages: continue it with those."
-            )
     trainer.engine_reason = recorded["reason"]
     before = recorded["threads"]
     now = trainer.engine.threads
-    unfinished = trainer.step < config.training.steps
+    unfinished = trainer.step < trainer.config.training.steps
     if trainer.engine.bits_depend_on_threads and before != now and unfinished:
         _log.warning(
             f"the run began with threads = {before} and continues with {now}: the weights of its {trainer.engine_name} "
             f"engine may differ in their last bits from those of an uninterrupted run; set OMP_NUM_THREADS={before}."
         )
-    yield from _recorded(writer, trainer)
+    yield from _recorded(Recorder(writer, trainer))
+
+
+def execution_of(run: Run, device: str | None = None) -> Execution:
+    """Return how a run was begun, on its own device or on another one; runs of before devices began on the CPU."""
+    recorded = run.header["engine"]
+    known = {key: recorded[key] for key in ("precision", "sampler") if key in recorded}
+    return Execution(**known, device=chosen(recorded.get("device", "cpu") if device is None else device)[0])
+
+
+def rewound(run: Run) -> tuple[RunWriter, RunConfig, State | None]:
+    """Go back to a run's last kept step: return its writer, its config with the engine that it began with, and its state.
+
+    The caller holds the lock of its directory.
+    """
+    writer = RunWriter.reopen(run)
+    kept = writer.rewind(run)
+    if kept is None and run.parent is not None:
+        raise BirthlensError(f"{run.path} was stopped before its first step was kept; delete it and fork again.")
+    # Keep the engine that the run began with, since another one differs in the last bits.
+    return writer, run.config.changed(training=run.config.training.changed(engine=run.header["engine"]["name"])), kept
+
+
+def check_constants(run: Run, trainer: Trainer) -> None:
+    """Raise BirthlensError where a trainer that continues a run has other frozen weights than the run."""
+    for name, constant in run.constants.items():
+        if not np.array_equal(constant, trainer.initial[name]):
+            raise BirthlensError(
+                f"{run.path / CONSTANTS} has another {name} than seeds.init = {run.config.seeds.init} gives here; the file "
+                "is damaged, or the run was begun with other packages: continue it with those."
+            )
 
 
 def saved_trainer(run: Run, up_to: int | None) -> Trainer | None:
@@ -111,27 +147,45 @@ def saved_trainer(run: Run, up_to: int | None) -> Trainer | None:
     """
     config = run.config.changed(training=run.config.training.changed(engine=run.header["engine"]["name"]))
     if up_to is None:
-        return Trainer(config, run.statistics)
+        return Trainer(config, run.statistics, execution=execution_of(run))
     if not (run.path / RESUME).exists():
         return None
     tensors, notes = run.state()
     if notes["step"] > up_to:
         return None
-    return Trainer(config, run.statistics, ({**run.checkpoint(notes["step"]), **tensors}, notes))
+    state = ({**run.checkpoint(notes["step"]), **tensors}, notes)
+    return Trainer(config, run.statistics, state, execution_of(run))
 
 
-def _recorded(writer: RunWriter, trainer: Trainer) -> Iterator[StepRecord]:
-    pending: list[dict[str, Any]] = []
+class Recorder:
+    """Write the records of one trainer: measurements wait until a step is kept."""
+
+    def __init__(self, writer: RunWriter, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._writer = writer
+        self._pending: list[dict[str, Any]] = []
+
+    def take(self, record: StepRecord) -> None:
+        """Take a record in; on return, a step that the schedule keeps is on disk."""
+        self._pending += record.metrics
+        if record.keep:
+            state, notes = self.trainer.snapshot()
+            self._writer.keep(record.step, self.trainer.engine.tensors(), self._pending, state, notes)
+            self._pending = []
+
+    def diverged(self) -> None:
+        """Write the measurements up to a divergence, which show what happened."""
+        self._writer.log(self._pending)
+        self._pending = []
+
+
+def _recorded(recorder: Recorder) -> Iterator[StepRecord]:
     try:
-        for record in train(trainer.config, trainer=trainer):
-            pending += record.metrics
-            if record.keep:
-                state, notes = trainer.snapshot()
-                writer.keep(record.step, trainer.engine.tensors(), pending, state, notes)
-                pending = []
+        for record in train(recorder.trainer.config, trainer=recorder.trainer):
+            recorder.take(record)
             yield record
     except DivergedError:
-        writer.log(pending)  # the measurements up to there show what happened
+        recorder.diverged()
         raise
 
 

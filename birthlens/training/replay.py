@@ -12,6 +12,7 @@ import torch
 from birthlens.errors import BirthlensError
 from birthlens.runs.run import Run
 from birthlens.training.loop import Trainer, train
+from birthlens.training.recording import execution_of
 
 LONGEST = 300
 """Steps of the longest replay; where the first kept step comes later, the run is not compared."""
@@ -42,7 +43,7 @@ def replayed(run: Run, longest: int = LONGEST) -> int | None:
 
 def _equal(run: Run, engine: str, last: int) -> bool:
     config = run.config.changed(training=run.config.training.changed(engine=engine))
-    trainer = Trainer(config, run.statistics)
+    trainer = Trainer(config, run.statistics, execution=execution_of(run))
     rows = []
     for record in train(config, trainer=trainer):
         rows += record.metrics

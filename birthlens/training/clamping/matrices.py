@@ -72,7 +72,7 @@ class MatrixClamps:
         numbered = list(enumerate(self._clamps))[first:]
         for number, clamp in numbered:
             if isinstance(clamp, Hold) and clamp.at == "step" and clamp.step == step:
-                self.remembered[number] = parameters[clamp.matrix].detach().numpy().copy()
+                self.remembered[number] = parameters[clamp.matrix].detach().cpu().numpy().copy()
         for number, clamp in numbered:
             if isinstance(clamp, Reset) and clamp.start == step:
                 for name in [clamp.matrix] if clamp.matrix else list(parameters):
@@ -82,7 +82,7 @@ class MatrixClamps:
 
     def _write(self, number: int, clamp: Hold | Add, parameters: Mapping[str, Tensor]) -> None:
         parameter = parameters[clamp.matrix]
-        now = {name: tensor.detach().numpy() for name, tensor in parameters.items()}
+        now = {name: tensor.detach().cpu().numpy() for name, tensor in parameters.items()}
         value = self._values[number](self._ground.initial.replaced(now))
         if isinstance(clamp, Add):
             old = now[clamp.matrix].astype(np.float64)

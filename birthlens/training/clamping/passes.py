@@ -80,7 +80,7 @@ class ForwardClamps:
     def _remember(self, number: int, clamp: Clamp, tensors: Tensors, tokens: Int[Tensor, "batch pos"]) -> None:
         if isinstance(clamp, Pin) and clamp.pattern == "frozen":
             for name, tensor in tensors.items():
-                self.remembered[number, name] = tensor.detach().numpy().copy()
+                self.remembered[number, name] = tensor.detach().cpu().numpy().copy()
         elif isinstance(clamp, Ablate) and clamp.method == "mean":
             subject = self._subjects[number]
             terms = edited_terms(tensors, self._model, tokens)
