@@ -285,7 +285,8 @@ def test_resuming_keeps_the_engine_and_warns_where_its_threads_matter(
         if record.step == 5:
             break
     header = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert header["engine"] == {"name": engine, "reason": "asked for", "threads": 1}
+    how = {"device": "cpu", "precision": "float32", "sampler": "numpy"}
+    assert header["engine"] == {"name": engine, "reason": "asked for", "threads": 1, **how}
     reseal(tmp_path / "run", lambda header: header["engine"].update(reason="a whim"))
     threads(3)
     with caplog.at_level("INFO", logger="birthlens"):
