@@ -25,8 +25,8 @@ PLAN = {
         < kinds < predictors.prefix predictors.trigger_posterior < predictors.bag_of_tokens < predictors.reference
         < predictors.scores counter_sampling""",
     "model": """
-        sites < components weights < alignment forward hooked initialisation < edited_forward layout stacked_forward
-        < hooks incremental""",
+        directory sites < components weights < alignment forward hooked initialisation < edited_forward layout
+        stacked_forward < hooks incremental < effects""",
     "runs": """
         files lineage lock provenance seal < header metrics < state tables < run < evaluation writer < reuse < verify""",
     "analysis.memories": """

@@ -10,7 +10,9 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +31,8 @@ with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
 
 from birthlens.config.model import ModelConfig, parameter_names
 from birthlens.errors import BirthlensError
+from birthlens.model.directory import load_causal, load_tokenizer, quiet
 from birthlens.model.weights import Weights
-from birthlens.reading import read_mapping
 
 HookedModel = HookedTransformer | TransformerBridge
 """A model with TransformerLens's hook points: one of birthlens's own, or one that was loaded from a directory."""
@@ -153,45 +155,39 @@ def _check_tokens(model: nn.Module, arguments: tuple[object, ...]) -> None:
 
 
 def load_pretrained(path: str | Path) -> TransformerBridge:
-    """Load a Hugging Face model (GPT-2, GPT-NeoX and kin) from a local directory; nothing is fetched.
+    """Load a Hugging Face causal language model (GPT-2, GPT-NeoX, Llama and kin) from a local directory; nothing is fetched.
 
-    What comes back is TransformerLens's bridge to it, which has the hook points and weights of a HookedTransformer.
-    Token ids are used throughout: no tokenizer is needed.
+    What comes back is TransformerLens's bridge to it, which has the hook points and weights of a HookedTransformer. It
+    computes in float32, whatever the files hold. Token ids are enough: the model's `tokenizer` knows nothing where the
+    directory has none.
 
     Raises:
-        BirthlensError: where the directory holds no model that TransformerLens can read.
+        BirthlensError: where the directory holds no such model, or one that TransformerLens cannot read.
     """
-    directory = Path(path)
-    if not (directory / "config.json").is_file():
-        raise BirthlensError(
-            f"model = {str(path)!r} is no directory with a Hugging Face model (config.json and weights)."
-        )
-    _check_runs_no_code(directory)
-    quiet = io.StringIO()
+    theirs = load_causal(path)
+    tokenizer = load_tokenizer(path) or _empty_tokenizer()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-            warnings.simplefilter("ignore")
-            model = TransformerBridge.boot_transformers(str(directory), device="cpu")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        with quiet():
+            model = TransformerBridge.boot_transformers(
+                str(Path(path).absolute()), hf_model=theirs, tokenizer=tokenizer, device="cpu"
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, AttributeError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BirthlensError(f"model = {str(path)!r} cannot be loaded: {reason}") from None
+        raise BirthlensError(
+            f"model = {str(path)!r} ({type(theirs).__name__}) cannot be read by TransformerLens: {reason}"
+        ) from None
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.eval()
 
 
-def _check_runs_no_code(directory: Path) -> None:
-    """Raise BirthlensError where loading a directory would run code of its own: pickles, or an `auto_map`."""
-    if "auto_map" in read_mapping(directory / "config.json", "model"):
-        raise BirthlensError(
-            f"model = {str(directory)!r} has an auto_map in config.json, which runs code of the model; birthlens runs none."
-        )
-    pickles = sorted(file.name for ending in ("*.bin", "*.pt", "*.pth") for file in directory.glob(ending))
-    if pickles and not any(directory.glob("*.safetensors")):
-        raise BirthlensError(
-            f"model = {str(directory)!r} holds its weights as a pickle ({pickles[0]}), which can run code when it is read; "
-            "convert it to safetensors (in Transformers, save_pretrained does) and give that directory."
-        )
+def _empty_tokenizer() -> Any:
+    """Return a tokenizer without tokens; TransformerLens would look for one elsewhere if it were given none."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    fast: Any = import_module("transformers").PreTrainedTokenizerFast
+    return fast(tokenizer_object=Tokenizer(WordLevel({"<none>": 0}, unk_token="<none>")))
 
 
 def parameters(model: HookedTransformer, config: ModelConfig) -> dict[str, Tensor]:

@@ -55,10 +55,17 @@ def edited(model: HookedModel, edits: Edits) -> Iterator[None]:
 def _flags(model: HookedModel, points: Iterable[Point]) -> Iterator[None]:
     """Set the flags that the reading sites among `points` need; restore them afterwards."""
     wanted = {FLAGS[point.site] for point in points if point.site in FLAGS}
-    changed = sorted(flag for flag in wanted if not getattr(model.cfg, flag, False))
+    changed: list[str] = []
     try:
-        for flag in changed:
-            getattr(model, f"set_{flag}")(True)
+        for flag in sorted(flag for flag in wanted if not getattr(model.cfg, flag, False)):
+            try:
+                getattr(model, f"set_{flag}")(True)
+            except NotImplementedError:
+                sites = ", ".join(site for site in READING_SITES if FLAGS[site] == flag)
+                raise BirthlensError(
+                    f"sites {sites}: TransformerLens does not show them in this model, so edges into them cannot be edited."
+                ) from None
+            changed.append(flag)
         yield
     finally:
         for flag in changed:

@@ -157,5 +157,5 @@ def test_tokens_and_directories_that_do_not_fit(pretrained: Any, tmp_path: Path)
     with pytest.raises(BirthlensError, match="no directory with a Hugging Face model"):
         load_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(BirthlensError, match="cannot be loaded"):
+    with pytest.raises(BirthlensError, match="has no weights"):
         load_pretrained(tmp_path)

@@ -47,11 +47,11 @@ class HeadWeights:
         self.heads = all_heads(sizes_of(model))
 
     def matrix(self, name: str, head: Head) -> Float[Array, "rows columns"]:
-        """Return W_Q, W_K, W_V or W_O of a head."""
+        """Return W_Q, W_K, W_V or W_O of a head; in grouped-query attention several heads have the same keys and values."""
         if isinstance(self._model, Weights):
             return self._model[f"L{head.layer}.{name}"][head.head]
-        found = getattr(self._model.blocks[head.layer].attn, name)[head.head]
-        return found.detach().numpy()
+        stack = getattr(self._model.blocks[head.layer].attn, name)
+        return stack[head.head * len(stack) // self._model.cfg.n_heads].detach().numpy()
 
     @property
     def embedding(self) -> Float[Array, "d_vocab d_model"]:

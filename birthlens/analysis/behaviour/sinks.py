@@ -22,7 +22,7 @@ from torch import Tensor
 from birthlens.errors import BirthlensError
 from birthlens.model.hooked import build
 from birthlens.model.hooks import captured
-from birthlens.model.sites import Point
+from birthlens.model.sites import Head, Point
 from birthlens.model.weights import Weights
 from birthlens.shapes import Bool, Float
 from birthlens.tasks.batch import TokenBatch
@@ -38,7 +38,7 @@ COLUMNS = ["step", "layer", "head", "measure", "group", "value", "n"]
 
 
 def sink_table(models: Models, batch: TokenBatch, chunk: int = 16) -> pd.DataFrame:
-    """Measure the sinks of every head at each checkpoint, and the residual norms of every layer (head NaN).
+    """Measure the sinks of every head at each checkpoint, and the residual norms of every layer (head None).
 
     Columns: step, layer, head, measure, group, value, n (queries, or values that are compared). Groups without a position
     are left out.
@@ -88,7 +88,7 @@ def _measured(model: HookedModel, batch: TokenBatch) -> Iterator[tuple[tuple[obj
         for group, mask in groups.items():
             n = float(mask.sum())
             for head in range(heads):
-                key = layer, head
+                key = layer, str(Head(layer, head))
                 yield (*key, "attention_to_first", group), float(pattern[:, head, :, 0][mask].sum()), n
                 yield (*key, "attention_to_previous", group), float(previous[:, head][mask].sum()), n
                 yield (*key, "sink_logit", group), float(logits[:, head][mask].sum()), n

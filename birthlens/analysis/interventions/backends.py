@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from birthlens.analysis.interventions.edges import edge_edits
+from birthlens.analysis.interventions.edges import edge_edits, receiver_point
 from birthlens.analysis.interventions.replacements import Sources, Unedited
 from birthlens.analysis.interventions.spec import AnyIntervention, Cases, EdgeIntervention, Intervention
 from birthlens.model.components import Sizes
+from birthlens.model.effects import check_edges, check_effect
 from birthlens.model.hooks import HookedTrace
 from birthlens.model.incremental import FROM_QUERIES, Trace
 from birthlens.model.layout import BlockLayout, Edit, Edits, Rows
@@ -89,8 +90,18 @@ class HookedBackend:
         return False
 
     def edits(self, case: Iterable[AnyIntervention], sources: Sources) -> Edits:
-        """Turn node and edge interventions into edits; edges read senders after the nodes' own edits."""
+        """Turn node and edge interventions into edits; edges read senders after the nodes' own edits.
+
+        Raises:
+            BirthlensError: where the model does not react to such an edit (`model.effects`).
+        """
         case = list(case)
+        for one in case:
+            if isinstance(one, EdgeIntervention):
+                check_edges(self.model)
+                check_effect(self.model, receiver_point(one.edge.receiver, self.sizes.n_layers))
+            else:
+                check_effect(self.model, one.point)
         edits: dict[Point, list[Edit]] = {
             point: list(chain) for point, chain in node_edits(case, sources, self.sizes.n_heads).items()
         }

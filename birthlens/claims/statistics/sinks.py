@@ -9,10 +9,12 @@ from birthlens.analysis.behaviour.sinks import sink_table
 from birthlens.claims.claim import Evidence
 from birthlens.claims.statistics.behaviours import held_out
 from birthlens.claims.statistics.timing import first_crossing
+from birthlens.model.sites import Head
 from birthlens.runs.evaluation import evaluation_batch
 from birthlens.shapes import Float
 
 Array = np.ndarray
+_FIRST = str(Head(0, 0))
 
 
 def measures(evidence: Evidence) -> dict[str, float]:
@@ -55,13 +57,11 @@ def logarithmic_growth(evidence: Evidence) -> dict[str, float]:
 
 
 def _last(table: pd.DataFrame, measure: str, group: str) -> float:
-    rows = table[
-        (table["measure"] == measure) & (table["group"] == group) & (table["layer"] == 0) & (table["head"] == 0)
-    ]
+    rows = table[(table["measure"] == measure) & (table["group"] == group) & (table["head"] == _FIRST)]
     return float(rows["value"].iloc[-1]) if len(rows) else float("nan")
 
 
 def _curve(table: pd.DataFrame, measure: str) -> tuple[Float[Array, "step"], Float[Array, "step"]]:
     rows = table[(table["measure"] == measure) & (table["group"] == "other") & (table["layer"] == 0)]
-    rows = rows[rows["head"] == 0].sort_values("step")
+    rows = rows[rows["head"] == _FIRST].sort_values("step")
     return rows["step"].to_numpy(dtype=float), rows["value"].to_numpy(dtype=float)

@@ -1,0 +1,131 @@
+"""Whether edits of a model from a directory do what they say, found by trying them on a few tokens.
+
+A hook can fire and change nothing, where a model's own code goes on with values that the hook did not see. What is built
+from weights has tests of its own; a model that was loaded is tried when a point or an edge is first asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from birthlens.errors import BirthlensError
+from birthlens.model.components import has_mlp, has_positions
+from birthlens.model.hooks import captured_with_logits, edited
+from birthlens.model.sites import Point
+from birthlens.shapes import Float, Int
+
+if TYPE_CHECKING:
+    from birthlens.model.hooked import HookedModel
+
+_NEXT = {
+    "q": "pattern", "k": "pattern", "v": "z", "pattern": "z", "z": "attn_out", "attn_out": "resid_post",
+    "mlp_out": "resid_post", "resid_pre": "resid_post", "mlp_in": "mlp_out", "q_input": "q", "k_input": "k", "v_input": "v",
+}  # fmt: skip
+"""What an edit of a site must change, in the same layer."""
+_TOLERANCE = 1e-3
+BUILT = "HookedTransformer"
+"""The class of TransformerLens that runs its own code; others wrap the code of somebody else."""
+
+_tried: WeakKeyDictionary[HookedModel, dict[Point, bool]] = WeakKeyDictionary()
+_adds_up: WeakKeyDictionary[HookedModel, bool] = WeakKeyDictionary()
+
+
+def check_effect(model: HookedModel, point: Point) -> None:
+    """Raise BirthlensError where an edit at a point changes nothing of what is computed from it."""
+    if type(model).__name__ == BUILT:
+        return
+    known = _tried.setdefault(model, {})
+    if point not in known:
+        known[point] = _has_effect(model, point)
+    if not known[point]:
+        raise BirthlensError(
+            f"site {point.site} of layer {point.layer}: an edit there has no effect in this model "
+            f"({architecture(model)} as TransformerLens runs it); use another site, z or resid_pre for instance."
+        )
+
+
+def check_edges(model: HookedModel) -> None:
+    """Raise BirthlensError where the residual stream is not the sum of what the senders write; edges then mean nothing."""
+    if type(model).__name__ == BUILT:
+        return
+    if model not in _adds_up:
+        _adds_up[model] = _is_sum(model)
+    if not _adds_up[model]:
+        raise BirthlensError(
+            f"edges: in this model ({architecture(model)}) the residual stream is not the sum of what heads, feed-forwards "
+            "and embeddings write, since a norm or a factor stands between; patch or ablate whole components instead."
+        )
+
+
+def architecture(model: HookedModel) -> str:
+    """Name the architecture of a model."""
+    return str(getattr(model.cfg, "architecture", None) or type(model).__name__)
+
+
+def _has_effect(model: HookedModel, point: Point) -> bool:
+    tokens = _few(model)
+    after = _after(model, point)
+    before, logits = captured_with_logits(model, tokens, [point, *after])
+
+    def other(value: Tensor, rows: object) -> Tensor:
+        if point.site == "pattern":
+            first = torch.zeros_like(value)
+            first[..., 0] = 1
+            return first
+        noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(0), dtype=value.dtype)
+        return value + (value.std() + 0.1) * noise.to(value.device)
+
+    now: dict[Point, Tensor] = {}
+
+    def keep(value: Tensor, rows: object) -> Tensor:
+        now[after[0]] = value.detach()
+        return value
+
+    edits = {point: [other], **({after[0]: [keep]} if after else {})}
+    try:
+        with torch.no_grad(), edited(model, edits):
+            edited_logits = model(tokens)
+    except AttributeError:  # a norm without weights, whose divisor the library cannot hold
+        return False
+    if not after:
+        return not torch.equal(logits, edited_logits)
+    return not torch.equal(before[after[0]], now[after[0]])
+
+
+def _after(model: HookedModel, point: Point) -> list[Point]:
+    """Return the point that an edit must change; none where it is the logits."""
+    if point.site in ("embed", "pos_embed"):
+        return [Point("resid_pre", 0)]
+    if point.layer is None or point.site not in _NEXT:
+        return []
+    return [Point(_NEXT[point.site], point.layer)]
+
+
+def _is_sum(model: HookedModel) -> bool:
+    layers = range(model.cfg.n_layers)
+    points = [Point("embed"), *([Point("pos_embed")] if has_positions(model.cfg) else [])]
+    points += [Point("z", layer) for layer in layers]
+    points += [Point("mlp_out", layer) for layer in layers if has_mlp(model.cfg, layer)]
+    last = Point("resid_post", model.cfg.n_layers - 1)
+    found, _ = captured_with_logits(model, _few(model), [*points, last])
+    total = torch.zeros_like(found[last])
+    for point in points:
+        total = total + (_attention(model, found[point], point.layer or 0) if point.site == "z" else found[point])
+    return torch.allclose(total, found[last], atol=_TOLERANCE * float(found[last].abs().max()))
+
+
+def _attention(model: HookedModel, z: Tensor, layer: int) -> Float[Tensor, "batch pos d_model"]:
+    attention = model.blocks[layer].attn
+    bias = getattr(attention, "b_O", None)
+    out = torch.einsum("bphd,hdm->bpm", z, attention.W_O)
+    return out if bias is None else out + bias
+
+
+def _few(model: HookedModel) -> Int[Tensor, "batch pos"]:
+    size = int(model.cfg.d_vocab)
+    length = min(5, int(model.cfg.n_ctx))
+    return torch.randint(size, (1, length), generator=torch.Generator().manual_seed(0))
