@@ -35,7 +35,7 @@ PLAN = {
     "training": """
         simplified.folding < simplified.buffers simplified.torch_step < simplified.kernels < simplified.numba_step
         < clamping.matrices clamping.passes clamping.timeline < clamping.clamped engines footprint optimiser < stack
-        < stacked_optimiser loop < ensemble loggers recording grid workers < forking many replay < sweep""",
+        < stacked_optimiser loop < ensemble loggers pools recording grid workers < forking many replay < sweep""",
     "analysis.interventions": """
         bootstrap metrics spec truncation < scoring weight_patching < corruptions replacements suite_results < edges
         < backends < runner < ablation attribution < patching suite < causal_tables edge_tables""",

@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from birthlens.cli.options import refuse_idle
+from birthlens.cli.options import how_options, refuse_idle
 from birthlens.cli.streams import tell
 from birthlens.cli.tables import format_option, show, show_rows
+from birthlens.cli.training import chosen_device
 from birthlens.errors import BirthlensError
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from birthlens.training.sweep import Outcome
 
 
 processes_option = click.option(
     "--processes", type=click.IntRange(min=1), help="How many at once; by default one per core, each with one thread."
 )
+
+
+def pool_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--scheduler`, `--slurm` and `--bundle`."""
+    scheduler = click.option(
+        "--scheduler", help="The address of a Dask scheduler, whose workers train (extra: cluster)."
+    )
+    slurm = click.option(
+        "--slurm", type=click.Path(), help="A YAML file with parameters of submitit, whose jobs train (extra: slurm)."
+    )
+    bundle = click.option(
+        "--bundle", type=click.IntRange(min=1), default=1, show_default=True, help="Runs in each task of a cluster."
+    )
+    return scheduler(slurm(bundle(function)))
 
 
 @click.command(epilog="Example: birthlens reproduce order-fixed two-layers --tier laptop")
@@ -105,23 +122,44 @@ def reproduce(
 @click.option("--out", default="runs/sweep", show_default=True, type=click.Path(), help="The folder of the runs.")
 @click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds, instead of the file's.")
 @processes_option
+@how_options
+@pool_options
 @format_option
-def sweep(grid: str, out: str, seeds: int | None, processes: int | None, style: str) -> None:
+def sweep(
+    grid: str,
+    out: str,
+    seeds: int | None,
+    processes: int | None,
+    device: str,
+    precision: str,
+    sampler: str,
+    scheduler: str | None,
+    slurm: str | None,
+    bundle: int,
+    style: str,
+) -> None:
     """Train every case and seed of GRID, a YAML or JSON file, and say where each run is.
 
     Keys of the file: preset, overrides, cases (name -> overrides), axes (section.key -> values), seeds. Finished runs
-    of the same config are used again, and unfinished ones are continued.
+    of the same config are used again, and unfinished ones are continued. On a GPU, runs of one shape are trained together.
     """
     import pandas as pd
 
+    from birthlens.devices import Execution
     from birthlens.training.grid import Grid
     from birthlens.training.sweep import run_path
     from birthlens.training.sweep import sweep as train
 
     configs = Grid.load(grid, seeds).configs()
+    if scheduler or slurm:
+        refuse_idle("the workers of a cluster train on their CPUs", "processes", "device", "precision", "sampler")
+    else:
+        refuse_idle("it needs --scheduler or --slurm", "bundle")
+    how = Execution(chosen_device(device, list(configs.values())), precision, sampler)
     found = {}
-    with _continued_by_repeating():
-        for number, outcome in enumerate(train(list(configs.values()), out, processes), start=1):
+    with _continued_by_repeating(), opened_pool(scheduler, slurm, out) as pool:
+        every = list(configs.values())
+        for number, outcome in enumerate(train(every, out, processes, how, pool, bundle), start=1):
             found[outcome.path] = outcome
             _say(outcome, number)
     rows = []
@@ -131,6 +169,24 @@ def sweep(grid: str, out: str, seeds: int | None, processes: int | None, style: 
     show(pd.DataFrame(rows, columns=["case", "seed", "run", "state", "seconds", "cpu_seconds"]), style)
     if failed := [outcome.message for outcome in found.values() if outcome.state == "failed"]:
         raise BirthlensError(f"{len(failed)} of {len(found)} runs failed; the first: {failed[0]}")
+
+
+@contextmanager
+def opened_pool(scheduler: str | None, slurm: str | None, out: str) -> Iterator[Executor | None]:
+    """Open the pool of `--scheduler` or `--slurm`; None where neither is given."""
+    from birthlens.training.pools import dask_pool, slurm_pool
+
+    if scheduler and slurm:
+        raise BirthlensError(f"--scheduler {scheduler} and --slurm {slurm} cannot be used together; give one.")
+    if scheduler:
+        with dask_pool(scheduler) as (pool, dashboard):
+            tell(f"birthlens: the dashboard of {scheduler} is at {dashboard}", err=True)
+            yield pool
+    elif slurm:
+        with slurm_pool(slurm, Path(out) / ".jobs") as pool:
+            yield pool
+    else:
+        yield None
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import click
 
 from birthlens.errors import BirthlensError
@@ -19,3 +22,29 @@ def refuse_idle(why: str, *names: str) -> None:
     """Raise BirthlensError where the user gave one of these parameters, which do nothing here; `why` follows the name."""
     if idle := given(*names):
         raise BirthlensError(f"{', '.join(idle)}: {why}; leave {'it' if len(idle) == 1 else 'them'} out.")
+
+
+def device_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--device`."""
+    return click.option(
+        "--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N, mps or auto (a GPU where it pays)."
+    )(function)
+
+
+def how_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--device`, `--precision` and `--sampler`."""
+    precision = click.option(
+        "--precision",
+        type=click.Choice(["float32", "bfloat16"]),
+        default="float32",
+        show_default=True,
+        help="Of products; weights stay float32.",
+    )
+    sampler = click.option(
+        "--sampler",
+        type=click.Choice(["numpy", "counter"]),
+        default="numpy",
+        show_default=True,
+        help="Who draws the batches; counter works on the device, and draws others.",
+    )
+    return device_option(precision(sampler(function)))

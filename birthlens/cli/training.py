@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from birthlens.cli.options import refuse_idle
+from birthlens.cli.options import given, how_options, refuse_idle
 from birthlens.cli.streams import tell
 from birthlens.errors import BirthlensError
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     help="Also log to this service (needs the extra of the same name).",
 )
 @click.option("--show-config", is_flag=True, help="Print the config as YAML and train nothing.")
+@how_options
 def train(
     out: str,
     overrides: tuple[str, ...],
@@ -43,6 +44,9 @@ def train(
     resuming: bool,
     logger: str | None,
     show_config: bool,
+    device: str,
+    precision: str,
+    sampler: str,
 ) -> None:
     """Train a model into the new directory OUT, with checkpoints.
 
@@ -54,16 +58,33 @@ def train(
         refuse_idle("--resume takes its config from the run", "preset_name", "config_file", "corpus_file")
         from birthlens.training.recording import resume
 
-        follow(resume(out, _more_steps(overrides)), out, logger)
+        refuse_idle("--resume keeps the precision and the sampler of the run", "precision", "sampler")
+        place = chosen_device(device, None) if given("device") else None
+        follow(resume(out, _more_steps(overrides), place), out, logger)
         return
     config = _config(preset_name, config_file, corpus_file, overrides)
     if show_config:
-        refuse_idle("--show-config trains nothing", "logger")
+        refuse_idle("--show-config trains nothing", "logger", "device", "precision", "sampler")
         tell(config.to_yaml(), nl=False)
         return
+    from birthlens.devices import Execution
     from birthlens.training.recording import train_to_disk
 
-    follow(train_to_disk(config, out), out, logger)
+    how = Execution(chosen_device(device, [config]), precision, sampler)
+    follow(train_to_disk(config, out, how), out, logger)
+
+
+def chosen_device(text: str, configs: Sequence[RunConfig] | None) -> str:
+    """Return the device of `--device`, and say which one auto has taken, and why."""
+    from birthlens.devices import chosen
+
+    tokens = None
+    if configs is not None:
+        tokens = sum(each.training.steps * each.training.batch_size * each.task.context for each in configs)
+    device, reason = chosen(text, tokens)
+    if text == "auto":
+        tell(f"birthlens: device {device}: {reason}", err=True)
+    return device
 
 
 def _more_steps(overrides: tuple[str, ...]) -> int | None:

@@ -84,6 +84,14 @@ def obstacle_to_joining(run: Run) -> str | None:
     return None if engine == Member.name else f"was begun with the engine {engine}, which trains one run at a time"
 
 
+def joins(path: Path) -> bool:
+    """Say whether the run in a directory can go on in an ensemble; one that cannot be read is judged elsewhere."""
+    try:
+        return obstacle_to_joining(Run(path)) is None
+    except BirthlensError:
+        return True
+
+
 def _written(
     configs: Sequence[RunConfig],
     chains: Sequence[BigramStatistics],

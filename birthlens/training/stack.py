@@ -9,6 +9,7 @@ does not grow with the batch or the number of runs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -122,7 +123,7 @@ class Stack:
     def _logits(
         self, tensors: Mapping[str, Tensor], tokens: Int[Tensor, "run batch pos"], rows: Int[Tensor, "run row"] | None
     ) -> Float[Tensor, "run row d_vocab"]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._reduced):
+        with torch.autocast(self.device.type, torch.bfloat16) if self._reduced else nullcontext():
             return stacked_logits(tensors, self.model, tokens, rows).float()
 
     def _chosen(self, runs: Sequence[int]) -> dict[str, Tensor]:

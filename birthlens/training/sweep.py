@@ -12,19 +12,28 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, as_completed
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, as_completed
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from birthlens.config.run import RunConfig
+from birthlens.devices import Execution, free_memory
 from birthlens.errors import BirthlensError
+from birthlens.runs.files import HEADER
 from birthlens.runs.lock import locked
 from birthlens.runs.reuse import cost, standing, write_cost
 from birthlens.runs.run import Run
 from birthlens.system import out_of_memory
+from birthlens.tasks.kinds import task_of
+from birthlens.training.engines import obstacle_to_stacking
+from birthlens.training.ensemble import chains_of, shape_of
+from birthlens.training.footprint import how_many_fit
 from birthlens.training.grid import Grid
+from birthlens.training.loop import DivergedError
+from birthlens.training.many import joins, train_many
 from birthlens.training.workers import WorkerKilledError, workers
 
 State = Literal["trained", "continued", "reused", "failed"]
@@ -50,17 +59,48 @@ def run_path(config: RunConfig, folder: str | Path) -> Path:
     return Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def sweep(configs: Sequence[RunConfig], folder: str | Path, processes: int | None = None) -> Iterator[Outcome]:
+def sweep(
+    configs: Sequence[RunConfig],
+    folder: str | Path,
+    processes: int | None = None,
+    execution: Execution = Execution(),  # noqa: B008  it is frozen
+    pool: Executor | None = None,
+    bundle: int = 1,
+) -> Iterator[Outcome]:
     """Bring every run to its end and yield outcomes as they come; equal configs are trained once.
 
     A run that fails in any way (it diverges, its directory holds something else, its process is killed) is an outcome
-    "failed" with the reason, and the others go on.
+    "failed" with the reason, and the others go on. On another device than the CPU, runs of one shape are trained together
+    in this process, as many at a time as fit its memory; on the CPU each run is one task, since there processes are faster
+    than ensembles (docs/many_runs.md). `pool` takes the tasks instead of this machine's processes, `bundle` runs in each.
     """
     paths = {run_path(config, folder): config for config in configs}
-    with workers(processes) as pool:
-        waiting = {pool.submit(prepare, config, path): path for path, config in paths.items()}
+    rest = paths
+    if not execution.on_cpu or execution.sampler != "numpy":
+        stacks, rest = stacks_of(paths, execution)
+        for stack in stacks:
+            yield from prepare_together(stack, execution)
+    if not rest:
+        return
+    with workers(processes) if pool is None else nullcontext(pool) as executor:
+        items = list(rest.items())
+        tasks = [items[first : first + bundle] for first in range(0, len(items), bundle)]
+        waiting = {executor.submit(prepare_all, task): [path for path, _ in task] for task in tasks}
         for future in as_completed(waiting):
-            yield outcome_of(future, waiting[future])
+            yield from outcomes_of(future, waiting[future])
+
+
+def prepare_all(runs: Sequence[tuple[Path, RunConfig]]) -> list[Outcome]:
+    """Prepare the runs of one task, one after the other."""
+    return [prepare(config, path) for path, config in runs]
+
+
+def outcomes_of(future: Future[list[Outcome]], paths: Sequence[Path]) -> list[Outcome]:
+    """Return the outcomes of a task's runs, also where its worker was killed or lost."""
+    try:
+        return future.result()
+    except Exception as error:  # a pool of another library has errors of its own
+        return [Outcome(path, "failed", message=f"{path}: {_reason(error)}") for path in paths]
 
 
 def outcome_of(future: Future[Outcome], path: Path) -> Outcome:
@@ -69,6 +109,74 @@ def outcome_of(future: Future[Outcome], path: Path) -> Outcome:
         return future.result()
     except WorkerKilledError as error:
         return Outcome(path, "failed", message=f"{path}: {error}")
+
+
+def stacks_of(
+    runs: Mapping[Path, RunConfig], execution: Execution
+) -> tuple[list[dict[Path, RunConfig]], dict[Path, RunConfig]]:
+    """Divide runs into ensembles, each of one shape and no larger than the memory, and those that cannot be members."""
+    groups: dict[str, dict[Path, RunConfig]] = {}
+    rest: dict[Path, RunConfig] = {}
+    limits: dict[str, int] = {}
+    free = free_memory(execution.device)
+    for path, config in runs.items():
+        begun = (path / HEADER).exists()
+        if obstacle_to_stacking(config) is not None or (begun and not joins(path)):
+            rest[path] = config
+            continue
+        try:
+            chain = chains_of([config])[0]
+            task_of(config.task, chain).check_loss(config.training.loss)
+        except (BirthlensError, OSError):
+            rest[path] = config  # it fails there alone, with its own sentence
+            continue
+        shape = json.dumps(shape_of(config, len(chain)), sort_keys=True)
+        groups.setdefault(shape, {})[path] = config
+        limits.setdefault(shape, max(1, how_many_fit(config, len(chain), free)))
+    stacks = []
+    for shape, group in groups.items():
+        items = list(group.items())
+        most = limits[shape]
+        stacks += [dict(items[first : first + most]) for first in range(0, len(items), most)]
+    return stacks, rest
+
+
+def prepare_together(runs: Mapping[Path, RunConfig], execution: Execution) -> Iterator[Outcome]:
+    """Train, continue or reuse runs of one shape as one ensemble; yield an outcome for each as it ends."""
+    from birthlens.training.replay import replayed
+
+    states: dict[Path, tuple[State, str]] = {}
+    begun = time.perf_counter()
+    cpu = time.process_time()
+    with ExitStack() as locks:
+        for path, config in runs.items():
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                locks.enter_context(locked(path.with_name(f".{path.name}.lock"), wait=True))
+                states[path] = standing(config, path, replayed)
+            except Exception as error:  # one run must not take the others with it
+                yield Outcome(path, "failed", message=f"{path}: {_reason(error)}")
+        for path, (state, why) in states.items():
+            if state == "reused":
+                yield Outcome(path, state, *cost(path), why)
+        todo = [path for path, (state, _) in states.items() if state != "reused"]
+        failed: set[Path] = set()
+        try:
+            for number, event in train_many([runs[path] for path in todo], todo, execution) if todo else ():
+                if isinstance(event, DivergedError):
+                    failed.add(todo[number])
+                    yield Outcome(todo[number], "failed", message=f"{todo[number]}: {event}")
+        except Exception as error:
+            for path in todo:
+                if path not in failed:
+                    yield Outcome(path, "failed", message=f"{path}: {_reason(error)}")
+            return
+        for path in todo:
+            if path in failed:
+                continue
+            spent = ((time.perf_counter() - begun) / len(todo), (time.process_time() - cpu) / len(todo))
+            write_cost(path, [old + new for old, new in zip(cost(path), spent, strict=True)])
+            yield Outcome(path, states[path][0], *cost(path), states[path][1])
 
 
 def runs_of(grid: Grid, folder: str | Path, processes: int | None = None) -> dict[tuple[str, int], Run]:

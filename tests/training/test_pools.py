@@ -1,0 +1,169 @@
+"""Sweeps on other engines: any executor, a Dask scheduler with two worker processes of which one is killed, submitit."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from birthlens.config.run import RunConfig
+from birthlens.devices import Execution
+from birthlens.errors import BirthlensError
+from birthlens.runs.run import load_run
+from birthlens.training.pools import dask_pool, slurm_pool
+from birthlens.training.recording import train_to_disk
+from birthlens.training.sweep import run_path, stacks_of, sweep
+
+TINY = {
+    "corpus": {"source": "markov", "vocabulary": 12},
+    "task": {"context": 16, "n_triggers": 2},
+    "model": {"d_model": 8},
+    "training": {"steps": 6, "batch_size": 4, "engine": "functional"},
+    "checkpoints": {"every": 3},
+    "evaluation": {"batch_size": 4, "every": 3},
+}
+
+
+def tiny(*overrides: str) -> RunConfig:
+    return RunConfig.parse(TINY, overrides)
+
+
+def seeds(n: int, *overrides: str) -> list[RunConfig]:
+    return [tiny(f"seeds.init={seed}", *overrides) for seed in range(n)]
+
+
+def assert_whole(configs: list[RunConfig], folder: Path) -> None:
+    for config in configs:
+        run = load_run(run_path(config, folder))
+        run.task  # noqa: B018  its tables are read
+        assert run.finished and run.verified and run.config == config
+
+
+def test_any_executor_takes_a_sweep_in_bundles(tmp_path: Path) -> None:
+    class Counting(ThreadPoolExecutor):
+        sizes: list[int] = []
+
+        def submit(self, function: Any, /, *args: Any, **keywords: Any) -> Future[Any]:
+            self.sizes.append(len(args[0]))
+            return super().submit(function, *args, **keywords)
+
+    configs = seeds(3)
+    with Counting(1) as pool:
+        outcomes = list(sweep(configs, tmp_path, pool=pool, bundle=2))
+    assert [outcome.state for outcome in outcomes] == ["trained"] * 3
+    assert Counting.sizes == [2, 1]
+    assert_whole(configs, tmp_path)
+
+
+def test_what_a_pool_loses_is_an_outcome(tmp_path: Path) -> None:
+    class Losing(ThreadPoolExecutor):
+        def submit(self, function: Any, /, *args: Any, **keywords: Any) -> Future[Any]:
+            lost: Future[Any] = Future()
+            lost.set_exception(ConnectionError("the worker went away"))
+            return lost
+
+    with Losing(1) as pool:
+        outcomes = list(sweep(seeds(2), tmp_path, pool=pool))
+    assert [outcome.state for outcome in outcomes] == ["failed", "failed"]
+    assert "the worker went away" in outcomes[0].message
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Start a scheduler and two worker processes of this machine."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+    ) as found:
+        yield found
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_dask_worker_s_run_is_continued_by_another(cluster: Any, tmp_path: Path) -> None:
+    config = tiny("training.steps=200", "checkpoints.every=20", "evaluation.every=200")
+    other = tiny("seeds.init=1")
+    path = run_path(config, tmp_path)
+    pids = [worker.pid for worker in cluster.workers.values()]
+    assert len(set(pids)) == 2 and os.getpid() not in pids
+    with dask_pool(cluster.scheduler_address) as (pool, _):
+        outcomes = []
+        with ThreadPoolExecutor(1) as watching:
+            swept = watching.submit(lambda: list(sweep([config, other], tmp_path, pool=pool)))
+            killed = kill_who_writes(path)
+            outcomes = swept.result(timeout=120)
+    assert killed in pids
+    states = {outcome.path: outcome.state for outcome in outcomes}
+    assert states[run_path(other, tmp_path)] == "trained"
+    assert states[path] == "continued"
+    assert_whole([config, other], tmp_path)
+
+
+def kill_who_writes(path: Path) -> int:
+    """Wait until a run has some checkpoints, then kill the process that its lock names."""
+    import json
+
+    for _ in range(600):
+        kept = list((path / "checkpoints").glob("*.safetensors")) if (path / "run.json").exists() else []
+        if len(kept) >= 2:
+            pid = int(json.loads((path / ".lock").read_bytes())["pid"])
+            os.kill(pid, signal.SIGKILL)
+            return pid
+        time.sleep(0.05)
+    raise AssertionError("the run was never begun")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_scheduler_that_does_not_answer_is_one_sentence() -> None:
+    with (
+        pytest.raises(BirthlensError, match=r"scheduler = 'tcp://127.0.0.1:1' does not answer"),
+        dask_pool("tcp://127.0.0.1:1", patience=0.3),
+    ):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_submitit_runs_a_sweep_as_jobs(tmp_path: Path) -> None:
+    file = tmp_path / "slurm.yaml"
+    file.write_text("cluster: local\ntimeout_min: 2\n")
+    configs = seeds(2)
+    with slurm_pool(file, tmp_path / "jobs") as pool:
+        outcomes = list(sweep(configs, tmp_path / "runs", pool=pool, bundle=2))
+    assert [outcome.state for outcome in outcomes] == ["trained", "trained"]
+    assert_whole(configs, tmp_path / "runs")
+    assert list((tmp_path / "jobs").glob("*_result.pkl"))
+
+
+def test_a_wrong_parameter_of_slurm_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "slurm.yaml"
+    file.write_text("cluster: local\nminutes: 2\n")
+    with pytest.raises(BirthlensError, match=r"slurm = .*minutes"), slurm_pool(file, tmp_path / "jobs"):
+        pass
+
+
+def test_members_are_stacked_by_shape_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = tiny("training.engine=handwritten")
+    begun = tiny("training.engine=auto", "seeds.init=9")
+    next(iter(train_to_disk(begun, run_path(begun, tmp_path))))
+    configs = [*seeds(5), *seeds(2, "model.d_model=16"), alone, begun]
+    paths = {run_path(config, tmp_path): config for config in configs}
+    stacks, rest = stacks_of(paths, Execution())
+    assert [len(stack) for stack in stacks] == [5, 2]
+    assert set(rest.values()) == {alone, begun}
+    monkeypatch.setattr("birthlens.training.sweep.how_many_fit", lambda *_: 2)
+    assert [len(stack) for stack in stacks_of(paths, Execution())[0]] == [2, 2, 1, 2]
+
+
+def test_a_sweep_of_ensembles_continues_reuses_and_fails_alone(tmp_path: Path) -> None:
+    how = Execution(sampler="counter")
+    configs = [*seeds(2), tiny("optimiser.learning_rate=1e25"), tiny("task.n_triggers=99")]
+    states = {outcome.path: outcome for outcome in sweep(configs, tmp_path, execution=how)}
+    found = [states[run_path(config, tmp_path)] for config in configs]
+    assert [outcome.state for outcome in found] == ["trained", "trained", "failed", "failed"]
+    assert "learning_rate = 1e+25" in found[2].message and "task.n_triggers = 99" in found[3].message
+    assert [outcome.state for outcome in sweep(configs[:2], tmp_path, execution=how)] == ["reused", "reused"]
+    assert load_run(found[0].path).header["engine"]["sampler"] == "counter"
