@@ -40,7 +40,7 @@ PLAN = {
         bootstrap metrics spec truncation < scoring weight_patching < corruptions replacements suite_results < edges
         < backends < runner < ablation attribution < patching suite < causal_tables edge_tables""",
     "analysis.behaviour": """
-        attention contrast decomposition excess head_weights noisy_recall sinks < head_scores trajectory""",
+        attention contrast decomposition excess head_weights noisy_recall sinks sweep_results < head_scores trajectory""",
     "analysis.theory": "gradients width < first_step outer_products < three_steps updates",
     "claims": """
         claim tiers < __init__ grids identity scorecard statistics.copying statistics.theory statistics.timing

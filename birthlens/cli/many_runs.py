@@ -12,7 +12,7 @@ import click
 
 from birthlens.cli.options import how_options, refuse_idle
 from birthlens.cli.streams import tell
-from birthlens.cli.tables import format_option, show, show_rows
+from birthlens.cli.tables import format_option, show, show_rows, write
 from birthlens.cli.training import chosen_device
 from birthlens.errors import BirthlensError
 
@@ -142,9 +142,10 @@ def sweep(
 
     Keys of the file: preset, overrides, cases (name -> overrides), axes (section.key -> values), seeds. Finished runs
     of the same config are used again, and unfinished ones are continued. On a GPU, runs of one shape are trained together.
+    The table, also in sweep.csv in --out, has the settings in which the runs differ, what they came to, and what they cost;
+    `birthlens plot` draws a grid of it.
     """
-    import pandas as pd
-
+    from birthlens.analysis.behaviour.sweep_results import sweep_results_table
     from birthlens.devices import Execution
     from birthlens.training.grid import Grid
     from birthlens.training.sweep import run_path
@@ -162,11 +163,15 @@ def sweep(
         for number, outcome in enumerate(train(every, out, processes, how, pool, bundle), start=1):
             found[outcome.path] = outcome
             _say(outcome, number)
-    rows = []
-    for (case, seed), config in configs.items():
-        outcome = found[run_path(config, out)]
-        rows.append((case, seed, str(outcome.path), outcome.state, outcome.seconds, outcome.cpu_seconds))
-    show(pd.DataFrame(rows, columns=["case", "seed", "run", "state", "seconds", "cpu_seconds"]), style)
+    outcomes = {key: found[run_path(config, out)] for key, config in configs.items()}
+    table = sweep_results_table(
+        {key: (configs[key], None if one.state == "failed" else one.path) for key, one in outcomes.items()}
+    )
+    table["run"] = [str(one.path) for one in outcomes.values()]
+    for name in ("state", "seconds", "cpu_seconds"):
+        table[name] = [getattr(one, name) for one in outcomes.values()]
+    write(table, str(Path(out) / "sweep.csv"))
+    show(table, style)
     if failed := [outcome.message for outcome in found.values() if outcome.state == "failed"]:
         raise BirthlensError(f"{len(failed)} of {len(found)} runs failed; the first: {failed[0]}")
 

@@ -26,6 +26,7 @@ from birthlens.claims.tiers import Tier
 from birthlens.cli import group
 from birthlens.errors import BirthlensError
 from birthlens.runs.provenance import TRAINING, code_digest
+from birthlens.runs.run import load_run
 from birthlens.viz.report.scorecard import scorecard_page
 
 TIER = Tier("laptop", (*TINY, "training.steps=4", "checkpoints.every=2"), 3)
@@ -286,16 +287,33 @@ def test_the_command_line_checks_a_claim_and_writes_its_files(tmp_path: Path, mo
 def test_sweep_on_the_command_line(tmp_path: Path) -> None:
     grid = tmp_path / "grid.yaml"
     words = "\n".join(f"  - {word}" for word in TIER.base)
-    grid.write_text(f"overrides:\n{words}\naxes:\n  model.d_model: [8, 16]\n")
+    grid.write_text(f"overrides:\n{words}\naxes:\n  model.d_model: [8, 16]\n  task.n_triggers: [1, 2]\nseeds: 2\n")
     runner = CliRunner()
     first = runner.invoke(
         group, ["sweep", str(grid), "--out", str(tmp_path / "runs"), "--processes", "1", "--format", "json"]
     )
-    assert first.exit_code == 0 and first.output.count('"trained"') == 2
+    assert first.exit_code == 0 and first.output.count('"trained"') == 8
     second = runner.invoke(
         group, ["sweep", str(grid), "--out", str(tmp_path / "runs"), "--processes", "1", "--format", "json"]
     )
-    assert second.output.count('"reused"') == 2
+    assert second.output.count('"reused"') == 8
+    table = pd.read_csv(tmp_path / "runs" / "sweep.csv")
+    assert sorted(map(tuple, table[["model.d_model", "task.n_triggers", "seed"]].to_numpy().tolist())) == [
+        (width, triggers, seed) for width in (8, 16) for triggers in (1, 2) for seed in (0, 1)
+    ]
+    for row in table.to_dict("records"):
+        run = load_run(row["run"])
+        assert run.config.model.d_model == row["model.d_model"]
+        assert vars(run.config.task)["n_triggers"] == row["task.n_triggers"]
+        metrics = run.metrics()
+        seen = metrics[(metrics["metric"] == "in_context_accuracy") & (metrics["split"] == "held_out")]
+        assert row["accuracy"] == pytest.approx(seen.sort_values("step")["value"].iloc[-1])
+        born = seen.loc[seen["value"] >= 0.5, "step"].min()
+        assert (math.isnan(row["birth"]) and math.isnan(born)) or row["birth"] == born
+    picture = tmp_path / "grid.svg"
+    drawn = ["plot", str(tmp_path / "runs" / "sweep.csv"), "--kind", "sweep", "--out", str(picture)]
+    drawn += ["--option", "x=model.d_model", "--option", "y=task.n_triggers", "--option", "value=accuracy"]
+    assert runner.invoke(group, drawn).exit_code == 0 and picture.exists()
 
 
 SLOW = ("training.steps=1500", "checkpoints.every=100", "evaluation.every=100")

@@ -175,7 +175,7 @@ def columns_needed(table: pd.DataFrame, *names: str, numeric: Sequence[str] = ()
             raise BirthlensError(f"column {name!r} holds no value in any row, so there is nothing to draw.")
 
 
-SEEDS = ("seed", "run", "path")
+SEEDS = ("seed", "run", "path", "state")
 """Columns that tell the runs of one setting apart, besides those that begin with "seeds."."""
 
 

@@ -1,0 +1,67 @@
+"""What the runs of a sweep have come to, one row a run, beside the settings in which they differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from birthlens.config.run import RunConfig
+from birthlens.runs.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BORN = 0.5
+"""The in-context accuracy from which copying counts as born."""
+
+
+def sweep_results_table(runs: Mapping[tuple[str, int], tuple[RunConfig, Path | None]]) -> pd.DataFrame:
+    """Return the last measurements of every (case, seed), whose run is None where it failed.
+
+    Columns: case, seed, every setting in which the configs differ, seeds aside (`task.n_triggers`, say), run, accuracy (in
+    context, held out), loss (over all positions), birth (the first measured step with an accuracy of `BORN` or more; NaN
+    where there is none), last_step.
+    """
+    import pandas as pd
+
+    settings = {key: _settings(config) for key, (config, _) in runs.items()}
+    names = [name for name in next(iter(settings.values()), {}) if len({s[name] for s in settings.values()}) > 1]
+    rows: list[dict[str, Any]] = []
+    for (case, seed), (_, path) in runs.items():
+        chosen = {name: json.loads(settings[case, seed][name]) for name in names}
+        chosen = {name: value if isinstance(value, int | float) else str(value) for name, value in chosen.items()}
+        rows.append({"case": case, "seed": seed, **chosen, "run": str(path or ""), **_measured(path)})
+    return pd.DataFrame(rows)
+
+
+def _settings(config: RunConfig) -> dict[str, str]:
+    """Return every setting as JSON, which can be compared, without the seeds."""
+    tree = config.to_data()
+    return {
+        f"{section}.{key}": json.dumps(value)
+        for section, values in tree.items()
+        if section != "seeds"
+        for key, value in values.items()
+    }
+
+
+def _measured(path: Path | None) -> dict[str, float]:
+    nan = float("nan")
+    if path is None:
+        return {"accuracy": nan, "loss": nan, "birth": nan, "last_step": nan}
+    run = Run(path)
+    held_out = [row for row in run.rows() if row["split"] == "held_out"]
+
+    def values(metric: str) -> list[tuple[int, float]]:
+        return [(row["step"], row["value"]) for row in held_out if row["metric"] == metric]
+
+    accuracy = values("in_context_accuracy")
+    loss = values("all_loss")
+    return {
+        "accuracy": accuracy[-1][1] if accuracy else nan,
+        "loss": loss[-1][1] if loss else nan,
+        "birth": next((float(step) for step, value in accuracy if value >= BORN), nan),
+        "last_step": float(run.steps[-1]),
+    }
