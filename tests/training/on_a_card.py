@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -70,6 +71,21 @@ def metric(record: StepRecord, name: str) -> float:
     return next((row["value"] for row in record.metrics if row["metric"] == name), float("nan"))
 
 
+def updated(ensemble: Ensemble, numbers: list[int]) -> None:
+    for _ in range(3):
+        ensemble._update(numbers)
+
+
+def drawn(ensemble: Ensemble) -> None:
+    for trainer in ensemble.trainers:
+        trainer.draw()
+
+
+def stepped(trainer: Trainer) -> None:
+    for _ in range(3):
+        trainer.update()
+
+
 def timing(device: str, tiny: bool) -> None:
     print("precision sampler     d   T   B    R   us a sequence and step, and the sampler's share")
     sizes = (
@@ -82,15 +98,15 @@ def timing(device: str, tiny: bool) -> None:
             numbers = list(range(runs))
             ensemble._update(numbers)
 
-            spent = seconds(lambda e=ensemble, n=numbers: [e._update(n) for _ in range(3)], device) / 3
-            drawing = seconds(lambda e=ensemble: [trainer.draw() for trainer in e.trainers], device)
+            spent = seconds(partial(updated, ensemble, numbers), device) / 3
+            drawing = seconds(partial(drawn, ensemble), device)
             each = 1e6 * spent / (runs * batch)
             print(
                 f"{how.precision:9} {how.sampler:7} {d:5}{context:4}{batch:4}{runs:5}   {each:.2f}   {drawing / spent:.0%}"
             )
         lone = Trainer(configs[0], chain_of(configs[0]), execution=Execution(device))
         lone.update()
-        each = 1e6 * seconds(lambda t=lone: [t.update() for _ in range(3)], device) / (3 * batch)
+        each = 1e6 * seconds(partial(stepped, lone), device) / (3 * batch)
         print(f"float32   one run {d:5}{context:4}{batch:4}    1   {each:.2f}")
     task = task_of(configs[0].task, chain_of(configs[0]))
     many = 64 if not tiny else 2
