@@ -10,13 +10,9 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
 
 from birthlens.errors import BirthlensError
 from birthlens.labels import shown
-
-if TYPE_CHECKING:
-    import torch
 
 DEVICES = "cpu, cuda, cuda:N, mps or auto"
 PRECISIONS = ("float32", "bfloat16")
@@ -97,11 +93,3 @@ def free_memory(device: str) -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # macOS does not tell
         return 4 << 30
-
-
-def on_device(array: Any) -> torch.Tensor:
-    """Return a numpy array, or a tensor, on the device that `with torch.device(...)` has set; the CPU copies nothing."""
-    import torch
-
-    tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(array)
-    return tensor.to(torch.get_default_device())
