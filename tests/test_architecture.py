@@ -21,7 +21,8 @@ PLAN = {
     "": "errors shapes labels _version < devices reading system",
     "config": "base clamps < model task < run < differences presets schedule",
     "tasks": """
-        batch corpus sampling_kernel < roles sampling < positions task < baselines < bigram markov facts noise < backcopy
+        batch corpus sampling_kernel < roles sampling < positions task < baselines
+        < ngrams tokenizing < bigram markov facts noise < backcopy text
         < kinds < predictors.prefix predictors.trigger_posterior < predictors.bag_of_tokens < predictors.reference
         < predictors.scores counter_sampling""",
     "model": """

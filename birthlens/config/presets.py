@@ -69,6 +69,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "checkpoints": {"every": 25},
         "evaluation": {"batch_size": 256, "every": 25},
     },
+    "text": {
+        "task": {"kind": "text", "context": 64},
+        "model": {"family": "full", "d_model": 64, "n_heads": 4, "init": "scaled"},
+        "optimiser": {
+            "kind": "adamw",
+            "learning_rate": 3e-3,
+            "weight_decay": 0.01,
+            "warm_up": 200,
+            "decay": "cosine",
+        },
+        "training": {"steps": 12_000, "batch_size": 32, "loss": "all"},
+        "checkpoints": {"schedule": "log", "per_decade": 16},
+        "evaluation": {"batch_size": 256, "every": 100},
+    },
 }
 
 

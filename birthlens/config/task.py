@@ -164,8 +164,28 @@ class FactsConfig(TaskSection):
     facts_seed: Count = 0
 
 
+class TextConfig(TaskSection):
+    """Windows of a real text: `context` tokens from a random place of the corpus, which must be a text.
+
+    A token is a character, or one of `vocabulary` byte pairs that are built from the text itself (null means 512). The last
+    `held_out` of the text is for evaluation; neither training nor the building of pairs nor the n-grams see it.
+    """
+
+    kind: ClassVar[str] = "text"
+    tokens: Literal["characters", "pairs"] = "pairs"
+    vocabulary: Annotated[int, Meta(ge=2, le=2**14)] | None = None
+    held_out: Annotated[float, Meta(gt=0, lt=1)] = 0.1
+
+    def _check(self) -> None:
+        if self.tokens == "characters" and self.vocabulary is not None:
+            raise BirthlensError(
+                f"task.vocabulary = {self.vocabulary}: with task.tokens = 'characters' the vocabulary is the text's "
+                "characters; leave it out, or use pairs."
+            )
+
+
 KINDS: dict[str, type[TaskSection]] = {
-    kind.kind: kind for kind in (TaskConfig, NoiseConfig, BackcopyConfig, MarkovConfig, FactsConfig)
+    kind.kind: kind for kind in (TaskConfig, NoiseConfig, BackcopyConfig, MarkovConfig, FactsConfig, TextConfig)
 }
 """The section of every kind of task that comes with birthlens."""
 

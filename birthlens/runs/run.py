@@ -19,7 +19,7 @@ from birthlens.runs.header import check_of, read_header, seal_of, steps_of
 from birthlens.runs.lineage import Parent as Parent
 from birthlens.runs.metrics import COLUMNS, read_metrics
 from birthlens.runs.state import check_state, read_state
-from birthlens.runs.tables import read_tables
+from birthlens.runs.tables import read_tables, statistics_in
 from birthlens.tasks.corpus import BigramStatistics
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Run:
     @cached_property
     def statistics(self) -> BigramStatistics:
         """The global chain that the run was trained on."""
-        return BigramStatistics(tuple(self.header["vocab"]), self._tables["unigram"], self._tables["bigram"])
+        return statistics_in(self._tables, tuple(self.header["vocab"]))
 
     @property
     def trigger_ids(self) -> Array | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from birthlens.config.run import RunConfig
-from birthlens.config.task import TaskConfig
+from birthlens.config.task import TaskConfig, TextConfig
 from birthlens.errors import BirthlensError
 from birthlens.labels import shown
 from birthlens.model.weights import load_tensors
@@ -35,14 +35,36 @@ def read_tables(path: Path, header: Mapping[str, Any], config: RunConfig) -> dic
     return tables
 
 
+def tables_of(statistics: BigramStatistics) -> dict[str, Array]:
+    """Return the tables of a chain, as they are written; a text's ids and its tokenizer are among them."""
+    tables: dict[str, Array] = {"unigram": statistics.unigram, "bigram": statistics.bigram}
+    if statistics.stream is not None:
+        tables["stream"] = statistics.stream.astype(np.int32)
+    if statistics.tokenizer:
+        tables["tokenizer"] = np.frombuffer(statistics.tokenizer.encode(), dtype=np.uint8)
+    return tables
+
+
+def statistics_in(tables: Mapping[str, Array], vocab: tuple[str, ...]) -> BigramStatistics:
+    """Return the chain of tables that `read_tables` has checked."""
+    stream = tables["stream"].astype(np.int64) if "stream" in tables else None
+    tokenizer = tables["tokenizer"].tobytes().decode() if "tokenizer" in tables else ""
+    return BigramStatistics(vocab, tables["unigram"], tables["bigram"], stream=stream, tokenizer=tokenizer)
+
+
 def table_fault(tables: Mapping[str, Array], vocab: tuple[str, ...], config: RunConfig) -> str | None:
     """Return what is wrong with tables, or None where all is well."""
     n = len(vocab)
     shapes: dict[str, tuple[int, ...]] = {"unigram": (n,), "bigram": (n, n)}
     if missing := [name for name in shapes if name not in tables]:
         return f"lacks the table {missing[0]}"
-    if unknown := [name for name in tables if name not in (*shapes, "triggers")]:
+    text = text_tables(config)
+    if missing := [name for name in text if name not in tables]:
+        return f"lacks the table {missing[0]}"
+    if unknown := [name for name in tables if name not in (*shapes, *text, "triggers")]:
         return f"also holds {shown(unknown)}, which is no table"
+    if text and (reason := _text_fault(tables, n)):
+        return reason
     for name, shape in shapes.items():
         table = tables[name]
         if table.shape != shape:
@@ -54,6 +76,30 @@ def table_fault(tables: Mapping[str, Array], vocab: tuple[str, ...], config: Run
         if (np.abs(table.sum(-1) - 1) > _ROUNDING).any():
             return f"has a {name} whose probabilities do not sum to 1"
     return _trigger_fault(tables, vocab, config)
+
+
+def text_tables(config: RunConfig) -> tuple[str, ...]:
+    """Name the tables that a run on windows of a text has besides."""
+    if not isinstance(config.task, TextConfig):
+        return ()
+    return ("stream", "tokenizer") if config.task.tokens == "pairs" else ("stream",)
+
+
+def _text_fault(tables: Mapping[str, Array], n: int) -> str | None:
+    stream = tables["stream"]
+    if stream.ndim != 1 or stream.dtype != np.int32 or not len(stream):
+        return f"has a stream of shape {stream.shape} in {stream.dtype}, not a list of int32"
+    if stream.min() < 0 or stream.max() >= n:
+        return f"has a stream with ids from {stream.min()} to {stream.max()} for {n} tokens"
+    if "tokenizer" in tables:
+        data = tables["tokenizer"]
+        if data.ndim != 1 or data.dtype != np.uint8:
+            return f"has a tokenizer of shape {data.shape} in {data.dtype}, not bytes"
+        try:
+            data.tobytes().decode()
+        except UnicodeDecodeError:
+            return "has a tokenizer that is not UTF-8 text"
+    return None
 
 
 def _trigger_fault(tables: Mapping[str, Array], vocab: tuple[str, ...], config: RunConfig) -> str | None:

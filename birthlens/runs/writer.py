@@ -33,7 +33,7 @@ from birthlens.runs.lock import LOCK
 from birthlens.runs.provenance import training_digest
 from birthlens.runs.run import Run
 from birthlens.runs.seal import BLANK, Seal, digest_of
-from birthlens.runs.tables import table_fault
+from birthlens.runs.tables import table_fault, tables_of
 from birthlens.system import is_temporary
 from birthlens.tasks.task import Task
 
@@ -94,7 +94,7 @@ class RunWriter:
                 f"out = {str(path)!r} already holds a run (use --resume to continue it); choose a new directory."
             )
         statistics = task.statistics
-        tables = {"unigram": statistics.unigram, "bigram": statistics.bigram}
+        tables = tables_of(statistics)
         if task.fixed_triggers is not None:
             tables["triggers"] = task.fixed_triggers
         if reason := table_fault(tables, statistics.vocab, config):

@@ -28,13 +28,16 @@ class BigramStatistics:
     """The global chain: token labels, unigram distribution, and rows P(next | current).
 
     `counts` holds the bigram counts where the chain was counted, else None. A token that was never seen with a successor
-    continues with the unigram distribution, so that every row is a distribution.
+    continues with the unigram distribution, so that every row is a distribution. A task that reads windows of a text keeps
+    the text's token ids in `stream`, and how a text is cut into byte pairs in `tokenizer` (JSON).
     """
 
     vocab: tuple[str, ...]
     unigram: Float[Array, "d_vocab"]
     bigram: Float[Array, "d_vocab d_vocab"]
     counts: Num[Array, "d_vocab d_vocab"] | None = None
+    stream: Int[Array, "token"] | None = None
+    tokenizer: str = ""
 
     def __len__(self) -> int:
         return len(self.vocab)
@@ -152,6 +155,19 @@ def statistics_of(config: CorpusConfig) -> BigramStatistics:
     if config.source == "embedded":
         return from_text(embedded_text())
     return from_file(Path(config.path or ""), config.source)
+
+
+def text_of(config: CorpusConfig) -> str:
+    """Return the text that a corpus config names.
+
+    Raises:
+        BirthlensError: for a source that is no text.
+    """
+    if config.source == "embedded":
+        return embedded_text()
+    if config.source == "text":
+        return read_text(Path(config.path or ""), "corpus.path", LARGE)
+    raise BirthlensError(f"corpus.source = {config.source!r}: this task needs a text; valid are embedded and text.")
 
 
 def from_file(path: Path, source: str | None = None) -> BigramStatistics:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from birthlens.config.run import RunConfig
 from birthlens.config.task import own_task
 from birthlens.errors import BirthlensError
-from birthlens.tasks.corpus import BigramStatistics, statistics_of
+from birthlens.tasks.corpus import BigramStatistics, statistics_of, text_of
 
 if TYPE_CHECKING:
     from birthlens.config.task import TaskSection
@@ -20,6 +20,7 @@ HOMES = {
     "backcopy": "birthlens.tasks.backcopy:BackcopyTask",
     "markov": "birthlens.tasks.markov:MarkovTask",
     "facts": "birthlens.tasks.facts:FactsTask",
+    "text": "birthlens.tasks.text:TextTask",
 }
 """The module and class of every task that comes with birthlens."""
 
@@ -40,6 +41,8 @@ def task_class(kind: str) -> type[Task]:
 def chain_of(config: RunConfig) -> BigramStatistics:
     """Return the global chain that a run's task has: the corpus's, with the task's special tokens."""
     found = task_class(config.task.kind)
+    if found.needs_text:
+        return found.chain_of_text(config.task, text_of(config.corpus))
     corpus = statistics_of(config.corpus) if found.needs_corpus else None
     return found.chain(config.task, corpus)
 

@@ -63,6 +63,8 @@ class Task(ABC):
 
     Config: ClassVar[type[TaskSection]]
     needs_corpus: ClassVar[bool] = True
+    needs_text: ClassVar[bool] = False
+    """Whether the task reads the corpus's text itself (`chain_of_text`), and not only its statistics (`chain`)."""
     title: ClassVar[str] = ""
     roles: ClassVar[Mapping[str, str]] = {}
     corruptions: ClassVar[tuple[str, ...]] = ()
@@ -82,6 +84,11 @@ class Task(ABC):
         """Return the global chain over the task's vocabulary, made from the corpus's (None where it needs none)."""
         assert corpus is not None
         return corpus
+
+    @classmethod
+    def chain_of_text(cls, config: Any, text: str) -> BigramStatistics:
+        """Return the global chain of a task that `needs_text`."""
+        raise NotImplementedError(f"{cls.__name__} has needs_text and no chain_of_text.")
 
     @property
     def fixed_triggers(self) -> Int[Array, "n_triggers"] | None:

@@ -27,6 +27,7 @@ from birthlens.runs.evaluation import evaluation_batch
 from birthlens.runs.run import Run
 from birthlens.shapes import Float, Int
 from birthlens.tasks.batch import TokenBatch
+from birthlens.tasks.tokenizing import encoded
 
 if TYPE_CHECKING:
     from birthlens.model.hooked import HookedModel
@@ -163,14 +164,6 @@ def batch_roles(batch: TokenBatch, row: int = 0) -> tuple[tuple[str, ...], ...]:
     return _roles(batch.occurrence[row].tolist(), batch.absorbed[row].tolist())
 
 
-def ids_of(text: str, vocab: Sequence[str]) -> list[int]:
-    """Spell a text in the vocabulary, character by character; raise BirthlensError for one that is not in it."""
-    places = {token: i for i, token in enumerate(vocab)}
-    if missing := sorted({character for character in text if character not in places}):
-        raise BirthlensError(f"text holds {missing[:5]}, which the run's vocabulary of {len(vocab)} tokens lacks.")
-    return [places[character] for character in text]
-
-
 def one_sequence(tokens: object) -> Int[Tensor, "pos"]:
     """Read the ids of one sequence: a list, an array, or a tensor of shape [pos] or [1, pos].
 
@@ -209,7 +202,7 @@ def _sequence(run: Run, tokens: object, row: int) -> tuple[Int[Tensor, "pos"], t
         return batch.tokens[row], batch_roles(batch, row)
     vocab = run.statistics.vocab
     context = run.config.task.context
-    ids = ids_of(batch, vocab) if isinstance(batch, str) else one_sequence(batch).tolist()
+    ids = encoded(run.statistics, batch) if isinstance(batch, str) else one_sequence(batch).tolist()
     if not 0 < len(ids) <= context:
         raise BirthlensError(f"tokens = {len(ids)} of them; the run's context holds 1 to {context}.")
     if wrong := [i for i in ids if not 0 <= i < len(vocab)]:

@@ -20,7 +20,9 @@ from birthlens.cli import seeing
 from birthlens.errors import BirthlensError
 from birthlens.labels import legible
 from birthlens.runs.evaluation import evaluation_batch
-from birthlens.viz.attention_frames import LEVELS, ROLE_MARKS, AttentionFrames, ids_of
+from birthlens.tasks.corpus import from_text
+from birthlens.tasks.tokenizing import encoded
+from birthlens.viz.attention_frames import LEVELS, ROLE_MARKS, AttentionFrames
 from birthlens.viz.html import circuitsvis_bundle, script_json
 from birthlens.viz.notebook import AttentionPicture, pictures_page, save_pictures, thinned
 
@@ -214,8 +216,8 @@ def test_patterns_that_are_not_finite_are_refused() -> None:
         AttentionFrames((0,), ("L0H0",), ("a",), ((),), np.full((1, 1, 1, 1), np.nan))
 
 
-def test_ids_of_spells_in_the_vocabulary() -> None:
-    assert ids_of("ba", ["a", "b"]) == [1, 0]
+def test_a_text_is_spelt_in_the_vocabulary() -> None:
+    assert encoded(from_text("ab"), "ba") == [1, 0]
 
 
 def test_the_command_writes_one_page(tmp_path: Path) -> None:

@@ -64,9 +64,11 @@ def changed_chain(before: RunConfig, after: RunConfig, statistics: BigramStatist
     """Return the chain of a task that has changed in mid-run.
 
     Raises:
-        BirthlensError: where it has another vocabulary.
+        BirthlensError: where it has another vocabulary, or reads a text, whose vocabulary and parts are made once.
     """
     task = task_class(after.task.kind)
+    if task.needs_text and after.task != before.task:
+        raise BirthlensError("the settings of a task that reads a text cannot change during training.")
     if after.task == before.task or task.needs_corpus:
         return statistics
     found = task.chain(after.task, None)
