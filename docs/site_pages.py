@@ -7,12 +7,9 @@ they are checked, and shown as paths, since the site holds no copies of those fi
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
-import textwrap
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +50,9 @@ def configuration_page() -> str:
 
 
 def _section_lines(section: Any, title: str, level: str = "##") -> list[str]:
-    said = _field_docs(section)
+    from birthlens.config.comments import meanings
+
+    said = meanings(section)
     rows = [
         f"| `{name}` | {_kind(kind)} | `{getattr(section, name)!r}` | {said.get(name, '')} |".replace("\n", " ")
         for name, kind in section.kinds.items()
@@ -73,21 +72,6 @@ def _kind(kind: Any) -> str:
     choices = re.fullmatch(r"Literal\[(.*)\]", text)
     text = " or ".join(f"`{choice.strip()}`" for choice in choices[1].split(",")) if choices else f"`{text}`"
     return text.replace("|", "or")
-
-
-def _field_docs(section: Any) -> dict[str, str]:
-    """Read the strings below the fields of a class and of its bases."""
-    found: dict[str, str] = {}
-    for base in reversed(section.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
-        for field, after in pairwise(body):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(after, ast.Expr)
-                and isinstance(after.value, ast.Constant)
-            ):
-                found[ast.unparse(field.target)] = inspect.cleandoc(str(after.value.value)).replace("\n", " ")
-    return found
 
 
 def commands() -> Iterator[tuple[str, str]]:

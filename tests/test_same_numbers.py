@@ -1,7 +1,8 @@
 """The numbers of a stored run stay what they were: tables that earlier code wrote, made again by this code.
 
 `tests/stored/format_1` is a small run of the first format. The tables beside it were written by version 0.1.0 with the
-commands below. Names of columns and values must agree, numbers to rounding.
+commands below. Names of columns and values must agree, numbers to rounding. order.csv was written again when memories that
+are never born stopped counting as ties: its onsets are those of 0.1.0, and its other rows say "never".
 """
 
 from __future__ import annotations

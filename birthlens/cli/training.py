@@ -65,7 +65,9 @@ def train(
     config = _config(preset_name, config_file, corpus_file, overrides)
     if show_config:
         refuse_idle("--show-config trains nothing", "logger", "device", "precision", "sampler")
-        tell(config.to_yaml(), nl=False)
+        from birthlens.config.comments import commented
+
+        tell(commented(config), nl=False)
         return
     from birthlens.devices import Execution
     from birthlens.training.recording import train_to_disk

@@ -33,6 +33,7 @@ class TaskSection(Section):
     section: ClassVar[str] = "task"
     kind: ClassVar[str] = ""
     context: Context = 64
+    """Number of input tokens of a sequence."""
 
     @classmethod
     def chosen(cls, values: Mapping[Any, Any]) -> Section:
@@ -59,15 +60,25 @@ class TaskConfig(TaskSection):
 
     kind: ClassVar[str] = "bigram"
     context: Context = 256
+    """Number of input tokens of a sequence (T)."""
     n_triggers: Count = 5
+    """Number of triggers of a sequence (K); 0 leaves the global chain alone."""
     triggers: Literal["fixed", "random"] = "fixed"
+    """The same triggers in every sequence (the most frequent tokens), or others drawn for each."""
     offset: Count = 0
+    """How many of the most frequent tokens are passed over before the triggers are chosen."""
     outputs: Literal["uniform", "bigram"] = "uniform"
+    """How the output of a trigger is drawn: uniformly, or as a successor of the trigger."""
     no_repeat: bool = False
+    """Whether a trigger may not be its own output."""
     cycles: Literal["published", "clean"] = "published"
+    """Whether triggers may lead into each other indefinitely, as published, or never do."""
     split: Literal["none", "train", "test"] = "none"
+    """Draw outputs from all tokens, from the first part of the vocabulary, or from the rest."""
     split_fraction: Fraction = 0.75
+    """The share of the vocabulary that is the first part of the split."""
     show_latents: bool = False
+    """Whether a sequence begins with the list of its triggers."""
 
     def _check(self) -> None:
         if self.show_latents and self.n_triggers > self.context:
@@ -107,8 +118,11 @@ class NoiseConfig(TaskSection):
 
     kind: ClassVar[str] = "noise"
     n_triggers: Positive = 3
+    """Number of triggers, the most frequent tokens."""
     offset: Count = 0
+    """How many of the most frequent tokens are passed over before the triggers are chosen."""
     alpha: Probability = 0.5
+    """Probability of the noise token after a trigger."""
 
 
 class BackcopyConfig(TaskSection):
@@ -116,7 +130,9 @@ class BackcopyConfig(TaskSection):
 
     kind: ClassVar[str] = "backcopy"
     n_triggers: Positive = 3
+    """Number of triggers, the most frequent tokens."""
     offset: Count = 0
+    """How many of the most frequent tokens are passed over before the triggers are chosen."""
 
 
 class MarkovConfig(TaskSection):
@@ -129,11 +145,17 @@ class MarkovConfig(TaskSection):
 
     kind: ClassVar[str] = "markov"
     states: Annotated[int, Meta(ge=2, le=4096)] = 3
+    """Number of tokens of a chain."""
     order: Literal[1, 2] = 1
+    """How many tokens the next one depends on."""
     concentration: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
+    """Concentration of the Dirichlet distribution of a chain's rows; 1 is uniform."""
     start: Literal["uniform", "stationary"] = "uniform"
+    """The law of the first tokens."""
     chains: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    """How many chains there are in all; 0 draws a new one for each sequence."""
     chains_seed: Count = 0
+    """Seed of the chains, where their number is finite."""
 
     def _check(self) -> None:
         if self.context <= self.order:
@@ -156,12 +178,19 @@ class FactsConfig(TaskSection):
 
     kind: ClassVar[str] = "facts"
     context: Annotated[int, Meta(ge=3)] = 32
+    """Number of input tokens of a sequence; `<eos>` is the last."""
     subjects: Positive = 16
+    """Number of subjects."""
     relations: Positive = 4
+    """Number of relations; every pair of a subject and a relation is a fact."""
     answers: Positive = 8
+    """Number of possible answers to each relation."""
     noise_tokens: Positive = 20
+    """Number of tokens that mean nothing."""
     structured: bool = True
+    """Whether answers are spread evenly over the subjects, or drawn."""
     facts_seed: Count = 0
+    """Seed of the facts, where they are drawn."""
 
 
 class TextConfig(TaskSection):
