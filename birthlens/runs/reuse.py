@@ -19,7 +19,7 @@ from birthlens._version import __version__
 from birthlens.config.run import RunConfig
 from birthlens.config.schedule import Schedule
 from birthlens.errors import BirthlensError
-from birthlens.runs.files import CHECKPOINTS, CONSTANTS, COST, HEADER, METRICS, RESUME, TABLES, versions
+from birthlens.runs.files import CHECKPOINTS, CONSTANTS, COST, HEADER, METRICS, RESUME, TABLES, temporaries, versions
 from birthlens.runs.header import read_header, seal_of
 from birthlens.runs.lock import LOCK, only_writer
 from birthlens.runs.provenance import corpus_digest, training_digest
@@ -47,7 +47,9 @@ def standing(config: RunConfig, path: Path, replay: Replay) -> tuple[Standing, s
     with only_writer(path):
         reason, note = _judged(config, path, replay)
         if not reason:
-            return ("reused" if Run(path).finished else "continued"), note
+            for file in temporaries(path):
+                file.unlink(missing_ok=True)
+            return ("reused" if _is_complete(Run(path)) else "continued"), note
         present = [file for file in path.iterdir() if file.name != LOCK]
         if strangers := {file.name for file in present if not file.name.startswith(".")} - _OURS:
             raise BirthlensError(
@@ -59,6 +61,11 @@ def standing(config: RunConfig, path: Path, replay: Replay) -> tuple[Standing, s
             else:
                 file.unlink()
     return "trained", f"again, since {reason}"
+
+
+def _is_complete(run: Run) -> bool:
+    """Whether a run has its last step, and the state there: a kill may come between the two."""
+    return run.finished and (not (run.path / RESUME).exists() or run.state()[1]["step"] == run.steps[-1])
 
 
 def _judged(config: RunConfig, path: Path, replay: Replay) -> tuple[str, str]:

@@ -8,6 +8,9 @@ import pytest
 from breaking import runs as breaking
 from breaking.kills import JOBS, kills
 
+from birthlens.runs.reuse import standing
+from birthlens.training.recording import resume, train_to_disk
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
@@ -54,3 +57,20 @@ def test_work_killed_at_any_moment_is_continued_to_the_same_bits(name: str, tmp_
     count = 8 // min(share, 4)
     counts, wrong = breaking.tried(kills(tmp_path, count, random.Random(2), job))
     assert not wrong and counts == {"equal": count}
+
+
+def test_a_run_killed_between_its_last_step_and_the_state_there_is_completed(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    earlier = b""
+    for record in train_to_disk(breaking.CONFIG, path):
+        if record.step == 9:
+            earlier = (path / "resume.safetensors").read_bytes()
+    expected = breaking.content(path)
+    (path / "resume.safetensors").write_bytes(earlier)
+    left = path / ".cost.json.1-1.tmp"
+    left.write_text("{")
+    state, _ = standing(breaking.CONFIG, path, lambda run: None)
+    assert state == "continued" and not left.exists()
+    list(resume(path))
+    assert breaking.content(path) == expected
+    assert standing(breaking.CONFIG, path, lambda run: None)[0] == "reused"
