@@ -1,8 +1,9 @@
 """When does a head have to work? Each head is knocked out for 20 steps at one time, or its pattern is pinned throughout.
 
 The table says how many steps later the in-context accuracy passes one half than in the control run of the same seed, with
-95 % intervals of Student's t over seeds; `n` counts the seeds in which both runs passed it. `knocked_out_at` is the first
-step without the head, and empty where a pattern is pinned.
+95 % intervals of Student's t over seeds; `n` counts the seeds in which both runs passed it for good. `knocked_out_at` is the
+first step without the head, and empty where a pattern is pinned. Where the control run had passed one half before the head
+was knocked out, the run passes it again when the head is back, and the delay says no more than that.
 
 python analyses/when_does_a_head_have_to_work.py --tier laptop
 """
@@ -41,7 +42,7 @@ def main() -> None:
     keep(arguments, table)
     print(table.to_string(index=False))
     drawn = table.dropna(subset=["knocked_out_at"]).rename(columns={"knocked_out_at": "step", "shift": "value"})
-    drawn = drawn.assign(case=drawn["case"] + " knocked out for 20 steps")
+    drawn = drawn.assign(step=drawn["step"].astype(int), case=drawn["case"] + " knocked out for 20 steps")
     figure = timeline(drawn, title="How much later copying is learned", reference=0.0)
     ax = figure.axes[0]
     ax.set_xlabel("first step without the head")
