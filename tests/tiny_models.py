@@ -18,6 +18,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", _GPT),
     "neox": ("GPTNeoX", {**_HIDDEN, "num_attention_heads": 2, "max_position_embeddings": 24}),
     "opt": ("OPT", _OPT),
+    "bloom": ("Bloom", {"hidden_size": _WIDTH, "n_layer": 2, "n_head": 2, "initializer_range": 0.3}),
     "gptj": ("GPTJ", {**_GPT, "rotary_dim": 4}),
     "llama": ("Llama", {**_HIDDEN, **_GROUPED}),
     "qwen2": ("Qwen2", {**_HIDDEN, **_GROUPED}),

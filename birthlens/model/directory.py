@@ -179,7 +179,7 @@ def _check_causal(directory: Path, model: Any) -> None:
     other[0, -1] = (tokens[0, -1] + 1) % vocabulary
     with torch.no_grad(), quiet():
         one, two = (model(ids, use_cache=False).logits[0, : length - 1] for ids in (tokens, other))
-    if not torch.allclose(one, two, atol=1e-4 * float(one.abs().max())):
+    if not torch.allclose(one, two, atol=1e-5 * float(one.abs().max())):
         kind = type(model).__name__
         raise BirthlensError(
             f"model = {str(directory)!r} is no causal language model: its predictions ({kind}) depend on later tokens."

@@ -15,7 +15,7 @@ from torch import Tensor
 from birthlens.errors import BirthlensError
 from birthlens.model.components import has_mlp, has_positions
 from birthlens.model.hooks import captured_with_logits, edited
-from birthlens.model.sites import Point
+from birthlens.model.sites import READING_SITES, Point
 from birthlens.shapes import Float, Int
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ BUILT = "HookedTransformer"
 """The class of TransformerLens that runs its own code; others wrap the code of somebody else."""
 
 _tried: WeakKeyDictionary[HookedModel, dict[Point, bool]] = WeakKeyDictionary()
+_reads: WeakKeyDictionary[HookedModel, dict[Point, bool]] = WeakKeyDictionary()
 _adds_up: WeakKeyDictionary[HookedModel, bool] = WeakKeyDictionary()
 
 
@@ -45,6 +46,23 @@ def check_effect(model: HookedModel, point: Point) -> None:
         raise BirthlensError(
             f"site {point.site} of layer {point.layer}: an edit there has no effect in this model "
             f"({architecture(model)} as TransformerLens runs it); use another site, z or resid_pre for instance."
+        )
+
+
+def check_reading(model: HookedModel, point: Point) -> None:
+    """Raise BirthlensError where what a head's queries, keys or values are made from is not the residual stream."""
+    if type(model).__name__ == BUILT or point.site not in READING_SITES[:3]:
+        return
+    known = _reads.setdefault(model, {})
+    if point not in known:
+        stream = Point("resid_pre", point.layer)
+        found, _ = captured_with_logits(model, _few(model), [stream, point])
+        expected = found[stream][:, :, None].expand_as(found[point])
+        known[point] = torch.allclose(found[point], expected, atol=_TOLERANCE * float(expected.abs().max()))
+    if not known[point]:
+        raise BirthlensError(
+            f"edges into {point.site} of layer {point.layer}: in this model ({architecture(model)}) it is not the residual "
+            "stream, so edges into it mean nothing; patch whole components instead."
         )
 
 

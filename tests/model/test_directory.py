@@ -17,18 +17,20 @@ from birthlens.analysis.behaviour.head_weights import HeadWeights
 from birthlens.analysis.interventions.ablation import ablation_table
 from birthlens.analysis.interventions.corruptions import pair_of
 from birthlens.analysis.interventions.patching import patched_table
-from birthlens.analysis.interventions.spec import EdgeIntervention
+from birthlens.analysis.interventions.spec import EdgeIntervention, Intervention
 from birthlens.cli import group
 from birthlens.errors import BirthlensError
 from birthlens.model.components import edges_of
 from birthlens.model.directory import load_causal
 from birthlens.model.hooked import load_pretrained
 from birthlens.model.hooks import captured
-from birthlens.model.sites import Head, Logits, Point
+from birthlens.model.sites import Head, HeadInput, Logits, Point
 from birthlens.tasks.positions import repeated_tokens
 
 SEALED_PATTERNS = {"opt", "gptj"}
 """Architectures whose code goes on with patterns that no hook sees."""
+SEALED_READERS = {"opt", "gptj", "bloom"}
+"""Architectures whose heads' inputs are not shown, or are not the residual stream."""
 SEALED_STREAMS = {"gemma2", "olmo2"}
 """Architectures with a norm between what a sublayer writes and the residual stream."""
 
@@ -65,7 +67,7 @@ def test_every_method_changes_the_output_or_is_refused_by_name(models: Any, name
     batch = repeated_tokens(4, 6, D_VOCAB, np.random.default_rng(0))
     reference = repeated_tokens(4, 6, D_VOCAB, np.random.default_rng(2))
     for method in ("zero", "mean", "resample", "uniform_pattern", "dropped_value"):
-        if method == "dropped_value" and name not in ("gpt2", "neox", "opt", "gptj"):
+        if method == "dropped_value" and name not in ("gpt2", "neox", "opt", "gptj", "bloom"):
             with pytest.raises(BirthlensError, match="at site v, whose heads are shared"):
                 ablation_table([(0, ours)], batch, methods=(method,), metrics=("all.loss",), draws=0)
             continue
@@ -88,6 +90,23 @@ def test_all_edges_into_the_logits_recover_everything_or_are_refused(models: Any
             patched_table(ours, pair_of(clean, corrupted), cases)
         return
     assert patched_table(ours, pair_of(clean, corrupted), cases)["recovered"].item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - SEALED_STREAMS))
+def test_all_edges_into_a_head_are_its_input_or_are_refused(models: Any, name: str) -> None:
+    _, ours, _ = models(name)
+    clean, corrupted = (repeated_tokens(4, 6, D_VOCAB, np.random.default_rng(seed)) for seed in (0, 1))
+    pair = pair_of(clean, corrupted)
+    for letter in ("q", "k", "v"):
+        receiver = HeadInput(Head(1, 1), letter)
+        edges = {"edges": [EdgeIntervention(edge, "patch") for edge in edges_of(ours.cfg, [receiver])]}
+        if name in SEALED_READERS:
+            with pytest.raises(BirthlensError, match=r"edges into|cannot be edited"):
+                patched_table(ours, pair, edges)
+            continue
+        node: Any = {"node": [Intervention(letter, "patch", 1, (1,))]}
+        together = patched_table(ours, pair, edges | node)["value"]
+        assert together[0] == pytest.approx(together[1], abs=1e-4)
 
 
 def test_heads_of_a_group_share_keys_and_values_in_every_score(models: Any) -> None:

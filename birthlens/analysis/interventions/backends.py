@@ -15,7 +15,7 @@ from birthlens.analysis.interventions.edges import edge_edits, receiver_point
 from birthlens.analysis.interventions.replacements import Sources, Unedited
 from birthlens.analysis.interventions.spec import AnyIntervention, Cases, EdgeIntervention, Intervention
 from birthlens.model.components import Sizes
-from birthlens.model.effects import check_edges, check_effect
+from birthlens.model.effects import check_edges, check_effect, check_reading
 from birthlens.model.hooks import HookedTrace
 from birthlens.model.incremental import FROM_QUERIES, Trace
 from birthlens.model.layout import BlockLayout, Edit, Edits, Rows
@@ -99,7 +99,9 @@ class HookedBackend:
         for one in case:
             if isinstance(one, EdgeIntervention):
                 check_edges(self.model)
-                check_effect(self.model, receiver_point(one.edge.receiver, self.sizes.n_layers))
+                read = receiver_point(one.edge.receiver, self.sizes.n_layers)
+                check_effect(self.model, read)
+                check_reading(self.model, read)
             else:
                 check_effect(self.model, one.point)
         edits: dict[Point, list[Edit]] = {
