@@ -26,7 +26,7 @@ PLAN = {
         < kinds < predictors.prefix predictors.trigger_posterior < predictors.bag_of_tokens < predictors.reference
         < predictors.scores counter_sampling""",
     "model": """
-        directory sites < components weights < alignment forward hooked initialisation < edited_forward layout
+        directory series sites < components weights < alignment forward hooked initialisation < edited_forward layout
         stacked_forward < hooks incremental < effects""",
     "runs": """
         files lineage lock provenance seal < header metrics < state tables < run < evaluation writer < reuse < verify""",

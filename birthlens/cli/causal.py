@@ -39,7 +39,7 @@ def quantities_option(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command(
     epilog="Example: birthlens ablate runs/demo --heads all --methods zero,mean --steps every:5 --out ablation.csv"
 )
-@click.argument("subject", metavar="RUN|MODEL_DIR", type=click.Path())
+@click.argument("subject", metavar="RUN|MODEL_DIR|SERIES", type=click.Path())
 @click.option("--heads", default="all", show_default=True, help="all, pairs, or addresses: L0H0,L0H1+L1H0.")
 @click.option("--methods", default="zero,mean,resample", show_default=True, help="Also mean_position, mean_role, ...")
 @click.option("--components", is_flag=True, help="Also feed-forwards and the token and position inputs.")
@@ -228,7 +228,7 @@ KINDS = ("heads", "weights", "attention", "composition", "transfer", "in-context
 
 
 @click.command(epilog="Example: birthlens scores runs/demo --kind transfer")
-@click.argument("subject", metavar="RUN|MODEL_DIR", type=click.Path())
+@click.argument("subject", metavar="RUN|MODEL_DIR|SERIES", type=click.Path())
 @click.option("--kind", type=click.Choice(KINDS), default="heads", show_default=True, help="Which scores.")
 @steps_option("last")
 @sample_options(64)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from birthlens.analysis.interventions.ablation import Models
     from birthlens.analysis.interventions.corruptions import Pair
     from birthlens.model.components import Sizes
+    from birthlens.model.series import Series
     from birthlens.runs.run import Run
     from birthlens.tasks.batch import TokenBatch
     from birthlens.tasks.corpus import BigramStatistics
@@ -49,13 +50,15 @@ def names(option: str, text: str) -> list[str]:
 
 @dataclass
 class Subject:
-    """A run at some steps, or a model from a directory, as the tables want it."""
+    """A run at some steps, a model from a directory, or a series of these, as the tables want it."""
 
     path: str
     seed: int
     steps: list[int]
     run: Run | None
     model: Any = None
+    series: Series | None = None
+    cfg: Any = None
 
     @property
     def described(self) -> dict[str, object]:
@@ -67,7 +70,7 @@ class Subject:
     @property
     def sizes(self) -> Sizes:
         """The config that tells the model's layers and heads."""
-        return self.run.config.model if self.run is not None else self.model.cfg
+        return self.run.config.model if self.run is not None else self.cfg
 
     @property
     def statistics(self) -> BigramStatistics | None:
@@ -82,13 +85,31 @@ class Subject:
 
     def models(self, advance: Callable[[int, float], None] | None = None) -> Models:
         """Yield each checkpoint; `advance` is told when the caller comes back from one."""
-        if self.run is None:
+        if self.series is not None:
+            yield from self._of_series(self.series, advance)
+        elif self.run is None:
             yield 0, self.model
         else:
             for step, weights in self.run.checkpoints(self.steps):
                 yield step, weights
                 if advance is not None:
                     advance(step, 1.0)
+
+    def _of_series(self, series: Series, advance: Callable[[int, float], None] | None) -> Models:
+        from birthlens.model.hooked import load_pretrained
+
+        sizes = ("n_layers", "n_heads", "d_model", "d_vocab")
+        for step in self.steps:
+            model = load_pretrained(series.directories[step])
+            for name in sizes:
+                if getattr(model.cfg, name) != getattr(self.cfg, name):
+                    raise BirthlensError(
+                        f"{series.directories[step]} (step {step}) has {name} = {getattr(model.cfg, name)}, step "
+                        f"{self.steps[0]} has {getattr(self.cfg, name)}; the models of a series have one shape."
+                    )
+            yield step, model
+            if advance is not None:
+                advance(step, 1.0)
 
     def batch(self, n: int, index: int) -> TokenBatch:
         """Draw sequences of the run's task, or repeated random tokens for a model from a directory."""
@@ -98,8 +119,8 @@ class Subject:
 
         from birthlens.tasks.positions import repeated_tokens
 
-        length = min(64, (int(self.model.cfg.n_ctx) + 1) // 2)
-        return repeated_tokens(n, length, int(self.model.cfg.d_vocab), np.random.default_rng([self.seed, index]))
+        length = min(64, (int(self.cfg.n_ctx) + 1) // 2)
+        return repeated_tokens(n, length, int(self.cfg.d_vocab), np.random.default_rng([self.seed, index]))
 
     def pair(self, corruption: str, n: int) -> Pair:
         """Draw a clean and a corrupted batch of the run's task."""
@@ -146,14 +167,22 @@ class Subject:
 
 
 def load(path: str, steps: str, seed: int) -> Subject:
-    """Open a run, or a model from a directory."""
+    """Open a run, a model from a directory, or a series of models."""
+    from birthlens.model.series import series_at
+
+    if (series := series_at(path)) is not None:
+        from birthlens.model.hooked import load_pretrained
+
+        chosen = series.select(steps)
+        return Subject(path, seed, chosen, None, None, series, load_pretrained(series.directories[chosen[0]]).cfg)
     if not _holds_model(path):
         return load_run(path, steps, seed)
     from birthlens.model.hooked import load_pretrained
 
     if steps not in ("last", "all"):
         raise BirthlensError(f"steps = {steps!r}: a model directory has one state only; leave --steps out.")
-    return Subject(path, seed, [0], None, load_pretrained(path))
+    model = load_pretrained(path)
+    return Subject(path, seed, [0], None, model, None, model.cfg)
 
 
 def load_run(path: str, steps: str, seed: int) -> Subject:
