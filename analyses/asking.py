@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,10 +97,21 @@ def keep(
     out.with_suffix(".json").write_text(json.dumps(made_by(arguments, seeds, grid), indent=1) + "\n", encoding="utf-8")
 
 
+def _without_places(words: Sequence[str]) -> list[str]:
+    """Drop the options that say where files are and how many processes work; the results do not depend on them."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        placed = word.partition("=")[0] in ("--runs", "--out", "--processes")
+        if not (placed or skip):
+            kept.append(word)
+        skip = placed and "=" not in word
+    return kept
+
+
 def made_by(arguments: argparse.Namespace, seeds: Sequence[int], grid: Grid | None) -> dict[str, object]:
     """Return what made a table: the command, the grid as overrides of the default config, seeds, code, versions, date."""
-    given = {name: getattr(arguments, name, None) for name in ("tier", "seeds")}
-    said = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    said = _without_places(sys.argv[1:])
     made: dict[str, object] = {"command": shlex.join(["python", f"analyses/{arguments.script}", *said])}
     if grid is not None:
         cases = {case: list(words) for case, words in grid.cases.items()}

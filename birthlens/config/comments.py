@@ -36,7 +36,7 @@ def commented(config: RunConfig) -> str:
     """Return a config as YAML in which every key has its meaning above it; it reads as the same config.
 
     Example:
-        >>> "  # Positions in a sequence" in commented(RunConfig())
+        >>> "  # Width of the residual stream." in commented(RunConfig())
         True
     """
     import yaml

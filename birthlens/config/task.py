@@ -202,8 +202,11 @@ class TextConfig(TaskSection):
 
     kind: ClassVar[str] = "text"
     tokens: Literal["characters", "pairs"] = "pairs"
+    """Tokens are characters, or byte pairs that are built from the text."""
     vocabulary: Annotated[int, Meta(ge=2, le=2**14)] | None = None
+    """Number of byte pairs; null means 512. Characters are as many as the text has."""
     held_out: Annotated[float, Meta(gt=0, lt=1)] = 0.1
+    """The share at the end of the text that only the evaluation reads."""
 
     def _check(self) -> None:
         if self.tokens == "characters" and self.vocabulary is not None:
