@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,15 +50,18 @@ def names(option: str, text: str) -> list[str]:
 
 @dataclass
 class Subject:
-    """A run at some steps, a model from a directory, or a series of these, as the tables want it."""
+    """A run at some steps, or a series of models from directories, as the tables want it.
+
+    `opened` holds the model of the first step until it is asked for: its config is needed before, and it is read once.
+    """
 
     path: str
     seed: int
     steps: list[int]
-    run: Run | None
-    model: Any = None
+    run: Run | None = None
     series: Series | None = None
     cfg: Any = None
+    opened: list[Any] = field(default_factory=list)
 
     @property
     def described(self) -> dict[str, object]:
@@ -85,31 +88,25 @@ class Subject:
 
     def models(self, advance: Callable[[int, float], None] | None = None) -> Models:
         """Yield each checkpoint; `advance` is told when the caller comes back from one."""
-        if self.series is not None:
-            yield from self._of_series(self.series, advance)
-        elif self.run is None:
-            yield 0, self.model
-        else:
-            for step, weights in self.run.checkpoints(self.steps):
-                yield step, weights
-                if advance is not None:
-                    advance(step, 1.0)
-
-    def _of_series(self, series: Series, advance: Callable[[int, float], None] | None) -> Models:
-        from birthlens.model.hooked import load_pretrained
-
-        sizes = ("n_layers", "n_heads", "d_model", "d_vocab")
-        for step in self.steps:
-            model = load_pretrained(series.directories[step])
-            for name in sizes:
-                if getattr(model.cfg, name) != getattr(self.cfg, name):
-                    raise BirthlensError(
-                        f"{series.directories[step]} (step {step}) has {name} = {getattr(model.cfg, name)}, step "
-                        f"{self.steps[0]} has {getattr(self.cfg, name)}; the models of a series have one shape."
-                    )
+        for step, model in self._of_series() if self.run is None else self.run.checkpoints(self.steps):
             yield step, model
             if advance is not None:
                 advance(step, 1.0)
+
+    def _of_series(self) -> Models:
+        from birthlens.model.hooked import load_pretrained
+
+        assert self.series is not None
+        for step in self.steps:
+            directory = self.series.directories[step]
+            model = self.opened.pop() if self.opened else load_pretrained(directory)
+            for name in ("n_layers", "n_heads", "d_model", "d_vocab"):
+                if getattr(model.cfg, name) != getattr(self.cfg, name):
+                    raise BirthlensError(
+                        f"{directory} (step {step}) has {name} = {getattr(model.cfg, name)}, step {self.steps[0]} has "
+                        f"{getattr(self.cfg, name)}; the models of a series have one shape."
+                    )
+            yield step, model
 
     def batch(self, n: int, index: int) -> TokenBatch:
         """Draw sequences of the run's task, or repeated random tokens for a model from a directory."""
@@ -168,21 +165,20 @@ class Subject:
 
 def load(path: str, steps: str, seed: int) -> Subject:
     """Open a run, a model from a directory, or a series of models."""
-    from birthlens.model.series import series_at
+    from birthlens.model.series import Series, series_at
 
-    if (series := series_at(path)) is not None:
-        from birthlens.model.hooked import load_pretrained
-
-        chosen = series.select(steps)
-        return Subject(path, seed, chosen, None, None, series, load_pretrained(series.directories[chosen[0]]).cfg)
-    if not _holds_model(path):
+    series = series_at(path)
+    if series is None and not _holds_model(path):
         return load_run(path, steps, seed)
+    if series is None:
+        if steps not in ("last", "all"):
+            raise BirthlensError(f"steps = {steps!r}: a model directory has one state only; leave --steps out.")
+        series = Series(Path(path), {0: Path(path)})
     from birthlens.model.hooked import load_pretrained
 
-    if steps not in ("last", "all"):
-        raise BirthlensError(f"steps = {steps!r}: a model directory has one state only; leave --steps out.")
-    model = load_pretrained(path)
-    return Subject(path, seed, [0], None, model, None, model.cfg)
+    chosen = series.select(steps)
+    model = load_pretrained(series.directories[chosen[0]])
+    return Subject(path, seed, chosen, None, series, model.cfg, [model])
 
 
 def load_run(path: str, steps: str, seed: int) -> Subject:

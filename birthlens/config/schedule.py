@@ -1,10 +1,13 @@
-"""Which steps are evaluated, and which are kept on disk."""
+"""Which steps are evaluated, which are kept on disk, and which of the kept ones a text chooses."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 from birthlens.config.run import RunConfig
+from birthlens.errors import BirthlensError
 
 
 class Schedule:
@@ -71,3 +74,44 @@ def _is_power(step: int, per_decade: int) -> bool:
     """Say whether a step is a whole number of `per_decade`-ths of a decade, rounded."""
     below = math.floor(math.log10(step) * per_decade)
     return any(round(10 ** (power / per_decade)) == step for power in (below, below + 1))
+
+
+def chosen_steps(text: str, kept: Sequence[int], path: Path) -> list[int]:
+    """Read a choice of kept steps: 'all', 'last', 'every:N' (of the kept ones), or a list such as '0,100,-1'.
+
+    Raises:
+        BirthlensError: for anything else, and for a step that is not kept in `path`.
+
+    Example:
+        >>> chosen_steps("0,-1", [0, 50, 100], Path("runs/demo")), chosen_steps("every:2", [0, 50, 100], Path("runs/demo"))
+        ([0, 100], [0, 100])
+    """
+    steps = list(kept)
+    if text == "all":
+        return steps
+    if text == "last":
+        return steps[-1:]
+    try:
+        if text.startswith("every:"):
+            if (every := int(text.removeprefix("every:"))) < 1:
+                raise BirthlensError(f"steps = {text!r}: take every N-th kept step with N at least 1.")
+            return steps[::every]
+        wanted = [int(part) for part in text.split(",")]
+        chosen = list(dict.fromkeys(steps[step] if step < 0 else step for step in wanted))
+    except BirthlensError:
+        raise
+    except (ValueError, IndexError):
+        raise BirthlensError(f"steps = {text!r}: write all, last, every:N, or a list such as 0,100,-1.") from None
+    for step in chosen:
+        if step not in steps:
+            raise not_kept(step, steps, path)
+    return chosen
+
+
+def not_kept(step: int, kept: Sequence[int], path: Path) -> BirthlensError:
+    """Return the error for a step that is not kept, with those that are."""
+    listed = [str(each) for each in kept]
+    if len(listed) > 12:
+        listed = [*listed[:6], "...", *listed[-3:]]
+    more = f" ({len(kept)} in all)" if len(kept) > 12 else ""
+    return BirthlensError(f"step = {step} is not kept in {path}; kept steps are {', '.join(listed)}{more}.")

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from birthlens.config.schedule import chosen_steps
 from birthlens.errors import BirthlensError
 from birthlens.labels import shown
 from birthlens.reading import read_mapping
@@ -32,26 +33,8 @@ class Series:
         return list(self.directories)
 
     def select(self, text: str) -> list[int]:
-        """Read a choice of steps: 'all', 'last', 'every:N' (of those there are), or a list such as '0,1000,-1'.
-
-        Raises:
-            BirthlensError: for anything else, and for a step that the series does not have.
-        """
-        steps = self.steps
-        every = re.fullmatch(r"every:(\d{1,9})", text)
-        if text in ("all", "last"):
-            return steps if text == "all" else steps[-1:]
-        if every and int(every[1]) > 0:
-            return steps[:: int(every[1])]
-        if not re.fullmatch(r"-?\d{1,12}(,-?\d{1,12})*", text):
-            raise BirthlensError(f"steps = {text!r}: write all, last, every:N, or a list such as 0,1000,-1.")
-        chosen = []
-        for number in map(int, text.split(",")):
-            step = steps[number] if -len(steps) <= number < 0 else number
-            if step not in steps:
-                raise BirthlensError(f"step = {number} is not in {self.path}; there are {', '.join(map(str, steps))}.")
-            chosen.append(step)
-        return list(dict.fromkeys(chosen))
+        """Read a choice of steps: `config.schedule.chosen_steps`."""
+        return chosen_steps(text, self.steps, self.path)
 
 
 def series_at(path: str | Path) -> Series | None:

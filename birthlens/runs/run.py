@@ -12,6 +12,7 @@ import numpy as np
 
 from birthlens.config.model import parameter_shapes
 from birthlens.config.run import RunConfig
+from birthlens.config.schedule import chosen_steps, not_kept
 from birthlens.errors import BirthlensError
 from birthlens.model.weights import Weights, check_tensors, load_tensors
 from birthlens.runs.files import CONSTANTS, HEADER, RESUME, TABLES, checkpoint_file, checkpoint_name, kept_steps
@@ -120,7 +121,7 @@ class Run:
         """Return the trained parameters at a kept step."""
         file = checkpoint_file(self.path, step)
         if not file.exists():
-            raise BirthlensError(f"step = {step} is not kept in {self.path}; kept steps are {_listing(self.steps)}.")
+            raise not_kept(step, self.steps, self.path)
         return self._load(file, checkpoint_name(step), {name: self._shapes[name] for name in self._trained})
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -193,26 +194,7 @@ class Run:
 
     def select(self, text: str) -> list[int]:
         """Read a choice of kept steps: 'all', 'last', 'every:N' (of the kept ones), or a list such as '0,100,-1'."""
-        steps = self.steps
-        if text == "all":
-            return steps
-        if text == "last":
-            return steps[-1:]
-        try:
-            if text.startswith("every:"):
-                if (every := int(text.removeprefix("every:"))) < 1:
-                    raise BirthlensError(f"steps = {text!r}: take every N-th kept step with N at least 1.")
-                return steps[::every]
-            wanted = [int(part) for part in text.split(",")]
-            chosen = list(dict.fromkeys(steps[step] if step < 0 else step for step in wanted))
-        except BirthlensError:
-            raise
-        except (ValueError, IndexError):
-            raise BirthlensError(f"steps = {text!r}: write all, last, every:N, or a list such as 0,100,-1.") from None
-        for step in chosen:
-            if step not in steps:
-                raise BirthlensError(f"step = {step} is not kept in {self.path}; kept steps are {_listing(steps)}.")
-        return chosen
+        return chosen_steps(text, self.steps, self.path)
 
 
 def load_run(path: str | Path) -> Run:
@@ -222,9 +204,3 @@ def load_run(path: str | Path) -> Run:
 
 def _listed(ids: Array | None) -> list[int]:
     return [] if ids is None else ids.tolist()
-
-
-def _listing(steps: list[int]) -> str:
-    if len(steps) <= 12:
-        return ", ".join(map(str, steps))
-    return f"{', '.join(map(str, steps[:6]))}, ..., {', '.join(map(str, steps[-3:]))} ({len(steps)} in all)"
