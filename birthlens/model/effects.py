@@ -6,6 +6,7 @@ from weights has tests of its own; a model that was loaded is tried when a point
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -30,19 +31,13 @@ _TOLERANCE = 1e-3
 BUILT = "HookedTransformer"
 """The class of TransformerLens that runs its own code; others wrap the code of somebody else."""
 
-_tried: WeakKeyDictionary[HookedModel, dict[Point, bool]] = WeakKeyDictionary()
-_reads: WeakKeyDictionary[HookedModel, dict[Point, bool]] = WeakKeyDictionary()
-_adds_up: WeakKeyDictionary[HookedModel, bool] = WeakKeyDictionary()
+_known: WeakKeyDictionary[HookedModel, dict[tuple[object, ...], bool]] = WeakKeyDictionary()
+"""Which laws hold, by model: each is tried once."""
 
 
 def check_effect(model: HookedModel, point: Point) -> None:
     """Raise BirthlensError where an edit at a point changes nothing of what is computed from it."""
-    if type(model).__name__ == BUILT:
-        return
-    known = _tried.setdefault(model, {})
-    if point not in known:
-        known[point] = _has_effect(model, point)
-    if not known[point]:
+    if not _holds(model, _has_effect, point):
         raise BirthlensError(
             f"site {point.site} of layer {point.layer}: an edit there has no effect in this model "
             f"({architecture(model)} as TransformerLens runs it); use another site, z or resid_pre for instance."
@@ -51,15 +46,7 @@ def check_effect(model: HookedModel, point: Point) -> None:
 
 def check_reading(model: HookedModel, point: Point) -> None:
     """Raise BirthlensError where what a head's queries, keys or values are made from is not the residual stream."""
-    if type(model).__name__ == BUILT or point.site not in READING_SITES[:3]:
-        return
-    known = _reads.setdefault(model, {})
-    if point not in known:
-        stream = Point("resid_pre", point.layer)
-        found, _ = captured_with_logits(model, _few(model), [stream, point])
-        expected = found[stream][:, :, None].expand_as(found[point])
-        known[point] = torch.allclose(found[point], expected, atol=_TOLERANCE * float(expected.abs().max()))
-    if not known[point]:
+    if point.site in READING_SITES[:3] and not _holds(model, _reads_stream, point):
         raise BirthlensError(
             f"edges into {point.site} of layer {point.layer}: in this model ({architecture(model)}) it is not the residual "
             "stream, so edges into it mean nothing; patch whole components instead."
@@ -68,15 +55,21 @@ def check_reading(model: HookedModel, point: Point) -> None:
 
 def check_edges(model: HookedModel) -> None:
     """Raise BirthlensError where the residual stream is not the sum of what the senders write; edges then mean nothing."""
-    if type(model).__name__ == BUILT:
-        return
-    if model not in _adds_up:
-        _adds_up[model] = _is_sum(model)
-    if not _adds_up[model]:
+    if not _holds(model, _is_sum):
         raise BirthlensError(
             f"edges: in this model ({architecture(model)}) the residual stream is not the sum of what heads, feed-forwards "
             "and embeddings write, since a norm or a factor stands between; patch or ablate whole components instead."
         )
+
+
+def _holds(model: HookedModel, law: Callable[..., bool], *points: Point) -> bool:
+    """Say whether a law holds of a model that was loaded; those that were built have tests of their own."""
+    if type(model).__name__ == BUILT:
+        return True
+    known = _known.setdefault(model, {})
+    if (law, *points) not in known:
+        known[law, *points] = law(model, *points)
+    return known[law, *points]
 
 
 def architecture(model: HookedModel) -> str:
@@ -87,7 +80,7 @@ def architecture(model: HookedModel) -> str:
 def _has_effect(model: HookedModel, point: Point) -> bool:
     tokens = _few(model)
     after = _after(model, point)
-    before, logits = captured_with_logits(model, tokens, [point, *after])
+    before, logits = captured_with_logits(model, tokens, after)
 
     def other(value: Tensor, rows: object) -> Tensor:
         if point.site == "pattern":
@@ -97,16 +90,9 @@ def _has_effect(model: HookedModel, point: Point) -> bool:
         noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(0), dtype=value.dtype)
         return value + (value.std() + 0.1) * noise.to(value.device)
 
-    now: dict[Point, Tensor] = {}
-
-    def keep(value: Tensor, rows: object) -> Tensor:
-        now[after[0]] = value.detach()
-        return value
-
-    edits = {point: [other], **({after[0]: [keep]} if after else {})}
     try:
-        with torch.no_grad(), edited(model, edits):
-            edited_logits = model(tokens)
+        with edited(model, {point: [other]}):
+            now, edited_logits = captured_with_logits(model, tokens, after)
     except AttributeError:  # a norm without weights, whose divisor the library cannot hold
         return False
     if not after:
@@ -121,6 +107,13 @@ def _after(model: HookedModel, point: Point) -> list[Point]:
     if point.layer is None or point.site not in _NEXT:
         return []
     return [Point(_NEXT[point.site], point.layer)]
+
+
+def _reads_stream(model: HookedModel, point: Point) -> bool:
+    stream = Point("resid_pre", point.layer)
+    found, _ = captured_with_logits(model, _few(model), [stream, point])
+    expected = found[stream][:, :, None].expand_as(found[point])
+    return torch.allclose(found[point], expected, atol=_TOLERANCE * float(expected.abs().max()))
 
 
 def _is_sum(model: HookedModel) -> bool:
