@@ -51,6 +51,10 @@ class Execution:
         return asdict(self)
 
 
+DEFAULT = Execution()
+"""Products on the CPU in float32, and batches of numpy: what nothing else is said of."""
+
+
 def chosen(text: object, tokens: int | None = None) -> tuple[str, str]:
     """Return the device that a text names, and why. `tokens` is the number of trained tokens, where that is known.
 

@@ -41,6 +41,11 @@ class TaskSection(Section):
         others = {str(name): value for name, value in values.items() if name != "kind"}
         return section_of(values.get("kind", TaskConfig.kind))(**others)
 
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of what a run keeps of its corpus besides the distributions."""
+        return ()
+
     def possible_outputs(self, d_vocab: int, fixed_triggers: Sequence[int] | None) -> list[int] | None:
         """List the tokens that can be copied from the context, where the task rules some out; else None."""
         return None
@@ -207,6 +212,11 @@ class TextConfig(TaskSection):
     """Number of byte pairs; null means 512. Characters are as many as the text has."""
     held_out: Annotated[float, Meta(gt=0, lt=1)] = 0.1
     """The share at the end of the text that only the evaluation reads."""
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The text as token ids, and how it was cut into pairs."""
+        return ("stream", "tokenizer") if self.tokens == "pairs" else ("stream",)
 
     def _check(self) -> None:
         if self.tokens == "characters" and self.vocabulary is not None:

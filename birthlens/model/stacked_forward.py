@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from birthlens.config.model import ModelConfig
-from birthlens.model.forward import rotated, score_scale
+from birthlens.model.forward import feed_forward, has_feed_forward, rotated, score_scale
 from birthlens.shapes import Float, Int
 
 Tensors = Mapping[str, Tensor]
@@ -30,6 +30,8 @@ def stacked_logits(
     Past the last layer's attention no position reads another, so the others go no further.
     """
     runs, batch, pos = tokens.shape
+    # Vectors get an axis of rows, so that they broadcast as those of one model do.
+    tensors = {name: value[:, None] if value.ndim == 2 else value for name, value in tensors.items()}
     x = _embedded(tensors, tokens)
     for layer in range(config.n_layers):
         z = _attended(tensors, config, layer, x, batch)
@@ -40,7 +42,7 @@ def stacked_logits(
             z = z.flatten(0, 1)[chosen]
         x = _written(tensors, config, layer, x, z)
     out = _normed(tensors, "ln_final", x) @ tensors["W_U"]
-    return out + tensors["b_U"][:, None] if "b_U" in tensors else out
+    return out + tensors["b_U"] if "b_U" in tensors else out
 
 
 def _embedded(tensors: Tensors, tokens: Int[Tensor, "run batch pos"]) -> Float[Tensor, "run row d_model"]:
@@ -58,7 +60,7 @@ def _normed(tensors: Tensors, name: str, x: Float[Tensor, "run row d_model"]) ->
     if f"{name}.w" not in tensors:
         return x
     normed = functional.layer_norm(x, x.shape[-1:], eps=1e-5)
-    return normed * tensors[f"{name}.w"][:, None] + tensors[f"{name}.b"][:, None]
+    return normed * tensors[f"{name}.w"] + tensors[f"{name}.b"]
 
 
 def _attended(
@@ -93,14 +95,8 @@ def _written(
     """Add what attention and feed-forward write; the full model's feed-forward reads the block's input."""
     after = x + z @ tensors[f"L{layer}.W_O"].flatten(1, 2)
     if f"L{layer}.b_O" in tensors:
-        after = after + tensors[f"L{layer}.b_O"][:, None]
-    read = _normed(tensors, f"L{layer}.ln2", x) if config.family == "full" else after
-    if f"L{layer}.W_F" in tensors:
-        return after + read @ tensors[f"L{layer}.W_F"]
-    if f"L{layer}.W_in" not in tensors:
+        after = after + tensors[f"L{layer}.b_O"]
+    if not has_feed_forward(tensors, layer):
         return after
-    hidden = read @ tensors[f"L{layer}.W_in"]
-    if f"L{layer}.b_in" in tensors:
-        hidden = hidden + tensors[f"L{layer}.b_in"][:, None]
-    after = after + hidden.relu() @ tensors[f"L{layer}.W_out"]
-    return after + tensors[f"L{layer}.b_out"][:, None] if f"L{layer}.b_out" in tensors else after
+    read = _normed(tensors, f"L{layer}.ln2", x) if config.family == "full" else after
+    return feed_forward(tensors, layer, read, after)

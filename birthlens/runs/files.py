@@ -46,6 +46,12 @@ def temporaries(path: Path) -> list[Path]:
     return [file for file in found if is_temporary(file)]
 
 
+def remove_temporaries(path: Path) -> None:
+    """Remove what killed writers left of a run; the caller holds the run's lock."""
+    for file in temporaries(path):
+        file.unlink(missing_ok=True)
+
+
 def listed_steps(path: Path) -> list[int]:
     """List the steps whose weights are kept, ascending; other files in the folder are ignored."""
     files = (path / CHECKPOINTS).glob("step_*.safetensors")

@@ -19,7 +19,17 @@ from birthlens._version import __version__
 from birthlens.config.run import RunConfig
 from birthlens.config.schedule import Schedule
 from birthlens.errors import BirthlensError
-from birthlens.runs.files import CHECKPOINTS, CONSTANTS, COST, HEADER, METRICS, RESUME, TABLES, temporaries, versions
+from birthlens.runs.files import (
+    CHECKPOINTS,
+    CONSTANTS,
+    COST,
+    HEADER,
+    METRICS,
+    RESUME,
+    TABLES,
+    remove_temporaries,
+    versions,
+)
 from birthlens.runs.header import read_header, seal_of
 from birthlens.runs.lock import LOCK, only_writer
 from birthlens.runs.provenance import corpus_digest, training_digest
@@ -47,8 +57,7 @@ def standing(config: RunConfig, path: Path, replay: Replay) -> tuple[Standing, s
     with only_writer(path):
         reason, note = _judged(config, path, replay)
         if not reason:
-            for file in temporaries(path):
-                file.unlink(missing_ok=True)
+            remove_temporaries(path)
             return ("reused" if _is_complete(Run(path)) else "continued"), note
         present = [file for file in path.iterdir() if file.name != LOCK]
         if strangers := {file.name for file in present if not file.name.startswith(".")} - _OURS:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from birthlens.config.run import RunConfig
-from birthlens.config.task import TaskConfig, TextConfig
+from birthlens.config.task import TaskConfig
 from birthlens.errors import BirthlensError
 from birthlens.labels import shown
 from birthlens.model.weights import load_tensors
@@ -58,7 +58,7 @@ def table_fault(tables: Mapping[str, Array], vocab: tuple[str, ...], config: Run
     shapes: dict[str, tuple[int, ...]] = {"unigram": (n,), "bigram": (n, n)}
     if missing := [name for name in shapes if name not in tables]:
         return f"lacks the table {missing[0]}"
-    text = text_tables(config)
+    text = config.task.tables
     if missing := [name for name in text if name not in tables]:
         return f"lacks the table {missing[0]}"
     if unknown := [name for name in tables if name not in (*shapes, *text, "triggers")]:
@@ -76,13 +76,6 @@ def table_fault(tables: Mapping[str, Array], vocab: tuple[str, ...], config: Run
         if (np.abs(table.sum(-1) - 1) > _ROUNDING).any():
             return f"has a {name} whose probabilities do not sum to 1"
     return _trigger_fault(tables, vocab, config)
-
-
-def text_tables(config: RunConfig) -> tuple[str, ...]:
-    """Name the tables that a run on windows of a text has besides."""
-    if not isinstance(config.task, TextConfig):
-        return ()
-    return ("stream", "tokenizer") if config.task.tokens == "pairs" else ("stream",)
 
 
 def _text_fault(tables: Mapping[str, Array], n: int) -> str | None:

@@ -25,7 +25,7 @@ from birthlens.runs.files import (
     checkpoint_name,
     commit,
     listed_steps,
-    temporaries,
+    remove_temporaries,
     versions,
 )
 from birthlens.runs.header import FORMAT, seal_of, write_header
@@ -74,8 +74,7 @@ class RunWriter:
         self.path = path
         self._seal = seal
         self._digest = ""
-        for file in temporaries(path):
-            file.unlink(missing_ok=True)
+        remove_temporaries(path)
 
     @classmethod
     def create(

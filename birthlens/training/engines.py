@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from birthlens.config.clamps import FORWARD
 from birthlens.config.run import RunConfig
-from birthlens.devices import Execution
+from birthlens.devices import DEFAULT, Execution
 from birthlens.errors import BirthlensError
 from birthlens.model import forward
 from birthlens.model.edited_forward import edited_logits_at
@@ -129,7 +129,7 @@ class FoldedEngine(Engine):
         return torch.from_numpy(outcome.losses).view(shape), torch.from_numpy(outcome.predictions).view(shape)
 
 
-def choose(config: RunConfig, d_vocab: int, execution: Execution = Execution()) -> tuple[str, str]:  # noqa: B008
+def choose(config: RunConfig, d_vocab: int, execution: Execution = DEFAULT) -> tuple[str, str]:
     """Return the name of the engine and the reason for it.
 
     Raises:

@@ -14,7 +14,7 @@ import numpy as np
 from birthlens.config.model import parameter_shapes
 from birthlens.config.run import OptimiserConfig, RunConfig
 from birthlens.config.schedule import learning_rate
-from birthlens.devices import Execution, free_memory
+from birthlens.devices import DEFAULT, Execution, free_memory
 from birthlens.errors import BirthlensError
 from birthlens.model.weights import Weights
 from birthlens.tasks.corpus import BigramStatistics
@@ -71,7 +71,7 @@ class Ensemble:
         configs: Sequence[RunConfig],
         statistics: Sequence[BigramStatistics] | None = None,
         states: Sequence[State | None] | None = None,
-        execution: Execution = Execution(),  # noqa: B008  it is frozen
+        execution: Execution = DEFAULT,
     ) -> None:
         chains = list(statistics) if statistics is not None else chains_of(configs)
         check_one_shape(configs, [len(chain) for chain in chains])

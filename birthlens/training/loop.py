@@ -20,7 +20,7 @@ from torch import Tensor
 
 from birthlens.config.run import RunConfig
 from birthlens.config.schedule import Schedule
-from birthlens.devices import Execution
+from birthlens.devices import DEFAULT, Execution
 from birthlens.errors import BirthlensError
 from birthlens.model.initialisation import initial_weights
 from birthlens.model.weights import Weights
@@ -93,7 +93,7 @@ class Trainer:
         config: RunConfig,
         statistics: BigramStatistics,
         state: State | None = None,
-        execution: Execution = Execution(),  # noqa: B008  it is frozen
+        execution: Execution = DEFAULT,
         built: Callable[[Weights], Engine] | None = None,
     ) -> None:
         self.config = config
@@ -234,7 +234,7 @@ def train(
     config: RunConfig,
     statistics: BigramStatistics | None = None,
     trainer: Trainer | None = None,
-    execution: Execution = Execution(),  # noqa: B008  it is frozen
+    execution: Execution = DEFAULT,
 ) -> Iterator[StepRecord]:
     """Train, and yield a record for step 0 (unless the run is resumed) and after each update.
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from birthlens.config.run import RunConfig
-from birthlens.devices import Execution, free_memory
+from birthlens.devices import DEFAULT, Execution, free_memory
 from birthlens.errors import BirthlensError
 from birthlens.labels import counted
 from birthlens.runs.files import HEADER
@@ -25,7 +25,7 @@ from birthlens.training.stack import Member
 def train_many(
     configs: Sequence[RunConfig],
     folders: Sequence[str | Path] | None = None,
-    execution: Execution = Execution(),  # noqa: B008  it is frozen
+    execution: Execution = DEFAULT,
 ) -> Iterator[Event]:
     """Train runs of one shape as one tensor program; yield (number, record) for every step of every member.
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from birthlens.config.run import RunConfig
-from birthlens.devices import Execution, chosen
+from birthlens.devices import DEFAULT, Execution, chosen
 from birthlens.errors import BirthlensError
 from birthlens.runs.files import CONSTANTS, RESUME
 from birthlens.runs.header import lengthen
@@ -26,7 +26,7 @@ _log = logging.getLogger("birthlens")
 def train_to_disk(
     config: RunConfig,
     out: str | Path,
-    execution: Execution = Execution(),  # noqa: B008  it is frozen
+    execution: Execution = DEFAULT,
 ) -> Iterator[StepRecord]:
     """Start a run in a new directory and yield its records; kept steps are on disk when they are yielded.
 
@@ -116,6 +116,11 @@ def execution_of(run: Run, device: str | None = None) -> Execution:
     return Execution(**known, device=chosen(recorded.get("device", "cpu") if device is None else device)[0])
 
 
+def config_begun_with(run: Run) -> RunConfig:
+    """Return a run's config with the engine that it began with, since another one differs in the last bits."""
+    return run.config.changed(training=run.config.training.changed(engine=run.header["engine"]["name"]))
+
+
 def rewound(run: Run) -> tuple[RunWriter, RunConfig, State | None]:
     """Go back to a run's last kept step: return its writer, its config with the engine that it began with, and its state.
 
@@ -125,8 +130,7 @@ def rewound(run: Run) -> tuple[RunWriter, RunConfig, State | None]:
     kept = writer.rewind(run)
     if kept is None and run.parent is not None:
         raise BirthlensError(f"{run.path} was stopped before its first step was kept; delete it and fork again.")
-    # Keep the engine that the run began with, since another one differs in the last bits.
-    return writer, run.config.changed(training=run.config.training.changed(engine=run.header["engine"]["name"])), kept
+    return writer, config_begun_with(run), kept
 
 
 def check_constants(run: Run, trainer: Trainer) -> None:
@@ -145,7 +149,7 @@ def saved_trainer(run: Run, up_to: int | None) -> Trainer | None:
     It stands at the step whose optimiser the run keeps, or, where `up_to` is None, at step 0. The result is None where that
     step lies after `up_to`, or there is none.
     """
-    config = run.config.changed(training=run.config.training.changed(engine=run.header["engine"]["name"]))
+    config = config_begun_with(run)
     if up_to is None:
         return Trainer(config, run.statistics, execution=execution_of(run))
     if not (run.path / RESUME).exists():

@@ -12,7 +12,7 @@ import torch
 from birthlens.errors import BirthlensError
 from birthlens.runs.run import Run
 from birthlens.training.loop import Trainer, train
-from birthlens.training.recording import execution_of
+from birthlens.training.recording import config_begun_with, execution_of
 
 LONGEST = 300
 """Steps of the longest replay; where the first kept step comes later, the run is not compared."""
@@ -24,15 +24,14 @@ def replayed(run: Run, longest: int = LONGEST) -> int | None:
     It trains on the threads of this process first. Where that gives other bits, it trains on as many as the run did, since
     they change the last bits of some engines.
     """
-    engine = run.header["engine"]
     last = next((step for step in run.steps if step > 0), None)
     if last is None or last > longest or run.steps[0] != 0:
         return None
     before = torch.get_num_threads()
     try:
-        for threads in dict.fromkeys((before, engine["threads"])):
+        for threads in dict.fromkeys((before, run.header["engine"]["threads"])):
             torch.set_num_threads(threads)
-            if _equal(run, engine["name"], last):
+            if _equal(run, last):
                 return last
     except BirthlensError:
         return None  # its engine is unavailable here, or it diverges now
@@ -41,8 +40,8 @@ def replayed(run: Run, longest: int = LONGEST) -> int | None:
     return None
 
 
-def _equal(run: Run, engine: str, last: int) -> bool:
-    config = run.config.changed(training=run.config.training.changed(engine=engine))
+def _equal(run: Run, last: int) -> bool:
+    config = config_begun_with(run)
     trainer = Trainer(config, run.statistics, execution=execution_of(run))
     rows = []
     for record in train(config, trainer=trainer):

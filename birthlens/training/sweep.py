@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from birthlens.config.run import RunConfig
-from birthlens.devices import Execution, free_memory
+from birthlens.devices import DEFAULT, Execution, free_memory
 from birthlens.errors import BirthlensError
 from birthlens.runs.files import HEADER
 from birthlens.runs.lock import locked
@@ -63,7 +63,7 @@ def sweep(
     configs: Sequence[RunConfig],
     folder: str | Path,
     processes: int | None = None,
-    execution: Execution = Execution(),  # noqa: B008  it is frozen
+    execution: Execution = DEFAULT,
     pool: Executor | None = None,
     bundle: int = 1,
 ) -> Iterator[Outcome]:
