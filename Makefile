@@ -30,7 +30,7 @@ reproduce: $(READY)       ## check the paper's claims one by one: a scorecard, a
 
 break: $(READY)           ## 10,000 hostile inputs, 500 kills, 500 flips (docs/reliability.md)
 	$(BIN)/python tests/breaking/fuzz.py 10000
-	$(BIN)/python -m tests.breaking.runs --count 500
+	PYTHONPATH=tests $(BIN)/python -m breaking --count 500
 
 bench: $(READY)
 	$(BIN)/birthlens bench

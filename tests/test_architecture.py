@@ -31,8 +31,9 @@ PLAN = {
     "runs": """
         files lineage lock provenance seal < header metrics < state tables < run < evaluation writer < reuse < verify""",
     "analysis.memories": """
-        duals gram series < memory < layer_norms recall < circuits ledger top_associations
-        < ideal ledger_factors ledger_nulls names recall_tables < birth_order ledger_tables < order_tables projections""",
+        duals gram intervals series < memory < layer_norms recall < circuits ledger top_associations
+        < ideal ledger_factors ledger_nulls names paper_ledgers recall_tables
+        < birth_order ledger_tables < order_tables projections""",
     "training": """
         simplified.folding < simplified.buffers simplified.torch_step < simplified.kernels < simplified.numba_step
         < clamping.matrices clamping.passes clamping.timeline < clamping.clamped engines footprint optimiser < stack
@@ -56,7 +57,7 @@ PLAN = {
         < report.compare report.memories < report.story < report""",
     "cli": """
         options streams < __init__ subjects tables training < basics benching forking many_runs probing
-        < causal demo memory seeing""",
+        < causal demo memory seeing < weight_patching""",
     "top": "__init__ __main__",
 }
 """Packages from the ground up, and the modules of each from the ground up: one behind a < may import those before it."""

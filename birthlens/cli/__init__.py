@@ -15,7 +15,7 @@ from importlib import import_module
 import click
 
 from birthlens._version import __version__
-from birthlens.cli.streams import standard_streams, tell
+from birthlens.cli.streams import note, standard_streams, tell
 from birthlens.errors import LONGEST, BirthlensError
 from birthlens.labels import shortened
 
@@ -39,7 +39,7 @@ HOMES = {
     "watch": "seeing",
     "memories": "memory",
     "associations": "memory",
-    "weight-patch": "memory",
+    "weight-patch": "weight_patching",
     "order": "memory",
     "reproduce": "many_runs",
     "sweep": "many_runs",
@@ -62,7 +62,7 @@ class Commands(click.Group):
             old = cmd_name
             cmd_name = RENAMED[old]
             if ctx is None or not ctx.resilient_parsing:
-                tell(f"birthlens: note: {old} is now called {cmd_name}; the old name still works.", err=True)
+                note(f"{old} is now called {cmd_name}; the old name still works.")
         if cmd_name not in HOMES:
             if ctx is not None and not ctx.resilient_parsing:
                 from birthlens.labels import suggestion

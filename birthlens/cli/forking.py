@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from birthlens.cli.streams import tell
+from birthlens.cli.streams import note, tell
 from birthlens.cli.tables import deliver, format_option, out_option
 from birthlens.cli.training import follow
 
@@ -82,7 +82,7 @@ def contrast(
         if what == "first":
             table = contrasts.first_differences_table(table)
     if len(pairs) < 2:
-        tell("birthlens: note: one pair has no interval; give runs of several seeds.", err=True)
+        note("one pair has no interval; give runs of several seeds.")
     deliver(table, out, style)
     if figure is not None:
         from birthlens.viz.figures.contrast import difference_curves

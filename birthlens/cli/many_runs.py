@@ -163,13 +163,7 @@ def sweep(
         for number, outcome in enumerate(train(every, out, processes, how, pool, bundle), start=1):
             found[outcome.path] = outcome
             _say(outcome, number)
-    outcomes = {key: found[run_path(config, out)] for key, config in configs.items()}
-    table = sweep_results_table(
-        {key: (configs[key], None if one.state == "failed" else one.path) for key, one in outcomes.items()}
-    )
-    table["run"] = [str(one.path) for one in outcomes.values()]
-    for name in ("state", "seconds", "cpu_seconds"):
-        table[name] = [getattr(one, name) for one in outcomes.values()]
+    table = sweep_results_table({key: (config, found[run_path(config, out)]) for key, config in configs.items()})
     write(table, str(Path(out) / "sweep.csv"))
     show(table, style)
     if failed := [outcome.message for outcome in found.values() if outcome.state == "failed"]:

@@ -8,8 +8,8 @@ import click
 
 from birthlens.cli.options import refuse_idle
 from birthlens.cli.probing import overview, steps_option
-from birthlens.cli.streams import tell
-from birthlens.cli.tables import deliver, format_option, out_option, show, show_rows
+from birthlens.cli.streams import note, tell
+from birthlens.cli.tables import deliver, format_option, out_option, show_rows
 from birthlens.errors import BirthlensError
 from birthlens.labels import label
 
@@ -17,12 +17,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from birthlens.analysis.interventions.weight_patching import Evaluate
     from birthlens.runs.run import Run
     from birthlens.shapes import Float
 
 fold_option = click.option("--fold", is_flag=True, help="Fold layer norms into the matrices that follow them.")
-MAP_METRICS = ("in_context_accuracy", "in_context_loss", "global_loss", "global_accuracy", "all_loss")
 
 
 @click.command(epilog="Example: birthlens memories runs/demo --steps every:5 --ledger")
@@ -105,96 +103,6 @@ def associations(
     deliver(table, out, style, title=f"{found.name}, step {kept}, {basis}{', folded' if fold else ''}")
 
 
-@click.command(epilog="Example: birthlens weight-patch runs/demo --from 0,100,-1 --to 0,100,-1")
-@click.argument("run", type=click.Path())
-@click.option(
-    "--matrices", help="Names as for 'associations', L1.QK or L1.OV, joined by commas; + moves several at once."
-)
-@click.option("--from", "donors", help="Steps to take a matrix from, as 0,100,-1 or every:N; by default up to six.")
-@click.option("--to", "recipients", help="Steps of the models that receive it; by default up to six.")
-@click.option(
-    "--by",
-    "sources",
-    help="Replace by initial, ideal, ideal_dual, ledger, without_ledger, rank:R, without_rank:R or change_rank:R.",
-)
-@click.option("--align", is_flag=True, help="Turn donors into the recipient's basis (trained embeddings).")
-@click.option(
-    "--metric", type=click.Choice(MAP_METRICS), default=MAP_METRICS[0], show_default=True, help="The metric to print."
-)
-@click.option("--sequences", default=64, show_default=True, type=click.IntRange(min=1), help="Fresh sequences to run.")
-@click.option("--full", is_flag=True, help="On a terminal, print every row instead of the map.")
-@out_option
-@format_option
-def weight_patch(
-    run: str,
-    matrices: str | None,
-    donors: str | None,
-    recipients: str | None,
-    sources: str | None,
-    align: bool,
-    metric: str,
-    sequences: int,
-    full: bool,
-    out: str | None,
-    style: str,
-) -> None:
-    """Put matrices of one step of a RUN into the model of another step, and measure what the model then does.
-
-    A late matrix that improves an early model is sufficient; an early one that breaks a late model was necessary. With --by,
-    each matrix is replaced by its ideal memory, its ledger projection, a truncation or its initial value, at the steps --to.
-    """
-    from birthlens.analysis.interventions.weight_patching import replacement_table, weight_patching_table
-    from birthlens.runs.evaluation import evaluation_batch
-    from birthlens.runs.run import load_run
-    from birthlens.viz.notebook import thinned
-
-    loaded = load_run(run)
-    printed = out is None and style == "table" and not full
-    if sources is not None:
-        refuse_idle("it acts on matrices of other steps, and --by takes them from elsewhere", "align", "donors")
-    if not printed:
-        refuse_idle("every metric is in the table; this one only chooses what is printed as a map", "metric")
-    names = None if matrices is None else [name.strip() for name in matrices.split(",")]
-    to_steps, from_steps = (
-        thinned(loaded.steps, 6) if chosen is None else loaded.select(chosen) for chosen in (recipients, donors)
-    )
-    batch = evaluation_batch(loaded, sequences)
-    evaluate = _evaluator(loaded)
-    if sources is None:
-        steps = sorted({*to_steps, *from_steps})
-        table = weight_patching_table(loaded.checkpoints(steps), batch, names, from_steps, to_steps, align, evaluate)
-        down = "to_step"
-        across = "from_step"
-    else:
-        table = replacement_table(
-            loaded.checkpoints(to_steps),
-            batch,
-            [source.strip() for source in sources.split(",")],
-            names,
-            initial=loaded.weights(loaded.steps[0]),
-            triggers=loaded.triggers,
-            bigram=_bigram(loaded),
-            evaluate=evaluate,
-        )
-        down = "step"
-        across = "source"
-    moved = ", ".join(table.attrs["moving"])
-    if moved and sources is None and not align:
-        _note(f"bases ({moved}) differ between steps, and so do the bases of the matrices; see --align.")
-    elif moved and "initial" in set(table.get("source", ())):
-        _note(f"bases ({moved}) differ between steps, so the initial matrices are in other bases.")
-    if printed:
-        chosen = table[table["metric"] == metric]
-        if chosen["value"].isna().all():
-            raise BirthlensError(
-                f"metric = {metric!r}: the {sequences} sequences hold no such target; use more or another."
-            )
-        for name, rows in chosen.groupby("matrix", sort=False):
-            _print_map(rows, down, across, title=f"{metric} with {name} replaced")
-    else:
-        deliver(table, out, style)
-
-
 @click.command(epilog="Example: birthlens order runs/seed0 runs/seed1 runs/seed2")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(), metavar="RUN...")
 @click.option("--width", default=4.0, show_default=True, help="Width of the null band, in standard deviations.")
@@ -222,9 +130,9 @@ def order(runs: tuple[str, ...], width: float, sensitivity: bool, out: str | Non
         table = birth_order_table(chosen_sets(onsets))
         gap = max(max(np.diff(run.steps), default=0) for run in loaded)
         if gap > 20:
-            _note(f"checkpoints are up to {gap} steps apart, so onsets closer than that are ties.")
+            note(f"checkpoints are up to {gap} steps apart, so onsets closer than that are ties.")
     if len(loaded) < 6:
-        _note(f"{len(loaded)} {'runs' if len(loaded) > 1 else 'run'}: a 95 % interval of a median needs at least six.")
+        note(f"{len(loaded)} {'runs' if len(loaded) > 1 else 'run'}: a 95 % interval of a median needs at least six.")
     _note_moving(onsets.attrs["moving_codebooks"])
     if out is None and style == "table":
         table = table.replace(np.inf, "never")
@@ -233,7 +141,7 @@ def order(runs: tuple[str, ...], width: float, sensitivity: bool, out: str | Non
 
 def _note_moving(moving: list[str]) -> None:
     if moving:
-        _note(f"codebooks ({', '.join(moving)}) change in training: each step is read in its own.")
+        note(f"codebooks ({', '.join(moving)}) change in training: each step is read in its own.")
 
 
 def _memories(run: Run, steps: list[int], fold: bool) -> pd.DataFrame:
@@ -263,11 +171,11 @@ def _ledger(run: Run, steps: list[int], cells: bool, draws: int, whole: bool) ->
         draws=draws,
         generator=generator,
         cells=cells,
-        bigram=_bigram(run),
-        told=lambda memory: _note(f"reading the {label(memory)} of {len(run.statistics)} tokens") if slow else None,
+        bigram=bigram_of(run),
+        told=lambda memory: note(f"reading the {label(memory)} of {len(run.statistics)} tokens") if slow else None,
     )
     if table.attrs["moving_partners"]:
-        _note(
+        note(
             f"the other matrix of {', '.join(table.attrs['moving_partners'])} is trained too, so only the circuit, their "
             "product, is shown."
         )
@@ -285,25 +193,6 @@ def _ledger_overview(table: pd.DataFrame) -> None:
         tell()
 
 
-def _print_map(rows: pd.DataFrame, down: str, across: str, title: str) -> None:
-    wide = rows.pivot(index=down, columns=across, values="value")[list(dict.fromkeys(rows[across]))]
-    table = wide.reset_index()
-    table.columns = [f"{down} \\ {across}", *map(str, wide.columns)]
-    show(table, title=title)
-    tell()
-
-
-def _evaluator(run: Run) -> Evaluate:
-    """Return the evaluation of the fastest engine for the run's model."""
-    from birthlens.training.engines import choose, engine
-
-    name, _ = choose(run.config, len(run.statistics))
-    return lambda weights, batch: engine(name, run.config, weights).evaluate(batch)
-
-
-def _bigram(run: Run) -> Float[np.ndarray, "d_vocab d_vocab"] | None:
+def bigram_of(run: Run) -> Float[np.ndarray, "d_vocab d_vocab"] | None:
+    """Return the bigrams that a linear feed-forward can store, or None where the run has none."""
     return run.statistics.bigram if run.config.model.feed_forward == "linear" else None
-
-
-def _note(text: str) -> None:
-    tell(f"birthlens: note: {text}", err=True)

@@ -25,6 +25,11 @@ def tell(text: str = "", err: bool = False, nl: bool = True) -> None:
     click.echo(neutral(text), err=err, nl=nl)
 
 
+def note(text: str) -> None:
+    """Tell on standard error something to know about the results."""
+    tell(f"birthlens: note: {text}", err=True)
+
+
 @contextmanager
 def standard_streams() -> Iterator[None]:
     """Put standard streams under the rule of this module, for the time of a command.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from birthlens.cli.streams import tell
+from birthlens.cli.streams import note, tell
 from birthlens.errors import BirthlensError
 from birthlens.labels import neutral
 
@@ -126,7 +126,7 @@ def check_counts(table: pd.DataFrame, column: str) -> pd.DataFrame:
     if len(counts) and (counts == 0).all():
         raise BirthlensError(f"{column} = {empty}: the sequences hold nothing to count; use more or longer ones.")
     if empty:
-        tell(f"birthlens: note: {column} = {empty}: n = 0 in these sequences; use more or longer ones.", err=True)
+        note(f"{column} = {empty}: n = 0 in these sequences; use more or longer ones.")
     return table
 
 

@@ -1,17 +1,14 @@
 """Runs broken in every way that chance or a careless hand can break them; each change must be found, or change nothing.
 
-`python -m tests.breaking.runs --count 500` tries that many flipped bits and that many kills, and every swap and edit. It
-prints what was tried and what was found. A silent change is one after which a run is read without an error, but differently.
+`PYTHONPATH=tests python -m breaking --count 500` tries that many flipped bits and kills, and every swap and edit. It prints
+what was tried and what was found. A silent change is one after which a run is read without an error, but differently.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
-import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -195,44 +192,3 @@ def tried(cases: Iterator[tuple[str, str]]) -> tuple[Counter[str], list[str]]:
         if kind not in ("found", "harmless", "equal"):
             wrong.append(f"{case}: {result}")
     return counts, wrong
-
-
-def main(count: int, seed: int = 0) -> int:
-    """Break runs, print what was tried and found, and return the number of cases that must not be."""
-    from breaking.kills import JOBS, kills
-
-    chance = random.Random(seed)
-    bad = 0
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        finished = trained(folder / "finished")
-        stopped = trained(folder / "stopped", until=7)
-        other = trained(folder / "other", "seeds.data=1", "seeds.init=1")
-        parts = {
-            "bits flipped in a finished run": flips(finished, count - count // 3, chance),
-            "bits flipped in an unfinished run": flips(stopped, count // 3, chance),
-            "files swapped": swaps(finished, other),
-            "edits of run.json and metrics.jsonl": edits(finished),
-            "files cut, lengthened or removed": cuts(finished),
-            **{
-                f"kills during {name}": kills(folder / name, count // share, chance, job)
-                for name, (job, share) in JOBS.items()
-            },
-        }
-        for part, cases in parts.items():
-            counts, wrong = tried(cases)
-            bad += len(wrong)
-            listed = ", ".join(f"{kind} {number}" for kind, number in sorted(counts.items()))
-            print(f"{part}: {sum(counts.values())} tried; {listed}")
-            for case in wrong[:20]:
-                print(f"  {case}")
-    return bad
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    sys.exit(1 if main(given.count, given.seed) else 0)

@@ -335,7 +335,13 @@ def begun(out: Any) -> Any:
     """Start a reproduction as a process of its own, and wait until its first claim is judged and its run has begun."""
     command = [sys.executable, "-c", HARNESS, "reproduce", "--out", str(out), "--processes", "1"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        # A shell starts what runs in the background with interrupts ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     card = out / "scorecard.csv"

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_models import D_VOCAB, saved
 
 from birthlens.analysis.behaviour.attention import attention_table
 from birthlens.analysis.behaviour.head_scores import scores_table, transfer_table
@@ -22,26 +23,12 @@ from birthlens.model.hooked import load_pretrained
 from birthlens.model.sites import Logits
 from birthlens.tasks.positions import batch_of_tokens, repeated_tokens
 
-D_VOCAB = 30
-
 
 @pytest.fixture(scope="module", params=["gpt2", "neox"])
 def pretrained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    transformers = pytest.importorskip("transformers")
-    transformers.logging.set_verbosity_error()
-    torch.manual_seed(0)
-    if request.param == "gpt2":
-        config = transformers.GPT2Config(vocab_size=D_VOCAB, n_positions=20, n_embd=12, n_layer=2, n_head=2,
-                                         initializer_range=0.5, bos_token_id=0, eos_token_id=0)  # fmt: skip
-        theirs = transformers.GPT2LMHeadModel(config)
-    else:
-        config = transformers.GPTNeoXConfig(
-            vocab_size=D_VOCAB, max_position_embeddings=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-            intermediate_size=24, initializer_range=0.3, bos_token_id=0, eos_token_id=0)  # fmt: skip
-        theirs = transformers.GPTNeoXForCausalLM(config)
+    pytest.importorskip("transformers")
     directory = tmp_path_factory.mktemp(request.param)
-    theirs.eval().save_pretrained(directory)
-    return theirs, load_pretrained(directory)
+    return saved(request.param, directory), load_pretrained(directory)
 
 
 @pytest.fixture(scope="module")

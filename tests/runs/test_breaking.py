@@ -1,4 +1,4 @@
-"""The quick part of the break test of runs; `python -m tests.breaking.runs` is the long one."""
+"""The quick part of the break test of runs; `PYTHONPATH=tests python -m breaking` is the long one."""
 
 import random
 from pathlib import Path

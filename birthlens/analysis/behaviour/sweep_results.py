@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from birthlens.config.run import RunConfig
 from birthlens.runs.run import Run
+from birthlens.training.sweep import Outcome
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,22 +17,23 @@ BORN = 0.5
 """The in-context accuracy from which copying counts as born."""
 
 
-def sweep_results_table(runs: Mapping[tuple[str, int], tuple[RunConfig, Path | None]]) -> pd.DataFrame:
-    """Return the last measurements of every (case, seed), whose run is None where it failed.
+def sweep_results_table(runs: Mapping[tuple[str, int], tuple[RunConfig, Outcome]]) -> pd.DataFrame:
+    """Return the last measurements of every (case, seed), and what became of its run; one that failed has none.
 
     Columns: case, seed, every setting in which the configs differ, seeds aside (`task.n_triggers`, say), run, accuracy (in
     context, held out), loss (over all positions), birth (the first measured step with an accuracy of `BORN` or more; NaN
-    where there is none), last_step.
+    where there is none), last_step, state, seconds, cpu_seconds.
     """
     import pandas as pd
 
     settings = {key: _settings(config) for key, (config, _) in runs.items()}
     names = [name for name in next(iter(settings.values()), {}) if len({s[name] for s in settings.values()}) > 1]
     rows: list[dict[str, Any]] = []
-    for (case, seed), (_, path) in runs.items():
+    for (case, seed), (_, outcome) in runs.items():
         chosen = {name: json.loads(settings[case, seed][name]) for name in names}
         chosen = {name: value if isinstance(value, int | float) else str(value) for name, value in chosen.items()}
-        rows.append({"case": case, "seed": seed, **chosen, "run": str(path or ""), **_measured(path)})
+        spent = {name: getattr(outcome, name) for name in ("state", "seconds", "cpu_seconds")}
+        rows.append({"case": case, "seed": seed, **chosen, "run": str(outcome.path), **_measured(outcome), **spent})
     return pd.DataFrame(rows)
 
 
@@ -47,11 +48,11 @@ def _settings(config: RunConfig) -> dict[str, str]:
     }
 
 
-def _measured(path: Path | None) -> dict[str, float]:
+def _measured(outcome: Outcome) -> dict[str, float]:
     nan = float("nan")
-    if path is None:
+    if outcome.state == "failed":
         return {"accuracy": nan, "loss": nan, "birth": nan, "last_step": nan}
-    run = Run(path)
+    run = Run(outcome.path)
     held_out = [row for row in run.rows() if row["split"] == "held_out"]
 
     def values(metric: str) -> list[tuple[int, float]]:

@@ -19,6 +19,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from birthlens.analysis.memories.circuits import INDUCTION_HEAD, PREV_TOKEN_HEAD
+from birthlens.analysis.memories.intervals import median_interval, share_interval
 from birthlens.analysis.memories.memory import Array, AssociativeMemory, Basis
 from birthlens.analysis.memories.recall import Association
 from birthlens.analysis.memories.recall_tables import Checkpoints, Moving, chunks, paper_probes
@@ -199,42 +200,6 @@ def _share(wins: Float[Array, "seed"], level: float) -> tuple[float, float, floa
     if len(wins) == 0:
         return float("nan"), float("nan"), float("nan")
     return float(wins.mean()), *share_interval(float(wins.sum()), len(wins), level)
-
-
-def share_interval(successes: float | int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Return Clopper and Pearson's interval for a probability, from beta quantiles.
-
-    Ties may count half: they vary less than successes and failures of the same mean, which keeps the interval wide enough.
-
-    Example:
-        >>> [round(bound, 3) for bound in share_interval(12, 12)]
-        [0.735, 1.0]
-    """
-    from scipy.stats import beta
-
-    tail = (1 - level) / 2
-    failures = n - successes
-    low = float(beta.ppf(tail, successes, failures + 1)) if successes > 0 else 0.0
-    high = float(beta.ppf(1 - tail, successes + 1, failures)) if failures > 0 else 1.0
-    return low, high
-
-
-def median_interval(values: Sequence[float | int], level: float = 0.95) -> tuple[float, float]:
-    """Return the order statistics that hold the median with at least this probability; NaN where there are too few values.
-
-    The number of values below the median is binomial(n, 1/2), whatever they are distributed like; 95 % needs six of them.
-
-    Example:
-        >>> median_interval([5, 1, 4, 2, 6, 3]), median_interval([1, 2, 3, 4, 5])
-        ((1.0, 6.0), (nan, nan))
-    """
-    from scipy.stats import binom
-
-    below = int(binom.ppf((1 - level) / 2, len(values), 0.5))  # P(fewer than this many) stays under the tail
-    if below == 0:
-        return float("nan"), float("nan")
-    ranked = sorted(map(float, values))
-    return ranked[below - 1], ranked[-below]
 
 
 def order_sensitivity_table(onsets: pd.DataFrame) -> pd.DataFrame:

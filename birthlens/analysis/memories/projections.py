@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from birthlens.analysis.memories.ledger_tables import paper_circuits, paper_ledgers
 from birthlens.analysis.memories.names import MEMORY_PARAMETERS
+from birthlens.analysis.memories.paper_ledgers import paper_circuits, paper_ledgers
 from birthlens.errors import BirthlensError
 from birthlens.model.alignment import PARTNERS
 from birthlens.model.weights import Weights

@@ -19,8 +19,8 @@ from birthlens.analysis.interventions.weight_patching import (
 )
 from birthlens.analysis.memories.ideal import Strengths, ideal_weights
 from birthlens.analysis.memories.layer_norms import fold_layer_norms
-from birthlens.analysis.memories.ledger_tables import paper_ledgers
 from birthlens.analysis.memories.names import MEMORY_PARAMETERS, memory_named, parameters_named, trained_matrices
+from birthlens.analysis.memories.paper_ledgers import paper_ledgers
 from birthlens.config.model import ModelConfig
 from birthlens.config.run import CorpusConfig, TaskConfig
 from birthlens.errors import BirthlensError

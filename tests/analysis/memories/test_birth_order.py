@@ -12,15 +12,14 @@ from birthlens.analysis.memories import memory as memories
 from birthlens.analysis.memories.birth_order import (
     birth_order_table,
     crossing_table,
-    median_interval,
     onset,
     onset_table,
     order_sensitivity_table,
-    share_interval,
     shifted_scores,
     standardised_table,
 )
 from birthlens.analysis.memories.circuits import output_memory
+from birthlens.analysis.memories.intervals import median_interval, share_interval
 from birthlens.analysis.memories.memory import AssociativeMemory, Circuit, Codebook
 from birthlens.analysis.memories.recall import Association, readings
 from birthlens.analysis.memories.recall_tables import memory_series

@@ -13,15 +13,9 @@ from birthlens.analysis.memories.circuits import ov_circuit, qk_circuit
 from birthlens.analysis.memories.ledger import Family, Ledger, projection
 from birthlens.analysis.memories.ledger_factors import Factor, factor_ledger
 from birthlens.analysis.memories.ledger_nulls import NULLS, Derangements, Nulls, derangement
-from birthlens.analysis.memories.ledger_tables import (
-    COLUMNS,
-    entries_table,
-    ledger_table,
-    paper_circuits,
-    paper_ledger_table,
-    paper_ledgers,
-)
+from birthlens.analysis.memories.ledger_tables import COLUMNS, entries_table, ledger_table, paper_ledger_table
 from birthlens.analysis.memories.memory import Circuit, Codebook
+from birthlens.analysis.memories.paper_ledgers import paper_circuits, paper_ledgers
 from birthlens.analysis.memories.recall import Association
 from birthlens.config.model import ModelConfig
 from birthlens.errors import BirthlensError

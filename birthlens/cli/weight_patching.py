@@ -1,0 +1,127 @@
+"""`birthlens weight-patch`: matrices of one step in the model of another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from birthlens.cli.memory import bigram_of
+from birthlens.cli.options import refuse_idle
+from birthlens.cli.streams import note, tell
+from birthlens.cli.tables import deliver, format_option, out_option, show
+from birthlens.errors import BirthlensError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from birthlens.analysis.interventions.weight_patching import Evaluate
+    from birthlens.runs.run import Run
+
+MAP_METRICS = ("in_context_accuracy", "in_context_loss", "global_loss", "global_accuracy", "all_loss")
+
+
+@click.command(epilog="Example: birthlens weight-patch runs/demo --from 0,100,-1 --to 0,100,-1")
+@click.argument("run", type=click.Path())
+@click.option(
+    "--matrices", help="Names as for 'associations', L1.QK or L1.OV, joined by commas; + moves several at once."
+)
+@click.option("--from", "donors", help="Steps to take a matrix from, as 0,100,-1 or every:N; by default up to six.")
+@click.option("--to", "recipients", help="Steps of the models that receive it; by default up to six.")
+@click.option(
+    "--by",
+    "sources",
+    help="Replace by initial, ideal, ideal_dual, ledger, without_ledger, rank:R, without_rank:R or change_rank:R.",
+)
+@click.option("--align", is_flag=True, help="Turn donors into the recipient's basis (trained embeddings).")
+@click.option(
+    "--metric", type=click.Choice(MAP_METRICS), default=MAP_METRICS[0], show_default=True, help="The metric to print."
+)
+@click.option("--sequences", default=64, show_default=True, type=click.IntRange(min=1), help="Fresh sequences to run.")
+@click.option("--full", is_flag=True, help="On a terminal, print every row instead of the map.")
+@out_option
+@format_option
+def weight_patch(
+    run: str,
+    matrices: str | None,
+    donors: str | None,
+    recipients: str | None,
+    sources: str | None,
+    align: bool,
+    metric: str,
+    sequences: int,
+    full: bool,
+    out: str | None,
+    style: str,
+) -> None:
+    """Put matrices of one step of a RUN into the model of another step, and measure what the model then does.
+
+    A late matrix that improves an early model is sufficient; an early one that breaks a late model was necessary. With --by,
+    each matrix is replaced by its ideal memory, its ledger projection, a truncation or its initial value, at the steps --to.
+    """
+    from birthlens.analysis.interventions.weight_patching import replacement_table, weight_patching_table
+    from birthlens.runs.evaluation import evaluation_batch
+    from birthlens.runs.run import load_run
+    from birthlens.viz.notebook import thinned
+
+    loaded = load_run(run)
+    printed = out is None and style == "table" and not full
+    if sources is not None:
+        refuse_idle("it acts on matrices of other steps, and --by takes them from elsewhere", "align", "donors")
+    if not printed:
+        refuse_idle("every metric is in the table; this one only chooses what is printed as a map", "metric")
+    names = None if matrices is None else [name.strip() for name in matrices.split(",")]
+    to_steps, from_steps = (
+        thinned(loaded.steps, 6) if chosen is None else loaded.select(chosen) for chosen in (recipients, donors)
+    )
+    batch = evaluation_batch(loaded, sequences)
+    evaluate = _evaluator(loaded)
+    if sources is None:
+        steps = sorted({*to_steps, *from_steps})
+        table = weight_patching_table(loaded.checkpoints(steps), batch, names, from_steps, to_steps, align, evaluate)
+        down = "to_step"
+        across = "from_step"
+    else:
+        table = replacement_table(
+            loaded.checkpoints(to_steps),
+            batch,
+            [source.strip() for source in sources.split(",")],
+            names,
+            initial=loaded.weights(loaded.steps[0]),
+            triggers=loaded.triggers,
+            bigram=bigram_of(loaded),
+            evaluate=evaluate,
+        )
+        down = "step"
+        across = "source"
+    moved = ", ".join(table.attrs["moving"])
+    if moved and sources is None and not align:
+        note(f"bases ({moved}) differ between steps, and so do the bases of the matrices; see --align.")
+    elif moved and "initial" in set(table.get("source", ())):
+        note(f"bases ({moved}) differ between steps, so the initial matrices are in other bases.")
+    if printed:
+        chosen = table[table["metric"] == metric]
+        if chosen["value"].isna().all():
+            raise BirthlensError(
+                f"metric = {metric!r}: the {sequences} sequences hold no such target; use more or another."
+            )
+        for name, rows in chosen.groupby("matrix", sort=False):
+            _print_map(rows, down, across, title=f"{metric} with {name} replaced")
+    else:
+        deliver(table, out, style)
+
+
+def _print_map(rows: pd.DataFrame, down: str, across: str, title: str) -> None:
+    wide = rows.pivot(index=down, columns=across, values="value")[list(dict.fromkeys(rows[across]))]
+    table = wide.reset_index()
+    table.columns = [f"{down} \\ {across}", *map(str, wide.columns)]
+    show(table, title=title)
+    tell()
+
+
+def _evaluator(run: Run) -> Evaluate:
+    """Return the evaluation of the fastest engine for the run's model."""
+    from birthlens.training.engines import choose, engine
+
+    name, _ = choose(run.config, len(run.statistics))
+    return lambda weights, batch: engine(name, run.config, weights).evaluate(batch)
