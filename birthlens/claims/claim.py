@@ -40,6 +40,7 @@ PAPERS = {
     "sinks": "Bigram-Backcopy and attention sinks (Guo et al. 2024)",
     "markov": "in-context Markov chains (Edelman et al. 2024; Park et al. 2024)",
     "facts": "factual recall (Nichani, Lee, Bietti 2024)",
+    "associative": "one associative memory (Cabannes et al. 2023, 2024)",
 }
 """The papers that claims are from."""
 

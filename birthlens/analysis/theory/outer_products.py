@@ -13,7 +13,7 @@ losing in the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -26,18 +26,21 @@ from birthlens.errors import BirthlensError
 from birthlens.shapes import Float, Int
 
 Array = np.ndarray
+Codes = Literal["unit", "gaussian", "orthogonal"]
 Storage = Literal["uniform", "frequency", "root", "first_d"]
 STORAGES: tuple[Storage, ...] = ("uniform", "frequency", "root", "first_d")
 
 
 @dataclass(frozen=True)
 class ZipfMemory:
-    """N tokens with Zipf frequencies, random unit embeddings in d dimensions, and one right output each.
+    """N tokens with Zipf frequencies, random embeddings in d dimensions, and one right output each.
 
-    `outputs` is the number of output classes (the N-th token's is (N - 1) mod outputs), by default N.
+    `outputs` is the number of output classes (the N-th token's is (N - 1) mod outputs), by default N. Output vectors are
+    uniform on the unit sphere; so are input vectors with `codes="unit"`. With "gaussian" input vectors are N(0, I/d), and
+    with "orthogonal" both codebooks are orthonormal.
 
     Raises:
-        BirthlensError: where there are fewer than two tokens or outputs.
+        BirthlensError: where there are fewer than two tokens or outputs, or more orthogonal vectors than dimensions.
     """
 
     tokens: int
@@ -45,12 +48,17 @@ class ZipfMemory:
     exponent: float = 1.0
     outputs: int | None = None
     seed: int = 0
+    codes: Codes = "unit"
 
     def __post_init__(self) -> None:
         if self.tokens < 2 or self.d_model < 1 or (self.outputs is not None and not 2 <= self.outputs <= self.tokens):
             raise BirthlensError(
                 f"tokens = {self.tokens}, d_model = {self.d_model}, outputs = {self.outputs}: a memory needs at least "
                 "2 tokens, 1 dimension, and from 2 to `tokens` outputs."
+            )
+        if self.codes == "orthogonal" and self.tokens > self.d_model:
+            raise BirthlensError(
+                f"codes = 'orthogonal': {self.tokens} vectors need at least as many dimensions, not {self.d_model}."
             )
 
     @cached_property
@@ -66,11 +74,14 @@ class ZipfMemory:
 
     @cached_property
     def codebooks(self) -> tuple[Float[Array, "token d_model"], Float[Array, "output d_model"]]:
-        """Random unit vectors e_x and u_y."""
+        """The vectors e_x and u_y."""
         generator = np.random.default_rng(self.seed)
         books = [generator.standard_normal((n, self.d_model)) for n in (self.tokens, self.outputs or self.tokens)]
+        if self.codes == "orthogonal":
+            inputs, outputs = (np.linalg.qr(book.T)[0].T for book in books)
+            return inputs, outputs
         inputs, outputs = (book / np.linalg.norm(book, axis=1, keepdims=True) for book in books)
-        return inputs, outputs
+        return (books[0] / np.sqrt(self.d_model) if self.codes == "gaussian" else inputs), outputs
 
     def scores(self, matrix: Float[Array, "d_model d_model"]) -> Float[Array, "token output"]:
         """Return e_x W u_y^T."""
@@ -91,12 +102,23 @@ class ZipfMemory:
 
     def descent(self, rate: float, steps: int) -> Iterator[Float[Array, "d_model d_model"]]:
         """Yield the matrix at steps 0..steps of gradient descent on the population loss, from zero."""
+        return self._descent(rate, (self.frequencies for _ in range(steps)))
+
+    def sampled_descent(
+        self, rate: float, steps: int, batch: int, generator: np.random.Generator
+    ) -> Iterator[Float[Array, "d_model d_model"]]:
+        """Yield the matrix at steps 0..steps of stochastic gradient descent, `batch` fresh samples a step, from zero."""
+        return self._descent(rate, (generator.multinomial(batch, self.frequencies) / batch for _ in range(steps)))
+
+    def _descent(
+        self, rate: float, frequencies: Iterable[Float[Array, "token"]]
+    ) -> Iterator[Float[Array, "d_model d_model"]]:
         inputs, outputs = self.codebooks
         joint = np.zeros((self.tokens, len(outputs)))
-        joint[np.arange(self.tokens), self.right] = self.frequencies
         matrix = np.zeros((self.d_model, self.d_model))
         yield matrix
-        for _ in range(steps):
+        for drawn in frequencies:
+            joint[np.arange(self.tokens), self.right] = drawn
             matrix = matrix - rate * clean_gradient(joint, inputs, outputs, matrix)
             yield matrix
 
