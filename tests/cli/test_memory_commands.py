@@ -178,7 +178,7 @@ def test_moving_codebooks_are_said(moving_run: Any, full_run: Any) -> None:
     ]
     assert "initial matrices are in other bases" in by[0].stderr and "differ" not in by[1].stderr
     assert "each step is read in its own" in run("memories", moving_run).stderr
-    with pytest.raises(BirthlensError, match="moves between checkpoints, so one ledger does not serve"):
+    with pytest.raises(BirthlensError, match="moves between checkpoints, so one ledger cannot be used"):
         run("memories", moving_run, "--ledger")
     with pytest.raises(BirthlensError, match="leave --ledger out"):
         run("memories", full_run, "--ledger")
@@ -203,7 +203,7 @@ def test_the_order_over_runs(runs: Any) -> None:
     }  # fmt: skip
     authors = chosen_sets(onsets_table(scores), {"trigger_memory": ("triggers",), "output_memory": ("all",)})
     assert sorted(set(authors["candidates"])) == ["all", "triggers"]
-    with pytest.raises(BirthlensError, match=r"prev_token_memory: first 64 not read; there are all"):
+    with pytest.raises(BirthlensError, match=r"prev_token_memory: first 64 were not read; the table has all"):
         chosen_sets(onsets_table(scores), {"prev_token_memory": ("first 64",)})
     sensitivity = rows("order", *runs, "--sensitivity")
     assert {"standardised", "recall", "soft_recall", "margin"} <= set(sensitivity["probe"])
@@ -254,7 +254,7 @@ def test_what_is_named_twice_is_done_once(runs: Any, full_run: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["associations", "{run}", "--matrix", "W_V^9"], "is no memory"),
+        (["associations", "{run}", "--matrix", "W_V^9"], "is not a memory"),
         (["associations", "{run}", "--matrix", "output_memory", "--step", "5"], "step = 5 is not kept"),
         (["weight-patch", "{run}", "--matrices", "W_K^7"], r"matrix = 'W_K\^7'"),
         (["weight-patch", "{run}", "--from", "5"], "step = 5 is not kept"),

@@ -1,11 +1,12 @@
 """When each memory appears, and in which order, with statistics (paper section 3, figure on the order of learning).
 
-The score of a memory is its standardised reading: for each pair, (right entry - mean of the others) / their standard
-deviation, averaged. Its null comes from the same table under shifted pairings, where each query is paired with the candidate
-s places after its right one, s = 1, 2, ...: same vectors, same matrix, wrong partners. The memory is born at the first step
-from which its score stays above mean + width * std of the null; memories of unlike sizes thus meet on one scale.
+The score of a memory is standardised. For each pair it is (right entry - mean of the others) / their standard deviation,
+averaged over pairs. The null distribution comes from the same table with shifted pairings: each query is paired with the
+candidate s places after its right one, s = 1, 2, ... The vectors and the matrix are the same; only the partners are wrong.
+A memory is born at the first step from which its score stays above mean + width * std of the null. This puts memories of
+different sizes on one scale.
 
-Over seeds, intervals are exact, so that twelve seeds out of twelve do not pass for certainty: Clopper and Pearson's for
+Intervals over seeds are exact, so that twelve seeds out of twelve do not count as certainty: Clopper-Pearson intervals for
 shares of seeds, order statistics for median onsets.
 """
 
@@ -37,16 +38,16 @@ def shifted_scores(
     """Return the standardised score of the association shifted by s = 0 (itself), 1, ..., candidates - 1 places.
 
     Raises:
-        BirthlensError: with fewer than four candidates, which leave no spread to stand out from.
+        BirthlensError: with fewer than four candidates, which are too few for a null distribution.
     """
     count = len(association.candidates)
     if count < 4:
         raise BirthlensError(
-            f"association {association.name}: {count} candidates leave no null band; give four at least."
+            f"association {association.name}: {count} candidates are too few for a null band; give at least four."
         )
     total = np.zeros((*memory.steps, count))
     for steps, rows, scores in memory.blocks(association.queries, association.candidates, basis):
-        # Mean and variance of the others, for every entry at once, by taking it out of its row's sums.
+        # Mean and variance of all other entries, for every entry at once: subtract the entry from its row's sums.
         centred = scores.astype(np.float64)
         centred -= centred.mean(-1, keepdims=True)
         others = -centred / (count - 1)
@@ -59,7 +60,7 @@ def shifted_scores(
 
 
 def onset(steps: Sequence[int], above: Bool[Array, "step"]) -> float:
-    """Return the first step from which `above` holds to the end, NaN where it does not hold at the end.
+    """Return the first step from which `above` holds until the end, or NaN if it does not hold at the end.
 
     Example:
         >>> onset([0, 10, 20, 30], np.array([True, False, True, True]))
@@ -81,16 +82,16 @@ def standardised_table(
     """Score the paper's three memories at every checkpoint, against shifted pairings.
 
     Columns: step, memory, candidates, value, null_mean, null_std, n (queries), shifts (wrong pairings in the null).
-    attrs["moving_codebooks"] as in `recall.memory_table`. Sets of fewer than four candidates are left out.
+    attrs["moving_codebooks"] as in `recall_tables.memory_series`. Sets of fewer than four candidates are left out.
 
     Raises:
-        BirthlensError: where a memory has no set of four candidates or more.
+        BirthlensError: if a memory has no set of at least four candidates.
     """
     import pandas as pd
 
     rows = []
     moving = Moving([prev_token_head])
-    with threadpool_limits(1):  # see recall.memory_table
+    with threadpool_limits(1):  # see recall_tables.memory_series
         for steps, weights in chunks(checkpoints):
             moving.watch(weights)
             for probe in paper_probes(weights, triggers, outputs, prev_token_head, induction_head):
@@ -98,7 +99,7 @@ def standardised_table(
                 if not wide_enough:
                     count = max(len(of.candidates) for of in probe.associations)
                     raise BirthlensError(
-                        f"{probe.name}: {count} candidates leave no null band; it takes four at least."
+                        f"{probe.name}: {count} candidates are too few for a null band, which needs at least four."
                     )
                 for association in wide_enough:
                     found = np.broadcast_to(
@@ -124,13 +125,13 @@ def standardised_table(
 
 
 def onset_table(scores: pd.DataFrame, width: float = 4.0) -> pd.DataFrame:
-    """Find the onset of every memory in a `standardised_table`, with any further columns (seed, run) kept apart.
+    """Find the onset of every memory in a `standardised_table`; rows that differ in other columns (seed, run) stay separate.
 
-    Columns: those further ones, memory, candidates, probe ("standardised"), threshold (`width`), onset (NaN: never).
+    Columns: those other columns, memory, candidates, probe ("standardised"), threshold (`width`), onset (NaN: never).
     attrs are those of `scores`.
 
     Raises:
-        BirthlensError: for a width that is negative or not finite.
+        BirthlensError: if `width` is negative or not finite.
     """
     if not (np.isfinite(width) and width >= 0):
         raise BirthlensError(f"width = {width}: give a finite number of standard deviations, 0 or more.")
@@ -140,9 +141,10 @@ def onset_table(scores: pd.DataFrame, width: float = 4.0) -> pd.DataFrame:
 
 
 def crossing_table(readings: pd.DataFrame, metrics: Sequence[str], thresholds: Sequence[float]) -> pd.DataFrame:
-    """Find when each reading of a `memory_series` goes over a threshold for good, to see how the order depends on the probe.
+    """Find the step from which each reading of a `memory_series` stays above a threshold.
 
-    Columns as in `onset_table`, with basis; thresholds are compared with the metric as it is (`margin` against 0, say).
+    The table shows how the order depends on the probe. Columns as in `onset_table`, with basis. Thresholds are compared with
+    the metric's own values (`margin` with 0, for instance).
     """
     import pandas as pd
 
@@ -161,16 +163,20 @@ def crossing_table(readings: pd.DataFrame, metrics: Sequence[str], thresholds: S
 
 
 def birth_order_table(onsets: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
-    """Say over seeds when each memory is born and which comes first; needs columns seed, memory, onset, one row a pair.
+    """Tabulate over seeds when each memory is born and which comes first.
 
-    Columns: kind, what, value, low, high, n (seeds). attrs are those of `onsets`.
-    kind "onset": median onset, infinite where most seeds have none; "before": probability that the first memory is born
-    before the second, ties counting half and a memory that is never born coming last, over the seeds in which one of the two
-    is born; "order": probability of each order, e.g. "output < trigger = prev_token" or "output; never prev_token, trigger".
-    low, high: interval over seeds, of at least the given level (`share_interval`, `median_interval`).
+    Needs the columns seed, memory and onset, with one row for each seed and memory.
+    Columns: kind, what, value, low, high, n (seeds). attrs are those of `onsets`. Kinds:
+
+    - "onset": the median onset, infinite if most seeds have none.
+    - "before": the probability that the first memory is born before the second. Ties count half, and a memory that is never
+      born comes last. Only seeds in which at least one of the two is born count.
+    - "order": the probability of each order, such as "output < trigger = prev_token" or "output; never prev_token, trigger".
+
+    low and high are the ends of an interval over seeds of at least the given level (`share_interval`, `median_interval`).
 
     Raises:
-        BirthlensError: where a seed has no row for a memory, or more than one.
+        BirthlensError: if a seed has no row for a memory, or more than one.
     """
     import pandas as pd
 
@@ -184,7 +190,7 @@ def birth_order_table(onsets: pd.DataFrame, level: float = 0.95) -> pd.DataFrame
         rows.append(("onset", name, float(np.median(column)), *median_interval(column.tolist(), level), len(column)))
     shares: list[tuple[str, str, Array]] = []
     for i, j in combinations(range(len(names)), 2):
-        pair = times[np.isfinite(times[:, [i, j]]).any(axis=1)][:, [i, j]]  # two that are never born have no order
+        pair = times[np.isfinite(times[:, [i, j]]).any(axis=1)][:, [i, j]]  # without seeds where neither is born
         wins = (pair[:, 0] < pair[:, 1]) + 0.5 * (pair[:, 0] == pair[:, 1])
         shares.append(("before", f"{names[i]} < {names[j]}", wins))
     orders = [_order(names, row) for row in times]
@@ -203,14 +209,14 @@ def _share(wins: Float[Array, "seed"], level: float) -> tuple[float, float, floa
 
 
 def order_sensitivity_table(onsets: pd.DataFrame) -> pd.DataFrame:
-    """Show how the order depends on probe, threshold and candidates: one row a choice, over all seeds.
+    """Show how the order depends on probe, threshold and candidates: one row for each choice, over all seeds.
 
     Takes rows of `onset_table` and `crossing_table` together, with a column seed. Columns: probe, threshold, basis,
-    candidates (one set for each memory, every combination there is), order (the commonest), share (of seeds that have it),
-    low, high (its `share_interval`), n (seeds).
+    candidates (one set for each memory, in every combination), order (the most frequent one), share (of seeds with this
+    order), low, high (its `share_interval`), n (seeds).
 
     Raises:
-        BirthlensError: where a seed was not read with some probe and candidate set that others were read with.
+        BirthlensError: if a seed lacks a probe and candidate set that other seeds have.
     """
     import pandas as pd
 
@@ -235,7 +241,7 @@ def order_sensitivity_table(onsets: pd.DataFrame) -> pd.DataFrame:
 
 
 def _wide(onsets: pd.DataFrame, seeds: Array) -> pd.DataFrame:
-    """Return seeds x memories; infinity is a memory never born, and what was not read is refused."""
+    """Return seeds x memories, with infinity for a memory that is never born; refuse memories that were not read."""
     wide = onsets.pivot(index="seed", columns="memory", values="onset").astype(float)
     read = set(zip(onsets["seed"], onsets["memory"], strict=True))
     for seed, memory in product(seeds, wide.columns):
@@ -243,7 +249,7 @@ def _wide(onsets: pd.DataFrame, seeds: Array) -> pd.DataFrame:
             candidates = ", ".join(dict.fromkeys(onsets.loc[onsets["memory"] == memory].get("candidates", [])))
             raise BirthlensError(
                 f"onsets: {memory} was not read for seed {seed}{f' among {candidates}' if candidates else ''}, which is not "
-                "the same as never born; give runs that are read alike."
+                "the same as never born; give runs that are read in the same way."
             )
     return wide.fillna(np.inf)
 

@@ -5,10 +5,10 @@ In row vectors, with q = W_Q W_K^T (query left) and o = W_V W_O of the head name
     prev_token_memory   p_t o q(L0H0) p_s^T               should peak at s = t - 1       the paper's W_K^1
     trigger_memory      w_E(k) q(L1H0) w_1(k')^T          should peak at k' = k          the paper's W_K^2
     output_memory       w_E(k) o(L1H0) w_U(k')^T          should peak at k' = k          the paper's W_O^2
-    w_1(k) = w_E(k) o(L0H0)                               what the previous-token head writes where it reads k
+    w_1(k) = w_E(k) o(L0H0)                               what the previous-token head writes when it reads k
 
-These are the transposes of the paper's formulas: the query stands left. Biases are no part of a circuit, nor are layer
-norms, unless `layer_norms.fold_layer_norms` has put their gains into the weights.
+These are the transposes of the paper's formulas: the query is on the left. Circuits contain no biases. They contain the
+gains of layer norms only if `layer_norms.fold_layer_norms` has folded them into the weights.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ INDUCTION_HEAD = Head(1, 0)
 
 
 def tokens(weights: Weights, labels: Sequence[str] | None = None) -> Codebook:
-    """Return the token embeddings, one state a token."""
+    """Return the token embeddings, one vector for each token."""
     return Codebook("W_E", weights["W_E"], _labels(weights["W_E"], labels))
 
 
 def unembedding(weights: Weights, labels: Sequence[str] | None = None) -> Codebook:
-    """Return the columns of W_U, one readout direction a token."""
+    """Return the columns of W_U, one readout direction for each token."""
     directions = weights["W_U"].swapaxes(-1, -2)
     return Codebook("W_U", directions, _labels(directions, labels), space="readout")
 
@@ -48,7 +48,7 @@ def successors(
 ) -> Codebook:
     """Return, for each token i, the direction that its ideal feed-forward writes: sum_j log pi_b(j | i) w_U(j).
 
-    Each token's logarithms are taken less their mean, which no softmax sees.
+    The mean of each token's logarithms is subtracted, which does not change the softmax.
     """
     logs = log_bigram(bigram)
     readout = unembedding(weights, labels)
@@ -57,7 +57,7 @@ def successors(
 
 
 def log_bigram(bigram: Float[Array, "d_vocab d_vocab"]) -> Float[Array, "d_vocab d_vocab"]:
-    """Return log pi_b, cut off 10 nats below uniform, as counts have zeros."""
+    """Return log pi_b, cut off at 10 nats below uniform, since some counts are zero."""
     with np.errstate(divide="ignore"):
         return np.asarray(np.maximum(np.log(bigram), np.log(1 / len(bigram)) - 10.0))
 
@@ -66,29 +66,29 @@ def positions(weights: Weights) -> Codebook:
     """Return the position embeddings, labelled from 0; raise BirthlensError for rotary models, which have none."""
     if "W_pos" not in weights:
         raise BirthlensError(
-            "This model has no W_pos (rotary positions live in the scores), so it has no position codebook."
+            "This model has no W_pos (rotary positions act on the scores), so it has no position codebook."
         )
     return Codebook("W_pos", weights["W_pos"], _numbers(0, weights["W_pos"].shape[-2]))
 
 
 def qk_circuit(weights: Weights, head: Head) -> Circuit:
-    """Return W_Q W_K^T of a head, query side left, factored."""
+    """Return W_Q W_K^T of a head in factored form, with the query side on the left."""
     left = weights.of_head(head, "W_Q")
     right = weights.of_head(head, "W_K").swapaxes(-1, -2)
     return Circuit(f"{head}.QK", left, right, layer=head.layer)
 
 
 def ov_circuit(weights: Weights, head: Head) -> Circuit:
-    """Return W_V W_O of a head, what is attended left, factored."""
+    """Return W_V W_O of a head in factored form, with the attended side on the left."""
     left = weights.of_head(head, "W_V")
     right = weights.of_head(head, "W_O")
     return Circuit(f"{head}.OV", left, right, writes="readout", layer=head.layer)
 
 
 def prev_token_memory(weights: Weights, head: Head = PREV_TOKEN_HEAD, first: int | None = None) -> AssociativeMemory:
-    """Return the QK circuit between positions, all or the `first` ones only; its target is `Association.shift`.
+    """Return the QK circuit between positions: all of them, or the `first` ones only. Its target is `Association.shift`.
 
-    The paper leaves the argmax free over all positions but the last, the future included.
+    As in the paper, the argmax is over all positions except the last, including future ones.
     """
     book = positions(weights)
     if first is not None:
@@ -115,7 +115,7 @@ def output_memory(
 
 
 def feed_forward_memory(weights: Weights, labels: Sequence[str] | None = None) -> AssociativeMemory:
-    """Return the linear feed-forward of the last block from tokens to the unembedding: a bigram table (section 7)."""
+    """Return the linear feed-forward of the last block, from tokens to the unembedding: a bigram table (section 7)."""
     last = weights.n_layers - 1
     name = f"L{last}.W_F"
     if name not in weights:
@@ -127,9 +127,9 @@ def feed_forward_memory(weights: Weights, labels: Sequence[str] | None = None) -
 def feed_forward_kl(
     logits: Float[Array, "*step token d_vocab"], bigram: Float[Array, "d_vocab d_vocab"], leave_out: Sequence[int] = ()
 ) -> Float[Array, "*step"]:
-    """Return the mean over tokens j of KL(bigram(.|j) || softmax(logits_j)), the tokens of `leave_out` left out.
+    """Return the mean over tokens j of KL(bigram(.|j) || softmax(logits_j)), without the tokens in `leave_out`.
 
-    The paper's KL(W_F) has logits = w_E(j) W_F W_U and leaves the fixed triggers out. Zeros of `bigram` add nothing.
+    The paper's KL(W_F) has logits = w_E(j) W_F W_U and leaves out the fixed triggers. Zeros of `bigram` add nothing.
     """
     if bigram.shape != (logits.shape[-2], logits.shape[-1]):
         raise BirthlensError(f"bigram has shape {bigram.shape}; the logits need {logits.shape[-2:]}.")
@@ -142,7 +142,7 @@ def feed_forward_kl(
 
 @dataclass(frozen=True)
 class NamedMemory:
-    """A circuit through one or several heads, with the association that it would store (None if there is no natural one)."""
+    """A circuit through one or more heads, with the association that it would store (None if there is no natural one)."""
 
     kind: Literal["QK", "OV", "path"]
     heads: tuple[Head, ...]
@@ -156,11 +156,12 @@ def all_memories(
     labels: Sequence[str] | None = None,
     longest_path: int = 2,
 ) -> Iterator[NamedMemory]:
-    """Yield every head's circuits in every basis that its layer's input holds.
+    """Yield every head's circuits between all codebooks that its layer's input contains.
 
-    QK between any two of tokens, positions and tokens through each earlier head's OV; OV from tokens to the unembedding; and
-    the paths tokens -> OV -> ... -> OV -> unembedding through up to `longest_path` heads. Token codebooks pair by identity,
-    positions by the shift t -> t - 1, tokens with positions not at all.
+    QK circuits are read between any two of tokens, positions, and tokens through each earlier head's OV circuit. OV circuits
+    are read from tokens to the unembedding, as are the paths tokens -> OV -> ... -> OV -> unembedding through up to
+    `longest_path` heads. Token codebooks are paired by identity and positions by the shift t -> t - 1. Tokens and positions
+    have no pairing.
     """
     chosen = list(weights.heads if heads is None else heads)
     words = tokens(weights, labels)
@@ -188,7 +189,7 @@ def all_memories(
 def _pairing(inputs: Codebook, outputs: Codebook, places: Sequence[Codebook]) -> Association | None:
     positional = [any(book is place for place in places) for book in (inputs, outputs)]
     if all(positional):
-        return Association.shift(len(inputs)) if len(inputs) > 2 else None  # two positions leave no choice
+        return Association.shift(len(inputs)) if len(inputs) > 2 else None  # with two positions there is no choice
     return None if any(positional) else Association.identity(len(inputs))
 
 

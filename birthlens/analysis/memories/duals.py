@@ -1,4 +1,4 @@
-"""Dual vectors of a codebook, through which a memory is read where its entries are not orthonormal (paper section 7)."""
+"""Dual vectors of a codebook, used to read a memory whose entries are not orthonormal (paper section 7)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Array = np.ndarray
 
 
 def dual_vectors(vectors: Float[Array, "*step entry d"]) -> Float[Array, "*step entry d"]:
-    """Return the rows of (U^+)^T, by the eigenvalues of the smaller Gram matrix in float64.
+    """Return the rows of (U^+)^T, from the eigenvalues of the smaller Gram matrix in float64.
 
     Singular values below min(entry, d) machine epsilons of the largest count as zero.
     """
@@ -19,7 +19,7 @@ def dual_vectors(vectors: Float[Array, "*step entry d"]) -> Float[Array, "*step 
         exact = vectors.astype(np.float64)
         inverse = _gram_inverse(exact @ exact.swapaxes(-1, -2), vectors.dtype)
         return (inverse @ exact).astype(vectors.dtype)
-    # Tall codebooks go in blocks: a vocabulary of 50,000 in float64 is not worth holding twice.
+    # Process tall codebooks in blocks, so that a vocabulary of 50,000 is not copied to float64 as a whole.
     blocks = [slice(start, start + 4096) for start in range(0, entries, 4096)]
     gram = np.zeros((*vectors.shape[:-2], width, width))
     for block in blocks:

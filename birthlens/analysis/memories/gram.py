@@ -1,8 +1,8 @@
-"""Gram matrices of outer products, solved by Cholesky factors where they are regular.
+"""Gram matrices of outer products, solved by Cholesky factors if they are regular.
 
 The Gram matrix of the outer products u_p^T v_p is the elementwise product of two small Gram matrices,
-G = (U U^T) o (V V^T). Such a product is nearly always far from singular (Schur's product theorem), even where U and V have
-many more rows than columns. Its Cholesky factor then gives what its eigenvalues would, 20 times faster at 2,000 pairs.
+G = (U U^T) o (V V^T). Such a product is nearly always far from singular (Schur's product theorem), even if U and V have many
+more rows than columns. Its Cholesky factor then gives the same result as its eigenvalues, 20 times faster at 2,000 pairs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CUTOFF = 1e-10
 
 
 def pseudo_inverse(gram: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """Return the pseudo-inverse of a Gram matrix, eigenvalues below `CUTOFF` times the largest taken as zero.
+    """Return the pseudo-inverse of a Gram matrix; eigenvalues below `CUTOFF` times the largest count as zero.
 
     Example:
         >>> pseudo_inverse(np.diag([2.0, 0.0, 4.0])).diagonal().round(6).tolist()
@@ -40,7 +40,7 @@ def pseudo_inverse(gram: Float[Array, "n n"]) -> Float[Array, "n n"]:
 
 
 def cholesky_factor(gram: Float[Array, "n n"]) -> Float[Array, "n n"] | None:
-    """Return the lower Cholesky factor, or None where the matrix is singular or too close to it."""
+    """Return the lower Cholesky factor, or None if the matrix is singular or close to singular."""
     if len(gram) == 0:
         return None
     from scipy.linalg import lapack
@@ -55,14 +55,14 @@ def cholesky_factor(gram: Float[Array, "n n"]) -> Float[Array, "n n"] | None:
 
 @dataclass(frozen=True, eq=False)
 class Gram:
-    """A Gram matrix, kept as what its least squares needs: a Cholesky factor, or the pseudo-inverse where there is none."""
+    """A Gram matrix, stored as what least squares needs: a Cholesky factor, or the pseudo-inverse if there is none."""
 
     factor: Float[Array, "pair pair"] | None
     inverse: Float[Array, "pair pair"] | None
 
     @classmethod
     def of(cls, gram: Float[Array, "pair pair"]) -> Gram:
-        """Factor a Gram matrix once; it serves every checkpoint."""
+        """Factor a Gram matrix once, for use at every checkpoint."""
         factor = cholesky_factor(gram)
         return cls(factor, pseudo_inverse(gram) if factor is None else None)
 

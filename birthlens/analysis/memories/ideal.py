@@ -1,15 +1,15 @@
-"""The closed-form induction head: three associative memories written down, never trained (paper section 4).
+"""The closed-form induction head: three associative memories written down without training (paper section 4).
 
 In row vectors, scores after scaling, with w_1(k) = w_E(k) W_V W_O of layer 0:
 
-    layer 0 QK   prev_token * sum_t p_t (x) p_{t-1}               attend to the position before
-    layer 1 QK   trigger    * sum_k w_E(k) (x) w_1(k)             attend to where the same token was the one before
+    layer 0 QK   prev_token * sum_t p_t (x) p_{t-1}               attend to the previous position
+    layer 1 QK   trigger    * sum_k w_E(k) (x) w_1(k)             attend to where the previous token was this one
     layer 1 OV   output     * sum_k w_E(k) (x) w_U(k)             copy the attended token to the logits
     W_F          log pi_b(j | i) on w_E(i) (x) w_U(j), optional   the global bigrams
 
-(x) is the outer product, read left, written right. Each vector enters divided by its squared norm (`raw`), so that
-orthogonal codebooks read back the strengths exactly, or as its dual among all codebooks that its layer's input holds
-(`dual`), so that any linearly independent codebooks do.
+(x) is the outer product: read on the left, write on the right. With `raw`, each vector is divided by its squared norm, so
+that orthogonal codebooks return the strengths exactly. With `dual`, each vector is replaced by its dual among all codebooks
+that its layer's input contains, so that any linearly independent codebooks return them exactly.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Codebooks = Literal["raw", "dual"]
 class Strengths:
     """Scores and logits, in nats, that each memory gives to what it stores.
 
-    `avoid_first` is no memory of the paper's: layer 0 has nothing before the first position to attend to and marks it as its
-    own successor; this score keeps layer 1 away from it.
+    `avoid_first` is not one of the paper's memories. The first position of layer 0 has no previous position to attend to, so
+    layer 0 marks it as its own successor. This score keeps layer 1 from attending to it.
     """
 
     prev_token: float = 20.0
@@ -58,12 +58,12 @@ def ideal_weights(
 ) -> Weights:
     """Write the induction head into otherwise untrained weights of a simplified model.
 
-    `triggers` limits the layer-1 keys to some tokens (all tokens by default); `bigram` is written into W_F, which a config
-    with a linear feed-forward has. `config.init="orthogonal"` makes the memories exact as far as d_model allows.
+    `triggers` limits the layer-1 keys to some tokens (default: all). `bigram` is written into W_F and needs a config with a
+    linear feed-forward. `config.init="orthogonal"` makes the memories exact as far as d_model allows.
 
     Raises:
-        BirthlensError: for other models than the simplified one with two layers and absolute positions, unknown codebooks,
-            or a bigram table without W_F.
+        BirthlensError: for any model other than the simplified one with two layers and absolute positions, for unknown
+            codebooks, or for a bigram table without W_F.
 
     Example:
         >>> config = ModelConfig(d_model=64, init="orthogonal")
@@ -86,10 +86,10 @@ def ideal_matrices(
     codebooks: Codebooks = "raw",
     bigram: Float[Array, "d_vocab d_vocab"] | None = None,
 ) -> dict[str, Float[Array, "..."]]:
-    """Return the induction head's memories in the codebooks that `weights` have: the matrices of `ideal_weights`, by name.
+    """Return the induction head's memories in the codebooks of `weights`: the matrices of `ideal_weights`, by name.
 
-    They fit any weights with these embeddings and frozen maps, as a trained run's; arguments and errors as in
-    `ideal_weights`. Everything is computed in float64.
+    They fit any weights with these embeddings and frozen maps, such as those of a trained run. Arguments and errors are as
+    in `ideal_weights`. Everything is computed in float64.
 
     Example:
         >>> weights = initial_weights(ModelConfig(d_model=64), 10, 16, np.random.default_rng(0))
@@ -107,7 +107,7 @@ def ideal_matrices(
     embed = exact["W_E"]
     position = exact["W_pos"]
     remapped = embed @ exact["L0.W_V"][0] @ exact["L0.W_O"][0]
-    # What the input of each layer is made of; the key side of layer 1 also holds what layer 0 wrote.
+    # What the input of each layer consists of; the key side of layer 1 also contains what layer 0 wrote.
     token0, position0 = _readers([embed, position], codebooks)
     token1, position1, remapped1 = _readers([embed, position, remapped], codebooks)
     (value1,) = _readers([embed @ exact["L1.W_V"][0]], codebooks)
@@ -137,7 +137,7 @@ def _check_model(config: ModelConfig) -> None:
 
 
 def _readers(books: Sequence[Array], codebooks: Codebooks) -> list[Array]:
-    """Return, for each codebook, the vectors that read 1 off its own entry (raw: v/|v|^2; dual: 0 off all the others)."""
+    """Return, for each codebook, the vectors that read 1 from their own entry (raw: v/|v|^2; dual: 0 from all others)."""
     if codebooks == "raw":
         return [book / (book**2).sum(1, keepdims=True) for book in books]
     joint = dual_vectors(np.concatenate(books))

@@ -1,4 +1,4 @@
-"""Exact intervals over seeds: Clopper and Pearson's for shares, order statistics for medians."""
+"""Exact intervals over seeds: Clopper-Pearson intervals for shares, order statistics for medians."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 
 def share_interval(successes: float | int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Return Clopper and Pearson's interval for a probability, from beta quantiles.
+    """Return the Clopper-Pearson interval for a probability, from beta quantiles.
 
-    Ties may count half: they vary less than successes and failures of the same mean, which keeps the interval wide enough.
+    Ties may count half. They vary less than successes and failures with the same mean, so the interval stays wide enough.
 
     Example:
         >>> [round(bound, 3) for bound in share_interval(12, 12)]
@@ -24,9 +24,9 @@ def share_interval(successes: float | int, n: int, level: float = 0.95) -> tuple
 
 
 def median_interval(values: Sequence[float | int], level: float = 0.95) -> tuple[float, float]:
-    """Return the order statistics that hold the median with at least this probability; NaN where there are too few values.
+    """Return the order statistics that contain the median with at least this probability; NaN with too few values.
 
-    The number of values below the median is binomial(n, 1/2), whatever they are distributed like; 95 % needs six of them.
+    The number of values below the median is binomial(n, 1/2) for any distribution. A level of 95 % needs six values.
 
     Example:
         >>> median_interval([5, 1, 4, 2, 6, 3]), median_interval([1, 2, 3, 4, 5])
@@ -34,7 +34,7 @@ def median_interval(values: Sequence[float | int], level: float = 0.95) -> tuple
     """
     from scipy.stats import binom
 
-    below = int(binom.ppf((1 - level) / 2, len(values), 0.5))  # P(fewer than this many) stays under the tail
+    below = int(binom.ppf((1 - level) / 2, len(values), 0.5))  # P(fewer than this many) is below the tail probability
     if below == 0:
         return float("nan"), float("nan")
     ranked = sorted(map(float, values))

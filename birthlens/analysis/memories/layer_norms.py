@@ -1,13 +1,13 @@
-"""Layer norms folded into the matrices that read behind them.
+"""Layer norms folded into the matrices that read their output.
 
-A layer norm is y = w (x - mean x) / s(x) + b with s(x) = sqrt(var x + eps). Everything but s(x) is affine, so it goes into
-each reading matrix M (W_Q, W_K, W_V behind ln1, W_in behind ln2, W_U behind ln_final) and its bias:
+A layer norm is y = w (x - mean x) / s(x) + b with s(x) = sqrt(var x + eps). All of it except s(x) is affine, so it can be
+folded into each reading matrix M (W_Q, W_K, W_V after ln1, W_in after ln2, W_U after ln_final) and its bias:
 
     y M + c = (x / s(x)) M' + c'     M' = (I - 11^T / d) diag(w) M,   c' = b M + c
 
-Folded: the gain w, the bias b, the centring. Not folded: the scale 1 / s(x), which depends on the whole residual stream at
-that position. Raw scores of a folded QK circuit are therefore right up to a positive factor for each query (which moves no
-argmax over keys) and one for each key (which can).
+The gain w, the bias b and the centring are folded. The scale 1 / s(x) is not, because it depends on the whole residual
+stream at that position. Raw scores of a folded QK circuit are therefore correct up to a positive factor for each query
+(which does not change the argmax over keys) and one for each key (which can change it).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from birthlens.model.weights import Weights
 
 
 def fold_layer_norms(weights: Weights) -> Weights:
-    """Return weights of the same function whose layer norms have gain 1 and bias 0; without layer norms, the same ones."""
+    """Return weights of the same function whose layer norms have gain 1 and bias 0; unchanged without layer norms."""
     changed: dict[str, Array] = {}
     for layer in range(weights.n_layers):
         for norm, readers in (("ln1", ("W_Q", "W_K", "W_V")), ("ln2", ("W_in",))):
@@ -34,9 +34,9 @@ def fold_layer_norms(weights: Weights) -> Weights:
 
 
 def folded(weights: Weights) -> Weights:
-    """Fold the layer norms as `fold_layer_norms` does, for a caller who asked for it; raise BirthlensError without any."""
+    """Fold the layer norms as `fold_layer_norms` does; raise BirthlensError if there are none."""
     if not any(name.endswith(".w") for name in weights):
-        raise BirthlensError("fold: this model has no layer norms to fold; read it as it is.")
+        raise BirthlensError("fold: this model has no layer norms to fold; read it without folding.")
     return fold_layer_norms(weights)
 
 

@@ -1,25 +1,26 @@
-"""What a matrix is made of: its squared norm booked on named families of outer products (paper section 7).
+"""What a matrix is made of: its squared norm divided among named families of outer products (paper section 7).
 
-Two kinds of family, both between named codebooks (u: inputs, v: outputs):
+There are two kinds of family, both between named codebooks (u: inputs, v: outputs):
 
     association   pairs (i, j) with one coefficient each:    W ~ sum_p a_p u_{i_p}^T v_{j_p}
     cell          every pair of two codebooks, a bilinear span: W ~ sum_ij A_ij u_i^T v_j, that is P W Q for projections P, Q
 
-A ledger has codebooks on its two sides, hence a grid of cells, and associations between codebooks of that grid; what the
-grid cannot express is the residual. Embeddings are not orthogonal, so families overlap; the least squares over all of
-them is solved exactly, and shares of ||W||^2 are given out such that they add up to 1:
+A ledger has codebooks on its two sides, which form a grid of cells, and associations between codebooks of that grid. What
+the grid cannot express is the residual. Embeddings are not orthogonal, so families overlap. The least squares problem over
+all of them is solved exactly, and the shares of ||W||^2 are defined such that they add up to 1:
 
-1. Associations come first, as the hypotheses. Together they explain E = b^T G^+ b, where G = (U U^T) o (V V^T) is the Gram
-   matrix of their outer products and b_p = u_p W v_p^T. Each gets its Shapley value, the mean gain in E over all orders of
-   arrival (LMG): a family that overlaps the true one is credited in part, while coefficients tell them apart.
-2. Cells share what the associations leave, D = P W Q - fit: <M_a D N_b, D>, where M_a is the mean over all orders of the
-   input codebooks of the projection on what codebook a adds to those before it, and N_b alike for outputs. The M sum to P,
-   the N to Q, so the cells sum to ||D||^2, the exact least squares of the whole grid.
-3. The residual is ||W - P W Q||^2. Where codebooks span the whole space there is none; with `cells=False` the grid is left
-   out and the residual is all that the associations do not explain.
+1. Associations come first, since they are the hypotheses. Together they explain E = b^T G^+ b, where
+   G = (U U^T) o (V V^T) is the Gram matrix of their outer products and b_p = u_p W v_p^T. The share of each is its Shapley
+   value: the mean gain in E over all orders in which families can be added (LMG). A family that overlaps the true one gets
+   part of the credit; the coefficients tell them apart.
+2. Cells share what the associations leave, D = P W Q - fit. The share is <M_a D N_b, D>, where M_a is the mean, over all
+   orders of the input codebooks, of the projection on what codebook a adds to those before it; N_b is the same for outputs.
+   The M sum to P and the N to Q, so the cells sum to ||D||^2, the exact least squares solution of the whole grid.
+3. The residual is ||W - P W Q||^2. If the codebooks span the whole space, it is zero. With `cells=False` the grid is left
+   out, and the residual is everything that the associations do not explain.
 
-How large a share would be by chance is the subject of `nulls`: a span of rank r explains r / (d d') of a random matrix,
-tokens x tokens at d = 128 already 26 %, positions x positions with more positions than dimensions all of it.
+`ledger_nulls` computes how large a share would be by chance. A span of rank r explains r / (d d') of a random matrix: 26 %
+for tokens x tokens at d = 128, and all of it for positions x positions with more positions than dimensions.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ from birthlens.shapes import Float
 
 RESIDUAL = "residual"
 _MOST_ASSOCIATIONS = 8  # 2^8 subsets of Gram systems
-_MOST_CODEBOOKS = 5  # 5! orders a side
+_MOST_CODEBOOKS = 5  # 5! orders on each side
 
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """Associations between two codebooks of the ledger's grid, by their names: one outer product a pair."""
+    """Associations between two codebooks of the ledger's grid, by name: one outer product for each pair."""
 
     name: str
     inputs: str
@@ -64,11 +65,11 @@ class Shares:
 
 
 class Ledger:
-    """Families of outer products to book a matrix on; build once for frozen codebooks and use it at every checkpoint.
+    """Families of outer products for dividing up a matrix; built once for frozen codebooks and used at every checkpoint.
 
     Raises:
-        BirthlensError: where names repeat, codebooks of a side differ in width, a family uses an unknown codebook, or
-            there are more families than can be averaged over.
+        BirthlensError: if names repeat, codebooks on one side differ in width, a family uses an unknown codebook, or there
+            are too many families to average over.
 
     Example:
         >>> generator = np.random.default_rng(0)
@@ -119,21 +120,22 @@ class Ledger:
 
     @property
     def cell_names(self) -> list[str]:
-        """Names of the grid's cells, 'inputs x outputs'; none where cells are left out."""
+        """Names of the grid's cells, 'inputs x outputs'; empty if cells are left out."""
         return [f"{a} x {b}" for a in self.inputs for b in self.outputs if self.has_cells]
 
     def coefficients(self, matrix: Float[Array, "*step d_in d_out"]) -> dict[str, Float[Array, "*step pair"]]:
-        """Return one coefficient an association: the joint least squares over all families.
+        """Return one coefficient for each association: the joint least squares solution over all families.
 
-        Where it is not unique, the one of least norm among multiples of outer products of norm 1: units do not matter.
+        If it is not unique, return the one of least norm when outer products are scaled to norm 1, so that units do not
+        matter.
         """
         solution = self.scores(matrix) @ self.gram_inverse(tuple(range(len(self.families))))
         return {f.name: solution[..., part] for f, part in zip(self.families, self.slices, strict=True)}
 
     def shares(self, matrix: Float[Array, "*step d_in d_out"]) -> Shares:
-        """Split the squared norm of each matrix over associations, cells and residual; the shares add up to 1.
+        """Split the squared norm of each matrix into associations, cells and residual; the shares add up to 1.
 
-        A zero matrix has shares NaN. `alone` is what each association explains if it is the only family.
+        A zero matrix has shares NaN. `alone` is what each association explains as the only family.
         """
         matrix = self._checked(matrix)
         energy = np.einsum("...ij,...ij->...", matrix, matrix)
@@ -180,7 +182,7 @@ class Ledger:
         return np.asarray(np.einsum("...p,...p->...", picked @ self.gram_inverse(subset), picked))
 
     def members(self, subset: tuple[int, ...]) -> Array:
-        """Return the rows of `u` and `v` that belong to some families."""
+        """Return the rows of `u` and `v` that belong to the given families."""
         return np.concatenate([np.arange(len(self.u))[self.slices[i]] for i in subset] or [np.empty(0, dtype=np.int64)])
 
     @cached_property
@@ -199,10 +201,10 @@ class Ledger:
         return {}
 
     def gram_inverse(self, subset: tuple[int, ...]) -> Array:
-        """Return the inverse of the Gram matrix of the outer products of some families.
+        """Return the inverse of the Gram matrix of the outer products of the given families.
 
-        The pseudo-inverse is taken of outer products of norm 1: a Gram matrix has norms to the fourth power, and the cut-off
-        would take short vectors for dependent ones.
+        The pseudo-inverse uses outer products scaled to norm 1. A Gram matrix contains norms to the fourth power, so the
+        cut-off would otherwise mistake short vectors for dependent ones.
         """
         if subset not in self._inverses:
             members = self.members(subset)
@@ -212,7 +214,7 @@ class Ledger:
 
 
 def unit_rows(vectors: Float[Array, "*axes d"]) -> Float[Array, "*axes d"]:
-    """Return the vectors divided by their norms; zero vectors stay."""
+    """Return the vectors divided by their norms; zero vectors stay zero."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(vectors / np.where(norms > 0, norms, 1))
 
@@ -237,7 +239,7 @@ def _mean_projections(codebooks: dict[str, Codebook]) -> dict[str, Float[Array, 
 
 
 def shapley(values: dict[tuple[int, ...], Array], player: int, players: int) -> Array:
-    """Return the mean gain in value that `player` brings, over all orders of arrival; gains sum to the value of all."""
+    """Return the mean gain in value from adding `player`, over all orders; the gains sum to the value of all players."""
     orders = factorial(players)
     total = np.zeros_like(next(iter(values.values())))
     for subset, value in values.items():
@@ -249,7 +251,7 @@ def shapley(values: dict[tuple[int, ...], Array], player: int, players: int) -> 
 
 
 def subsets(count: int) -> list[tuple[int, ...]]:
-    """Return every subset of range(count), each in rising order."""
+    """Return every subset of range(count), each in ascending order."""
     return [tuple(i for i in range(count) if mask >> i & 1) for mask in range(2**count)]
 
 
@@ -262,6 +264,6 @@ def _side(name: str, codebooks: Sequence[Codebook]) -> dict[str, Codebook]:
         raise BirthlensError(f"ledger {name}: codebooks must share one width; {widths}.")
     if any(book.vectors.ndim > 2 for book in codebooks):
         raise BirthlensError(
-            f"ledger {name}: codebooks are of one checkpoint; build one ledger a checkpoint where they move."
+            f"ledger {name}: codebooks must be of one checkpoint; build one ledger for each checkpoint if they move."
         )
     return named

@@ -1,12 +1,12 @@
-"""Ledgers of the matrices that a circuit is the product of, each between the codebooks that stand at its own sides.
+"""Ledgers of the two factors of a circuit, each between the codebooks on its own sides.
 
-A circuit is a product A B: W_V W_O, or W_Q W_K^T with the query side left. For inputs u and outputs v,
+A circuit is a product A B: W_V W_O, or W_Q W_K^T with the query side on the left. For inputs u and outputs v,
 
     u A B v^T = (u A) B v^T = u A (v B^T)^T
 
-so B is read between the inputs as A passes them on and v, and A between u and the outputs as B reads them. What training
-writes is the factor: with frozen W_V, the memory of W_O on its own change is sum_k (w_E(k) W_V)^T w_U(k). The product's
-share can be much smaller: A is no isometry, and the product stretches some directions of what B holds more than others.
+so B is read between v and the inputs as A passes them on, and A is read between u and the outputs as B reads them. Training
+writes to the factor: with frozen W_V, the memory that W_O learns is sum_k (w_E(k) W_V)^T w_U(k). The share of the product
+can be much smaller, because A is not an isometry: the product stretches some directions of B more than others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def factor_ledger(ledger: Ledger, circuit: Circuit, factor: Factor) -> Ledger:
     "left" is W_Q or W_V; "right" is W_K (as W_K^T, query side left) or W_O. The associations and their pairs stay the same.
 
     Raises:
-        BirthlensError: where the circuit is a single matrix.
+        BirthlensError: if the circuit is a single matrix.
 
     Example:
         >>> import numpy as np

@@ -1,15 +1,15 @@
 """How large the shares of a ledger would be by chance.
 
-For a Gaussian matrix with covariance A between rows and B between columns (both of trace 1) the expected shares are closed
-forms in small Gram matrices, and add up to 1 as the shares do. Three choices of A and B:
+For a Gaussian matrix with covariance A between rows and B between columns (both of trace 1), the expected shares have closed
+forms in small Gram matrices, and add up to 1 as the shares do. There are three choices of A and B:
 
     rank      A = I / d,             B = I / d'             nothing is known: a family of rank r gets r / (d d')
-    rows      A = W W^T / ||W||^2,   B = I / d'             inputs are known to carry the mass where they do, outputs free
+    rows      A = W W^T / ||W||^2,   B = I / d'             the covariance of the inputs is known, outputs are random
     columns   A = I / d,             B = W^T W / ||W||^2    the same with the sides exchanged
 
-A family that beats `rank` but not `rows` says only that the matrix reads from its inputs, not that it knows their partners.
-For associations there is one more: derangements, which pair the same vectors such that no pair is right (with few entries
-plain permutations would keep some right ones, and be too kind).
+If a family exceeds `rank` but not `rows`, the matrix reads from its inputs, but nothing shows that it knows their partners.
+Associations have one more null: derangements, which pair the same vectors such that no pair is right. Plain permutations of
+few entries would keep some right pairs, and the null would be too high.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class Nulls:
 
     @classmethod
     def of(cls, ledger: Ledger) -> Nulls:
-        """Build the forms once; they serve every checkpoint."""
+        """Build the forms once, for use at every checkpoint."""
         return cls(
             _forms(ledger, ledger.u, ledger.v, ledger.input_parts, ledger.output_parts, "{0} x {1}"),
             _forms(ledger, ledger.v, ledger.u, ledger.output_parts, ledger.input_parts, "{1} x {0}"),
         )
 
     def shares(self, matrix: Float[Array, "*step d_in d_out"]) -> dict[str, dict[str, Float[Array, "..."]]]:
-        """Return the expected share of every family, by null and by name; NaN for a zero matrix (but under `rank`)."""
+        """Return the expected share of every family, by null and name; NaN for a zero matrix (except for `rank`)."""
         exact = matrix.astype(np.float64)
         transposed = exact.swapaxes(-1, -2)
         energy = np.einsum("...ij,...ij->...", exact, exact)[..., None, None]
@@ -72,7 +72,7 @@ class Nulls:
 
 
 def _forms(ledger: Ledger, known: Array, free: Array, known_parts: Forms, free_parts: Forms, cell_name: str) -> Forms:
-    # With covariance A on the known side and I / d' on the free one, E[b_p b_q] = (u_p A u_q) (v_p v_q) / d', so the
+    # With covariance A on the known side and I / d' on the other, E[b_p b_q] = (u_p A u_q) (v_p v_q) / d', so the
     # expectation of each quadratic form b^T K b is <A, U^T (K o V V^T / d') U>.
     width = free.shape[1]
     everything = tuple(range(len(ledger.families)))
@@ -87,7 +87,7 @@ def _forms(ledger: Ledger, known: Array, free: Array, known_parts: Forms, free_p
         return forms | {RESIDUAL: np.eye(known.shape[1]) - explained[everything]}
     inverse = ledger.gram_inverse(everything)
     for (known_name, m), (free_name, n) in product(known_parts.items(), free_parts.items()):
-        # <M D N, D> with D = grid - fit: the cell itself, less twice its overlap with the fit, plus the fit's own part.
+        # <M D N, D> with D = grid - fit: the cell itself, minus twice its overlap with the fit, plus the fit's own part.
         between = free @ n @ free.T
         crossed = (known @ m).T @ (inverse * between / width) @ known
         own = known.T @ ((inverse @ ((known @ m @ known.T) * between) @ inverse) * overlap) @ known
@@ -100,7 +100,7 @@ def _forms(ledger: Ledger, known: Array, free: Array, known_parts: Forms, free_p
 
 @dataclass(frozen=True, eq=False)
 class Derangements:
-    """Wrong pairings of one family: the share that each explains alone, to be held against the right one's."""
+    """Wrong pairings of one family: the share that each explains alone, for comparison with the right pairing."""
 
     u: Float[Array, "pair d_in"]
     v: Float[Array, "draw pair d_out"]
@@ -108,7 +108,7 @@ class Derangements:
 
     @classmethod
     def of(cls, ledger: Ledger, family: Family, draws: int, generator: np.random.Generator) -> Derangements:
-        """Draw wrong pairings; raise BirthlensError where there are fewer than two pairs to derange."""
+        """Draw wrong pairings; raise BirthlensError if there are fewer than two pairs."""
         u, v = map(unit_rows, ledger.outer_products(family))
         orders = np.stack([derangement(len(u), generator) for _ in range(draws)])
         shuffled = v[orders]
@@ -126,7 +126,7 @@ class Derangements:
 
 
 def derangement(n: int, generator: np.random.Generator) -> Int[Array, "n"]:
-    """Draw a permutation without fixed points, uniformly (by rejection: e draws on average).
+    """Draw a permutation without fixed points, uniformly (by rejection: e attempts on average).
 
     Example:
         >>> order = derangement(5, np.random.default_rng(0))
@@ -134,7 +134,7 @@ def derangement(n: int, generator: np.random.Generator) -> Int[Array, "n"]:
         ([0, 1, 2, 3, 4], False)
     """
     if n < 2:
-        raise BirthlensError(f"n = {n}: a derangement needs two entries at least.")
+        raise BirthlensError(f"n = {n}: a derangement needs at least two entries.")
     while True:
         order = generator.permutation(n)
         if not (order == np.arange(n)).any():

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 20
 CIRCUIT = "circuit"
-"""The reading of a memory as the product of its two matrices; the other reading is the trained matrix, by its name."""
+"""The reading of a memory as the product of its two matrices; the other reading is the trained matrix, under its name."""
 _TRAINED = {"prev_token_memory": "W_K", "trigger_memory": "W_K", "output_memory": "W_O", "feed_forward_memory": "W_F"}
 _NULL_COLUMNS = [f"null_{name}" for name in NULLS]
 COLUMNS = ["step", "matrix", "family", "kind", "share", "alone", "coefficient", "coefficient_std", "n"]
@@ -41,12 +41,12 @@ def ledger_table(
     draws: int = 20,
     generator: np.random.Generator | None = None,
 ) -> pd.DataFrame:
-    """Book one matrix at every checkpoint, (step, matrix) by (step, matrix); `minus` (W_init) is taken off first.
+    """Build the ledger of one matrix at every checkpoint, given as (step, matrix); `minus` (W_init) is subtracted first.
 
     Columns: step, matrix, family, kind ("association", "cell", "residual"), share (of the squared norm; they sum to 1 at
     each step, ready for a stacked area chart), alone (what the association explains without the others), coefficient and
     coefficient_std (over the family's pairs), n (pairs; dimensions of a cell; entries for the residual), null_rank,
-    null_rows, null_columns (expected by chance, see `nulls`), null_derangement and null_derangement_95 (mean and 95 %
+    null_rows, null_columns (expected by chance, see `ledger_nulls`), null_derangement and null_derangement_95 (mean and 95 %
     quantile of `alone` over `draws` wrong pairings, drawn from `generator`; NaN without one). A zero matrix has shares NaN.
     """
     import pandas as pd
@@ -59,7 +59,7 @@ def ledger_table(
     }
     rows: list[list[object]] = []
     iterator = iter(matrices)
-    with threadpool_limits(1):  # see recall.memory_table
+    with threadpool_limits(1):  # see recall_tables.memory_series
         while chunk := list(islice(iterator, _CHUNK)):
             stack = np.stack([np.asarray(matrix, dtype=np.float64) for _, matrix in chunk])
             stack = stack if minus is None else stack - minus
@@ -70,7 +70,7 @@ def ledger_table(
 
 
 def entries_table(ledger: Ledger, matrix: Float[Array, "d_in d_out"]) -> pd.DataFrame:
-    """List every association's own coefficient (the joint least squares) at one checkpoint.
+    """List every association's own coefficient (joint least squares) at one checkpoint.
 
     Columns: family, input, output (labels), coefficient.
     """
@@ -99,21 +99,21 @@ def paper_ledger_table(
     bigram: Float[Array, "d_vocab d_vocab"] | None = None,
     told: Callable[[str], None] = lambda memory: None,
 ) -> pd.DataFrame:
-    """Split the matrices of `paper_ledgers` at every checkpoint, less their value at the first one where `minus_initial`.
+    """Split the matrices of `paper_ledgers` at every checkpoint; `minus_initial` subtracts their value at the first one.
 
-    Columns as in `ledger_table`, with reading after matrix. A memory is a product of two matrices, of which one is trained:
+    Columns as in `ledger_table`, with reading after matrix. A memory is a product of two matrices, one of which is trained:
 
-        "L1.W_O"   the matrix that is trained, between the codebooks at its own sides (`ledger_factors`)
-        "circuit"  the product W_V W_O or W_Q W_K^T; left out where it is the trained matrix, as W_Q is the identity
+        "L1.W_O"   the trained matrix, between the codebooks on its own sides (`ledger_factors`)
+        "circuit"  the product W_V W_O or W_Q W_K^T; left out if it is the trained matrix itself, because W_Q is the identity
 
-    `told` hears the name of each memory before it is read, which takes seconds from about 1,000 tokens on.
+    `told` is called with the name of each memory before it is read, which takes seconds from about 1,000 tokens on.
 
-    The shares of the two differ, so say which one a number is. The ledgers are those of the first checkpoint.
-    attrs["left_out"] names the memories that have no rows: the linear feed-forward's where `bigram` is not given.
-    attrs["moving_partners"] names the memories that have the circuit only, as their other matrix changes too.
+    The shares of the two readings differ, so state which one a number belongs to. The ledgers are those of the first
+    checkpoint. attrs["left_out"] names the memories without rows: the linear feed-forward if `bigram` is not given.
+    attrs["moving_partners"] names the memories that have the circuit only, because their other matrix changes too.
 
     Raises:
-        BirthlensError: where a codebook moves between checkpoints (trained embeddings): book each on its own ledger.
+        BirthlensError: if a codebook moves between checkpoints (trained embeddings); each then needs a ledger of its own.
     """
     import pandas as pd
 
@@ -126,7 +126,7 @@ def paper_ledger_table(
         moving.watch(weights)
     if moving.names:
         raise BirthlensError(
-            f"{', '.join(moving.names)} moves between checkpoints, so one ledger does not serve them all: "
+            f"{', '.join(moving.names)} moves between checkpoints, so one ledger cannot be used for all of them: "
             "call ledger_table for each checkpoint with its own codebooks (paper_ledgers)."
         )
     circuits = [(step, paper_circuits(weights, prev_token_head, induction_head)) for step, weights in read]
@@ -163,7 +163,7 @@ def paper_ledger_table(
 
 
 def _is_product(circuit: Circuit) -> bool:
-    """Return whether the trained matrix of a circuit is only a part of it: W_Q = I makes W_Q W_K^T the trained W_K^T."""
+    """Return whether a circuit has more factors than its trained matrix; with W_Q = I, W_Q W_K^T is the trained W_K^T."""
     rows, columns = circuit.left.shape[-2:]
     return circuit.right is not None and not (rows == columns and np.array_equal(circuit.left, np.eye(rows)))
 

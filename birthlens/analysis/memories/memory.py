@@ -3,17 +3,18 @@
 A memory W = sum_ij A_ij u_i^T v_j stores the table A between input vectors u_i and output vectors v_j (rows, so scores are
 u W v^T). It can be read in two bases:
 
-    raw    u_i W v_j^T                what the model itself computes; equals A only where codebooks are orthonormal
-    dual   (U^+)_i^T W (V^+)_j        through pseudo-inverses; equals A wherever each codebook is linearly independent,
-                                      and its least-norm version (U U^+) A (V V^+) where it is not
+    raw    u_i W v_j^T                what the model itself computes; equals A only for orthonormal codebooks
+    dual   (U^+)_i^T W (V^+)_j        through pseudo-inverses; equals A if each codebook is linearly independent,
+                                      and its least-norm version (U U^+) A (V V^+) if not
 
 Every codebook and every side of a circuit names its space, so a memory cannot be read in the wrong basis:
 
-    residual   states that the residual stream holds: token and position embeddings, what earlier heads wrote
+    residual   states of the residual stream: token and position embeddings, and what earlier heads wrote
     readout    directions along which the residual stream is read: the columns of W_U
 
-A QK circuit pairs two residual states (query left, key right); an OV circuit takes a residual state and is read out.
-A codebook also knows the first layer whose input holds it: what L0H0 writes cannot be a key of layer 0.
+A QK circuit pairs two residual states (query on the left, key on the right). An OV circuit maps a residual state to a
+readout direction. A codebook also stores the first layer whose input contains it: what L0H0 writes cannot be a key of
+layer 0.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ Basis = Literal["raw", "dual"]
 Space = Literal["residual", "readout"]
 
 BLOCK_ENTRIES = 1 << 19
-"""Entries of score tables that are read at once (2 MB in float32): more would leave the cache, fewer drown in Python."""
+"""Entries of score tables that are read at once (2 MB in float32): more exceeds the cache, fewer adds Python overhead."""
 BLOCK_ROWS = 64
-"""Rows that a block has at least, whatever its width: with fewer the matrix product waits for memory."""
+"""The smallest number of rows in a block, for any width: with fewer, the matrix product is bound by memory bandwidth."""
 
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """A named family of vectors, one label an entry; leading axes (checkpoints) are allowed.
+    """A named family of vectors with one label for each entry; leading axes (checkpoints) are allowed.
 
-    `space` says what the vectors are, `layer` which layer's input is the first to hold them.
+    `space` says what the vectors are; `layer` is the first layer whose input contains them.
 
     Raises:
-        BirthlensError: where labels and vectors do not match in number, or a vector is not finite.
+        BirthlensError: if labels and vectors differ in number, or a vector is not finite.
 
     Example:
         >>> book = Codebook("W_E", np.eye(3), ("a", "b", "c"))
@@ -67,7 +68,7 @@ class Codebook:
         if len(self.labels) != self.vectors.shape[-2]:
             raise BirthlensError(
                 f"codebook {self.name}: {len(self.labels)} labels for {self.vectors.shape[-2]} vectors; "
-                "give one label an entry."
+                "give one label for each entry."
             )
         if not np.isfinite(self.vectors).all():
             raise BirthlensError(f"codebook {self.name}: some vectors are not finite; the checkpoint has diverged.")
@@ -82,11 +83,11 @@ class Codebook:
 
     @cached_property
     def dual(self) -> Float[Array, "*step entry d"]:
-        """The dual vectors (U^+)^T, one a row: u_i dual_j^T = 1{i = j} where the entries are linearly independent."""
+        """The dual vectors (U^+)^T, one in each row: u_i dual_j^T = 1{i = j} if the entries are linearly independent."""
         return dual_vectors(self.vectors)
 
     def subset(self, entries: Sequence[int], name: str | None = None) -> Codebook:
-        """Return the named entries only, in the order given; their dual is taken among themselves."""
+        """Return the given entries only, in the given order; their duals are computed among themselves."""
         picked = list(entries)
         labels = tuple(self.labels[entry] for entry in picked)
         return replace(
@@ -94,7 +95,7 @@ class Codebook:
         )
 
     def through(self, circuit: Circuit) -> Codebook:
-        """Return what `circuit` writes where it reads each entry, as w_1(k) = w_E(k) W_V W_O of an earlier head."""
+        """Return what `circuit` writes when it reads each entry, such as w_1(k) = w_E(k) W_V W_O of an earlier head."""
         if circuit.writes != "readout":
             raise BirthlensError(
                 f"{circuit.name} scores pairs of states and writes nothing; remap through an OV circuit."
@@ -106,17 +107,17 @@ class Codebook:
         return Codebook(name, written, self.labels, "residual", circuit.layer + 1)
 
     def as_readout(self) -> Codebook:
-        """Return the same vectors as directions to read the residual stream along: a choice that wants to be visible."""
+        """Return the same vectors as readout directions of the residual stream; this choice has to be explicit."""
         return replace(self, space="readout", layer=0)
 
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
-    """A bilinear form u @ left @ right @ v^T of some layer, with the space of each side; `right=None` is the identity.
+    """A bilinear form u @ left @ right @ v^T of a layer, with the space of each side; `right=None` is the identity.
 
     Low-rank products (one head of many) stay factored: `left` [d_in, rank], `right` [rank, d_out]. Leading axes
     (checkpoints) are allowed. A matrix of your own is `Circuit("mine", matrix)`. A path through several layers ends in
-    `layer` and starts in `first_layer` (None: the same one), whose input is all that it can read.
+    `layer` and starts in `first_layer` (None: the same layer), and reads the input of the first.
     """
 
     name: str
@@ -129,12 +130,12 @@ class Circuit:
 
     @property
     def reading_layer(self) -> int:
-        """The layer whose input stands on the input side."""
+        """The layer whose input is on the input side."""
         return self.layer if self.first_layer is None else self.first_layer
 
     @cached_property
     def matrix(self) -> Float[Array, "*step d_in d_out"]:
-        """The product, dense."""
+        """The product as a dense matrix."""
         return self.left if self.right is None else self.left @ self.right
 
     @property
@@ -143,17 +144,17 @@ class Circuit:
         return int(self.left.shape[-2]), int((self.left if self.right is None else self.right).shape[-1])
 
     def then(self, later: Circuit) -> Circuit:
-        """Return the path through this circuit and a later layer's, both OV."""
+        """Return the path through this circuit and one of a later layer, both OV."""
         if later.reading_layer <= self.layer or "residual" in (self.writes, later.writes):
             raise BirthlensError(
-                f"{self.name} cannot be followed by {later.name}: a path runs through OV circuits of rising layers."
+                f"{self.name} cannot be followed by {later.name}: a path goes through OV circuits of increasing layers."
             )
         right = later.matrix if self.right is None else self.right @ later.matrix
         name = f"{self.name}>{later.name}"
         return replace(self, name=name, right=right, layer=later.layer, first_layer=self.reading_layer)
 
     def check(self, codebook: Codebook, side: Literal["input", "output"]) -> None:
-        """Raise BirthlensError, naming both, unless `codebook` makes sense on this side."""
+        """Raise BirthlensError, naming both, unless `codebook` fits this side."""
         space, width = (self.reads, self.width[0]) if side == "input" else (self.writes, self.width[1])
         layer = self.reading_layer if side == "input" else self.layer
         if codebook.space != space:
@@ -163,7 +164,7 @@ class Circuit:
             )
         if space == "residual" and codebook.layer > layer:
             raise BirthlensError(
-                f"{self.name} sees the input of layer {layer}, and codebook {codebook.name} is there only from layer "
+                f"{self.name} reads the input of layer {layer}, and codebook {codebook.name} exists only from layer "
                 f"{codebook.layer} on: choose a later circuit."
             )
         if codebook.width != width:
@@ -186,10 +187,10 @@ class Circuit:
 
 @dataclass(frozen=True, eq=False)
 class AssociativeMemory:
-    """A circuit between two codebooks: the table of scores u_i W v_j^T, kept factored.
+    """A circuit between two codebooks: the table of scores u_i W v_j^T, in factored form.
 
     Raises:
-        BirthlensError: where a codebook's space, layer or width does not fit its side of the circuit.
+        BirthlensError: if a codebook's space, layer or width does not fit its side of the circuit.
 
     Example:
         >>> book = Codebook("W_E", np.eye(3), ("a", "b", "c"))
@@ -207,11 +208,11 @@ class AssociativeMemory:
 
     @property
     def name(self) -> str:
-        """Circuit and codebooks, as 'L1H0.QK: W_E -> W_E>L0H0.OV'."""
+        """Circuit and codebooks, such as 'L1H0.QK: W_E -> W_E>L0H0.OV'."""
         return f"{self.circuit.name}: {self.inputs.name} -> {self.outputs.name}"
 
     def vectors(self, basis: Basis = "raw") -> tuple[Float[Array, "... input d_in"], Float[Array, "... output d_out"]]:
-        """Return what stands on either side of the matrix in this basis: the codebooks' vectors, or their duals."""
+        """Return the vectors on both sides of the matrix in this basis: the codebooks' vectors, or their duals."""
         if basis not in ("raw", "dual"):
             raise BirthlensError(f"basis = {basis!r} is unknown; valid bases are raw and dual.")
         if basis == "raw":
@@ -219,13 +220,13 @@ class AssociativeMemory:
         return self.inputs.dual, self.outputs.dual
 
     def factors(self, basis: Basis = "raw") -> tuple[Float[Array, "... input rank"], Float[Array, "... output rank"]]:
-        """Return A and B with scores A @ B^T, of the circuit's rank and so much smaller than the table."""
+        """Return A and B with scores A @ B^T; they have the circuit's rank, so they are much smaller than the table."""
         inputs, outputs = self.vectors(basis)
         right = self.circuit.right
         return inputs @ self.circuit.left, outputs if right is None else outputs @ right.swapaxes(-1, -2)
 
     def scores(self, basis: Basis = "raw") -> Float[Array, "*step input output"]:
-        """Return the whole table; for large vocabularies use `readings` or `top_associations_table`, which go in blocks."""
+        """Return the whole table; for large vocabularies use `readings` or `top_associations_table`, which use blocks."""
         rows, columns = self.factors(basis)
         return rows @ columns.swapaxes(-1, -2)
 
@@ -240,8 +241,8 @@ class AssociativeMemory:
     ) -> Iterator[tuple[tuple[slice, ...], slice, Float[Array, "*step row candidate"]]]:
         """Yield the table of `queries` x `candidates` in blocks: of several checkpoints, or of some rows of one.
 
-        Each comes with its steps (none where there is one checkpoint) and its slice of `queries`: it belongs at
-        `[*steps, ..., rows, :]`. A block may be written to and is gone at the next: one buffer serves them all.
+        Each block comes with its steps (none for a single checkpoint) and its slice of `queries`; its place is
+        `[*steps, ..., rows, :]`. All blocks share one buffer: a block may be modified, and the next one overwrites it.
         """
         (inputs, outputs) = self.vectors(basis)
         left = self.circuit.left
@@ -258,7 +259,7 @@ class AssociativeMemory:
         for steps in stacks:
             rows = self._at(inputs, steps)
             columns = self._at(outputs, steps)
-            # Here and not for all steps at once, or the products would leave the cache before they are read.
+            # Computed for each block: the products of all steps at once would leave the cache before they are read.
             columns = columns if right is None else columns @ self._at(right, steps).swapaxes(-1, -2)
             axes = np.broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
             for first in range(0, len(queries), height):
@@ -269,5 +270,5 @@ class AssociativeMemory:
                 yield steps, block, np.matmul(rows[..., block, :], columns.swapaxes(-1, -2), out=scores)
 
     def _at(self, part: Array, steps: tuple[slice, ...]) -> Array:
-        """Return some steps of a part; one without a step axis of its own serves them all."""
+        """Return some steps of a part; a part without a step axis is used at every step."""
         return part[steps] if part.ndim == len(self.steps) + 2 and len(part) > 1 else part

@@ -1,11 +1,11 @@
-"""Names of matrices: by role, as the paper writes them, or as parameters; and the memory behind each name.
+"""Names of matrices: by role, as in the paper, or as parameters; and the memory that each name stands for.
 
     prev_token_memory     W_K^1    L0.W_K        the paper counts layers from 1, parameters from 0
     trigger_memory        W_K^2    L1.W_K
     output_memory         W_O^2    L1.W_O
     feed_forward_memory   W_F      L1.W_F
 
-`L1.QK` and `L1.OV` stand for all parameters of a circuit, and names joined by + for several matrices at once.
+`L1.QK` and `L1.OV` stand for all parameters of a circuit. Names joined by + stand for several matrices at once.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _CIRCUITS = {"QK": ("W_Q", "W_K", "b_Q", "b_K"), "OV": ("W_V", "W_O", "b_V", "b_
 
 
 def is_paper_model(config: ModelConfig) -> bool:
-    """Say whether a model is the two-layer simplified one, whose matrices have roles."""
+    """Return whether a model is the two-layer simplified one, whose matrices have roles."""
     return config.family == "simplified" and config.n_layers == 2
 
 
 def parameters_named(config: ModelConfig, text: str) -> tuple[str, ...]:
-    """Return the parameters that a name, or several joined by +, stand for.
+    """Return the parameters that a name, or several names joined by +, stand for.
 
     Raises:
-        BirthlensError: for a name that this model does not have; the message lists the valid ones.
+        BirthlensError: for a matrix that this model does not have; the message lists the valid names.
 
     Example:
         >>> parameters_named(ModelConfig(), "W_O^2+prev_token_memory"), parameters_named(ModelConfig(), "L1.QK")
@@ -70,7 +70,7 @@ def parameters_named(config: ModelConfig, text: str) -> tuple[str, ...]:
 
 
 def trained_matrices(config: ModelConfig) -> tuple[str, ...]:
-    """Name what is worth transplanting by itself: the trained matrices by role (paper's model), or every circuit."""
+    """Name the matrices worth patching alone: the trained matrices by role (paper's model), or every circuit."""
     if is_paper_model(config):
         role_of = {parameter: role for role, parameter in MEMORY_PARAMETERS.items()}
         return tuple(role_of.get(name, name) for name in trained_by_default(config))
@@ -80,13 +80,13 @@ def trained_matrices(config: ModelConfig) -> tuple[str, ...]:
 def memory_named(
     weights: Weights, text: str, labels: Sequence[str] | None = None, triggers: Sequence[int] | None = None
 ) -> tuple[AssociativeMemory, Association | None]:
-    """Return the memory that a name stands for, and the association that it should hold (None where none suggests itself).
+    """Return the memory that a name stands for, and the association that it should store (None if there is no natural one).
 
-    Names are those of the module, or a memory of `circuits.all_memories` as 'L1H0.QK: W_E -> W_E' (the part before the colon
-    is enough where it has one reading only). With fixed `triggers` the trigger memory is asked for these.
+    Names are those of the module, or of a memory of `circuits.all_memories`, such as 'L1H0.QK: W_E -> W_E'. The part before
+    the colon is enough if it has one reading only. With fixed `triggers`, the trigger memory is read for these tokens.
 
     Raises:
-        BirthlensError: for a name without a memory; the message lists the valid ones.
+        BirthlensError: for a name without a memory; the message lists the valid names.
     """
     role = _role(weights.config, text)
     if role is not None and MEMORY_PARAMETERS[role] in weights:
@@ -104,7 +104,7 @@ def memory_named(
     if len(chosen) != 1:
         roles = [role for role, name in MEMORY_PARAMETERS.items() if is_paper_model(weights.config) and name in weights]
         valid = ", ".join([*roles, *(repr(name) for name, _ in named)])
-        reason = "is no memory of this model" if not chosen else f"has {len(chosen)} readings"
+        reason = "is not a memory of this model" if not chosen else f"has {len(chosen)} readings"
         raise BirthlensError(f"matrix = {text!r} {reason}; valid are {valid}.")
     return chosen[0].memory, chosen[0].association
 

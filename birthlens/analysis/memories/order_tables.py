@@ -1,8 +1,8 @@
-"""The order in which several runs' memories are born: from runs to the tables of `birth_order`.
+"""The order in which the memories of several runs are born: from runs to the tables of `birth_order`.
 
-One candidate set a memory has to be chosen, and the choice matters: with K fixed triggers the authors read the trigger
-memory as a K-way choice, which is easy, and the output memory as a choice among all tokens, with all of them as queries. The
-default, `MATCHED`, asks both memories for the triggers among all tokens.
+Each memory needs one candidate set, and the choice matters. With K fixed triggers, the authors read the trigger memory as a
+K-way choice, which is easy, and the output memory as a choice among all tokens with all tokens as queries. The default,
+`MATCHED`, reads both memories for the triggers among all tokens.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ MATCHED: dict[str, tuple[str, ...]] = {
     "trigger_memory": ("triggers among all", "all"),
     "output_memory": ("triggers among all", "all"),
 }
-"""For each memory the candidate sets to take, the first that is there."""
+"""The candidate sets of each memory, by preference; the first one that exists is used."""
 
 CROSSINGS: dict[str, tuple[float, ...]] = {"recall": (0.5, 0.9), "soft_recall": (0.5,), "margin": (0.0,)}
-"""Other probes, each with the thresholds it has to stay above."""
+"""Other probes, each with the thresholds that it has to stay above."""
 
 
 def scores_table(runs: Sequence[Run], basis: Basis = "raw") -> pd.DataFrame:
     """Score the paper's memories at every kept step of every run.
 
     Columns: seed, run, and those of `birth_order.standardised_table`. `seed` is the run's seed of initialisation, or its
-    place in the list where two runs share one. attrs["moving_codebooks"] names the codebooks that move in any of the runs.
+    place in the list if two runs share one. attrs["moving_codebooks"] names the codebooks that move in any of the runs.
 
     Raises:
-        BirthlensError: without runs, with one of another model than the two-layer simplified one, with one that is there
-            twice, or where runs differ in more than their seeds.
+        BirthlensError: if there are no runs, a run is not of the two-layer simplified model, a run appears twice, or runs
+            differ in more than their seeds.
     """
     tables = []
     for seed, run in zip(_seeds(runs), runs, strict=True):
@@ -55,10 +55,10 @@ def onsets_table(scores: pd.DataFrame, width: float = 4.0) -> pd.DataFrame:
 
 
 def chosen_sets(onsets: pd.DataFrame, sets: Mapping[str, Sequence[str]] | None = None) -> pd.DataFrame:
-    """Keep one candidate set a memory, the first of `sets` (default `MATCHED`) that is there.
+    """Keep one candidate set for each memory: the first of `sets` (default `MATCHED`) that exists.
 
     Raises:
-        BirthlensError: where none of a memory's sets is there, or not for every seed; the message lists those that are.
+        BirthlensError: if a memory has none of its sets, or not for every seed; the message lists those that exist.
     """
     kept = []
     wanted = {**MATCHED, **(sets or {})}
@@ -67,13 +67,13 @@ def chosen_sets(onsets: pd.DataFrame, sets: Mapping[str, Sequence[str]] | None =
         if not names:
             there = ", ".join(dict.fromkeys(rows["candidates"]))
             raise BirthlensError(
-                f"candidates of {memory}: {', '.join(wanted[str(memory)])} not read; there are {there}."
+                f"candidates of {memory}: {', '.join(wanted[str(memory)])} were not read; the table has {there}."
             )
         chosen = rows[rows["candidates"] == names[0]]
         if lacking := sorted(set(onsets["seed"]) - set(chosen["seed"])):
             raise BirthlensError(
                 f"candidates of {memory}: {names[0]!r} is read for some seeds and not for seed {lacking[0]}; give runs that "
-                "are read alike."
+                "are read in the same way."
             )
         kept.append(chosen)
     return _together(kept)
@@ -82,7 +82,7 @@ def chosen_sets(onsets: pd.DataFrame, sets: Mapping[str, Sequence[str]] | None =
 def crossings_table(
     runs: Sequence[Run], crossings: Mapping[str, Sequence[float]] | None = None, bases: Sequence[Basis] = ("raw",)
 ) -> pd.DataFrame:
-    """Find when other probes cross their thresholds for good (default `CROSSINGS`): `birth_order.crossing_table` by seed."""
+    """Find the step from which other probes stay above their thresholds (default `CROSSINGS`): `crossing_table` by seed."""
     tables = []
     for seed, run in zip(_seeds(runs), runs, strict=True):
         read = memory_series(run.checkpoints(), run.triggers, bases=bases).to_pandas()
@@ -107,7 +107,7 @@ def _seeds(runs: Sequence[Run]) -> list[int]:
         model = run.config.model
         if model.family != "simplified" or model.n_layers != 2:
             raise BirthlensError(
-                f"run = {str(run.path)!r} is a {model.family} model of {model.n_layers} layers; the order of birth is of "
+                f"run = {str(run.path)!r} is a {model.family} model of {model.n_layers} layers; the order of birth needs "
                 "the three memories of the two-layer simplified model."
             )
     first = runs[0]
@@ -115,13 +115,13 @@ def _seeds(runs: Sequence[Run]) -> list[int]:
     for run in runs:
         if difference := _difference(first, run):
             raise BirthlensError(
-                f"run = {str(run.path)!r} differs from {str(first.path)!r} in {difference}; an order over seeds takes runs "
+                f"run = {str(run.path)!r} differs from {str(first.path)!r} in {difference}; an order over seeds needs runs "
                 "that differ in nothing but seeds."
             )
         seeds = run.config.seeds
         if twin := seen.get((seeds.init, seeds.data)):
             raise BirthlensError(
-                f"run = {str(run.path)!r} has the seeds of {str(twin.path)!r}: one run twice is not two seeds."
+                f"run = {str(run.path)!r} has the same seeds as {str(twin.path)!r}: one run twice is not two seeds."
             )
         seen[seeds.init, seeds.data] = run
     initial = [run.config.seeds.init for run in runs]
@@ -129,7 +129,7 @@ def _seeds(runs: Sequence[Run]) -> list[int]:
 
 
 def _difference(one: Run, other: Run) -> str | None:
-    """Name a setting in which two runs differ, seeds, engine, checkpoints and evaluation aside; None where there is none."""
+    """Name a setting in which two runs differ, ignoring seeds, engine, checkpoints and evaluation; None if there is none."""
     for section in ("corpus", "task", "model", "optimiser", "training"):
         left, right = (vars(getattr(run.config, section)) for run in (one, other))
         for key in left:

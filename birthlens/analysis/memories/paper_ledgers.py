@@ -1,4 +1,4 @@
-"""The matrices of the paper's model, and the codebooks and families of associations that the ledger of each needs."""
+"""The matrices of the paper's model, with the codebooks and families of associations for the ledger of each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from birthlens.shapes import Float
 def paper_circuits(
     weights: Weights, prev_token_head: Head = PREV_TOKEN_HEAD, induction_head: Head = INDUCTION_HEAD
 ) -> dict[str, Circuit]:
-    """Return the circuits of the paper's memories by role, the linear feed-forward's where there is one."""
+    """Return the circuits of the paper's memories by role, including a linear feed-forward if there is one."""
     found = {
         "prev_token_memory": qk_circuit(weights, prev_token_head),
         "trigger_memory": qk_circuit(weights, induction_head),
@@ -46,17 +46,17 @@ def paper_ledgers(
     cells: bool = True,
     bigram: Float[Array, "d_vocab d_vocab"] | None = None,
 ) -> dict[str, tuple[Circuit, Ledger]]:
-    """Return the matrices of the paper's model, each with the ledger that its story needs.
+    """Return the matrices of the paper's model, each with its ledger.
 
     prev_token_memory: tokens and positions on both sides; previous, same and next position, same token.
-    trigger_memory: tokens and positions, remapped tokens on the key side; triggers (or all tokens) to their remapped selves,
-    the other tokens likewise, same token.
+    trigger_memory: tokens and positions, with remapped tokens on the key side; triggers (or all tokens) to their remapped
+    selves, the other tokens likewise, same token.
     output_memory: tokens, positions, remapped tokens against the unembedding; copying of tokens, copying of remapped tokens.
-    feed_forward_memory, where it is linear and `bigram` is given: the same inputs against the unembedding and the
-    `successors` of every token (in its span: their cells halve what the two explain together); each token to its successors,
+    feed_forward_memory, if it is linear and `bigram` is given: the same inputs against the unembedding and the `successors`
+    of every token (which lie in its span, so the two cells share equally what both explain); each token to its successors,
     copying of tokens.
 
-    With `cells=False` these associations are on their own, and all else is residual.
+    With `cells=False` there are only these associations, and everything else is residual.
     """
     words = tokens(weights)
     places = positions(weights)
@@ -66,7 +66,7 @@ def paper_ledgers(
     context = len(places)
     same = Association.identity(count)
     if context < 3:
-        raise BirthlensError(f"ledger: it takes 3 positions to tell neighbours apart, and the context has {context}.")
+        raise BirthlensError(f"ledger: telling neighbours apart needs 3 positions, and the context has {context}.")
     next_one = Association.of(((t, t + 1) for t in range(context - 1)), name="next")
     kept = list(range(count)) if triggers is None else list(triggers)
     others = sorted(set(range(count)) - set(kept))

@@ -1,4 +1,4 @@
-"""Projections of a matrix that a training can be held to: on the associations of its ledger, and on low rank."""
+"""Projections of a matrix that training can impose: on the associations of its ledger, or on low rank."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Tensors = dict[str, Float[Array, "..."]]
 
 
 class LedgerProjection:
-    """The projection of each matrix on the associations of its ledger, for frozen codebooks: made once, used at any step.
+    """The projection of each matrix on the associations of its ledger, for frozen codebooks; built once, used at any step.
 
     Raises:
-        BirthlensError: for other models than the two-layer simplified one.
+        BirthlensError: for any model other than the two-layer simplified one.
     """
 
     def __init__(
@@ -31,12 +31,12 @@ class LedgerProjection:
         bigram: Float[Array, "d_vocab d_vocab"] | None = None,
     ) -> None:
         if weights.config.family != "simplified" or weights.n_layers != 2:
-            raise BirthlensError("source = 'ledger': the paper's ledgers are those of the two-layer simplified model.")
+            raise BirthlensError("source = 'ledger': only the two-layer simplified model has the paper's ledgers.")
         found = paper_ledgers(weights, triggers, cells=False, bigram=bigram)
         self._ledgers = {role: ledger for role, (_, ledger) in found.items()}
 
     def __call__(self, weights: Weights) -> Tensors:
-        """Return the projections of the matrices of a model, by parameter."""
+        """Return the projections of a model's matrices, by parameter."""
         circuits = paper_circuits(weights)
         found: Tensors = {}
         for role, ledger in self._ledgers.items():
@@ -48,7 +48,7 @@ class LedgerProjection:
                 found[name] = fit
                 continue
             partner = weights[f"{layer}.{PARTNERS[short]}"][0].astype(np.float64)
-            inner = np.linalg.lstsq(partner, fit, rcond=None)[0]  # the partner is kept: W_Q W_K^T or W_V W_O is the fit
+            inner = np.linalg.lstsq(partner, fit, rcond=None)[0]  # the partner stays: W_Q W_K^T or W_V W_O is the fit
             found[name] = (inner.T if short == "W_K" else inner)[None]
         return found
 
@@ -57,7 +57,7 @@ def low_rank(matrix: Float[Array, "*head d_in d_out"], rank: int) -> Float[Array
     """Return the `rank` largest singular components of a matrix (of each head).
 
     Raises:
-        BirthlensError: where the matrix has fewer.
+        BirthlensError: if the matrix has fewer components.
 
     Example:
         >>> int(np.linalg.matrix_rank(low_rank(np.eye(4), 2)))

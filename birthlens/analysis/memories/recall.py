@@ -1,20 +1,20 @@
 """What a memory remembers: recall, ranks, margins and interference of a target association (paper section 4).
 
-A target association is a set of pairs (query, right entry) and a set of candidates among which the right one should win.
-With scores S and, for one pair, the wrong entries being every candidate that is no right entry of the same query, and the
-pair's choices being these and its right entry:
+A target association is a set of pairs (query, right entry) and a set of candidates among which the right entry should win.
+Let S be the scores. For one pair, the wrong entries are all candidates that are not a right entry of the same query. The
+choices of the pair are the wrong entries and its right entry.
 
-    recall                  mean of 1{right > every wrong}; ties are lost, so that a zero matrix recalls nothing
+    recall                  mean of 1{right > every wrong}; ties count as lost, so a zero matrix recalls nothing
     corrected_recall        (recall - chance) / (1 - chance), chance = mean of 1 / choices
-    matched_recall          recall among `ways` candidates only: the right one and ways - 1 drawn from the wrong, expected
-                            over all draws, hence exact: memories with unlike candidate sets meet at the same chance 1 / ways
-    soft_recall             mean softmax mass of the right entry, scores times `scale`
-    rank                    mean rank of the right entry, 1 the best, ties in the middle
+    matched_recall          recall among `ways` candidates: the right one and ways - 1 drawn from the wrong ones. It is the
+                            exact expectation over draws, and gives different candidate sets the same chance 1 / ways
+    soft_recall             mean softmax probability of the right entry, with scores times `scale`
+    rank                    mean rank of the right entry; 1 is the best, ties count half
     margin                  mean of right - best wrong, times `scale`
     standardised            mean over pairs of (right - mean wrong) / std wrong
     signal_to_interference  mean (right - mean wrong) / root mean square over the whole table of (wrong - its query's mean)
 
-Tables are read in blocks of rows: V x V is never formed.
+Tables are read in blocks of rows: the V x V table is never formed.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ READINGS = (
 
 @dataclass(frozen=True, eq=False)
 class Association:
-    """Pairs (query, right entry) and the candidates of the argmax, all as entries of the two codebooks.
+    """Pairs (query, right entry) and the candidates of the argmax, all as indices into the two codebooks.
 
-    A query may have several right entries, one pair each; its others then do not count as wrong.
+    A query may have several right entries, with one pair for each. The other right entries do not count as wrong.
 
     Raises:
-        BirthlensError: where a right entry is no candidate, or there is nothing to choose from.
+        BirthlensError: if a right entry is not a candidate, or there is nothing to choose from.
 
     Example:
         >>> Association.shift(4).pairs
@@ -68,7 +68,7 @@ class Association:
         if missing:
             raise BirthlensError(f"association {self.name}: right entries {missing[:5]} are not among the candidates.")
         if len(self.queries) == 0 or len(self.candidates) < 2:
-            raise BirthlensError(f"association {self.name}: needs one query and two candidates at least.")
+            raise BirthlensError(f"association {self.name}: needs at least one query and two candidates.")
 
     @classmethod
     def of(
@@ -94,7 +94,7 @@ class Association:
 
     @classmethod
     def shift(cls, entries: int, name: str = "all") -> Association:
-        """Pair position t with t - 1, for t from the second on; the candidates are all but the last position."""
+        """Pair position t with t - 1, from the second position on; the candidates are all positions except the last."""
         return cls.of(((t, t - 1) for t in range(1, entries)), name=name)
 
     @property
@@ -104,7 +104,7 @@ class Association:
 
     @cached_property
     def choices(self) -> Int[Array, "pair"]:
-        """Among how many each pair's right entry has to win: itself and the candidates that are wrong for its query."""
+        """The number of choices of each pair: its right entry and the candidates that are wrong for its query."""
         _, _, count = self._rights
         return len(self.candidates) - count + 1
 
@@ -112,11 +112,11 @@ class Association:
     def chance(self) -> float:
         """Recall of a random table: the mean of one over the number of choices."""
         levels = 1 / self.choices
-        return float(levels[0] + (levels - levels[0]).mean())  # exact where all have the same number
+        return float(levels[0] + (levels - levels[0]).mean())  # exact if all have the same number
 
     @cached_property
     def columns(self) -> Int[Array, "pair"]:
-        """Where each right entry stands among the candidates, which are sorted."""
+        """The index of each right entry among the candidates, which are sorted."""
         return np.searchsorted(self.candidates, self.right)
 
     def rights(self, pairs: slice) -> tuple[Int[Array, "hit"], Int[Array, "hit"]]:
@@ -130,7 +130,7 @@ class Association:
 
     @cached_property
     def _rights(self) -> tuple[Int[Array, "right"], Int[Array, "pair"], Int[Array, "pair"]]:
-        """The columns of right entries grouped by query, and for each pair where its query's group starts, and its size."""
+        """The columns of right entries grouped by query, with the start and size of each pair's group."""
         width = len(self.candidates)
         coded = _distinct(self.queries * width + self.columns)
         start, stop = (np.searchsorted(coded // width, self.queries, side) for side in ("left", "right"))
@@ -138,13 +138,13 @@ class Association:
 
 
 def _distinct(values: Int[Array, "value"]) -> Int[Array, "distinct"]:
-    """Sort and keep each once; np.unique would first import masked arrays, at a fiftieth of `birthlens probe`'s time."""
+    """Return the sorted distinct values; np.unique imports masked arrays first, 2 % of the time of `birthlens probe`."""
     return np.array(sorted(set(values.tolist())), dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class PairReadings:
-    """Per pair: the right score, the spread of the wrong ones, the rank; scores are as stored, not scaled."""
+    """For each pair: the right score, the spread of the wrong ones, and the rank; scores are not scaled."""
 
     right: Float[Array, "*step pair"]
     best_wrong: Float[Array, "*step pair"]
@@ -166,17 +166,17 @@ def pair_readings(
         counts = wrong[rows]
         right = scores[..., np.arange(scores.shape[-2]), columns[rows]]
         scores[hits] = 0
-        # In the scores' own precision, or entries that tie with the right one would no longer.
+        # Keep the scores' own precision: otherwise entries that tie with the right one would no longer tie.
         mean = (scores.sum(-1) / np.maximum(counts, 1)).astype(scores.dtype)
         scores -= mean[..., None]
         scores[hits] = 0
         squares = np.einsum("...rc,...rc->...r", scores, scores)
-        std = np.sqrt(squares / np.where(counts > 1, counts, np.nan))  # one wrong entry has no spread
+        std = np.sqrt(squares / np.where(counts > 1, counts, np.nan))  # a single wrong entry has no spread
         scores[hits] = -np.inf
         lead = right - mean
         best = scores.max(-1)
         rank = 1 + _count(scores > lead[..., None]) + _count(scores == lead[..., None]) / 2
-        rank[np.isnan(lead)] = np.nan  # every comparison with NaN is false, which would read as the best rank
+        rank[np.isnan(lead)] = np.nan  # every comparison with NaN is false, which would give the best rank
         top = np.maximum(lead, best)
         scores -= top[..., None]
         scores *= scale
@@ -188,7 +188,7 @@ def pair_readings(
 
 
 def _count(mask: Bool[Array, "*axes candidate"]) -> Int[Array, "*axes"]:
-    """Count what is true in each row; as bytes, which numpy adds up faster than truths. Ties are mostly none at all."""
+    """Count the true entries of each row, as bytes, which numpy adds faster than booleans. Most tie masks are empty."""
     if not mask.any():
         return np.zeros(mask.shape[:-1], dtype=np.int32)
     return np.asarray(mask.view(np.uint8).sum(-1, dtype=np.int32))
@@ -201,10 +201,10 @@ def readings(
     scale: float = 1.0,
     ways: int | None = None,
 ) -> dict[str, Float[Array, "*step"]]:
-    """Return every metric of `READINGS` (see the module), one number a checkpoint.
+    """Return every metric of `READINGS` (see the module), one number for each checkpoint.
 
-    `scale` is what the model multiplies these scores with (`weights.score_scale` for attention); `ways` is the number of
-    choices of `matched_recall`, all of each pair where it is not given.
+    `scale` is the model's factor for these scores (`weights.score_scale` for attention). `ways` is the number of choices of
+    `matched_recall` (default: all choices of each pair).
 
     Example:
         >>> from birthlens.analysis.memories.memory import Circuit, Codebook
@@ -234,7 +234,7 @@ def readings(
 
 
 def chance_level(metric: str, association: Association, ways: int | None = None) -> float:
-    """Return what a random table reads, NaN for the margin, which has no scale of its own."""
+    """Return the metric's value for a random table; NaN for the margin, which has no scale of its own."""
     levels = {
         "recall": association.chance,
         "matched_recall": association.chance if ways is None else 1 / ways,
@@ -248,10 +248,10 @@ def chance_level(metric: str, association: Association, ways: int | None = None)
 def matched_recall(
     rank: Float[Array, "*axes pair"], choices: Int[Array, "#pair"], ways: int | None
 ) -> Float[Array, "*axes pair"]:
-    """Return the chance that an entry of this rank beats ways - 1 wrong ones drawn without replacement.
+    """Return the probability that an entry of this rank beats ways - 1 wrong ones drawn without replacement.
 
-    prod_{i=1}^{ways-1} (choices - rank - i + 1) / (choices - i); ways = choices gives recall, ways = 2 the share of wrong
-    entries that the right one beats. `choices` is the number that each pair's entry is ranked among.
+    It is prod_{i=1}^{ways-1} (choices - rank - i + 1) / (choices - i). ways = choices gives recall, and ways = 2 the share
+    of wrong entries that the right one beats. `choices` is the number of entries that each pair is ranked among.
 
     Example:
         >>> matched_recall(np.array([1.0, 2.0, 5.0]), choices=np.array([5]), ways=2).tolist()
@@ -266,13 +266,13 @@ def matched_recall(
         beaten *= np.clip(choices - rank - drawn + 1, 0, None) / (choices - drawn)
     return np.where(
         (choices == ways) & ~np.isnan(rank), rank == 1, beaten
-    )  # against all of the wrong, ties are lost as in recall
+    )  # against all wrong entries, ties count as lost, as in recall
 
 
 def frobenius_share(memory: AssociativeMemory, association: Association) -> Float[Array, "*step"]:
     """Return the share of ||W||^2 along the ideal memory M = sum of u_q^T v_r over the pairs: <W, M>^2 / ||W||^2 ||M||^2.
 
-    One coefficient for all pairs; the ledger gives one to each. A random matrix has 1 / (d_in d_out) on average.
+    There is one coefficient for all pairs; the ledger has one for each. A random matrix has 1 / (d_in d_out) on average.
     """
     inputs = memory.inputs.vectors[..., association.queries, :]
     ideal = inputs.swapaxes(-1, -2) @ memory.outputs.vectors[..., association.right, :]

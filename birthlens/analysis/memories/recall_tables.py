@@ -1,14 +1,14 @@
 """Tables of what the memories recall, over checkpoints: the paper's three (section 4), or every circuit of any model.
 
-Both have the columns of `series`, one number a row, with the metrics of `readings.METRICS` and these:
+Both have the columns of `series`, with one number in each row. Their metrics are those of `recall.READINGS` and these:
 
     frobenius_share   share of ||W||^2 along the ideal memory           effective_rank   (sum s^2)^2 / sum s^4
     kl                KL(bigram || softmax) of the feed-forward; chance = its value for uniform predictions
-    spread            how far a score of this circuit moves over candidates: root mean square over queries of its standard
-                      deviation, times the score scale (QK) or 1; for bases that have no pairing
+    spread            how much a score of this circuit varies over candidates: root mean square over queries of its standard
+                      deviation, times the score scale (QK) or 1; for bases without a pairing
 
-Candidates matter: with K fixed triggers, queries outside them were never trained, and outputs that are never triggers leave
-K queries of the output memory untrained. Sets are therefore named, and `matched_recall` compares memories at one chance.
+Candidates matter. With K fixed triggers, queries outside them were never trained. If outputs are never triggers, K queries
+of the output memory are never trained. Sets therefore have names, and `matched_recall` compares memories at equal chance.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from birthlens.shapes import Float
 from birthlens.system import cores
 
 BASES: tuple[Basis, ...] = ("raw", "dual")
-EARLY = 64  # positions of the candidate set "first 64": sequences see them all, and the paper's context is 256
-CHUNK_BYTES = 80_000_000  # of weights, read at once: enough to drown Python's overhead, few enough to stay small
+EARLY = 64  # positions of the candidate set "first 64": all sequences contain them, and the paper's context is 256
+CHUNK_BYTES = 80_000_000  # of weights, read at once: enough to hide Python's overhead, few enough to save memory
 
 Checkpoints = Iterable[tuple[int, Weights]]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One named memory over a stack of checkpoints, the sets of candidates to read it with, and the scale of its scores."""
+    """A named memory over a stack of checkpoints, the candidate sets to read it with, and the scale of its scores."""
 
     name: str
     heads: tuple[Head, ...]
@@ -60,7 +60,7 @@ class Probe:
     def series(
         self, steps: Sequence[int], basis: Basis, metric: str, candidates: str, values: Array, chance: float, n: int
     ) -> Series:
-        """Return a metric of this memory over steps; `values` may be one number where no step changes it."""
+        """Return a metric of this memory over steps; `values` may be a single number that holds at every step."""
         layer = self.memory.circuit.layer
         every = np.broadcast_to(values, len(steps)).astype(np.float64)
         head = ">".join(map(str, self.heads))
@@ -74,11 +74,11 @@ def paper_probes(
     prev_token_head: Head = PREV_TOKEN_HEAD,
     induction_head: Head = INDUCTION_HEAD,
 ) -> list[Probe]:
-    """Return the paper's three memories, of a checkpoint or of stacked ones, with every candidate set that makes sense.
+    """Return the paper's three memories, of one checkpoint or of stacked ones, with every candidate set that applies.
 
-    `triggers` are the fixed triggers (None where they are random), `outputs` the tokens that can be outputs where not all
-    can. Sets: "all"; "triggers" (queries and candidates); "triggers among all" and "outputs among all" (queries only);
-    "first 64" positions, a codebook of their own.
+    `triggers` are the fixed triggers (None if they are random). `outputs` are the tokens that can be outputs (None if all
+    can). Sets: "all"; "triggers" (queries and candidates); "triggers among all" and "outputs among all" (queries only);
+    "first 64" positions, with a codebook of their own.
     """
     vocabulary = weights["W_E"].shape[-2]
     scale = weights.score_scale
@@ -90,7 +90,7 @@ def paper_probes(
         narrowed.append(Association.identity(vocabulary, triggers, None, "triggers among all"))
     written = [] if outputs is None else [Association.identity(vocabulary, outputs, None, "outputs among all")]
     context = weights["W_pos"].shape[-2] if "W_pos" in weights else 0
-    if context > 2:  # with two positions there is nothing to choose from
+    if context > 2:  # with two positions there is no choice
         memory = prev_token_memory(weights, prev_token_head)
         probes.append(Probe("prev_token_memory", (prev_token_head,), memory, (Association.shift(context),), scale))
         if context > EARLY:
@@ -114,23 +114,22 @@ def memory_series(
     bases: Sequence[Basis] = BASES,
     ways: int | None = None,
 ) -> SeriesTable:
-    """Read the paper's memories at every checkpoint, (step, weights) by (step, weights).
+    """Read the paper's memories at every checkpoint, given as (step, weights).
 
-    Columns as in the module. `matched_recall` is among `ways` candidates, by default as many as there are triggers, else 5.
-    The feed-forward's `kl` is there where `bigram` is given and the model has a linear feed-forward; it leaves `triggers`
-    out.
+    Columns as in the module. `matched_recall` is among `ways` candidates (default: the number of triggers, or 5).
+    The feed-forward's `kl` needs `bigram` and a model with a linear feed-forward; it leaves out `triggers`.
 
-    Each checkpoint is read in its own codebooks; `attrs["moving_codebooks"]` names those that training moves, so that it is
-    stated where a recall may rise because its basis did.
+    Each checkpoint is read in its own codebooks. `attrs["moving_codebooks"]` names those that training moves, because recall
+    may then rise with a change of basis.
 
     Raises:
-        BirthlensError: where there is no checkpoint, or the model lacks one of the heads.
+        BirthlensError: if there is no checkpoint, or the model lacks one of the heads.
     """
     wanted = ways or (len(triggers) if triggers is not None and len(triggers) > 1 else 5)
     found: list[Series] = []
     waiting: Iterable[list[Series]] = ()
     moving = Moving([prev_token_head])
-    # Products this small lose to the waiting of BLAS threads, tenfold on a busy machine: each of ours reads its own tables.
+    # BLAS threads slow down products this small, tenfold on a busy machine. Instead, each thread reads tables of its own.
     with threadpool_limits(1), ThreadPoolExecutor(cores()) as pool:
         for steps, weights in chunks(checkpoints):
             moving.watch(weights)
@@ -139,7 +138,7 @@ def memory_series(
             if bigram is not None and f"L{weights.n_layers - 1}.W_F" in weights:
                 parts.append(_kl(steps, weights, bigram, triggers or ()))
             started: Iterable[list[Series]] = pool.map(list, parts)
-            found += chain.from_iterable(waiting)  # of the chunk before, which was being read while this one was loaded
+            found += chain.from_iterable(waiting)  # of the previous chunk, which was read while this one was loading
             waiting = started
         found += chain.from_iterable(waiting)
     return SeriesTable(found, {"moving_codebooks": moving.names})
@@ -153,13 +152,13 @@ def circuit_series(
     ways: int = 5,
     fold: bool = False,
 ) -> SeriesTable:
-    """Read every head of any model in every basis (`circuits.all_memories`), with `fold` behind its layer norms.
+    """Read every head of any model in every basis (`circuits.all_memories`); `fold` folds its layer norms in first.
 
-    Columns as in the module; `memory` is the circuit with its codebooks. Bases without a pairing have `spread` alone.
+    Columns as in the module; `memory` is the circuit with its codebooks. Bases without a pairing have `spread` only.
     attrs["moving_codebooks"] as in `memory_series`; attrs["folded"] says whether layer norms were folded (`layer_norms`).
 
     Raises:
-        BirthlensError: where there is no checkpoint, or no layer norm to fold.
+        BirthlensError: if there is no checkpoint, or no layer norm to fold.
     """
     series: list[Series] = []
     moving = Moving(heads)
@@ -185,9 +184,9 @@ def chunks(checkpoints: Checkpoints) -> Iterator[tuple[list[int], Weights]]:
 
 
 class Moving:
-    """Watches checkpoints go by for codebooks that training moves; `heads` are those that remap tokens (None: all).
+    """Finds codebooks that training moves, one checkpoint after the other; `heads` are those that remap tokens (None: all).
 
-    The last layer's heads remap nothing, as no later one reads what they write.
+    Heads of the last layer remap nothing, because no later layer reads what they write.
     """
 
     def __init__(self, heads: Sequence[Head] | None = None) -> None:
@@ -196,7 +195,7 @@ class Moving:
         self._found: set[str] = set()
 
     def watch(self, weights: Weights) -> None:
-        """Compare a checkpoint, or some stacked ones, with the first seen."""
+        """Compare a checkpoint, or several stacked ones, with the first one seen."""
         first = self._first = weights if self._first is None else self._first
         layers = {head.layer for head in (first.heads if self.heads is None else self.heads)} - {first.n_layers - 1}
         behind = ["W_E", "W_pos", "W_U", *(f"L{layer}.{name}" for layer in layers for name in ("W_V", "W_O"))]
@@ -207,12 +206,12 @@ class Moving:
 
     @property
     def names(self) -> list[str]:
-        """The tensors behind the codebooks that are not the same in all checkpoints, sorted."""
+        """The tensors behind the codebooks that differ between checkpoints, sorted."""
         return sorted(self._found)
 
 
 def _parts(steps: Sequence[int], probe: Probe, bases: Sequence[Basis], ways: int) -> list[Iterator[Series]]:
-    """List the parts of what is read of a memory, in their order; each is read when it is first asked, in any thread."""
+    """List the parts of a memory's readings, in order; each is computed when it is first iterated, in any thread."""
     parts: list[Iterator[Series]] = []
     for association in probe.associations:
         parts += [_readings(steps, probe, association, basis, ways) for basis in bases]
@@ -241,7 +240,7 @@ def _share(steps: Sequence[int], probe: Probe, association: Association) -> Iter
 
 
 def _rank(steps: Sequence[int], probe: Probe) -> Iterator[Series]:
-    # A Gaussian d x d' matrix has a participation ratio of d d' / (d + d'), by its first two Marchenko-Pastur moments.
+    # A Gaussian d x d' matrix has a participation ratio of d d' / (d + d'), from its first two Marchenko-Pastur moments.
     circuit = probe.memory.circuit
     d_in, d_out = probe.memory.circuit.width
     chance = d_in * d_out / (d_in + d_out) if circuit.left.shape[-1] >= min(d_in, d_out) else float("nan")

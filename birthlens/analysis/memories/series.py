@@ -1,8 +1,8 @@
-"""Numbers over checkpoints before they are a table: pandas takes longer to import than they take to find.
+"""Readings over checkpoints before they become a table, because importing pandas takes longer than computing them.
 
-Columns of the table, one number a row: step, memory, layer, head, basis ("raw", "dual"), metric, candidates (the name of the
-candidate set), value, chance (what a random table reads, NaN where that has no meaning) and n (how many queries the mean is
-over, or entries of the matrix for metrics of the whole matrix). Rows are sorted by step, then memory.
+Columns of the table, with one number in each row: step, memory, layer, head, basis ("raw", "dual"), metric, candidates (the
+name of the candidate set), value, chance (the value for a random table, or NaN if that has no meaning) and n (the number of
+queries in the mean, or of matrix entries for metrics of the whole matrix). Rows are sorted by step, then memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """One metric of one memory over some steps; the fields are the columns of the module, in their order."""
+    """One metric of one memory over some steps; the fields are the columns of the module, in the same order."""
 
     step: Sequence[int]
     memory: str
@@ -48,10 +48,10 @@ COLUMNS = [column.name for column in fields(Series)]
 
 @dataclass(frozen=True, eq=False)
 class SeriesTable:
-    """Series, what is to be known of them all (`attrs`, as pandas has it), and the ways to write them down.
+    """Series with facts that hold for all of them (`attrs`, as in pandas), convertible to a table or CSV.
 
     Raises:
-        BirthlensError: where there is no series.
+        BirthlensError: if there are no series.
     """
 
     series: Sequence[Series]
@@ -79,7 +79,7 @@ class SeriesTable:
         return table
 
     def to_csv(self) -> str:
-        """Spell the table as pandas does, every number so that it reads back as the same."""
+        """Format the table as pandas does; every number reads back exactly."""
         lines: dict[int, list[str]] = defaultdict(list)
         place = COLUMNS.index("value")
         for single in self._by_memory():

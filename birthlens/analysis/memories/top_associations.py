@@ -1,4 +1,4 @@
-"""The strongest associations of a memory, right and wrong, in bounded memory."""
+"""The strongest right and wrong associations of a memory, with a limit on memory use."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def top_associations_table(
 ) -> pd.DataFrame:
     """List the k strongest right and the k strongest wrong associations of one checkpoint, by label.
 
-    Columns: kind ("right", "wrong", or "any" where no association is given), place (from 1), input, output, score.
-    The table of scores is passed in blocks of rows, so a 50,000-word vocabulary needs tens of megabytes.
+    Columns: kind ("right", "wrong", or "any" if no association is given), place (from 1), input, output, score.
+    The table of scores is read in blocks of rows, so a vocabulary of 50,000 words needs tens of megabytes.
 
     Raises:
-        BirthlensError: for a stack of checkpoints; take one.
+        BirthlensError: for a stack of several checkpoints.
     """
     import pandas as pd
 
@@ -53,7 +53,7 @@ def top_associations_table(
         busy = np.flatnonzero(scores.max(axis=1) > floor)
         if len(busy) == 0:
             continue
-        # Only rows that can enter the list are searched, each for its k best at most.
+        # Search only rows that can enter the list, each for at most its k best entries.
         width = min(k, scores.shape[1])
         columns = np.argpartition(scores[busy], -width, axis=1)[:, -width:]
         values = np.take_along_axis(scores[busy], columns, axis=1).ravel()

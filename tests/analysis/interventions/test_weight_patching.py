@@ -271,7 +271,7 @@ def test_memories_have_names(ideal: Weights) -> None:
     assert memory_named(ideal, "L1H0.QK: W_E -> W_pos")[1] is None
     with pytest.raises(BirthlensError, match="has 9 readings"):
         memory_named(ideal, "L1H0.QK")
-    with pytest.raises(BirthlensError, match="is no memory"):
+    with pytest.raises(BirthlensError, match="is not a memory"):
         memory_named(ideal, "feed_forward_memory")
 
 

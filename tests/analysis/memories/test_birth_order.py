@@ -237,10 +237,10 @@ def test_the_answer_may_depend_on_the_probe_and_the_candidates() -> None:
 
 
 def test_too_few_candidates_leave_no_band() -> None:
-    with pytest.raises(BirthlensError, match="3 candidates leave no null band"):
+    with pytest.raises(BirthlensError, match="3 candidates are too few for a null band"):
         shifted_scores(memory_of(np.eye(3)), Association.identity(3))
     weights = initial_weights(ModelConfig(d_model=8), 3, 20, np.random.default_rng(0))
-    with pytest.raises(BirthlensError, match="trigger_memory: 3 candidates leave no null band"):
+    with pytest.raises(BirthlensError, match="trigger_memory: 3 candidates are too few for a null band"):
         standardised_table([(0, weights)])
 
 

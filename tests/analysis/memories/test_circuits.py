@@ -183,7 +183,7 @@ def test_folding_layer_norms_keeps_the_function_and_changes_the_circuits() -> No
 def test_wrong_bases_and_absent_heads_are_refused() -> None:
     weights = weights_of()
     remapped = tokens(weights).through(ov_circuit(weights, Head(0, 0)))
-    with pytest.raises(BirthlensError, match=r"L0H0\.QK sees the input of layer 0"):
+    with pytest.raises(BirthlensError, match=r"L0H0\.QK reads the input of layer 0"):
         AssociativeMemory(qk_circuit(weights, Head(0, 0)), tokens(weights), remapped)
     with pytest.raises(BirthlensError, match="head = L2H0 does not exist"):
         trigger_memory(weights, head=Head(2, 0))

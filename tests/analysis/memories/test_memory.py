@@ -93,11 +93,11 @@ def test_a_path_reads_the_input_of_its_first_layer_and_writes_from_its_last() ->
     ov = [Circuit(f"L{layer}H0.OV", np.eye(4), writes="readout", layer=layer) for layer in range(4)]
     words, readout = book(np.eye(4)), book(np.eye(4), "W_U", space="readout")
     path, late = ov[0].then(ov[1]), words.through(ov[0])
-    with pytest.raises(BirthlensError, match=r"L0H0\.OV>L1H0\.OV sees the input of layer 0, .* W_E>L0H0\.OV"):
+    with pytest.raises(BirthlensError, match=r"L0H0\.OV>L1H0\.OV reads the input of layer 0, .* W_E>L0H0\.OV"):
         AssociativeMemory(path, late, readout)
     assert AssociativeMemory(ov[1].then(ov[2]), late, readout).scores().trace() == 4
     assert words.through(path).layer == 2
-    with pytest.raises(BirthlensError, match="rising layers"):
+    with pytest.raises(BirthlensError, match="increasing layers"):
         ov[2].then(ov[1].then(ov[3]))  # its first head is below the one that it follows
     whole = ov[0].then(ov[1].then(ov[3]))
     assert (whole.reading_layer, whole.layer, whole.name) == (0, 3, "L0H0.OV>L1H0.OV>L3H0.OV")
@@ -174,7 +174,7 @@ def test_bad_codebooks_circuits_and_bases_are_named() -> None:
     scoring, writing = Circuit("L0H0.QK", np.eye(3)), Circuit("L0H0.OV", np.eye(3), writes="readout")
     with pytest.raises(BirthlensError, match=r"L0H0\.QK scores pairs"):
         book(np.eye(3)).through(scoring)
-    with pytest.raises(BirthlensError, match="rising layers"):
+    with pytest.raises(BirthlensError, match="increasing layers"):
         writing.then(writing)
 
 
