@@ -43,11 +43,12 @@ PLAN = {
         < backends < runner < ablation attribution < patching suite < causal_tables edge_tables""",
     "analysis.behaviour": """
         attention contrast decomposition excess head_weights noisy_recall sinks sweep_results < head_scores trajectory""",
-    "analysis.theory": "gradients width < first_step outer_products < memory_scaling three_steps updates",
+    "analysis.theory": """
+        fact_stages gradients width < first_step outer_products < memory_capacity memory_scaling three_steps updates""",
     "claims": """
         claim tiers < __init__ grids identity scorecard statistics.associative statistics.copying statistics.theory
-        statistics.timing < catalogue.associative catalogue.theory statistics.behaviours statistics.facts
-        statistics.markov statistics.noise statistics.orders < catalogue.memories statistics.sinks
+        statistics.timing < catalogue.associative catalogue.theory statistics.behaviours statistics.fact_theory
+        statistics.facts statistics.markov statistics.noise statistics.orders < catalogue.fact_theory catalogue.memories statistics.sinks
         < catalogue.memory_line < catalogue < book < reproduction""",
     "bench": "baselines pages scaling timing < cases < whole_runs",
     "viz": """

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from birthlens.claims.catalogue.associative import ASSOCIATIVE
+from birthlens.claims.catalogue.fact_theory import FACT_THEORY
 from birthlens.claims.catalogue.memories import DENSE, MEMORIES, RANDOM
 from birthlens.claims.catalogue.memory_line import MEMORY_LINE
 from birthlens.claims.catalogue.theory import THEORY
@@ -176,6 +177,7 @@ CLAIMS: tuple[Claim, ...] = (
         unchecked="their training runs cannot be repeated on two cores, nor are their early checkpoints at hand",
     ),
     *MEMORY_LINE,
+    *FACT_THEORY,
     *ASSOCIATIVE,
 )
 
