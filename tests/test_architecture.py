@@ -48,7 +48,8 @@ PLAN = {
     "claims": """
         claim tiers < __init__ grids identity scorecard statistics.associative statistics.copying statistics.theory
         statistics.timing < catalogue.associative catalogue.theory statistics.behaviours statistics.fact_theory
-        statistics.facts statistics.markov statistics.noise statistics.orders < catalogue.fact_theory catalogue.memories statistics.sinks
+        statistics.facts statistics.markov statistics.noise statistics.orders
+        < catalogue.fact_theory catalogue.memories statistics.sinks
         < catalogue.memory_line < catalogue < book < reproduction""",
     "bench": "baselines pages scaling timing < cases < whole_runs",
     "viz": """
