@@ -24,6 +24,7 @@ _HOMES = {
     "BigramTask": "tasks.bigram",
     "BirthlensError": "errors",
     "Head": "model.sites",
+    "Monitor": "analysis.behaviour.monitor",
     "RunConfig": "config.run",
     "TokenBatch": "tasks.batch",
     "Weights": "model.weights",
@@ -37,6 +38,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from birthlens.analysis.behaviour.monitor import Monitor as Monitor
     from birthlens.config.presets import preset as preset
     from birthlens.config.run import RunConfig as RunConfig
     from birthlens.errors import BirthlensError as BirthlensError

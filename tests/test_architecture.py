@@ -27,7 +27,7 @@ PLAN = {
         < predictors.scores counter_sampling""",
     "model": """
         directory series sites < components weights < alignment forward hooked initialisation < edited_forward layout
-        stacked_forward < hooks incremental < effects""",
+        stacked_forward < hooks incremental < effects < live""",
     "runs": """
         files lineage lock provenance seal < header metrics < state tables < run < evaluation writer < reuse < verify""",
     "analysis.memories": """
@@ -42,7 +42,8 @@ PLAN = {
         bootstrap metrics spec truncation < scoring weight_patching < corruptions replacements suite_results < edges
         < backends < runner < ablation attribution < patching suite < causal_tables edge_tables""",
     "analysis.behaviour": """
-        attention contrast decomposition excess head_weights noisy_recall sinks sweep_results < head_scores trajectory""",
+        attention contrast decomposition excess head_weights noisy_recall sinks sweep_results < head_scores trajectory
+        < monitor""",
     "analysis.theory": """
         fact_stages gradients width < first_step outer_products < memory_capacity memory_scaling three_steps updates""",
     "claims": """

@@ -162,6 +162,25 @@ def checkpointing(config: RunConfig, rounds: int) -> list[Row]:
         return share_rows("checkpoint", setting, timings, trainer.engine_name)
 
 
+def monitoring(config: RunConfig, rounds: int) -> list[Row]:
+    """A `Monitor` at its defaults in a HookedTransformer loop: a measurement, and what that adds to a step on average."""
+    from birthlens.analysis.behaviour.monitor import Monitor
+    from birthlens.model.hooked import build
+
+    task, weights = _task_and_weights(config)
+    monitor = Monitor(build(weights))
+    steps = itertools.count(1)
+    step = hooked_step(weights, config)
+    variants: dict[str, Callable[[], object]] = {
+        "hooked": lambda: step(task.batch(config.training.batch_size, 0, next(steps))),
+        "measurement": lambda: monitor.step(monitor.every * next(steps)),
+    }
+    timings = interleaved(variants, rounds)
+    name = f"measurements a step, one every {monitor.every} steps"
+    timings[name] = Timing(name, tuple(second / monitor.every for second in timings["measurement"].seconds))
+    return share_rows("monitor", f"batch {config.training.batch_size}", timings, "hooked")
+
+
 def _processes(commands: Mapping[str, list[str]]) -> dict[str, Callable[[], object]]:
     run = partial(subprocess.run, check=True, capture_output=True)
     return {name: partial(run, command) for name, command in commands.items()}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CASES = ("start", "sampling", "step64", "step512", "full", "probes", "checkpoint", "interventions", "memory", "accuracy",
-         "suite", "scaling")  # fmt: skip
+         "suite", "monitor", "scaling")  # fmt: skip
 SLOW = ("step512", "memory", "accuracy", "suite")
 """The cases that --quick leaves out."""
 
@@ -127,6 +127,10 @@ def _cases(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
         "accuracy": lambda: [
             *whole_runs.training(preset("paper"), "paper", goal=0.9),
             *whole_runs.training(preset("demo"), "demo"),
+        ],
+        "monitor": lambda: [
+            *cases.monitoring(preset("paper-full", [small]), few),
+            *cases.monitoring(preset("paper-full", [small, "training.batch_size=8"]), few),
         ],
         "suite": lambda: whole_runs.ablation_suite(paper, 100, 256),
         "scaling": lambda: scaling(few),

@@ -23,6 +23,7 @@ from torch import Tensor
 from birthlens.analysis.interventions.ablation import Models
 from birthlens.model.forward import activations, tensors_of
 from birthlens.model.hooks import captured_with_logits
+from birthlens.model.live import LiveModel
 from birthlens.model.sites import Head, Point
 from birthlens.model.weights import Weights
 from birthlens.shapes import Bool, Float, Int
@@ -55,7 +56,7 @@ class Watched:
 
 
 @torch.no_grad()
-def watch(model: Weights | HookedModel, batch: TokenBatch, chunk: int = CHUNK) -> Iterator[Watched]:
+def watch(model: Weights | HookedModel | LiveModel, batch: TokenBatch, chunk: int = CHUNK) -> Iterator[Watched]:
     """Run a model over a batch, part by part; weights need no TransformerLens.
 
     Raises:
@@ -70,6 +71,10 @@ def watch(model: Weights | HookedModel, batch: TokenBatch, chunk: int = CHUNK) -
             yield Watched(part, seen.patterns, seen.logits)
         return
     check_tokens(batch, model.cfg.d_vocab, model.cfg.n_ctx)
+    if isinstance(model, LiveModel):
+        for part in batch.chunks(chunk):
+            yield Watched(part, *model.seen(part.tokens))
+        return
     points = [Point("pattern", layer) for layer in range(model.cfg.n_layers)]
     for part in batch.chunks(chunk):
         found, logits = captured_with_logits(model, part.tokens, points)

@@ -51,17 +51,17 @@ class HeadWeights:
         if isinstance(self._model, Weights):
             return self._model[f"L{head.layer}.{name}"][head.head]
         stack = getattr(self._model.blocks[head.layer].attn, name)
-        return stack[head.head * len(stack) // self._model.cfg.n_heads].detach().numpy()
+        return stack[head.head * len(stack) // self._model.cfg.n_heads].detach().cpu().numpy()
 
     @property
     def embedding(self) -> Float[Array, "d_vocab d_model"]:
         """W_E."""
-        return self._model["W_E"] if isinstance(self._model, Weights) else self._model.W_E.detach().numpy()
+        return self._model["W_E"] if isinstance(self._model, Weights) else self._model.W_E.detach().cpu().numpy()
 
     @property
     def unembedding(self) -> Float[Array, "d_model d_vocab"]:
         """W_U."""
-        return self._model["W_U"] if isinstance(self._model, Weights) else self._model.W_U.detach().numpy()
+        return self._model["W_U"] if isinstance(self._model, Weights) else self._model.W_U.detach().cpu().numpy()
 
     @property
     def positions(self) -> Float[Array, "n_ctx d_model"] | None:
@@ -72,7 +72,7 @@ class HeadWeights:
             return None
         room = self._model.pos_embed
         found = getattr(room, "W_pos", None)
-        return (room.weight if found is None else found).detach().numpy()
+        return (room.weight if found is None else found).detach().cpu().numpy()
 
 
 def weight_scores_table(models: Models, tokens: Sequence[int] | None = None) -> pd.DataFrame:

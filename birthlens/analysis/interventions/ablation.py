@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from birthlens.model.hooked import HookedModel
+    from birthlens.model.live import LiveModel
 
-Models = Iterable[tuple[int, "Weights | HookedModel"]]
+Models = Iterable[tuple[int, "Weights | HookedModel | LiveModel"]]
 """Checkpoints to analyse: (step, weights) as `Run.checkpoints` gives them, or (0, model) for any TransformerLens model."""
 
 PATTERN_METHODS = {
