@@ -27,7 +27,7 @@ PLAN = {
         < predictors.scores counter_sampling""",
     "model": """
         directory series sites < components weights < alignment forward hooked initialisation < edited_forward layout
-        stacked_forward < hooks incremental < effects < live""",
+        stacked_forward fingerprints < audit hooks incremental < effects < live""",
     "runs": """
         files lineage lock provenance seal < header metrics < state tables < run < evaluation writer < reuse < verify""",
     "analysis.memories": """

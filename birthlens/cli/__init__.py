@@ -24,6 +24,7 @@ HOMES = {
     "train": "training",
     "steps": "basics",
     "verify": "basics",
+    "audit": "basics",
     "fork": "forking",
     "contrast": "forking",
     "probe": "probing",

@@ -1,4 +1,4 @@
-"""`birthlens corpus`, `birthlens steps` and `birthlens verify`."""
+"""`birthlens corpus`, `birthlens steps`, `birthlens verify` and `birthlens audit`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from birthlens.cli.streams import tell
-from birthlens.cli.tables import escaped_json, format_option, show_csv, show_rows, without_formulas
+from birthlens.cli.tables import deliver, escaped_json, format_option, out_option, show_csv, show_rows, without_formulas
 from birthlens.errors import BirthlensError
 
 
@@ -78,6 +78,34 @@ def verify(paths: tuple[str, ...]) -> None:
         tell("\n".join(verdict.lines()))
     if damaged := sum(not verdict.whole for verdict in verdicts):
         raise BirthlensError(f"{damaged} of {len(verdicts)} runs {'is' if damaged == 1 else 'are'} damaged.")
+
+
+@click.command(epilog="Example: birthlens audit models--EleutherAI--pythia-14m")
+@click.argument("series", metavar="SERIES", type=click.Path())
+@out_option
+@format_option
+def audit(series: str, out: str | None, style: str) -> None:
+    """Look for wrong labels in a SERIES of model directories: which are suspicious, and how strongly (0 to 1).
+
+    Equal weights under two steps, steps that lie elsewhere by their weights, a first step that looks trained, checkpoints of
+    another run, missing steps, and configs or tokenizers that differ. Every column is explained in docs/tables.md.
+    """
+    from birthlens.model.audit import audit_table
+    from birthlens.model.series import series_at
+
+    found = series_at(series)
+    if found is None:
+        raise BirthlensError(
+            f"series = {series!r} is no series of model directories: give a folder with step1000 or checkpoint-1000 "
+            "folders, a model in the cache of the hub with references step1000, or a YAML file of steps and directories."
+        )
+    table = audit_table(found)
+    if out is not None or style != "table":
+        deliver(table, out, style)
+        return
+    for strength, kind, sentence in zip(table["strength"], table["kind"], table["finding"], strict=True):
+        tell(f"{strength:.2f}  {kind}: {sentence}")
+    tell(f"{len(found.steps)} checkpoints, {len(table) or 'no'} suspicious finding{'' if len(table) == 1 else 's'}.")
 
 
 def _csv(style: str, header: list[str], rows: list[list[str]]) -> None:
