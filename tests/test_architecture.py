@@ -31,13 +31,14 @@ PLAN = {
     "runs": """
         files lineage lock provenance seal < header metrics < state tables < run < evaluation writer < reuse < verify""",
     "analysis.memories": """
-        duals gram intervals series < memory < layer_norms recall < circuits ledger top_associations
+        duals gram intervals series < memory < layer_norms recall < circuits ledger margins top_associations
         < ideal ledger_factors ledger_nulls names paper_ledgers recall_tables
         < birth_order ledger_tables < order_tables projections""",
     "training": """
         simplified.folding < simplified.buffers simplified.torch_step < simplified.kernels < simplified.numba_step
         < clamping.matrices clamping.passes clamping.timeline < clamping.clamped engines footprint optimiser < stack
-        < stacked_optimiser loop < ensemble loggers pools recording grid workers < forking many replay < sweep""",
+        < stacked_optimiser loop < ensemble loggers pools recording grid workers < forking many replay
+        < data_attribution sweep""",
     "analysis.interventions": """
         bootstrap metrics spec truncation < scoring weight_patching < corruptions replacements suite_results < edges
         < backends < runner < ablation attribution < patching suite < causal_tables edge_tables""",
@@ -55,7 +56,7 @@ PLAN = {
     "bench": "baselines pages scaling timing < cases < whole_runs",
     "viz": """
         attention_frames figures.style html report.numbers report.command_of_run watch
-        < figures.tick_labels < figures.areas figures.contrast figures.curves figures.heatmaps notebook
+        < figures.tick_labels < figures.areas figures.attribution figures.contrast figures.curves figures.heatmaps notebook
         report.charts
         < figures report.leads report.page < figures.gallery report.scorecard
         < report.compare report.memories < report.story < report""",

@@ -27,6 +27,7 @@ HOMES = {
     "audit": "basics",
     "fork": "forking",
     "contrast": "forking",
+    "data-attribution": "forking",
     "probe": "probing",
     "demo": "demo",
     "bench": "benching",

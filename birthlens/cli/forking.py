@@ -1,6 +1,8 @@
-"""`birthlens fork` and `contrast`: a run that begins at a step of another run, and what it does otherwise."""
+"""`birthlens fork`, `contrast` and `data-attribution`: experiments on training, and what came of them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import click
 
@@ -89,3 +91,52 @@ def contrast(
         from birthlens.viz.figures.style import save
 
         tell(str(save(difference_curves(contrasts.contrast_table(pairs)), figure)), err=True)
+
+
+@click.command("data-attribution", epilog="Example: birthlens data-attribution runs/demo trigger_memory --every 10")
+@click.argument("run", type=click.Path())
+@click.argument("memory")
+@click.option("--from", "start", type=int, help="The step that the first update starts from; by default the first one.")
+@click.option("--until", "stop", type=int, help="The step that the last update leads to; by default the last one.")
+@click.option(
+    "--by",
+    type=click.Choice(["role", "occurrence", "token", "target", "position", "sequence", "step"]),
+    default="role",
+    show_default=True,
+    help="What the positions of the data are grouped by.",
+)
+@click.option("--every", type=click.IntRange(min=1), help="Cut the span into windows of so many updates.")
+@click.option("--figure", type=click.Path(dir_okay=False), help="Also draw the table: .png, .svg or .pdf.")
+@out_option
+@format_option
+def data_attribution(
+    run: str,
+    memory: str,
+    start: int | None,
+    stop: int | None,
+    by: Any,
+    every: int | None,
+    figure: str | None,
+    out: str | None,
+    style: str,
+) -> None:
+    """Say which training data taught MEMORY: how much each part of it changed the memory's margin.
+
+    The margin is the mean score of the right answers less that of all answers, in nats. The updates of the span are made
+    again, and the change of the margin is split over all positions with a loss, weight decay, and the momentum of batches
+    before the span. The rows sum to the change to rounding. With AdamW the sum is exact, and the denominators, which depend
+    on the data too, are taken as they were. It takes about as long as training the span twice without the fused engine.
+    """
+    from birthlens.runs.run import load_run
+    from birthlens.training.data_attribution import data_attribution_table
+
+    loaded = load_run(run)
+    first = loaded.steps[0] if start is None else start
+    last = loaded.steps[-1] if stop is None else stop
+    table = data_attribution_table(loaded, memory, first, last, by, every)
+    deliver(table, out, style)
+    if figure is not None:
+        from birthlens.viz.figures.attribution import data_parts
+        from birthlens.viz.figures.style import save
+
+        tell(str(save(data_parts(table), figure)), err=True)

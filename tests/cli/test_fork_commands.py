@@ -1,4 +1,4 @@
-"""`birthlens fork` and `contrast` as commands: what they write, show and refuse."""
+"""`birthlens fork`, `contrast` and `data-attribution` as commands: what they write, show and refuse."""
 
 import json
 import shlex
@@ -158,3 +158,21 @@ def test_runs_are_paired_by_lineage_and_then_by_seeds(runs: Any) -> None:
     assert contrast_table(pairs)["n"].eq(2).all()
     with pytest.raises(BirthlensError, match="has 0 controls with seeds"):
         pairs_of([controls[0], controls[0]], [controls[1]])
+
+
+def test_data_attribution_prints_writes_and_draws(runs: Any, tmp_path: Path) -> None:
+    words = ("data-attribution", runs / "control0", "trigger_memory", "--until", 10)
+    table = pd.read_json(StringIO(run(*words, "--format", "json").stdout))
+    assert table[table["by"] != "total"]["value"].sum() == pytest.approx(table["value"].iloc[-1], rel=1e-3, abs=1e-6)
+    for more in ((), ("--every", 5), ("--by", "token")):
+        figure = tmp_path / f"taught{len(more)}.svg"
+        run(*words, *more, "--out", tmp_path / "taught.csv", "--figure", figure)
+        assert figure.stat().st_size > 5000
+    for option, step, sentence in (
+        ("--from", 60, "must lie in steps 0 to 60"),
+        ("--until", 61, "from = 0, until = 61"),
+    ):
+        result = invoke("data-attribution", runs / "control0", "trigger_memory", option, step)
+        assert result.exit_code != 0 and sentence in str(result.exception or result.output)
+    result = invoke("data-attribution", runs / "late0", "output_memory", "--until", 40)
+    assert "clamp 'hold L1.W_O initial from=10 until=30' writes L1.W_O" in str(result.exception or result.output)

@@ -1,0 +1,306 @@
+"""Which data taught a memory: the change of its margin over a span of updates, as a sum over the data of those updates.
+
+The margin of a memory is linear in the matrix W that holds it (`analysis.memories.margins`): margin = <G, W>. The loss of
+batch s is the mean of losses l_p over its positions p, and <G, dl_p/dW> is the derivative of l_p along G, which two passes
+of autograd give for all positions at once. SGD with momentum is a linear recursion in the gradients,
+
+    W_{t+1} = W_t - r_t v_t,     v_t = m_t v_{t-1} + g_t + w_t W_t
+
+so over the updates from..until the gradient of batch s enters with c_s = sum_{t >= s} r_t m_{s+1} ... m_t, and
+
+    change of the margin = - sum_s c_s <G, g_s> - sum_s c_s w_s <G, W_s> - c_from m_from <G, v_{from-1}>
+
+The last two are the rows "weight decay" and "earlier batches". In AdamW the same holds with G replaced by G over the
+denominator of each entry. Its denominators depend on the data themselves and are taken as they were: the sum is still exact,
+but removing a sequence from the data would change more than its row says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from birthlens.analysis.memories.margins import Margin, margin_of
+from birthlens.analysis.memories.names import memory_named
+from birthlens.analysis.memories.recall import Association
+from birthlens.config import clamps as clamping
+from birthlens.config.clamps import Clamp, Freeze, Reset
+from birthlens.config.schedule import learning_rate
+from birthlens.errors import BirthlensError
+from birthlens.labels import legible
+from birthlens.model.forward import activations, tensors_of
+from birthlens.runs.run import Run
+from birthlens.shapes import Float
+from birthlens.tasks.batch import TokenBatch
+from birthlens.tasks.roles import role_masks
+from birthlens.training.forking import trainer_at
+from birthlens.training.loop import Draw, Trainer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = np.ndarray
+By = Literal["role", "occurrence", "token", "target", "position", "sequence", "step"]
+GROUPINGS: tuple[By, ...] = ("role", "occurrence", "token", "target", "position", "sequence", "step")
+COLUMNS = ("memory", "matrix", "from", "until", "by", "part", "n", "value")
+ENTRIES = 1 << 24
+"""Entries of the attention patterns that are formed at once."""
+
+
+def data_attribution_table(
+    run: Run, memory: str, start: int, stop: int, by: By = "role", every: int | None = None
+) -> pd.DataFrame:
+    """Tabulate which data changed the margin of a memory over the updates from step `start` to step `stop`.
+
+    Columns: memory, matrix, from, until, by, part, n (positions with a loss), value (nats of the margin). The rows of a
+    grouping, "weight decay" and "earlier batches" (by: optimiser) sum to the row "change" (by: total), which is read off the
+    weights themselves, to rounding. With `every`, the span is cut into windows of so many updates, each with its own sum.
+
+    A memory is one of the task's, or a name as `memory_named` takes it. With `by="role"` a position counts under the rarest
+    of its roles; where others of a role count elsewhere, it is shown as the rest of it.
+
+    Raises:
+        BirthlensError: for steps outside the run, a memory that it does not have or train, and spans in which a clamp
+            writes the matrix or changes the forward pass.
+    """
+    import pandas as pd
+
+    last = run.steps[-1]
+    if not run.steps[0] <= start < stop <= last:
+        raise BirthlensError(
+            f"from = {start}, until = {stop}: the span must lie in steps {run.steps[0]} to {last} of {run.path} and hold "
+            "one update at least."
+        )
+    if every is not None and every < 1:
+        raise BirthlensError(f"every = {every}: a window holds one update at least.")
+    trainer = trainer_at(run, start)
+    margin = _margin(run, trainer, memory)
+    _check_clamps(run, margin.matrix, start, stop)
+    edges = [*range(start, stop, every or stop - start), stop]
+    windows = [_window(trainer, margin, first, end) for first, end in pairwise(edges)]
+    labels = [legible(token) for token in run.statistics.vocab]
+    rows: list[tuple[object, ...]] = []
+    rarest = _Rarest([update.draw for window in windows for update in window.updates])
+    for window in windows:
+        head = (memory, margin.matrix, window.start, window.stop)
+        groups: dict[str, list[float]] = {}
+        for update, values in zip(window.updates, window.values, strict=True):
+            names = _parts(by, update, labels, rarest)
+            for name, value in zip(names, values.tolist(), strict=True):
+                groups.setdefault(name, []).append(value)
+        ordered = sorted(groups, key=_order) if by in ("occurrence", "position") else groups
+        rows += [(*head, by, name, len(groups[name]), float(np.sum(groups[name]))) for name in ordered]
+        rows += [(*head, "optimiser", name, 0, value) for name, value in window.others.items()]
+        rows.append((*head, "total", "change", sum(map(len, groups.values())), window.change))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+@dataclass(frozen=True, eq=False)
+class _Update:
+    """One update: the weights that it started from, its data, its settings, and what AdamW divided by (None in SGD)."""
+
+    step: int
+    tensors: dict[str, Array]
+    draw: Draw
+    applied: bool
+    rate: float
+    denominator: Array | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Window:
+    """The updates of a span, what each of their positions added to the margin, and the rest."""
+
+    start: int
+    stop: int
+    updates: list[_Update]
+    values: list[Array]
+    others: dict[str, float]
+    change: float
+
+
+def _margin(run: Run, trainer: Trainer, name: str) -> Margin:
+    """Return the margin of a memory with the codebooks of the trainer's present weights."""
+    weights = trainer.weights()
+    labels = [legible(token) for token in run.statistics.vocab]
+    triggers = trainer.task.fixed_triggers
+    expected = {each.name: each for each in trainer.task.memories}
+    if name in expected:
+        memory, _ = memory_named(weights, expected[name].circuit, labels)
+        pairs = zip(expected[name].queries, expected[name].answers, strict=True)
+        association: Association | None = Association.of(pairs, range(len(memory.outputs)))
+    else:
+        memory, association = memory_named(weights, name, labels, None if triggers is None else triggers.tolist())
+    if association is None:
+        raise BirthlensError(
+            f"memory = {name!r}: no answers are known for it, so it has no margin; "
+            f"name another, such as {', '.join([*expected, 'output_memory'])}."
+        )
+    return margin_of(weights, memory, association, run.config.trained)
+
+
+def _check_clamps(run: Run, matrix: str, start: int, stop: int) -> None:
+    """Raise BirthlensError where a clamp acts in the span in a way that no data explain."""
+    span = Clamp(start=start, stop=stop + 1)
+    for clamp in run.config.training.clamps:
+        if isinstance(clamp, clamping.FORWARD) and clamp.overlaps(span):
+            raise BirthlensError(
+                f"clamp '{clamp}' changes the forward pass in steps {start} to {stop}; choose another span."
+            )
+        touches = isinstance(clamp, Reset) and clamp.matrix is None
+        touches = touches or (getattr(clamp, "matrix", None) == matrix and not isinstance(clamp, Freeze))
+        once = isinstance(clamp, Reset) or (isinstance(clamp, clamping.Add) and not clamp.held)
+        if touches and (start < clamp.start <= stop if once else clamp.overlaps(span)):
+            raise BirthlensError(f"clamp '{clamp}' writes {matrix} in steps {start} to {stop}; choose another span.")
+
+
+def _window(trainer: Trainer, margin: Margin, start: int, stop: int) -> _Window:
+    """Train from one step to another and split the change of the margin."""
+    name = margin.matrix
+    before = _momentum(trainer, name)
+    updates = [_one_update(trainer, name) for _ in range(start, stop)]
+    after = trainer.engine.tensors()[name]
+    change = margin.of(after.astype(np.float64) - updates[0].tensors[name])
+    values: list[Array] = [np.zeros(0)] * len(updates)
+    decay = 0.0
+    reach = np.zeros_like(margin.direction)  # what the margin loses for each unit of momentum after an update
+    for number in reversed(range(len(updates))):
+        update = updates[number]
+        values[number] = np.zeros(int(update.draw.mask.sum()))
+        if not update.applied:
+            continue
+        settings = update.draw.config.optimiser
+        now = update.tensors[name].astype(np.float64)
+        if update.denominator is None:
+            reach = reach + update.rate * margin.direction
+            gradient = reach
+            decay -= settings.weight_decay * float(np.vdot(reach, now))
+            kept = settings.momentum
+        else:
+            reach = reach + update.rate * margin.direction / update.denominator
+            gradient = (1 - settings.betas[0]) * reach
+            decay -= update.rate * settings.weight_decay * margin.of(now)
+            kept = settings.betas[0]
+        values[number] = (
+            -position_derivatives(trainer, update.tensors, update.draw, {name: gradient}) / values[number].size
+        )
+        reach = kept * reach
+    others = {"weight decay": decay, "earlier batches": -float(np.vdot(reach, before))}
+    return _Window(start, stop, updates, values, others, change)
+
+
+def _momentum(trainer: Trainer, name: str) -> Float[Array, "..."]:
+    """Return the optimiser's running mean of the gradients of a matrix, zero where it has none."""
+    parameter = trainer.engine.parameters[name]
+    state = trainer.optimiser.state.get(parameter, {})
+    found = state.get("momentum_buffer", state.get("exp_avg"))
+    array = np.zeros(tuple(parameter.shape)) if found is None else found.detach().cpu().numpy()
+    return np.asarray(array, dtype=np.float64)
+
+
+def _one_update(trainer: Trainer, name: str) -> _Update:
+    """Take one update of the run, and remember what it was made from."""
+    draw = trainer.draw()
+    step = trainer.step
+    tensors = trainer.engine.tensors()
+    applied = bool(draw.mask.any()) and name not in trainer.resting(draw.config)
+    trainer.update()
+    rate = learning_rate(draw.config, step)
+    denominator = None
+    if draw.config.optimiser.kind == "adamw" and applied:
+        state = trainer.optimiser.state[trainer.engine.parameters[name]]
+        count = float(state["step"])
+        first, second = draw.config.optimiser.betas
+        scale = np.sqrt(state["exp_avg_sq"].double().numpy()) / np.sqrt(1 - second**count)
+        denominator = (scale + 1e-8) * (1 - first**count)
+    return _Update(step, tensors, draw, applied, rate, denominator)
+
+
+def position_derivatives(
+    trainer: Trainer, tensors: dict[str, Array], draw: Draw, along: dict[str, Array]
+) -> Float[Array, "place"]:
+    """Return the derivative of the loss at each position of the mask, in row-major order, along a change of weights.
+
+    `tensors` are trained weights, `along` the direction of change of some of them.
+    """
+    config = trainer.config.model
+    weights = {**tensors_of(trainer.initial), **{name: torch.from_numpy(array) for name, array in tensors.items()}}
+    tangents = {name: torch.from_numpy(np.ascontiguousarray(g, dtype=np.float32)) for name, g in along.items()}
+    length = draw.batch.tokens.shape[1]
+    heads = max(1, config.n_heads)
+    size = max(1, ENTRIES // (length * length * heads))
+    found = []
+    for first in range(0, len(draw.batch), size):
+        part = draw.batch[first : first + size]
+        mask = draw.mask[first : first + size]
+        length_of_step = torch.zeros((), requires_grad=True)
+        moved = {name: weights[name] + length_of_step * tangent for name, tangent in tangents.items()}
+        logits = activations({**weights, **moved}, config, part.tokens).logits[mask]
+        loss = -functional.log_softmax(logits, -1).gather(-1, part.targets[mask][:, None])[:, 0]
+        # Reverse mode twice: the first pass gives sum_p u_p dl_p, whose derivative in each u_p is wanted.
+        weight = torch.zeros_like(loss, requires_grad=True)
+        (total,) = torch.autograd.grad(loss, length_of_step, weight, create_graph=True)
+        found.append(torch.autograd.grad(total, weight)[0] if len(loss) else loss.detach())
+    return np.asarray(torch.cat(found).double().numpy())
+
+
+class _Rarest:
+    """The rarest role of each position, over all positions of some draws."""
+
+    def __init__(self, draws: Sequence[Draw]) -> None:
+        counts: dict[str, int] = {}
+        for draw in draws:
+            for role, mask in role_masks(draw.batch).items():
+                counts[role] = counts.get(role, 0) + int((mask & draw.mask).sum())
+        self._roles = sorted((role for role in counts if role != "all"), key=lambda role: counts[role])
+        shared = {role for draw in draws for role in self._shared(draw)}
+        self._names = {role: f"{role} (rest)" if role in shared else role for role in self._roles}
+
+    def _taken(self, draw: Draw) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yield each role from the rarest on, its mask in the loss, and what of it no rarer role has."""
+        free = draw.mask.clone()
+        masks = role_masks(draw.batch)
+        for role in self._roles:
+            whole = masks.get(role, torch.zeros_like(free)) & draw.mask
+            yield role, whole, whole & free
+            free = free & ~whole
+
+    def _shared(self, draw: Draw) -> Iterator[str]:
+        yield from (role for role, whole, own in self._taken(draw) if bool((whole & ~own).any()))
+
+    def names(self, draw: Draw) -> list[str]:
+        """Return the role of each position of the loss, in row-major order."""
+        chosen = np.full(tuple(draw.mask.shape), "no role", dtype=object)
+        for role, _, own in self._taken(draw):
+            chosen[own.numpy()] = self._names[role]
+        return list(chosen[draw.mask.numpy()])
+
+
+def _parts(by: By, update: _Update, labels: Sequence[str], rarest: _Rarest) -> list[str]:
+    """Name the part that each position of an update's loss counts under, in row-major order."""
+    draw = update.draw
+    batch: TokenBatch = draw.batch
+    if by == "role":
+        return rarest.names(draw)
+    if by == "step":
+        return [str(update.step)] * int(draw.mask.sum())
+    if by == "occurrence":
+        return [str(number) for number in batch.occurrence[draw.mask].tolist()]
+    if by in ("token", "target"):
+        ids = batch.tokens if by == "token" else batch.targets
+        return [labels[number] for number in ids[draw.mask].tolist()]
+    rows, columns = (places.tolist() for places in torch.nonzero(draw.mask, as_tuple=True))
+    if by == "position":
+        return [str(column) for column in columns]
+    return [f"step {update.step} sequence {row}" for row in rows]
+
+
+def _order(part: str) -> int:
+    return int(part)
