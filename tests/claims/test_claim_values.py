@@ -353,6 +353,31 @@ def test_freezing_costs_what_the_frozen_run_lacks() -> None:
     assert math.isnan(other["kept_prev_token"]), "a share of what the free run has not learned says nothing"
 
 
+def test_what_is_given_saves_steps_and_what_is_withheld_costs_accuracy() -> None:
+    def with_accuracy(made: Any, curve: Any) -> Any:
+        made.by_hand = {"in_context_accuracy": curve}
+        return made
+
+    control = with_accuracy(stages(("output", "trigger", "prev_token")), {0: 0.0, 10: 0.1, 20: 0.2, 30: 0.9})
+    early = {0: 0.0, 10: 0.7, 20: 0.4, 30: 0.8}  # above a half, below, and then above for good
+    cases = {f"{name} given": with_accuracy(stages(("output", "trigger", "prev_token")), early) for name in MATRIX}
+    cases["trigger given"] = with_accuracy(stages(("trigger", "output", "prev_token"), (0, 20, 30)), {0: 0.0, 10: 0.5})
+    never = {0: 0.0, 30: 0.1}
+    for name in MATRIX:
+        others = [other for other in MATRIX if other != name]
+        cases[f"{name} withheld"] = with_accuracy(stages(others, (20, 30)), never)
+    found = orders.given_and_withheld(Evidence({"control": control, **cases}, 0))
+    assert found["sooner_output"] == found["sooner_prev_token"] == 0
+    assert found["sooner_trigger"] == 20
+    assert found["output_given_trigger"] == 10 and found["prev_token_given_trigger"] == 0
+    assert [found[f"lost_{name}"] for name in MATRIX] == [pytest.approx(0.8)] * 3
+    born = {"output": 10, "trigger": 20, "prev_token": 30}
+    for name in MATRIX:
+        first, second = (other for other in MATRIX if other != name)
+        assert found[f"{first}_withheld_{name}"] == 20 - born[first]
+        assert found[f"{second}_withheld_{name}"] == 30 - born[second]
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_early_positions_first_has_the_sign_of_their_order(sign: Any) -> None:
     base, weights = ideal()

@@ -6,8 +6,10 @@ from birthlens.claims.claim import Claim, Expectation, Statistic
 from birthlens.claims.statistics import orders
 
 DENSE = ("checkpoints.every=20", f"checkpoints.steps={list(range(0, 121, 2))}")
+SPARSE = ("training.steps=300", "checkpoints.every=5", "evaluation.every=5")
 RANDOM = ("task.triggers=random", "training.steps=600")
 FREEZE = 200
+HELD = {"output": "L1.W_O", "trigger": "L1.W_K", "prev_token": "L0.W_K"}
 
 
 def _order(kind: str, how: str, statistic: Statistic, case: tuple[str, ...]) -> Claim:
@@ -61,6 +63,27 @@ MEMORIES: tuple[Claim, ...] = (
             Expectation("kept_output", "output memory's score, as a share of the free run's", 0.5),
             Expectation("kept_trigger", "trigger memory's score, likewise", 0.5),
             Expectation("accuracy_lost", f"in-context accuracy lost at step {FREEZE}", 0.3),
+        ),
+    ),
+    Claim(
+        id="necessity-and-sufficiency",
+        variant=True,
+        sentence="Each memory given from the start brings the birth of the in-context accuracy forward, and without any of "
+        "the three it is not born.",
+        statistic=orders.given_and_withheld,
+        cases={
+            "control": SPARSE,
+            **{f"{name} given": (*SPARSE, f"training.clamps=[hold {held} ideal]") for name, held in HELD.items()},
+            **{f"{name} withheld": (*SPARSE, f"training.clamps=[hold {held} initial]") for name, held in HELD.items()},
+        },
+        seeds={"laptop": 10},
+        expectations=(
+            Expectation("sooner_output", "steps to half accuracy saved with the output memory given", 0),
+            Expectation("sooner_trigger", "steps saved with the trigger memory given", 0),
+            Expectation("sooner_prev_token", "steps saved with the previous-token memory given", 0),
+            Expectation("lost_output", "accuracy lost at the end with the output memory withheld", 0.5),
+            Expectation("lost_trigger", "accuracy lost with the trigger memory withheld", 0.5),
+            Expectation("lost_prev_token", "accuracy lost with the previous-token memory withheld", 0.5),
         ),
     ),
     _order("fixed", "onset", orders.birth_order, DENSE),

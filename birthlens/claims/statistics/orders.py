@@ -91,6 +91,40 @@ def frozen_first(evidence: Evidence) -> dict[str, float]:
     return found
 
 
+def given_and_withheld(evidence: Evidence) -> dict[str, float]:
+    """Compare runs in which one memory is given (ideal from step 0) or withheld (as at step 0) with the control.
+
+    For each memory i: `sooner_i`, the steps by which the in-context accuracy comes to stay at one half earlier with i given;
+    `lost_i`, the accuracy lost at the end with i withheld; `j_given_i` and `j_withheld_i`, the steps by which another
+    memory j is born later (`timing.lag`).
+    """
+    control = evidence.runs["control"]
+    normal = onsets(control)
+    usual = half_accuracy(control)
+    end = control.steps[-1]
+    found: dict[str, float] = {}
+    for name in MEMORY_NAMES:
+        for how in ("given", "withheld"):
+            run = evidence.runs[f"{name} {how}"]
+            ends = (float(end), float(run.steps[-1]))
+            births = onsets(run)
+            for other in MEMORY_NAMES:
+                if other != name:
+                    found |= lag(f"{other}_{how}_{name}", normal[other], births[other], ends)
+            if how == "given":
+                found |= lag(f"sooner_{name}", half_accuracy(run), usual, ends[::-1])
+            else:
+                found[f"lost_{name}"] = accuracy_at(control, end) - accuracy_at(run, run.steps[-1])
+    return found
+
+
+def half_accuracy(run: Run) -> float:
+    """Return the step from which the held-out in-context accuracy stays at one half or above; NaN where it never does."""
+    table = run.metrics()
+    rows = table[(table["split"] == "held_out") & (table["metric"] == "in_context_accuracy")].sort_values("step")
+    return onset(rows["step"].tolist(), rows["value"].to_numpy() >= 0.5)
+
+
 def scores_at(run: Run, step: int) -> dict[str, tuple[float, float]]:
     """Return the standardised score of each memory at a step, and the band it must leave to be born; as in `onsets`."""
     table = standardised_table([(step, run.weights(step))], run.triggers).set_index(["memory", "candidates"])
