@@ -26,8 +26,8 @@ PLAN = {
         < kinds < predictors.prefix predictors.trigger_posterior < predictors.bag_of_tokens < predictors.reference
         < predictors.scores counter_sampling""",
     "model": """
-        directory series sites < components weights < alignment forward hooked initialisation < edited_forward layout
-        stacked_forward fingerprints < audit hooks incremental < effects < live""",
+        attention directory series sites < components weights < alignment forward hooked initialisation
+        < edited_forward layout stacked_forward fingerprints < audit hooks incremental < effects < live""",
     "runs": """
         files lineage lock provenance seal < header metrics < state tables < run < evaluation writer < reuse < verify""",
     "analysis.memories": """

@@ -43,8 +43,14 @@ class ModelConfig(Section):
     """Initial values of embeddings and maps: the authors', with embeddings divided by sqrt(d_model), or orthogonal."""
     zeroed: tuple[str, ...] = ()
     """Names of matrices that start at zero."""
+    attention: Literal["softmax", "relu", "linear"] = "softmax"
+    """Weights of the keys: a softmax of the scores; max(score, 0) or the score, divided by the query's position from 1."""
+    feed_forward_layers: tuple[Annotated[int, Meta(ge=0)], ...] | None = None
+    """Layers of the full model that have an MLP; null means all of them."""
+    block: Literal["parallel", "sequential"] = "parallel"
+    """Whether the MLP of the full model reads the input of its layer, or that with what its attention has written."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"zeroed"})
+    added: ClassVar[frozenset[str]] = frozenset({"zeroed", "attention", "feed_forward_layers", "block"})
 
     def _check(self) -> None:
         if self.d_model % self.n_heads:
@@ -70,6 +76,42 @@ class ModelConfig(Section):
             raise BirthlensError("model.init = 'orthogonal': it needs the frozen maps of family: simplified.")
         if self.positions != "random" and self.d_model % 2:
             raise BirthlensError(f"model.d_model = {self.d_model}: {self.positions} positions need an even number.")
+        self._check_options_of_full()
+
+    def _check_options_of_full(self) -> None:
+        for name in ("attention", "feed_forward_layers", "block"):
+            value = getattr(self, name)
+            if self.family != "full" and value != getattr(type(self), name):
+                raise BirthlensError(
+                    f"model.{name} = {value!r}: only the full model has this option; use family: full."
+                )
+        if self.feed_forward == "none" and self.block != "parallel":
+            raise BirthlensError(f"model.block = {self.block!r}: there is no MLP; use feed_forward: relu.")
+        layers = self.feed_forward_layers
+        if layers is None:
+            return
+        if self.feed_forward == "none":
+            raise BirthlensError(
+                f"model.feed_forward_layers = {list(layers)}: there is no MLP; use feed_forward: relu."
+            )
+        if not layers or list(layers) != sorted(set(layers)) or layers[-1] >= self.n_layers:
+            raise BirthlensError(
+                f"model.feed_forward_layers = {list(layers)}: give at least one layer from 0 to {self.n_layers - 1}, each "
+                "once and in order."
+            )
+
+    def has_feed_forward(self, layer: int) -> bool:
+        """Say whether a layer has a feed-forward: the last one of a simplified model, the chosen ones of a full one."""
+        if self.feed_forward == "none":
+            return False
+        if self.family == "simplified":
+            return layer == self.n_layers - 1
+        return self.feed_forward_layers is None or layer in self.feed_forward_layers
+
+    @property
+    def parallel_attn_mlp(self) -> bool:
+        """Whether attention and MLP of a layer read the same input (TransformerLens has the same name for it)."""
+        return self.family == "full" and self.block == "parallel"
 
     @property
     def d_head(self) -> int:
@@ -104,11 +146,12 @@ def parameter_shapes(config: ModelConfig, d_vocab: int, n_ctx: int) -> dict[str,
         block |= {"W_O": (heads, width, d_model)}
         if full:
             block |= dict.fromkeys(("b_Q", "b_K", "b_V"), (heads, width)) | {"b_O": (d_model,)}
-        if full and config.feed_forward == "relu":
+        has_feed_forward = config.has_feed_forward(layer)
+        if full and has_feed_forward:
             block |= {"ln2.w": (d_model,), "ln2.b": (d_model,)}
-        if config.feed_forward == "linear" and layer == config.n_layers - 1:
+        if config.feed_forward == "linear" and has_feed_forward:
             block |= {"W_F": (d_model, d_model)}
-        if config.feed_forward == "relu" and (full or layer == config.n_layers - 1):
+        if config.feed_forward == "relu" and has_feed_forward:
             block |= {"W_in": (d_model, config.hidden), "W_out": (config.hidden, d_model)}
             if full:
                 block |= {"b_in": (config.hidden,), "b_out": (d_model,)}

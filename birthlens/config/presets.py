@@ -63,7 +63,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "facts": {
         "task": {"kind": "facts", "context": 16, "relations": 8},
-        "model": {"family": "full", "d_model": 32, "n_layers": 1, "n_heads": 4, "feed_forward": "relu"},
+        "model": {
+            "family": "full",
+            "d_model": 32,
+            "n_layers": 1,
+            "n_heads": 4,
+            "feed_forward": "relu",
+            "block": "sequential",
+        },
         "optimiser": {"kind": "adamw", "learning_rate": 3e-3, "weight_decay": 0.0},
         "training": {"steps": 600, "batch_size": 256, "loss": "fact"},
         "checkpoints": {"every": 25},

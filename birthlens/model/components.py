@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
+from birthlens.config.model import ModelConfig
 from birthlens.errors import BirthlensError
 from birthlens.model.sites import Edge, Embedding, Head, HeadInput, Logits, Mlp, Receiver, Sender
 
@@ -43,11 +44,9 @@ def has_norms(sizes: Sizes) -> bool:
 
 def has_mlp(sizes: Sizes, layer: int) -> bool:
     """Say whether a layer has a feed-forward."""
-    family = getattr(sizes, "family", None)
-    kind = getattr(sizes, "feed_forward", None)
-    if kind is None:
+    if not isinstance(sizes, ModelConfig):
         return not getattr(sizes, "attn_only", False)
-    return kind != "none" and (family == "full" or layer == sizes.n_layers - 1)
+    return bool(sizes.has_feed_forward(layer))
 
 
 def has_positions(sizes: Sizes) -> bool:
@@ -58,7 +57,7 @@ def has_positions(sizes: Sizes) -> bool:
 
 def is_parallel(sizes: Sizes) -> bool:
     """Say whether attention and feed-forward of a block read the same input."""
-    return bool(getattr(sizes, "parallel_attn_mlp", getattr(sizes, "family", None) == "full"))
+    return bool(getattr(sizes, "parallel_attn_mlp", False))
 
 
 def precedes(edge: Edge, parallel: bool) -> bool:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from birthlens.config.model import ModelConfig
+from birthlens.model.attention import attention_pattern
 from birthlens.model.components import is_parallel, precedes
 from birthlens.model.forward import Tensors, feed_forward, has_feed_forward, normed, rotated, score_scale, unembed
 from birthlens.model.sites import Edge, Embedding, Head, HeadInput, Logits, Mlp, Receiver, Sender
@@ -133,13 +134,10 @@ class _Stream:
         if head.head == 0:
             self._bias_before = self.bias
         q, k, v = (self._projected(tensors, head, letter) for letter in "QKV")
-        n = q.shape[1]
         if head in self.edits.patterns:
             pattern = self.edits.patterns[head](self.tokens)
         else:
-            future = torch.ones(n, n, dtype=torch.bool).triu(1)
-            scores = score_scale(self.config) * q @ k.transpose(-1, -2)
-            pattern = scores.masked_fill(future, float("-inf")).softmax(-1)
+            pattern = attention_pattern(self.config, score_scale(self.config) * q @ k.transpose(-1, -2))
         z = pattern @ v
         if head in self.edits.heads:
             z = self.edits.heads[head].expand_as(z)

@@ -6,7 +6,8 @@ Simplified model (paper section 4.2; superscripts 1, 2 are layers 0, 1), with h 
     x_t     += sum_{s<=t} softmax_s( scale * (x_t W_Q) . (x_s W_K) ) x_s W_V W_O        for each layer
     logits_t = (x_t + x_t W_F) W_U
 
-The full model adds LayerNorm, heads, biases, and a ReLU feed-forward that reads the block's input (section 3.2).
+The full model adds LayerNorm, heads, biases, and a ReLU feed-forward that reads the block's input (section 3.2), or that
+with what its attention has written. Its attention can do without a softmax (`attention`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from birthlens.config.model import ModelConfig
+from birthlens.model.attention import attention_pattern
 from birthlens.model.weights import Weights
 from birthlens.shapes import Bool, Float, Int
 
@@ -66,7 +68,7 @@ def residual(
     x = _embed(tensors, tokens)
     for layer in range(config.n_layers):
         q, k, v = _queries_keys_values(tensors, config, layer, x)
-        z = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=score_scale(config)).transpose(1, 2)
+        z = _attended(config, q, k, v).transpose(1, 2)
         if mask is not None and layer == config.n_layers - 1:
             x, z = (part.flatten(0, 1) if mask.all() else part[mask] for part in (x, z))
         x = _write(tensors, config, layer, x, z)
@@ -76,16 +78,25 @@ def residual(
 def activations(tensors: Tensors, config: ModelConfig, tokens: Int[Tensor, "batch pos"]) -> Activations:
     """Return logits and attention patterns, which fused attention never forms."""
     x = _embed(tensors, tokens)
-    n = tokens.shape[1]
-    future = torch.ones(n, n, dtype=torch.bool).triu(1)
     patterns = []
     for layer in range(config.n_layers):
         q, k, v = _queries_keys_values(tensors, config, layer, x)
-        scores = score_scale(config) * q @ k.transpose(-1, -2)
-        pattern = scores.masked_fill(future, float("-inf")).softmax(-1)
+        pattern = attention_pattern(config, score_scale(config) * q @ k.transpose(-1, -2))
         patterns.append(pattern)
         x = _write(tensors, config, layer, x, (pattern @ v).transpose(1, 2))
     return Activations(unembed(tensors, config, x), patterns)
+
+
+def _attended(
+    config: ModelConfig,
+    q: Float[Tensor, "batch head pos d_head"],
+    k: Float[Tensor, "batch head pos d_head"],
+    v: Float[Tensor, "batch head pos d_head"],
+) -> Float[Tensor, "batch head pos d_head"]:
+    """Mix values by attention; a softmax never forms its pattern."""
+    if config.attention == "softmax":
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=score_scale(config))
+    return attention_pattern(config, score_scale(config) * q @ k.transpose(-1, -2)) @ v
 
 
 def score_scale(config: ModelConfig) -> float:
@@ -141,13 +152,13 @@ def _write(
     x: Float[Tensor, "*rows d_model"],
     z: Float[Tensor, "*rows head d_head"],
 ) -> Float[Tensor, "*rows d_model"]:
-    """Add what attention and feed-forward write; the full model's feed-forward reads the block's input."""
+    """Add what attention and feed-forward write; in a parallel block the feed-forward reads the block's input."""
     after = x + einsum(z, tensors[f"L{layer}.W_O"], "... head d_head, head d_head d_model -> ... d_model")
     if f"L{layer}.b_O" in tensors:
         after = after + tensors[f"L{layer}.b_O"]
     if not has_feed_forward(tensors, layer):
         return after
-    read = normed(tensors, f"L{layer}.ln2", x) if config.family == "full" else after
+    read = normed(tensors, f"L{layer}.ln2", x if config.parallel_attn_mlp else after)
     return feed_forward(tensors, layer, read, after)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import einsum
 from torch import Tensor, nn
 
 from birthlens.shapes import Float
@@ -31,6 +32,7 @@ with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
 
 from birthlens.config.model import ModelConfig, parameter_names
 from birthlens.errors import BirthlensError
+from birthlens.model.attention import attention_pattern
 from birthlens.model.directory import load_causal, load_tokenizer, quiet
 from birthlens.model.weights import Weights
 
@@ -38,10 +40,42 @@ HookedModel = HookedTransformer | TransformerBridge
 """A model with TransformerLens's hook points: one of birthlens's own, or one that was loaded from a directory."""
 
 
+class PlainAttention(Attention):  # type: ignore[misc]
+    """Attention without a softmax (`attention.attention_pattern`), with TransformerLens's hook points.
+
+    It runs whole sequences; a cache of keys and values is refused.
+    """
+
+    def __init__(self, cfg: HookedTransformerConfig, layer: int, config: ModelConfig) -> None:
+        super().__init__(cfg, "global", layer)
+        self.config = config
+
+    def forward(
+        self,
+        query_input: Float[Tensor, "batch pos *head d_model"],
+        key_input: Float[Tensor, "batch pos *head d_model"],
+        value_input: Float[Tensor, "batch pos *head d_model"],
+        past_kv_cache_entry: object = None,
+        **options: Any,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Return what the heads write."""
+        if past_kv_cache_entry is not None or any(option is not None for option in options.values()):
+            raise BirthlensError(
+                f"attention = {self.config.attention!r}: the model runs whole sequences, without caches, masks or biases."
+            )
+        q, k, v = self.calculate_qkv_matrices(query_input, key_input, value_input)
+        scores = self.hook_attn_scores(self.apply_causal_mask(self.calculate_attention_scores(q, k)))
+        z = self.calculate_z_scores(v, self.hook_pattern(attention_pattern(self.config, scores)))
+        if not self.cfg.use_attn_result:
+            return einsum(z, self.W_O, "batch pos head d_head, head d_head d_model -> batch pos d_model") + self.b_O
+        written = einsum(z, self.W_O, "batch pos head d_head, head d_head d_model -> batch pos head d_model")
+        return self.hook_result(written).sum(2) + self.b_O
+
+
 class LinearFeedForward(CanBeUsedAsMLP):  # type: ignore[misc]
     """The paper's W_F as a TransformerLens MLP: mlp_out = x @ W_F (`W_in`), with an identity `W_out` that never moves.
 
-    `active=False` writes zeros: TransformerLens wants an MLP in every block, the paper has one in the last only.
+    `active=False` writes zeros: TransformerLens wants an MLP in every block, a model here may have some without.
     """
 
     def __init__(self, cfg: HookedTransformerConfig, active: bool) -> None:
@@ -66,7 +100,7 @@ class LinearFeedForward(CanBeUsedAsMLP):  # type: ignore[misc]
 def hooked_config(config: ModelConfig, d_vocab: int, n_ctx: int, dtype: torch.dtype) -> HookedTransformerConfig:
     """Spell a ModelConfig as a TransformerLens config.
 
-    The full model uses `parallel_attn_mlp`: the authors' pre-norm block feeds attention and feed-forward the same input.
+    The full model uses `parallel_attn_mlp` by default: the authors' pre-norm block feeds both halves the same input.
     """
     full = config.family == "full"
     has_mlp = config.feed_forward != "none"
@@ -82,7 +116,7 @@ def hooked_config(config: ModelConfig, d_vocab: int, n_ctx: int, dtype: torch.dt
         act_fn="relu" if has_mlp else None,
         normalization_type="LN" if full else None,
         eps=1e-5,
-        parallel_attn_mlp=full and has_mlp,
+        parallel_attn_mlp=config.parallel_attn_mlp and has_mlp,
         use_attn_scale=config.scaled_scores,
         positional_embedding_type="rotary" if config.positions == "rotary" else "standard",
         rotary_dim=config.d_head if config.positions == "rotary" else None,
@@ -120,11 +154,13 @@ def build(
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         model = HookedTransformer(cfg)
-    last = config.n_layers - 1
-    if config.family == "simplified" and config.feed_forward != "none":
+    if config.feed_forward != "none":
         for layer, block in enumerate(model.blocks):
-            if config.feed_forward == "linear" or layer < last:
-                block.mlp = LinearFeedForward(cfg, active=layer == last)
+            if config.feed_forward == "linear" or not config.has_feed_forward(layer):
+                block.mlp = LinearFeedForward(cfg, active=config.has_feed_forward(layer))
+    if config.attention != "softmax":
+        for layer, block in enumerate(model.blocks):
+            block.attn = PlainAttention(cfg, layer, config)
     if config.positions == "rotary":
         # Rotary scores in layer 0 only: deeper layers get attention without positions.
         plain = hooked_config(config.changed(positions="random"), cfg.d_vocab, n_ctx, dtype)

@@ -226,10 +226,10 @@ class Trace:
 
     def _fed_forward(self, layer: int) -> Float[Tensor, "batch row d_model"]:
         model = self.model
-        read = model.normed(f"L{layer}.ln2", self.value(Point("resid_read", layer)))
-        if model.config.family == "simplified":
+        read = self.value(Point("resid_read", layer))
+        if not model.config.parallel_attn_mlp:
             read = read + self.value(Point("attn_out", layer))
-        return feed_forward(model.tensors, layer, read)
+        return feed_forward(model.tensors, layer, model.normed(f"L{layer}.ln2", read))
 
 
 def causal_attention(

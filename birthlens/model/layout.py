@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
+from birthlens.errors import BirthlensError
 from birthlens.model.forward import tensors_of
 from birthlens.model.sites import Point
 from birthlens.model.weights import Weights
@@ -83,6 +84,8 @@ class BlockLayout:
 
     def __init__(self, weights: Weights) -> None:
         self.config = weights.config
+        if self.config.attention != "softmax":
+            raise BirthlensError(f"model.attention = {self.config.attention!r}: this pass has softmax attention only.")
         self.tensors = tensors_of(weights)
         self.d_vocab = int(self.tensors["W_E"].shape[0])
         self.n_ctx = int(self.tensors["W_pos"].shape[0]) if "W_pos" in self.tensors else 10**9
@@ -135,7 +138,7 @@ class BlockLayout:
             "pattern": ("q", "k"),
             "z": ("pattern", "v"),
             "attn_out": ("z",),
-            "mlp_out": ("resid_read",) if self.config.family == "full" else ("resid_read", "attn_out"),
+            "mlp_out": ("resid_read",) if self.config.parallel_attn_mlp else ("resid_read", "attn_out"),
             "resid_post": ("resid_read", "attn_out", "mlp_out"),
         }
         return tuple(Point(source, layer) for source in sources[site])

@@ -92,11 +92,11 @@ def _written(
     x: Float[Tensor, "run row d_model"],
     z: Float[Tensor, "run row head_and_width"],
 ) -> Float[Tensor, "run row d_model"]:
-    """Add what attention and feed-forward write; the full model's feed-forward reads the block's input."""
+    """Add what attention and feed-forward write; in a parallel block the feed-forward reads the block's input."""
     after = x + z @ tensors[f"L{layer}.W_O"].flatten(1, 2)
     if f"L{layer}.b_O" in tensors:
         after = after + tensors[f"L{layer}.b_O"]
     if not has_feed_forward(tensors, layer):
         return after
-    read = _normed(tensors, f"L{layer}.ln2", x) if config.family == "full" else after
+    read = _normed(tensors, f"L{layer}.ln2", x if config.parallel_attn_mlp else after)
     return feed_forward(tensors, layer, read, after)

@@ -182,6 +182,8 @@ def obstacle_to_stacking(config: RunConfig) -> str | None:
     """Say why a config cannot be a member of an ensemble, or train on another device; None where it can."""
     if config.training.engine not in ("auto", "functional"):
         return f"training.engine = {config.training.engine!r} trains one run on the CPU in float32"
+    if config.model.attention != "softmax":
+        return f"model.attention = {config.model.attention!r} runs in the functional and reference engines only"
     return _clamp_in_the_forward_pass(config)
 
 

@@ -57,6 +57,10 @@ def test_what_is_trained_by_default_exists(model: ModelConfig) -> None:
     assert "L0.W_K" in trained_by_default(model)
 
 
+FULL = ["model.family=full"]
+MLP = [*FULL, "model.feed_forward=relu"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -87,6 +91,14 @@ def test_what_is_trained_by_default_exists(model: ModelConfig) -> None:
         (["training.steps=null"], ["training.steps = None", "int"]),
         (["task.no_repeat=1"], ["task.no_repeat = 1", "bool"]),
         (["model.positions=rotary", "model.d_model=9"], ["d_model", "9", "even"]),
+        (["model.attention=relu"], ["model.attention = 'relu'", "only the full model", "family: full"]),
+        (["model.block=sequential"], ["model.block = 'sequential'", "only the full model"]),
+        ([*FULL, "model.block=sequential"], ["model.block = 'sequential'", "no MLP", "feed_forward: relu"]),
+        ([*FULL, "model.feed_forward_layers=[0]"], ["model.feed_forward_layers = [0]", "no MLP"]),
+        ([*MLP, "model.feed_forward_layers=[0, 2]"], ["model.feed_forward_layers = [0, 2]", "from 0 to 1"]),
+        ([*MLP, "model.feed_forward_layers=[]"], ["model.feed_forward_layers = []", "at least one"]),
+        ([*MLP, "model.feed_forward_layers=[1, 0]"], ["model.feed_forward_layers = [1, 0]", "in order"]),
+        ([*MLP, "model.attention=cosine"], ["model.attention", "'cosine'", "'relu' or 'linear'"]),
     ],
 )
 def test_errors_name_field_value_and_remedy(overrides: list[str], words: list[str]) -> None:

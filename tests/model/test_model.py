@@ -33,6 +33,11 @@ SIMPLIFIED = [
 FULL = [
     {"family": "full", "n_heads": 4, "feed_forward": "relu"},
     {"family": "full", "n_heads": 2, "n_layers": 3},
+    {"family": "full", "n_heads": 2, "attention": "relu"},
+    {"family": "full", "n_layers": 1, "attention": "linear", "scaled_scores": False},
+    {"family": "full", "n_heads": 2, "n_layers": 3, "feed_forward": "relu", "feed_forward_layers": (0, 2)},
+    {"family": "full", "n_heads": 2, "feed_forward": "relu", "block": "sequential"},
+    {"family": "full", "feed_forward": "relu", "block": "sequential", "feed_forward_layers": (1,), "attention": "relu"},
 ]
 ids = lambda kw: ",".join(f"{k}={v}" for k, v in kw.items()) or "plain"  # noqa: E731
 
@@ -81,7 +86,12 @@ def papers_model(p: dict[str, torch.Tensor], config: ModelConfig, tokens: torch.
                     keys = [W["K"] @ read[s] + bias["K"] for s in range(t + 1)]
                     if config.positions == "rotary" and layer == 0:
                         q, keys = rotate(q, t), [rotate(k, s) for s, k in enumerate(keys)]
-                    attention = torch.softmax(torch.stack([scale * (q @ k) for k in keys]), 0)
+                    scores = torch.stack([scale * (q @ k) for k in keys])
+                    attention = {
+                        "softmax": lambda s: torch.softmax(s, 0),
+                        "relu": lambda s: torch.where(s > 0, s, 0 * s) / len(s),
+                        "linear": lambda s: s / len(s),
+                    }[config.attention](scores)
                     values = torch.stack([W["V"] @ read[s] + bias["V"] for s in range(t + 1)])
                     y = y + W["O"] @ (values.T @ attention)
                 if full:
@@ -89,7 +99,8 @@ def papers_model(p: dict[str, torch.Tensor], config: ModelConfig, tokens: torch.
                 if f"L{layer}.W_F" in p:
                     y = y + p[f"L{layer}.W_F"].T @ y
                 if f"L{layer}.W_in" in p:
-                    inner = norm(xs[t], f"L{layer}.ln2") if full else y
+                    before = xs[t] if config.block == "parallel" else y
+                    inner = norm(before, f"L{layer}.ln2") if full else y
                     hidden = p[f"L{layer}.W_in"].T @ inner + (p[f"L{layer}.b_in"] if full else 0)
                     y = y + p[f"L{layer}.W_out"].T @ torch.relu(hidden) + (p[f"L{layer}.b_out"] if full else 0)
                 new.append(y)

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from birthlens.config.model import ModelConfig
 from birthlens.config.run import RunConfig
 from birthlens.devices import Execution
 from birthlens.errors import BirthlensError
+from birthlens.model.forward import logits, tensors_of
+from birthlens.model.initialisation import initial_weights
+from birthlens.model.stacked_forward import stacked_logits
 from birthlens.runs.run import load_run
 from birthlens.training import many
 from birthlens.training.footprint import bytes_of_a_run, how_many_fit, sequences_that_fit
@@ -74,9 +78,23 @@ def test_a_member_of_a_full_model_is_its_solo_run() -> None:
     assert_members_are_solo_runs([tiny(*words, *FULL, "training.steps=4") for words in DIFFERENT[:4]], 2e-5)
 
 
+def test_full_models_with_chosen_layers_in_sequence_are_stacked() -> None:
+    config = ModelConfig(
+        family="full", d_model=16, n_heads=2, feed_forward="relu", block="sequential", feed_forward_layers=(1,)
+    )
+    solo = [tensors_of(initial_weights(config, 7, 12, np.random.default_rng(seed)), torch.float64) for seed in (0, 1)]
+    tokens = torch.randint(0, 7, (2, 3, 10), generator=torch.Generator().manual_seed(0))
+    found = stacked_logits({name: torch.stack([each[name] for each in solo]) for name in solo[0]}, config, tokens)
+    expected = torch.stack([logits(each, config, tokens[run]) for run, each in enumerate(solo)])
+    torch.testing.assert_close(found.view(expected.shape), expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "words",
-    [["model.feed_forward=linear", "model.n_layers=1", "training.loss=all"], ["model.positions=rotary"]],
+    [
+        ["model.feed_forward=linear", "model.n_layers=1", "training.loss=all"],
+        ["model.positions=rotary"],
+    ],
     ids=["linear", "rotary"],
 )
 def test_every_kind_of_model_is_stacked(words: list[str]) -> None:
@@ -158,6 +176,10 @@ def test_a_member_on_disk_is_an_ordinary_run(tmp_path: Path) -> None:
         ("corpus.vocabulary=9", "differ in the size of the vocabulary (12 and 9)"),
         ("optimiser.kind=adamw", "differ in optimiser.kind (sgd and adamw)"),
         ("training.engine=handwritten", "member 1 cannot be part of an ensemble: training.engine = 'handwritten'"),
+        (
+            "model.attention=relu",
+            "member 1 cannot be part of an ensemble: model.attention = 'relu' runs in the functional",
+        ),
         ("training.clamps=[ablate L0H0]", "member 1 cannot be part of an ensemble: the clamp"),
     ],
 )

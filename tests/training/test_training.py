@@ -84,6 +84,30 @@ def test_engines_take_the_same_path(optimiser: Any, extra: Any) -> None:
             assert np.linalg.norm(runs[engine][-1][1][name] - reference) < 1e-3 * moved, (engine, name)
 
 
+OF_FULL = ["model.family=full", "model.feed_forward=relu"]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [["model.attention=relu"], ["model.attention=linear"], ["model.block=sequential", "model.feed_forward_layers=[1]"]],
+)
+def test_options_of_the_full_model_train_alike_in_both_engines_and_no_other_takes_them(extra: Any) -> None:
+    words = [*OF_FULL, *extra, "training.steps=5"]
+    ends = {
+        engine: list(train(tiny(*words, f"training.engine={engine}")))[-1].weights
+        for engine in ("reference", "functional")
+    }
+    start = next(iter(train(tiny(*words)))).weights
+    for name in start:
+        moved = np.linalg.norm(ends["reference"][name] - start[name])
+        assert np.linalg.norm(ends["functional"][name] - ends["reference"][name]) <= 1e-3 * moved + 1e-7, name
+    for engine in ("handwritten", "fused"):
+        with pytest.raises(
+            BirthlensError, match=f"'{engine}' cannot train this config: it needs the two-layer simplified"
+        ):
+            next(iter(train(tiny(*words, f"training.engine={engine}"))))
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_batch_in_several_chunks_gives_the_gradient_of_the_whole(engine: Any) -> None:
     """Batches that every engine divides, against one pass of the HookedTransformer over all of them."""

@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from birthlens.analysis.memories.memory import Array
 from birthlens.errors import BirthlensError
+from birthlens.model.attention import attention_pattern
 from birthlens.model.sites import Head
 from birthlens.model.weights import Weights
 from birthlens.shapes import Float, Int
@@ -66,14 +68,14 @@ def decompose(weights: Weights, tokens: Int[Array, "pos"] | Sequence[int], paths
             queries = _projected(weights, head, "Q", normal)
             keys = _projected(weights, head, "K", normal)
             scores[head] = weights.score_scale * sum(queries.values()) @ np.sum(list(keys.values()), axis=0).T
-            patterns[head] = _causal_softmax(scores[head])
+            patterns[head] = attention_pattern(weights.config, torch.from_numpy(scores[head])).numpy()
             out = _exact(weights, f"{block}.W_O")[number]
             values = _projected(weights, head, "V", normal)
             outputs = {_PATH.format(name, head): patterns[head] @ value @ out for name, value in values.items()}
             written |= outputs if paths else {str(head): np.sum(list(outputs.values()), axis=0)}
         if f"{block}.b_O" in weights:
             written[f"{block}.b_O"] = np.broadcast_to(_exact(weights, f"{block}.b_O"), terms["W_E"].shape)
-        reads = terms if weights.config.family == "full" else terms | written
+        reads = terms if weights.config.parallel_attn_mlp else terms | written
         terms = terms | written | _feed_forward(weights, block, reads, paths)
         if len(terms) > _MOST_TERMS:
             raise BirthlensError(f"paths: more than {_MOST_TERMS} of them by layer {layer}; use paths=False.")
@@ -190,12 +192,6 @@ def _projected(weights: Weights, head: Head, side: str, terms: Terms) -> Terms:
         return seen
     bias = _exact(weights, f"{block}.b_{side}")[head.head]
     return seen | {f"{block}.b_{side}": np.broadcast_to(bias, (len(next(iter(seen.values()))), len(bias)))}
-
-
-def _causal_softmax(scores: Float[Array, "query_pos key_pos"]) -> Float[Array, "query_pos key_pos"]:
-    masked = np.where(np.tri(len(scores), dtype=bool), scores, -np.inf)
-    weights = np.exp(masked - masked.max(-1, keepdims=True))
-    return np.asarray(weights / weights.sum(-1, keepdims=True))
 
 
 def _feed_forward(weights: Weights, block: str, terms: Terms, paths: bool) -> Terms:

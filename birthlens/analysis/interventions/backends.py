@@ -1,7 +1,7 @@
 """Two ways to run a model under interventions: the functional pass over weights, and hooks on a live model.
 
-Weights take the functional pass, with every shortcut, wherever it can apply an intervention; edges and LayerNorm divisors
-have none there, and fall back to a hooked model by themselves.
+Weights take the functional pass, with every shortcut, wherever it can apply an intervention; edges, LayerNorm divisors and
+attention without a softmax have none there, and fall back to a hooked model by themselves.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def backend_of(model: Weights | HookedModel | Backend, cases: Cases | None = Non
         return model
     if not isinstance(model, Weights):
         return HookedBackend(model)
-    if not all(has_shortcut(one) for case in (cases or {}).values() for one in case):
+    shortcuts = all(has_shortcut(one) for case in (cases or {}).values() for one in case)
+    if not shortcuts or model.config.attention != "softmax":
         from birthlens.model.hooked import build
 
         return HookedBackend(build(model))

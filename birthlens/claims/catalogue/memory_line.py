@@ -19,8 +19,9 @@ SINKS = ("task.kind=backcopy", "task.context=64", "task.n_triggers=3", "model.fa
 MARKOV = ("task.kind=markov", "task.context=64", "model.family=full", "model.d_model=32", "model.init=scaled",
           "optimiser.kind=adamw", "optimiser.learning_rate=0.003", "training.steps=400", "training.batch_size=64",
           "training.loss=all", "checkpoints.every=10")  # fmt: skip
+FACTS_MLP = ("model.feed_forward=relu", "model.block=sequential")
 FACTS = ("task.kind=facts", "task.context=16", "task.relations=8", "model.family=full", "model.d_model=32",
-         "model.n_layers=1", "model.n_heads=4", "model.feed_forward=relu", "optimiser.kind=adamw",
+         "model.n_layers=1", "model.n_heads=4", *FACTS_MLP, "optimiser.kind=adamw",
          "optimiser.learning_rate=0.003", "optimiser.weight_decay=0", "training.steps=400", "training.batch_size=256",
          "training.loss=fact", "checkpoints.every=5")  # fmt: skip
 
@@ -136,7 +137,14 @@ MEMORY_LINE: tuple[Claim, ...] = (
         id="sinks-relu",
         paper="sinks",
         sentence="With ReLU attention no sink forms at equal losses.",
-        unchecked="birthlens has softmax attention only",
+        statistic=sinks.rectified,
+        cases={"softmax": SINKS, "relu": (*SINKS, "model.attention=relu")},
+        expectations=(
+            Expectation("sink", "ReLU attention to the first token, at tokens that are no trigger", below=0.02),
+            Expectation("value_ratio", "norm of its value over that of the others, ReLU attention", 0.6),
+            Expectation("global_loss_more", "loss at other tokens less that with a softmax (nats)", below=0.01),
+            Expectation("in_context_loss_more", "loss at triggers less that with a softmax (nats)", below=0.01),
+        ),
     ),
     Claim(
         id="markov-phases",
@@ -225,7 +233,7 @@ MEMORY_LINE: tuple[Claim, ...] = (
         paper="facts",
         sentence="Value matrices alone store the facts where there is no feed-forward.",
         statistic=facts.sequential,
-        cases={"run": (*(word for word in FACTS if word != "model.feed_forward=relu"), "training.steps=800")},
+        cases={"run": (*(word for word in FACTS if word not in FACTS_MLP), "training.steps=800")},
         expectations=(Expectation("last_accuracy", "fact accuracy at the end", 0.9),),
     ),
     Claim(

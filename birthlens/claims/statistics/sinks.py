@@ -31,6 +31,16 @@ def measures(evidence: Evidence) -> dict[str, float]:
     }
 
 
+def rectified(evidence: Evidence) -> dict[str, float]:
+    """Return the sink, value ratio and losses of the case `relu`, the losses less those of the case `softmax`."""
+    run = evidence.runs["relu"]
+    found = measures(Evidence({"run": run}, evidence.seed, evidence.settings))
+    for role in ("global", "in_context"):
+        ends = [held_out(evidence.runs[case], f"{role}_loss")[1][-1] for case in ("relu", "softmax")]
+        found[f"{role}_loss_more"] = float(ends[0] - ends[1])
+    return found
+
+
 def sink_before_drain(evidence: Evidence) -> dict[str, float]:
     """Return how many steps after the sink's half-way point the value ratio of the first token has fallen half-way."""
     run = evidence.runs["run"]

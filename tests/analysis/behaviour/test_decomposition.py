@@ -21,6 +21,13 @@ MODELS = {
     "three layers": {"n_layers": 3},
     "full": {"family": "full", "n_heads": 2, "feed_forward": "relu"},
     "full, attention only": {"family": "full", "n_heads": 2, "n_layers": 3},
+    "full, rectified, in sequence": {
+        "family": "full",
+        "feed_forward": "relu",
+        "feed_forward_layers": (0,),
+        "block": "sequential",
+        "attention": "relu",
+    },
 }
 
 

@@ -29,6 +29,9 @@ KINDS = {
     "one layer": ModelConfig(d_model=12, n_layers=1),
     "rotary": ModelConfig(d_model=12, n_layers=1, positions="rotary"),
     "full": ModelConfig(family="full", d_model=12, n_layers=3, n_heads=2, feed_forward="relu"),
+    "in sequence": ModelConfig(
+        family="full", d_model=12, n_layers=3, feed_forward="relu", feed_forward_layers=(0, 2), block="sequential"
+    ),
 }
 METRICS = ("in_context.accuracy", "in_context.loss", "in_context.logit", "global.loss")
 
@@ -171,6 +174,22 @@ def test_trace_has_the_hooked_models_activations(kind: str) -> None:
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(full.logits(), logits, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(some.logits()[rows.valid], rows.of_positions(logits)[rows.valid], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["relu", "linear"])
+def test_attention_without_softmax_is_intervened_on_by_hooks(attention: str) -> None:
+    config = KINDS["full"].changed(attention=attention)
+    weights = initial_weights(config, 9, 16, np.random.default_rng(1))
+    batch, reference = batches()
+    cases = {"L0H1": [Intervention("z", "zero", 0, (1,))], "pattern": [Intervention("pattern", "uniform", 1, (0,))]}
+    scoring = Scoring.of(batch, METRICS[:2])
+    found = evaluate(weights, cases, batch, scoring, reference)
+    tensors = weights.replaced({"L0.W_O": weights["L0.W_O"] * np.array([1, 0])[:, None, None]})
+    by_hand = evaluate(tensors, {}, batch, scoring, reference)
+    np.testing.assert_allclose(found.values[found.cases.index("L0H1")], by_hand.values[0], atol=1e-5)
+    assert np.abs(found.values - found.values[0]).max(1)[1:].min() > 1e-6
+    with pytest.raises(BirthlensError, match=f"model.attention = '{attention}': this pass has softmax attention only"):
+        BlockLayout(weights)
 
 
 def test_an_edit_recomputes_only_what_lies_downstream(monkeypatch: pytest.MonkeyPatch) -> None:
