@@ -17,6 +17,7 @@ from birthlens.model.initialisation import initial_weights
 from birthlens.model.stacked_forward import stacked_logits
 from birthlens.runs.run import load_run
 from birthlens.training import many
+from birthlens.training.engines import choose
 from birthlens.training.footprint import bytes_of_a_run, how_many_fit, sequences_that_fit
 from birthlens.training.loop import DivergedError, StepRecord, train
 from birthlens.training.many import train_many
@@ -176,10 +177,6 @@ def test_a_member_on_disk_is_an_ordinary_run(tmp_path: Path) -> None:
         ("corpus.vocabulary=9", "differ in the size of the vocabulary (12 and 9)"),
         ("optimiser.kind=adamw", "differ in optimiser.kind (sgd and adamw)"),
         ("training.engine=handwritten", "member 1 cannot be part of an ensemble: training.engine = 'handwritten'"),
-        (
-            "model.attention=relu",
-            "member 1 cannot be part of an ensemble: model.attention = 'relu' runs in the functional",
-        ),
         ("training.clamps=[ablate L0H0]", "member 1 cannot be part of an ensemble: the clamp"),
     ],
 )
@@ -187,6 +184,16 @@ def test_members_of_other_shapes_are_refused(words: str, message: str) -> None:
     with pytest.raises(BirthlensError) as error:
         next(iter(train_many([tiny(), tiny(words)])))
     assert message in str(error.value)
+
+
+def test_attention_without_softmax_trains_alone() -> None:
+    message = (
+        "member 0 cannot be part of an ensemble: model.attention = 'relu' runs in the functional and reference engines"
+    )
+    with pytest.raises(BirthlensError, match=message):
+        next(iter(train_many([tiny(*FULL, "model.attention=relu")])))
+    with pytest.raises(BirthlensError, match=r"device = 'cuda': model.attention = 'relu' runs in the functional"):
+        choose(tiny(*FULL, "model.attention=relu"), 12, Execution("cuda"))
 
 
 def test_a_run_of_another_engine_does_not_join(tmp_path: Path) -> None:
