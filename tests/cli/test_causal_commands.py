@@ -137,13 +137,13 @@ def test_every_column_is_explained(table: Any) -> None:
         (["patch", "ROTARY", "--sites", "pos_embed"], ["adds no positions", "valid are embed, resid_pre"]),
         (["ablate", "RUN", "--metrics", ","], ["--metrics = ',' names nothing"]),
         (["ablate", "RUN", "--methods", ","], ["--methods = ',' names nothing"]),
-        (["ablate", "ONE", "--heads", "pairs"], ["one head only, L0H0"]),
+        (["ablate", "ONE", "--heads", "pairs"], ["only one head, L0H0"]),
         (["ablate", "RUN", "--steps", "every:0"], ["steps = 'every:0'", "at least 1"]),
         (["ablate", "RUN", "--steps", "every:-3"], ["at least 1"]),
         (["ablate", "RUN", "--steps", "every:x"], ["write all, last, every:N"]),
         (["ablate", "RUN", "--suite", "SUITE.yaml", "--seed", "0"], ["--seed", "the suite's file says this"]),
         (["ablate", "RUN", "--suite", "SUITE.yaml", "--heads", "all", "--components"], ["--heads, --components"]),
-        (["ablate", "RUN", "--out", "TAKEN.csv"], ["TAKEN.csv.suite cannot be made a directory"]),
+        (["ablate", "RUN", "--out", "TAKEN.csv"], ["TAKEN.csv.suite cannot be created as a directory"]),
     ],
 )
 def test_bad_questions_are_one_sentence_and_status_2(

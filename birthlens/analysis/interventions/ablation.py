@@ -1,12 +1,12 @@
-"""Ablation of heads, head sets, feed-forwards and inputs: what the model loses without them.
+"""Ablation of heads, sets of heads, feed-forwards and inputs: how the model performs without them.
 
     zero       the head writes nothing
-    mean, mean_position, mean_role   its z is the reference batch's average (over batch and position; at each position;
-               over tokens of the same role)
+    mean, mean_position, mean_role   its z is an average over the reference batch (over batch and position; at each
+               position; over tokens of the same role)
     resample   its z comes from another sequence of the reference batch
     frozen_pattern   it attends as in the unedited model, whatever else is ablated
-    dropped_value    it keeps its attention and reads the average value everywhere
-    uniform_pattern, previous_token_pattern   it keeps its values and attends evenly, or to the position before
+    dropped_value    it keeps its attention pattern and reads the average value everywhere
+    uniform_pattern, previous_token_pattern   it keeps its values and attends evenly, or to the previous position
 
 Resampled and averaged activations come from the unedited model on a reference batch of the same task.
 """
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from birthlens.model.live import LiveModel
 
 Models = Iterable[tuple[int, "Weights | HookedModel | LiveModel"]]
-"""Checkpoints to analyse: (step, weights) as `Run.checkpoints` gives them, or (0, model) for any TransformerLens model."""
+"""Checkpoints to analyse: (step, weights) as from `Run.checkpoints`, or (0, model) for any TransformerLens model."""
 
 PATTERN_METHODS = {
     "frozen_pattern": ("pattern", "patch", "batch"),
@@ -77,7 +77,7 @@ def ablate_heads(heads: Iterable[Head], method: str) -> tuple[Intervention, ...]
 
 
 def head_sets(sizes: Sizes, spec: str = "all") -> list[tuple[Head, ...]]:
-    """Read which sets of heads to ablate: 'all' (each alone), 'pairs', or addresses as 'L0H0,L0H1+L1H0'.
+    """Parse which sets of heads to ablate: 'all' (each alone), 'pairs', or addresses such as 'L0H0,L0H1+L1H0'.
 
     Raises:
         BirthlensError: for heads that do not exist; the message lists those that do.
@@ -87,7 +87,7 @@ def head_sets(sizes: Sizes, spec: str = "all") -> list[tuple[Head, ...]]:
         return [(head,) for head in heads]
     if spec == "pairs":
         if len(heads) < 2:
-            raise BirthlensError(f"heads = 'pairs': the model has one head only, {heads[0]}; use all.")
+            raise BirthlensError(f"heads = 'pairs': the model has only one head, {heads[0]}; use all.")
         return list(combinations(heads, 2))
     chosen = [tuple(map(Head.parse, group.split("+"))) for group in spec.split(",")]
     if unknown := [str(head) for group in chosen for head in group if head not in heads]:
@@ -106,7 +106,7 @@ def head_cases(
 
 
 def component_cases(sizes: Sizes, methods: Sequence[str] = DEFAULT_METHODS) -> dict[str, tuple[AnyIntervention, ...]]:
-    """Return cases for what is no head: feed-forwards, and the token and position inputs."""
+    """Return cases for components other than heads: feed-forwards, and the token and position inputs."""
     cases: dict[str, tuple[AnyIntervention, ...]] = {}
     for method in methods:
         if method in PATTERN_METHODS:
@@ -136,7 +136,8 @@ def ablation_table(
     """Ablate sets of heads (and other components) at each checkpoint.
 
     Columns: step, ablated ('none' for the whole model), method, role, metric, value, change (from the whole model), low,
-    high, change_low, change_high (95 % percentile bootstrap over sequences, `draws` draws from `seed`), n (positions).
+    high, change_low, change_high (95 % percentile intervals from `draws` bootstrap resamples of the sequences, with `seed`),
+    n (positions).
 
     Raises:
         BirthlensError: for unknown heads, methods or metrics, or a reference batch that is missing or too small.
@@ -164,7 +165,7 @@ def cases_table(
     draws: int = 200,
     chunk: int = CHUNK,
 ) -> pd.DataFrame:
-    """Run any named sets of interventions (or a function of the model's sizes that names them) at each checkpoint.
+    """Run any named sets of interventions (or a function that returns them for the model's sizes) at each checkpoint.
 
     Columns: step, case ('none' for the whole model), role, metric, value, change, low, high, change_low, change_high, n,
     as in `ablation_table`.
@@ -180,10 +181,10 @@ def cases_table(
         table.insert(0, "step", step)
         tables.append(table)
     if not tables:
-        raise BirthlensError("steps: no checkpoint was given to analyse.")
+        raise BirthlensError("steps: there is no checkpoint to analyse; give at least one.")
     return pd.concat(tables, ignore_index=True)
 
 
 def sizes_of(model: Weights | HookedModel) -> Sizes:
-    """Return the config that tells a model's number of layers and heads."""
+    """Return the config that holds a model's numbers of layers and heads."""
     return model.config if isinstance(model, Weights) else model.cfg

@@ -1,13 +1,14 @@
-"""Attribution patching: what every edge would do, estimated from gradients (first order in the edge).
+"""Attribution patching: the effect of patching every edge, estimated from gradients (first order in the edge).
 
-The effect of replacing what a sender S writes, as a receiver R reads it, by the source run's S' is estimated as
+A sender S writes to the residual stream, and a receiver R reads it. The effect of replacing S, as R reads it, by the source
+run's S' is estimated as
 
     m(patched) - m(base)  ~  sum over batch, position, d_model of  ( S' - S ) * average over steps of  dm / dx_R
 
-where x_R is what R reads. With `steps=0` the gradient is the base run's own (attribution patching). With m = `steps` >= 1
+where x_R is what R reads. With `steps=0` the gradient is that of the base run (attribution patching). With m = `steps` >= 1
 it is averaged over m midpoints of the straight line from the base run's embeddings to the source run's (integrated
-gradients); the estimates of all edges that leave the embeddings then add up to m(source) - m(base) as m grows.
-All edges cost one forward and backward pass a step.
+gradients). The estimates of all edges that leave the embeddings then add up to m(source) - m(base) as m grows.
+One forward and backward pass for each step serves all edges.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ def edge_attributions(
     norms: Sequence[Point] = (),
     chunk: int = CHUNK,
 ) -> Float[np.ndarray, "edge metric"]:
-    """Estimate, for each edge, by how much each metric changes when the edge is replaced by the source run's.
+    """Estimate how much each metric changes if an edge is replaced by the source run's, for every edge.
 
-    `norms` are LayerNorm divisors to hold at the base run's values.
+    `norms` are LayerNorm divisors to keep at the base run's values.
 
     Raises:
-        BirthlensError: for negative `steps`.
+        BirthlensError: if `steps` is negative.
     """
     if steps < 0:
         raise BirthlensError(f"steps = {steps}: use 0 for the plain gradient, or at least 1 to integrate.")
@@ -105,7 +106,7 @@ def _chunk(
 def _gradients(
     model: HookedModel, batch: TokenBatch, scoring: Scoring, held: dict[Point, Tensor], receivers: set[Point]
 ) -> dict[Point, list[Tensor]]:
-    """Return, for each receiver's input, the gradient of each metric's sum, with some activations held."""
+    """Return, for each receiver's input, the gradient of each metric's sum, with some activations held fixed."""
     probes: dict[Point, Tensor] = {}
 
     def probing(point: Point) -> Edit:

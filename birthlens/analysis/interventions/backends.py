@@ -1,7 +1,7 @@
 """Two ways to run a model under interventions: the functional pass over weights, and hooks on a live model.
 
-Weights take the functional pass, with every shortcut, wherever it can apply an intervention; edges, LayerNorm divisors and
-attention without a softmax have none there, and fall back to a hooked model by themselves.
+Weights use the functional pass, with all its shortcuts, whenever it supports the interventions. It does not support edges,
+LayerNorm divisors and attention without a softmax; for these, weights are loaded into a hooked model automatically.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Backend(Protocol):
     picks_rows: bool
 
     def open(self, tokens: Int[Tensor, "batch pos"], rows: Rows | None, points: Iterable[Point]) -> Unedited:
-        """Open an unedited pass in which `points` will be asked for."""
+        """Open an unedited pass in which `points` will be read."""
 
     def restricts(self, point: Point) -> bool:
-        """Say whether a point's activation exists at the read rows only."""
+        """Return whether a point's activation exists only at the rows that are read."""
 
     def edits(self, case: Iterable[AnyIntervention], sources: Sources) -> Edits:
         """Turn one case's interventions into edits."""
@@ -62,7 +62,7 @@ class FunctionalBackend:
         return Trace(self.model, tokens, rows, wanted=points)
 
     def restricts(self, point: Point) -> bool:
-        """Queries of the last layer, and what follows from them, exist at the rows only."""
+        """Queries of the last layer, and everything computed from them, exist only at the rows that are read."""
         return point.layer == self.sizes.n_layers - 1 and point.site in FROM_QUERIES
 
     def edits(self, case: Iterable[AnyIntervention], sources: Sources) -> Edits:
@@ -82,18 +82,18 @@ class HookedBackend:
         self.n_ctx = int(model.cfg.n_ctx)
 
     def open(self, tokens: Int[Tensor, "batch pos"], rows: Rows | None, points: Iterable[Point]) -> Unedited:
-        """Run once and keep the points."""
+        """Run once and keep the activations at the points."""
         return HookedTrace(self.model, tokens, points)
 
     def restricts(self, point: Point) -> bool:
-        """Nothing is restricted under hooks."""
+        """Return False: under hooks, activations exist at all rows."""
         return False
 
     def edits(self, case: Iterable[AnyIntervention], sources: Sources) -> Edits:
-        """Turn node and edge interventions into edits; edges read senders after the nodes' own edits.
+        """Turn node and edge interventions into edits; edges read the senders after the node edits.
 
         Raises:
-            BirthlensError: where the model does not react to such an edit (`model.effects`).
+            BirthlensError: if the model does not react to such an edit (`model.effects`).
         """
         case = list(case)
         for one in case:
@@ -137,5 +137,5 @@ def backend_of(model: Weights | HookedModel | Backend, cases: Cases | None = Non
 
 
 def has_shortcut(one: AnyIntervention) -> bool:
-    """Say whether the functional pass can apply an intervention."""
+    """Return whether the functional pass supports an intervention."""
     return isinstance(one, Intervention) and one.site in INTERVENTION_SITES

@@ -1,8 +1,8 @@
 """The bootstrap over sequences: percentile intervals of means and of differences of means.
 
-A resample draws as many sequences as there are, with replacement. All interventions share the resamples, so that changes
-are paired. There is no interval (NaN) where the value itself is NaN, or where fewer than two sequences have a position to
-read: one sequence says nothing about the spread between sequences.
+A resample draws sequences with replacement, as many as the batch has. All interventions share the resamples, so changes are
+paired. There is no interval (NaN) if the value itself is NaN, or if fewer than two sequences have a position to read: one
+sequence contains no information about the spread between sequences.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from birthlens.shapes import Bool, Float
 
 Array = np.ndarray
 FEWEST = 2
-"""Sequences that an interval needs."""
+"""The smallest number of sequences for an interval."""
 
 
 def resample_counts(generator: np.random.Generator, sequences: int, draws: int) -> Float[Array, "draw batch"]:
-    """Return how often each resample holds each sequence."""
+    """Return how often each resample contains each sequence."""
     return generator.multinomial(sequences, np.full(sequences, 1 / sequences), size=draws).astype(float)
 
 
@@ -30,8 +30,8 @@ def interval(
 ) -> tuple[Float[Array, "case metric"], Float[Array, "case metric"]]:
     """Return the ends of the percentile interval of resampled values.
 
-    `value` is the value of all sequences, and `counts` how many positions each sequence has. With `skip_empty`, resamples
-    that hold no position of a role are left out; without, they leave no interval.
+    `value` is the value over all sequences, and `counts` is the number of positions in each sequence. Resamples without a
+    position of a role are skipped if `skip_empty`; otherwise a single one of them means that there is no interval.
     """
     sure = ~np.isnan(value) & ((counts > 0).sum(0) >= FEWEST)
     ends = np.full((2, *value.shape), np.nan)

@@ -1,7 +1,7 @@
-"""Causal evidence over checkpoints: what a run loses, at each step, when a head or an edge is replaced by its mean.
+"""Causal effects over checkpoints: what a run loses, at each step, if a head or an edge is replaced by its mean.
 
-Heads and edges are replaced by their average over the sequences and positions of a second batch (`mean`), so that they still
-write what they always write, and say nothing of this place.
+Heads and edges are replaced by their average over the sequences and positions of a second batch (`mean`). They still write
+what they write on average, but nothing that depends on the current position.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def head_ablations_table(run: Run, steps: Sequence[int], n: int = 32, method: str = "mean") -> pd.DataFrame:
-    """Ablate each head alone at each step: the columns of `ablation.ablation_table`, with `ablated` naming the head."""
+    """Ablate each head alone at each step; columns as in `ablation.ablation_table`, with the head's name in `ablated`."""
     measured, reference = _batches(run, n)
     return ablation_table(run.checkpoints(steps), measured, reference, methods=(method,), metrics=IN_CONTEXT_METRICS)
 
@@ -38,7 +38,7 @@ def edge_ablations_table(run: Run, steps: Sequence[int], n: int = 32, method: st
     """Ablate each edge into a head's queries, keys or values alone: columns step, ablated (the edge), role, metric, value,
     change, low, high, change_low, change_high, n.
 
-    Models of many heads are read by the edges between heads only.
+    In models with many heads, only the edges between heads are ablated.
     """
     import pandas as pd
 
@@ -60,7 +60,7 @@ def edge_ablations_table(run: Run, steps: Sequence[int], n: int = 32, method: st
 def patching_by_role_table(run: Run, step: int, n: int = 32) -> pd.DataFrame:
     """Patch each activation of the clean run into the corrupted one, by role of the position (`patching.patching_table`).
 
-    The corrupted sequences have other outputs after the same triggers; `component` names site, layer and head.
+    The corrupted sequences have other outputs after the same triggers. `component` names the site, layer and head.
     """
     import pandas as pd
 
@@ -75,11 +75,11 @@ def patching_by_role_table(run: Run, step: int, n: int = 32) -> pd.DataFrame:
 
 
 def changes(table: pd.DataFrame, metric: str = "accuracy", role: str = "in_context") -> pd.DataFrame:
-    """Pick the rows of one metric and role, without the untouched model's."""
+    """Select the rows of one metric and role, without those of the unedited model."""
     return table[(table["metric"] == metric) & (table["role"] == role) & (table["ablated"] != BASELINE)]
 
 
 def _batches(run: Run, n: int) -> tuple[TokenBatch, TokenBatch]:
-    """Return a batch to measure on, and another one to take averages from."""
+    """Return a batch to measure on, and another one to compute averages on."""
     batch = evaluation_batch(run, 2 * n)
     return batch[:n], batch[n:]

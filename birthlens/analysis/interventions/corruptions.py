@@ -1,12 +1,12 @@
-"""Corruptions of a TokenBatch: the same sequences with one thing changed, and where that should change the answer.
+"""Corruptions of a TokenBatch: the same sequences with one thing changed, and the positions where the answer should change.
 
     other_outputs      every output that follows a trigger is replaced by another token, one for each trigger
-    first_replaced     each trigger's first occurrence becomes a token that is no trigger, so its output has no cause
-    triggers_swapped   the triggers' first occurrences trade places, so that they announce each other's outputs
+    first_replaced     each trigger's first occurrence becomes a token that is not a trigger, so its output has no cause
+    triggers_swapped   the first occurrences of the triggers are exchanged, so that each precedes another trigger's output
     shifted            everything happens `by` positions later
 
-Each returns a `Pair`: the clean and the corrupted batch, the positions that are scored (in-context in both, not absorbed,
-with the same query token, except when shifted), the clean answer there and, where it has one, the corrupted answer.
+Each returns a `Pair`: the clean and the corrupted batch, the scored positions (in-context in both, not absorbed, with the
+same query token except when shifted), the clean answer at these positions and, if it has one, the corrupted answer.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from birthlens.tasks.positions import position_role_masks
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A clean and a corrupted batch, row by row; `scored` marks where the metric is read.
+    """A clean and a corrupted batch with matching rows; `scored` marks the positions where metrics are read.
 
-    `alternatives` holds the corrupted answers, or None where the corrupted sequence has no answer of its own.
+    `alternatives` are the corrupted answers, or None if the corrupted sequences have no answers of their own.
 
     Raises:
-        BirthlensError: where the batches differ in shape, or no position is scored.
+        BirthlensError: if the batches differ in shape, or no position is scored.
     """
 
     clean: TokenBatch
@@ -54,7 +54,7 @@ class Pair:
 
     @property
     def default_metric(self) -> str:
-        """The logit difference where there are two answers, else the answer's logit."""
+        """The logit difference if there are two answers, otherwise the answer's logit."""
         return "logit_difference" if self.alternatives is not None else "logit"
 
     def scoring(self, quantities: Sequence[str] = ()) -> Scoring:
@@ -74,7 +74,7 @@ def pair_of(
 
 
 def other_outputs(batch: TokenBatch, generator: np.random.Generator, d_vocab: int) -> Pair:
-    """Give every trigger another output, one that is no trigger of the sequence, wherever the old one followed it."""
+    """Give every trigger another output, one that is not a trigger of the sequence, wherever the old one followed it."""
     _needs_triggers(batch)
     fresh = _other_tokens(batch, batch.outputs, generator, d_vocab)
     sequence = _sequence(batch)
@@ -82,13 +82,13 @@ def other_outputs(batch: TokenBatch, generator: np.random.Generator, d_vocab: in
     follows = torch.where(index >= 0, fresh.gather(1, index.clamp(min=0)), sequence[:, 1:])
     changed = sequence.clone()
     changed[:, 1:] = follows
-    # An output that was a trigger itself is one no more; what followed it there stays, and is not scored.
+    # An output that was itself a trigger no longer is one. What followed it stays, and is not scored.
     corrupted = _relabelled(batch, changed, fresh)
     return pair_of(batch, corrupted, _same_query(batch, corrupted))
 
 
 def first_replaced(batch: TokenBatch, generator: np.random.Generator, d_vocab: int) -> Pair:
-    """Replace each trigger's first occurrence by a token that is no trigger; score the second occurrence."""
+    """Replace each trigger's first occurrence by a token that is not a trigger; score the second occurrence."""
     _needs_triggers(batch)
     fresh = _other_tokens(batch, batch.outputs, generator, d_vocab)
     sequence = _sequence(batch)
@@ -104,7 +104,7 @@ def triggers_swapped(batch: TokenBatch, generator: np.random.Generator, d_vocab:
     """Exchange the first occurrences of a sequence's triggers, in a cycle; score the second occurrences.
 
     Raises:
-        BirthlensError: where sequences have fewer than two triggers.
+        BirthlensError: if a sequence has fewer than two triggers.
     """
     _needs_triggers(batch)
     if batch.triggers.shape[1] < 2:
@@ -123,18 +123,18 @@ def triggers_swapped(batch: TokenBatch, generator: np.random.Generator, d_vocab:
         moved = tokens[firsts[order.roll(1)]]
         sequence[row, places] = moved
         for place, token in zip(places, moved, strict=True):
-            # The second occurrence of the token that now stands at `place` is promised what now follows that place.
+            # The token now at `place` is followed by what follows that place; its second occurrence should predict this.
             later = (tokens == token) & (occurrence == 2) & (torch.arange(len(tokens)) > place)
             announced[row, later] = place
     corrupted = _relabelled(batch, sequence, batch.outputs)
-    # Not the clean sequence's successor: where that was a trigger's first occurrence, it has been moved as well.
+    # This is not the clean sequence's successor: if that was a trigger's first occurrence, it has moved as well.
     alternatives = torch.where(announced >= 0, corrupted.targets.gather(1, announced.clamp(min=0)), batch.targets)
     scored = ~batch.absorbed & (corrupted.tokens == batch.tokens) & (alternatives != batch.targets)
     return Pair(batch, corrupted, scored, alternatives)
 
 
 def shifted(batch: TokenBatch, generator: np.random.Generator, d_vocab: int, by: int = 1) -> Pair:
-    """Move everything `by` positions on; fresh tokens that are no triggers come in front, the end is dropped."""
+    """Shift everything `by` positions later; new tokens that are not triggers come first, and the end is dropped."""
     _needs_triggers(batch)
     length = batch.tokens.shape[1]
     if not 0 < by < length:
@@ -171,7 +171,7 @@ def _sequence(batch: TokenBatch) -> Int[Tensor, "batch pos_plus_one"]:
 
 
 def _trigger_index(batch: TokenBatch) -> Int[Tensor, "batch pos"]:
-    """Return which of its sequence's triggers each token of the chain is, or -1."""
+    """Return the index, among its sequence's triggers, of each token of the chain, or -1."""
     match = (batch.tokens[:, :, None] == batch.triggers[:, None]) & ~batch.listed[..., None]
     return torch.where(match.any(-1), match.int().argmax(-1), -1)
 
@@ -179,7 +179,7 @@ def _trigger_index(batch: TokenBatch) -> Int[Tensor, "batch pos"]:
 def _other_tokens(
     batch: TokenBatch, current: Int[Tensor, "batch k"], generator: np.random.Generator, d_vocab: int
 ) -> Int[Tensor, "batch k"]:
-    """Draw, for each entry, another token that is no trigger of its sequence."""
+    """Draw, for each entry, another token that is not a trigger of its sequence."""
     if (highest := int(max(batch.tokens.max(), batch.targets.max(), batch.triggers.max()))) >= d_vocab:
         raise BirthlensError(f"d_vocab = {d_vocab}: the batch holds token {highest}; give the model's vocabulary size.")
     allowed = torch.ones(len(batch), current.shape[1], d_vocab, dtype=torch.bool)
@@ -187,7 +187,7 @@ def _other_tokens(
     allowed &= ~torch.zeros(len(batch), 1, d_vocab, dtype=torch.bool).scatter_(2, batch.triggers[:, None], True)
     if not allowed.any(-1).all():
         raise BirthlensError(
-            f"a vocabulary of {d_vocab} tokens leaves no other token that is no trigger; use a larger one."
+            f"a vocabulary of {d_vocab} tokens leaves no other token that is not a trigger; use a larger one."
         )
     keys = torch.from_numpy(generator.random(allowed.shape))
     return torch.where(allowed, keys, -1.0).argmax(-1)
@@ -199,7 +199,7 @@ def _relabelled(
     outputs: Int[Tensor, "batch k"],
     listed: Bool[Tensor, "batch pos"] | None = None,
 ) -> TokenBatch:
-    """Make a batch of changed sequences; occurrences are counted again, after the list of triggers where there is one."""
+    """Make a batch of changed sequences; occurrences are counted anew, after the list of triggers if there is one."""
     tokens = sequence[:, :-1].contiguous()
     targets = sequence[:, 1:].contiguous()
     listed = batch.listed if listed is None else listed

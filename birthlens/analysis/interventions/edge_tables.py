@@ -1,6 +1,6 @@
-"""Edge patching tables: which edge carries the difference between clean and corrupted, exactly and by attribution.
+"""Edge patching tables: which edges carry the difference between clean and corrupted, exactly and by attribution.
 
-What an edge is, and what replacing it means, is defined in `edges`; `recovered` is defined in `patching`.
+`edges` defines edges and their replacement; `patching` defines `recovered`.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def edge_table(
 ) -> pd.DataFrame:
     """Patch every edge (or some), one at a time, at each checkpoint.
 
-    Columns: step, direction, edge, sender, receiver, metric, value, clean, corrupted, recovered (with its interval, where
-    `draws`), n; and for each m in `attribution_steps` (0 is the plain gradient) `attribution_m`, the linear estimate of
-    recovered, and `attribution_m_error`, its difference from recovered.
+    Columns: step, direction, edge, sender, receiver, metric, value, clean, corrupted, recovered (with its interval if
+    `draws` is not 0), n. For each m in `attribution_steps` (0 is the plain gradient) there are also `attribution_m`, the
+    linear estimate of recovered, and `attribution_m_error`, its difference from recovered.
 
     Raises:
         BirthlensError: for edges that do not exist, metrics without a gradient, or an unknown direction.
@@ -83,14 +83,14 @@ def edge_table(
             table[f"attribution_{steps}_error"] = table[f"attribution_{steps}"] - table["recovered"]
         tables.append(table)
     if not tables:
-        raise BirthlensError("steps: no checkpoint was given to analyse.")
+        raise BirthlensError("steps: there is no checkpoint to analyse; give at least one.")
     return pd.concat(tables, ignore_index=True)
 
 
 def cut_edges(
     edges: Iterable[Edge | str], method: str = "mean", freeze_norms: bool = False
 ) -> Callable[[Sizes], tuple[AnyIntervention, ...]]:
-    """Return the case, for models of any size, in which some edges are ablated together."""
+    """Return the case in which some edges are ablated together, as a function of the model's sizes."""
     chosen = [_edge(edge) for edge in edges]
 
     def case(sizes: Sizes) -> tuple[AnyIntervention, ...]:
@@ -100,7 +100,7 @@ def cut_edges(
 
 
 def other_edges(sizes: Sizes, sender: str, kept: Sequence[Edge | str]) -> list[Edge]:
-    """List the edges that leave a sender, but for those that are kept.
+    """List the edges that leave a sender, except those that are kept.
 
     Example:
         >>> from birthlens.config.model import ModelConfig
@@ -114,7 +114,7 @@ def other_edges(sizes: Sizes, sender: str, kept: Sequence[Edge | str]) -> list[E
 def steps_with_gap(table: pd.DataFrame, least_gap: float = 0.1) -> pd.DataFrame:
     """Return the rows of the steps that count: where |clean - corrupted| is at least this share of its largest value.
 
-    Elsewhere there is nothing to recover, and `recovered` (or an attribution) divides noise by almost nothing.
+    At other steps there is nothing to recover, and `recovered` (or an attribution) divides noise by almost zero.
     """
     gap = (table["clean"] - table["corrupted"]).abs()
     return table[(gap > 0) & (gap >= least_gap * gap.groupby(table["metric"]).transform("max"))]
@@ -123,12 +123,12 @@ def steps_with_gap(table: pd.DataFrame, least_gap: float = 0.1) -> pd.DataFrame:
 def births_table(
     table: pd.DataFrame, threshold: float = 0.5, value: str = "recovered", least_gap: float = 0.1
 ) -> pd.DataFrame:
-    """Say when each edge becomes causal: the first step from which |value| stays at or above the threshold.
+    """Find when each edge becomes causal: the first step from which |value| stays at or above the threshold.
 
-    Takes an `edge_table` over checkpoints; where it has intervals, the whole interval must stay there. Only steps with
-    a gap to recover count (`steps_with_gap`). Columns: edge, metric, born (step, NaN where never), peak
-    (the largest value in size), peak_step, last (the value at the last step), all among the steps that count; and
-    counted_from, the first of these steps.
+    Takes an `edge_table` over checkpoints. If it has intervals, the whole interval must stay at or above the threshold. Only
+    steps with a gap to recover count (`steps_with_gap`). Columns: edge, metric, born (step, NaN if never), peak (the value
+    that is largest in size), peak_step, last (the value at the last step), all among the steps that count; and counted_from,
+    the first of these steps.
 
     Raises:
         BirthlensError: for a table of one step, which has nothing before it, or one whose intervals are all unknown.
@@ -154,7 +154,7 @@ def births_table(
         values = group[value].to_numpy()
         steps = group["step"].to_numpy()
         bounds = ends or [value]
-        # The end of the interval that is nearest to 0, on the side of the value itself.
+        # The end of the interval nearest to 0, on the side of the value itself.
         sure = (group[bounds].to_numpy() * np.sign(values)[:, None]).min(1)
         below = np.flatnonzero(~(sure >= threshold))
         first = 0 if len(below) == 0 else int(below[-1]) + 1

@@ -1,14 +1,14 @@
 """Edges: what one component writes, as one other component reads it.
 
-Definition. Write S for what a sender adds to the residual stream, x for what a receiver reads. Replacing a set of edges
-S -> R by a source run's S' means, in one run,
+Let S be what a sender adds to the residual stream, and x what a receiver reads. Replacing a set of edges S -> R by a source
+run's S' means, within one run,
 
-    x_R <- x_R + sum over its replaced edges of ( S' - S ),      S as it is in this very run.
+    x_R <- x_R + sum over its replaced edges of ( S' - S ),      with S as it is in this very run.
 
-Only these edges change: the senders themselves, and what all other components read of them, do not. What the receiver
-then computes is passed on along every path that leaves it. With all edges into a receiver replaced it reads exactly what
-it reads in the source run. A head has three receivers, its queries, keys and values; LayerNorm is applied to the new x,
-unless the divisors are frozen (`interventions.frozen_norms`), which makes every edge of one layer additive.
+Only these edges change. The senders, and what all other components read from them, do not. What the receiver then computes
+is passed on along every path that leaves it. If all edges into a receiver are replaced, it reads exactly what it reads in
+the source run. A head has three receivers: its queries, keys and values. LayerNorm is applied to the new x, unless its
+divisors are frozen (`spec.frozen_norms`), which makes all edges within a layer additive.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 
 def written(model: HookedModel, sender: Sender, value: Tensor) -> Float[Tensor, "batch pos d_model"]:
-    """Return what a sender adds to the residual stream, from the activation at its point (z, for a head).
+    """Return what a sender adds to the residual stream, given the activation at its point (z, for a head).
 
-    A head's share of the output bias belongs to no head and is left out.
+    The output bias belongs to no head and is left out.
     """
     if not isinstance(sender, Head):
         return value
@@ -41,7 +41,7 @@ def written(model: HookedModel, sender: Sender, value: Tensor) -> Float[Tensor, 
 
 
 def receiver_point(receiver: Receiver, n_layers: int) -> Point:
-    """Return where a receiver's input is seen."""
+    """Return the point of a receiver's input."""
     if isinstance(receiver, HeadInput):
         return Point(f"{receiver.letter}_input", receiver.layer)
     if isinstance(receiver, Mlp):
@@ -50,7 +50,7 @@ def receiver_point(receiver: Receiver, n_layers: int) -> Point:
 
 
 def edge_edits(model: HookedModel, edges: Sequence[EdgeIntervention], sources: Sources) -> Edits:
-    """Return hooks that note what senders write, and hooks that change what receivers read."""
+    """Return hooks that record what senders write, and hooks that change what receivers read."""
     current: dict[Point, Tensor] = {}
     edits: dict[Point, list[Edit]] = {point: [_noting(current, point)] for point in {one.point for one in edges}}
     by_point: dict[Point, list[EdgeIntervention]] = {}

@@ -1,6 +1,6 @@
 """Metrics: a quantity, read at the positions of one role.
 
-Text is `role.quantity`, such as in_context.accuracy. It is parsed once, where it comes in. Roles are those of
+As text, a metric is `role.quantity`, such as in_context.accuracy. Text is parsed once, at the border. Roles are those of
 `tasks.positions.position_role_masks`, or the role of a pair. Quantities:
 
     accuracy           the answer has the largest logit
@@ -45,7 +45,7 @@ class Metric:
 
     @classmethod
     def parse(cls, text: str) -> Metric:
-        """Read `role.quantity`.
+        """Parse `role.quantity`.
 
         Raises:
             BirthlensError: for text of another form, or an unknown quantity.
@@ -61,7 +61,7 @@ class Metric:
 
 
 def parsed(metrics: Iterable[Metric | str]) -> tuple[Metric, ...]:
-    """Read every metric that is still text."""
+    """Parse the metrics that are given as text."""
     return tuple(Metric.parse(metric) if isinstance(metric, str) else metric for metric in metrics)
 
 
@@ -76,10 +76,10 @@ DEFAULT_METRICS = parsed(
         "all.loss",
     )
 )
-"""What is read where nobody says which metrics."""
+"""The metrics to read by default."""
 
 KL_METRICS = (Metric("in_context", "kl"), Metric("global", "kl"))
-"""Also read where the global bigrams are known."""
+"""Further default metrics if the global bigrams are known."""
 
 IN_CONTEXT_METRICS = (Metric("in_context", "accuracy"), Metric("in_context", "loss"))
 """The two metrics of the paper's in-context task."""

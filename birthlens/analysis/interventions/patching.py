@@ -1,12 +1,12 @@
-"""Activation patching between a clean and a corrupted batch: which activation carries the difference.
+"""Activation patching between a clean and a corrupted batch: which activations carry the difference.
 
 One activation of the base run is replaced by that of the source run, and
 
     recovered = ( m(patched) - m(corrupted) ) / ( m(clean) - m(corrupted) )
 
-is the share of the clean-corrupted gap at which the patched run ends up, whichever way one patches: from corrupted to
-clean (`clean_into_corrupted`) 1 means that the activation restores everything; back (`corrupted_into_clean`) 0 means that
-it destroys everything.
+is the share of the clean-corrupted gap that the patched run reaches, in both directions of patching. When clean is patched
+into corrupted (`clean_into_corrupted`), 1 means that the activation restores everything. In the other direction
+(`corrupted_into_clean`), 0 means that it destroys everything.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ AXES = ("head", "position", "role")
 def patching_cases(
     sizes: Sizes, n_pos: int, sites: Sequence[str] | None = None, by: Sequence[str] = ("head",)
 ) -> list[tuple[dict[str, object], Intervention]]:
-    """List the patches, each with its columns (site, layer, head, position); always one by layer.
+    """List the patches, each with its columns (site, layer, head, position); there is always one for each layer.
 
-    Without `sites` all of `PATCHED_SITES` that the model has. `by` adds axes: 'head' (sites that have heads), and 'position'
-    (every position) or 'role' (roles of position).
+    `sites` defaults to all of `PATCHED_SITES` that the model has. `by` adds axes: 'head' (for sites that have heads), and
+    'position' (every position) or 'role' (roles of position).
 
     Raises:
         BirthlensError: for sites that do not exist (in this model), or unknown axes; the message lists the valid ones.
@@ -97,8 +97,8 @@ def patching_table(
     """Patch each activation, one at a time, at each checkpoint.
 
     Columns: step, direction, site, layer, head, position, metric, value (patched), clean, corrupted, recovered,
-    recovered_low, recovered_high (95 % bootstrap over sequences; with `draws`), n (scored positions). `recovered` is NaN
-    where clean and corrupted do not differ.
+    recovered_low, recovered_high (95 % intervals from bootstrap resamples of sequences, if `draws` is not 0), n (scored
+    positions). `recovered` is NaN if clean and corrupted do not differ.
     """
     import pandas as pd
 
@@ -115,12 +115,12 @@ def patching_table(
             table.insert(1, "direction", direction)
             tables.append(table)
     if not tables:
-        raise BirthlensError("steps: no checkpoint was given to analyse.")
+        raise BirthlensError("steps: there is no checkpoint to analyse; give at least one.")
     return pd.concat(tables, ignore_index=True)
 
 
 def _layers(sizes: Sizes, site: str) -> list[int | None]:
-    """List the layers in which the model has a site: [None] for its inputs, nothing where it has none."""
+    """List the layers that have a site: [None] for the model's inputs, an empty list if there are none."""
     if site in INPUT_SITES:
         return [None] if site == "embed" or has_positions(sizes) else []
     return [layer for layer in range(sizes.n_layers) if site != "mlp_out" or has_mlp(sizes, layer)]
@@ -167,10 +167,10 @@ def patched_outcomes(
     seed: int = 0,
     chunk: int = CHUNK,
 ) -> tuple[Outcomes, Outcomes]:
-    """Return the outcomes of the patched base run, and of the unedited source run."""
+    """Return the outcomes of the patched base run and of the unedited source run."""
     if direction not in DIRECTIONS:
         raise BirthlensError(f"direction = {direction!r} is unknown; valid are {', '.join(DIRECTIONS)}.")
-    # Roles of position are the clean sequence's in both directions.
+    # Roles of position are those of the clean sequence in both directions.
     corrupted = replace(pair.corrupted, occurrence=pair.clean.occurrence, absorbed=pair.clean.absorbed)
     base, source = (corrupted, pair.clean) if direction == DIRECTIONS[0] else (pair.clean, corrupted)
     scoring = pair.scoring(tuple(quantities))

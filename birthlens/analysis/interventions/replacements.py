@@ -1,7 +1,7 @@
-"""What interventions put in place of an activation: other runs' activations, their averages, and ideal patterns.
+"""What interventions put in place of an activation: activations of other runs, their averages, and ideal patterns.
 
-Every `mean*` averages over all sequences of its source batch; `resample` takes whole sequences, drawn without replacement,
-and all interventions of a suite draw the same ones.
+Every `mean*` averages over all sequences of its source batch. `resample` takes whole sequences, drawn without replacement,
+and all interventions of a suite use the same draws.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from birthlens.tasks.positions import mask_of_positions, token_roles
 
 @runtime_checkable
 class Unedited(Protocol):
-    """A pass without edits: its activations, and its logits once edits are applied."""
+    """A pass without edits: its activations, and its logits after edits."""
 
     def value(self, point: Point) -> Tensor:
         """Return an activation."""
@@ -39,7 +39,7 @@ Need = tuple[str, str]
 
 
 def needs(interventions: Iterable[AnyIntervention]) -> dict[Need, set[Point]]:
-    """Collect the points at which each kind of source is asked for."""
+    """Collect the points that are needed from each kind of source."""
     wanted: dict[Need, set[Point]] = {}
     for one in interventions:
         if one.needs_source:
@@ -48,15 +48,15 @@ def needs(interventions: Iterable[AnyIntervention]) -> dict[Need, set[Point]]:
 
 
 def points_to_average(wanted: Mapping[Need, set[Point]], source: str) -> set[Point]:
-    """Return the points at which some mean over a source is needed."""
+    """Return the points at which a mean over a source is needed."""
     return {point for method in MEANS for point in wanted.get((source, method), ())}
 
 
 def resampled_rows(n: int, source: str, available: int, generator: np.random.Generator) -> Int[Tensor, "batch"]:
-    """Draw the sequence that stands in for each of n: of another batch without replacement, of the same never itself.
+    """Draw, for each of n sequences, the one that replaces it: without replacement, and never itself in the same batch.
 
     Raises:
-        BirthlensError: where the batch is too small to resample from.
+        BirthlensError: if the batch is too small to resample from.
     """
     if source == "reference":
         if available < n:
@@ -73,7 +73,7 @@ def resampled_rows(n: int, source: str, available: int, generator: np.random.Gen
 
 
 class Kept:
-    """Activations of a whole batch, kept from an earlier pass; seen through the rows that now stand in for others."""
+    """Activations of a whole batch from an earlier pass, restricted to the rows that now replace others."""
 
     def __init__(
         self, values: Mapping[Point, Tensor], index: Int[Tensor, "batch"], rows: Rows | None, restricted: set[Point]
@@ -84,7 +84,7 @@ class Kept:
         self._restricted = restricted
 
     def value(self, point: Point) -> Tensor:
-        """Return the chosen sequences' activation (at the rows, where the point is restricted to them)."""
+        """Return the chosen sequences' activation (at the rows, if the point exists only there)."""
         value = self._values[point]
         index = self._index
         rows = self._rows
@@ -95,12 +95,12 @@ class Kept:
         return value[index[:, None], rows.index]
 
     def logits(self, edits: Edits | None = None) -> Tensor:
-        """Refuse: only activations were kept."""
-        raise BirthlensError("only activations were kept of this pass; its logits are not known.")
+        """Raise BirthlensError: only activations were kept."""
+        raise BirthlensError("only activations were kept from this pass; its logits are unavailable.")
 
 
 class Averages:
-    """Means of activations over a source batch, gathered chunk by chunk (in float64)."""
+    """Means of activations over a source batch, accumulated chunk by chunk (in float64)."""
 
     def __init__(self, by_role: bool) -> None:
         self._by_role = by_role
@@ -110,7 +110,7 @@ class Averages:
         self._n = 0
 
     def add(self, values: Mapping[Point, Tensor], batch: TokenBatch) -> None:
-        """Take in one chunk's activations."""
+        """Add one chunk's activations."""
         roles = torch.nn.functional.one_hot(token_roles(batch), 3).double()
         self._n += len(batch)
         self._counts += roles.sum((0, 1))
@@ -122,7 +122,7 @@ class Averages:
                 self._role_sums[point] = self._role_sums[point] + by_role if point in self._role_sums else by_role
 
     def mean(self, point: Point, method: str, rows: Rows | None, roles: Int[Tensor, "batch pos"]) -> Tensor:
-        """Return the mean as a tensor that broadcasts against the activation (at its rows, where there are some)."""
+        """Return the mean as a tensor that broadcasts against the activation (at its rows, if there are any)."""
         table = self._sums[point] / self._n
         if method == "mean":
             return table.mean(0).float()
@@ -141,26 +141,26 @@ class Averages:
 
 @dataclass(frozen=True, eq=False)
 class Sources:
-    """All that the interventions on one chunk of a batch draw upon."""
+    """All sources that the interventions on one chunk of a batch may use."""
 
     batch: TokenBatch
     runs: Mapping[Need, Unedited] = field(default_factory=dict)
     averages: Mapping[str, Averages] = field(default_factory=dict)
 
     def replacement(self, one: AnyIntervention, current: Tensor, rows: Rows | None) -> Tensor:
-        """Return what takes the place of `current`; it broadcasts against it."""
+        """Return what replaces `current`; it broadcasts against it."""
         if one.method == "zero":
             return current.new_zeros(())
         if one.method in MEANS:
             return self.averages[one.source].mean(one.point, one.method, rows, token_roles(self.batch))
         if one.method in ("resample", "patch"):
             value = self.runs[one.source, one.method].value(one.point)
-            # A LayerNorm's divisor gets a head axis while queries, keys and values are read apart.
+            # A LayerNorm's divisor gets a head axis when queries, keys and values are read separately.
             return value.unsqueeze(2) if value.ndim < current.ndim else value
         return ideal_pattern(one.method, current, rows)
 
     def edit(self, one: Intervention, n_heads: int | None = None) -> Edit:
-        """Return the intervention as a function of the activation; `n_heads` tells whether it covers all of them."""
+        """Return the intervention as a function of the activation; `n_heads` shows whether it covers all heads."""
         if one.positions == "all" and (one.heads is None or len(set(one.heads)) == n_heads):
             return Whole(lambda current, rows: self.replacement(one, current, rows).expand_as(current))
 
@@ -176,7 +176,7 @@ class Sources:
 def ideal_pattern(
     method: str, pattern: Float[Tensor, "batch head query_pos key_pos"], rows: Rows | None
 ) -> Float[Tensor, "#batch 1 query_pos key_pos"]:
-    """Return the uniform causal pattern, or all attention on the position before (the first attends to itself)."""
+    """Return the uniform causal pattern, or full attention to the previous position (the first attends to itself)."""
     keys = torch.arange(pattern.shape[-1])
     queries = (torch.arange(pattern.shape[-2])[None] if rows is None else rows.index)[..., None]
     uniform = (keys <= queries) / (queries + 1)
@@ -189,7 +189,7 @@ def _head_axis(site: str) -> int:
 
 
 def _selected(one: Intervention, current: Tensor, where: Bool[Tensor, "batch row"]) -> Bool[Tensor, "..."]:
-    """Return the mask of the chosen positions and heads, broadcasting against the activation."""
+    """Return the mask of the chosen positions and heads, which broadcasts against the activation."""
     if one.site not in ATTENTION_SITES:
         return where[..., None]
     heads = torch.ones(current.shape[_head_axis(one.site)], dtype=torch.bool)

@@ -1,7 +1,7 @@
-"""Many interventions on one model: shared prefixes, only the positions that are read, chunks that fit the cache.
+"""Many interventions on one model: shared prefixes, only the positions that are read, and chunks that fit the cache.
 
-`evaluate` takes weights (the functional pass, with every shortcut) or a live model (hooks). Weights fall back to a hooked
-model by themselves where a case edits edges, for which the functional pass has no shortcut.
+`evaluate` takes weights (the functional pass, with all its shortcuts) or a live model (hooks). If a case edits edges, which
+the functional pass does not support, weights are loaded into a hooked model automatically.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
     from birthlens.model.hooked import HookedModel
 
 CHUNK = 16
-"""Sequences at a time: their activations stay in the processor's cache."""
+"""Sequences in a chunk: their activations stay in the processor's cache."""
 
 KEPT_BYTES = 2**28
-"""Activations of a reference batch up to this size are kept for resampling; larger ones are computed again."""
+"""Activations of a reference batch up to this size are kept for resampling; larger ones are recomputed."""
 
 READ_ALL = 0.7
-"""Above this share of read positions, causal attention over all of them is the cheaper way."""
+"""Above this share of read positions, computing causal attention over all positions is faster."""
 
 
 @torch.no_grad()
@@ -62,8 +62,9 @@ def evaluate(
 ) -> Outcomes:
     """Run the unedited model and every case on a batch.
 
-    `reference` supplies other runs' activations (a second batch, or the partner of a clean/corrupted pair, row by row);
-    `seed` decides which of its sequences resampling takes. `advance` is told each share of the work that is done.
+    `reference` supplies the activations of other runs: a second batch, or the partner of a clean/corrupted pair with
+    matching rows. `seed` determines which of its sequences are used for resampling. `advance` is called with each share of
+    the work that is done.
 
     Raises:
         BirthlensError: for heads, layers or sites that do not exist, tokens that do not fit the model, or a missing or too
@@ -87,7 +88,7 @@ def evaluate(
     averages, kept = _survey(backend, wanted, batch, reference, chunk)
     read = scoring.read
     by_rows = backend.picks_rows and float(read.float().mean()) < READ_ALL
-    # Sequences with about as many read positions share a chunk, so that little is padded.
+    # Sequences with a similar number of read positions share a chunk, so that there is little padding.
     order = read.sum(1).argsort() if by_rows else torch.arange(len(batch))
     labels = (BASELINE, *cases)
     sums = torch.zeros(len(labels), len(batch), len(scoring.metrics), dtype=torch.float64)
@@ -125,10 +126,10 @@ def intervene(
     reference: TokenBatch | None = None,
     seed: int = 0,
 ) -> Iterator[None]:
-    """Apply interventions to a live model while the block runs; it must be called on the batch's tokens.
+    """Apply interventions to a live model inside the block; call the model on the batch's tokens.
 
     Raises:
-        BirthlensError: as `evaluate`, and when the block ends for a hook that never fired.
+        BirthlensError: as in `evaluate`, and at the end of the block if a hook never fired.
 
     Example:
         >>> from birthlens.config.model import ModelConfig
@@ -171,7 +172,7 @@ def _check_batches(backend: Backend, batch: TokenBatch, reference: TokenBatch | 
 def _picked_rows(
     batch: TokenBatch, wanted: dict[Need, set[Point]], reference: TokenBatch | None, seed: int
 ) -> dict[Need, tuple[TokenBatch, Int[Tensor, "batch"]]]:
-    """Return, for each need, the batch that supplies it and which of its sequences stands in for each of ours."""
+    """Return, for each need, the batch that supplies it and which of its sequences replaces each of ours."""
     out = {}
     for source, method in wanted:
         if method in MEANS:
@@ -190,7 +191,7 @@ def _picked_rows(
 def _survey(
     backend: Backend, wanted: dict[Need, set[Point]], batch: TokenBatch, reference: TokenBatch | None, chunk: int
 ) -> tuple[dict[str, Averages], dict[str, dict[Point, Tensor]]]:
-    """Take the averages that are needed, in one pass; keep the activations for resampling where they are small enough."""
+    """Compute the averages that are needed, in one pass; keep activations for resampling if they are small enough."""
     averages: dict[str, Averages] = {}
     kept: dict[str, dict[Point, Tensor]] = {}
     for source in {source for source, method in wanted if method in MEANS}:

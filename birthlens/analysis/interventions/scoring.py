@@ -1,7 +1,7 @@
-"""What is read off the logits of a model under interventions, per sequence, so that differences and intervals can be taken.
+"""Metrics of a model's logits under interventions, kept for each sequence to allow differences and intervals.
 
-What a metric is, and which quantities there are, is defined in `metrics`. A value is the mean over all positions of the
-role in all sequences. Intervals are those of `bootstrap`. NaN in the logits gives NaN: no accuracy is read off them.
+Metrics and their quantities are defined in `metrics`. A value is the mean over all positions of the role in all sequences.
+Intervals are those of `bootstrap`. NaN in the logits gives NaN: no accuracy is computed from them.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ BASELINE = "none"
 
 
 def default_metrics(statistics: BigramStatistics | None) -> tuple[Metric, ...]:
-    """Return the default metrics, with KL to the bigram table where there is one."""
+    """Return the default metrics, including KL to the bigram table if there is one."""
     return DEFAULT_METRICS if statistics is None else (*DEFAULT_METRICS, *KL_METRICS)
 
 
 @dataclass(frozen=True, eq=False)
 class Scoring:
-    """What counts as right at each position of a batch, and which metrics are read.
+    """The correct answer at each position of a batch, and the metrics to read.
 
     Raises:
-        BirthlensError: for an unknown role or quantity, or one that lacks what it needs; the message lists the valid ones.
+        BirthlensError: for an unknown role or quantity, or one whose inputs are missing; the message lists the valid ones.
 
     Example:
         >>> from birthlens.tasks.positions import batch_of_tokens
@@ -107,11 +107,11 @@ class Scoring:
         return torch.stack(masks).any(0)
 
     def counts(self) -> Float[Tensor, "batch metric"]:
-        """Return the number of positions of each metric's role, per sequence."""
+        """Return the number of positions of each metric's role in each sequence."""
         return torch.stack([self.roles[metric.role].sum(1) for metric in self.metrics], 1).double()
 
     def at(self, rows: Rows) -> Scoring:
-        """Return the scoring of logits that exist at some rows only."""
+        """Return the scoring for logits that exist only at some rows."""
         picked = rows.of_positions
         return Scoring(
             self.metrics,
@@ -123,7 +123,7 @@ class Scoring:
         )
 
     def sums(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch metric"]:
-        """Sum each metric over its role in each sequence; differentiable where the quantity is."""
+        """Sum each metric over its role in each sequence; differentiable if the quantity is."""
         wanted = {metric.quantity for metric in self.metrics}
         total = logits.logsumexp(-1) if wanted & {"loss", "probability", "kl"} else None
         values = {quantity: self._quantity(quantity, logits, total) for quantity in wanted}
@@ -133,7 +133,7 @@ class Scoring:
     def _quantity(
         self, name: str, logits: Float[Tensor, "batch pos d_vocab"], total: Float[Tensor, "batch pos"] | None
     ) -> Float[Tensor, "batch pos"]:
-        """Return one quantity at every position; `total` is the logsumexp of the logits, where it is needed."""
+        """Return one quantity at every position; `total` is the logsumexp of the logits, if it is needed."""
         if name == "accuracy":
             return correct(logits, self.answers)
         right = logits.gather(-1, self.answers[..., None])[..., 0]
@@ -154,7 +154,7 @@ class Scoring:
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """Sums of each metric per case and sequence, with the number of positions behind them; case 0 is the unedited model."""
+    """Sums of each metric by case and sequence, with the number of positions in each; case 0 is the unedited model."""
 
     cases: tuple[str, ...]
     metrics: tuple[Metric, ...]
@@ -163,16 +163,16 @@ class Outcomes:
 
     @property
     def values(self) -> Float[Array, "case metric"]:
-        """The mean of each metric over positions (NaN where its role is empty)."""
+        """The mean of each metric over positions (NaN if its role is empty)."""
         with np.errstate(invalid="ignore"):
             return np.asarray(self.sums.sum(1) / self.counts.sum(0))
 
     def table(
         self, generator: np.random.Generator | None = None, draws: int = 200, level: float = 0.95
     ) -> pd.DataFrame:
-        """Tabulate: case, role, metric, value, change (from the unedited model), low, high, change_low, change_high, n.
+        """Return case, role, metric, value, change (from the unedited model), low, high, change_low, change_high, n.
 
-        The interval columns exist where a generator is given. They hold NaN where there is no interval (see `bootstrap`).
+        The interval columns exist if a generator is given. They are NaN if there is no interval (see `bootstrap`).
         """
         import pandas as pd
 
@@ -196,6 +196,6 @@ class Outcomes:
 
 
 def merged(parts: Sequence[Outcomes], order: Sequence[str]) -> Outcomes:
-    """Put the outcomes of different cases on the same batch together, in the order given; the first wins where two agree."""
+    """Combine the outcomes of different cases on the same batch, in the given order; for duplicates the first wins."""
     found = {case: part.sums[row] for part in reversed(parts) for row, case in enumerate(part.cases)}
     return Outcomes(tuple(order), parts[0].metrics, np.stack([found[case] for case in order]), parts[0].counts)

@@ -1,4 +1,4 @@
-"""Interventions as data: what is replaced, where, and by what. They serialise, and replay on every checkpoint.
+"""Interventions as data: what is replaced, where, and by what. They can be serialised and repeated at every checkpoint.
 
 An intervention replaces an activation `a` at some positions (and heads) by one of
 
@@ -9,10 +9,10 @@ An intervention replaces an activation `a` at some positions (and heads) by one 
     resample          the source run's activation in another sequence, drawn without replacement
     patch             the source run's activation in the same row and position
     uniform           pattern only: equal attention to every position up to the query
-    previous_token    pattern only: all attention on the position before (the first position attends to itself)
+    previous_token    pattern only: full attention to the previous position (the first position attends to itself)
 
-The source is the unedited run on a second batch (`reference`) or on the evaluated batch itself (`batch`): `patch` from
-`batch` freezes an activation, a pattern for instance, while something upstream is edited.
+The source is the unedited run on a second batch (`reference`) or on the evaluated batch itself (`batch`). `patch` from
+`batch` freezes an activation, such as a pattern, while something upstream is edited.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SITES = (*INTERVENTION_SITES, *NORM_SITES, FINAL_NORM)
 class Intervention:
     """Replace one activation; `heads=None` means all heads, `positions` is 'all', a role or a tuple of indices.
 
-    At the pattern, positions are those of the query.
+    For the pattern, positions are those of the query.
 
     Raises:
         BirthlensError: for a site, method or source that does not exist, or does not fit the others.
@@ -93,16 +93,16 @@ class Intervention:
 
     @property
     def point(self) -> Point:
-        """Where it acts."""
+        """The point that it replaces."""
         return Point(self.site, self.layer)
 
     @property
     def needs_source(self) -> bool:
-        """Whether another run's activations are needed."""
+        """Whether activations of another run are needed."""
         return self.method not in ("zero", *PATTERNS)
 
     def check(self, sizes: Sizes) -> None:
-        """Raise BirthlensError, listing what is valid, where the layer or a head does not exist in the model."""
+        """Raise BirthlensError, listing the valid ones, if the model does not have the layer or a head."""
         if self.layer is not None:
             check_layer(self.layer, sizes)
         if self.site == "mlp_out" and not has_mlp(sizes, self.layer or 0):
@@ -139,7 +139,7 @@ class Intervention:
 
 @dataclass(frozen=True)
 class EdgeIntervention:
-    """Replace what one component reads of another: only this edge changes, the sender itself does not.
+    """Replace what one component reads from another: only this edge changes, the sender itself does not.
 
     Methods are zero, mean, mean_position, mean_role, resample and patch, applied to what the sender writes.
 
@@ -155,14 +155,14 @@ class EdgeIntervention:
 
     def __post_init__(self) -> None:
         if not isinstance(self.edge, Edge):
-            raise BirthlensError(f"edge = {self.edge!r} is no edge; read it with Edge.parse('L0H0->L1H0.k').")
+            raise BirthlensError(f"edge = {self.edge!r} is not an edge; parse it with Edge.parse('L0H0->L1H0.k').")
         _check_positions(self.positions)
         _check_choice("method", self.method, tuple(method for method in METHODS if method not in PATTERNS))
         _check_choice("source", self.source, PATCH_SOURCES)
 
     @property
     def point(self) -> Point:
-        """Where the sender's output is seen."""
+        """The point of the sender's output."""
         sender = self.edge.sender
         if isinstance(sender, Embedding):
             return Point(sender.name)
@@ -170,11 +170,11 @@ class EdgeIntervention:
 
     @property
     def needs_source(self) -> bool:
-        """Whether another run's activations are needed."""
+        """Whether activations of another run are needed."""
         return self.method != "zero"
 
     def check(self, sizes: Sizes) -> None:
-        """Raise BirthlensError where an end does not exist, or the sender does not come before the receiver."""
+        """Raise BirthlensError if an end does not exist, or the sender does not come before the receiver."""
         check_edge(self.edge, sizes)
 
     def to_json(self) -> dict[str, Any]:
@@ -192,7 +192,7 @@ Cases = Mapping[str, Sequence[AnyIntervention]]
 
 
 def from_json(data: object) -> AnyIntervention:
-    """Read what `to_json` wrote; unknown keys are refused."""
+    """Read the output of `to_json`; unknown keys are refused."""
     if not isinstance(data, Mapping):
         raise BirthlensError(
             f"intervention = {shown(data)}: it must map fields to values, as {{site: z, method: mean, layer: 1}} or "
@@ -210,7 +210,7 @@ def from_json(data: object) -> AnyIntervention:
 
 
 def frozen_norms(sizes: Sizes) -> tuple[Intervention, ...]:
-    """Return interventions that hold every LayerNorm's divisor at its value in the unedited run; none without LayerNorm."""
+    """Return interventions that keep every LayerNorm's divisor at its value in the unedited run; empty without LayerNorm."""
     if not has_norms(sizes):
         return ()
     places = [(site, layer) for layer in range(sizes.n_layers) for site in NORM_SITES]
@@ -227,7 +227,7 @@ def check_cases(cases: Cases, sizes: Sizes) -> None:
 
 
 def at_heads(site: str, method: str, heads: Iterable[Head], **fields: Any) -> tuple[Intervention, ...]:
-    """Return the interventions, one a layer, that act on a set of heads together."""
+    """Return the interventions, one for each layer, that act on a set of heads together."""
     layers: dict[int, list[int]] = {}
     for head in heads:
         layers.setdefault(head.layer, []).append(head.head)
@@ -243,7 +243,7 @@ def _are_indices(value: object) -> bool:
 
 
 def _check_positions(positions: object) -> None:
-    # Which roles there are is up to the batch (`batches.positions_mask`).
+    # The batch determines which roles there are (`tasks.positions`).
     if not isinstance(positions, str) and not _are_indices(positions):
         raise BirthlensError(
             f"positions = {shown(positions)}: give 'all', a role such as in_context, or a list of indices."

@@ -1,9 +1,9 @@
-"""Suites: a described set of interventions, run over checkpoints, written durably, resumed without doing anything twice.
+"""Suites: a set of interventions described as data, run over checkpoints, saved durably, and resumed without repetition.
 
 A suite is plain data (YAML or JSON):
 
     name: heads-and-edges
-    heads: all                      # optional: 'all', 'pairs' or addresses; with methods and components as in `ablation`
+    heads: all                      # optional: 'all', 'pairs' or addresses; methods and components are those of `ablation`
     methods: [zero, mean, resample]
     components: false
     cases:                          # optional: named interventions, as `Intervention.to_json` writes them
@@ -12,8 +12,8 @@ A suite is plain data (YAML or JSON):
     seed: 0
     draws: 200
 
-`execute` writes into a directory, in the files that `results` describes; a checkpoint's file is written again, atomically,
-after every group of cases.
+`execute` writes into a directory, in the files that `suite_results` describes. A checkpoint's file is written again,
+atomically, after every group of cases.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 GROUP = 64
-"""Cases between two writes of a checkpoint's results."""
+"""Number of cases between two writes of a checkpoint's results."""
 
 
 class Suite(Section):
-    """What to run at each checkpoint; without `metrics`, the usual ones.
+    """What to run at each checkpoint; `metrics` defaults to the usual ones.
 
     Raises:
-        BirthlensError: for unknown keys, values of another kind, or interventions that make no sense.
+        BirthlensError: for unknown keys, values of the wrong kind, or invalid interventions.
 
     Example:
         >>> suite = Suite.from_data({"name": "two", "heads": "L0H0", "methods": ["zero"]})
@@ -110,7 +110,7 @@ class Suite(Section):
         return super().to_data() | {"cases": spelled_out(self.cases)}
 
     def cases_for(self, sizes: Sizes) -> Cases:
-        """Return every case, spelled out and checked for a model."""
+        """Return every case in full, checked against a model."""
         out: dict[str, tuple[AnyIntervention, ...]] = {}
         if self.heads is not None:
             out |= head_cases(head_sets(sizes, self.heads), self.methods)
@@ -126,7 +126,7 @@ class Suite(Section):
         return out
 
     def label(self, case: str) -> dict[str, str]:
-        """Say what a case ablates and how: a case of the suite's own by its name and its interventions' methods."""
+        """Return what a case ablates and how; a case from `cases` has its own name and its interventions' methods."""
         if case in self.cases:
             methods = dict.fromkeys(one.method for one in self.cases[case])
             return {"ablated": case, "method": "+".join(methods)}
@@ -159,14 +159,14 @@ def execute(
     chunk: int = CHUNK,
     progress: Callable[[int, float], None] | None = None,
 ) -> pd.DataFrame:
-    """Run what is not yet done, and return the whole table: the columns of `ablation.cases_table`, ablated and method.
+    """Run everything not yet done, and return the whole table: the columns of `ablation.cases_table`, ablated and method.
 
-    A checkpoint whose weights are no longer those that were measured is done again. `progress` is called with a step and the
-    share of its work that is done: 1 once it is complete.
+    A checkpoint is repeated if its weights are no longer those that were measured. `progress` is called with a step and the
+    share of its work that is done: 1 when it is complete.
 
     Raises:
-        BirthlensError: where the directory holds another suite's results, or the same suite's on other data or versions,
-            or a damaged file.
+        BirthlensError: if the directory holds another suite's results, the same suite's results on other data or with other
+            versions, or a damaged file.
     """
     suite = suite.changed(metrics=suite.metrics or tuple(map(str, default_metrics(statistics))))
     scoring = Scoring.of(batch, suite.metrics or (), statistics)
@@ -197,12 +197,12 @@ def execute(
         if progress is not None:
             progress(step, 1.0)
     if not steps:
-        raise BirthlensError("steps: no checkpoint was given to analyse.")
+        raise BirthlensError("steps: there is no checkpoint to analyse; give at least one.")
     return read_results(directory, steps)
 
 
 def _telling(progress: Callable[[int, float], None], step: int, done: float, weight: float) -> Callable[[float], None]:
-    """Return what reports shares of a group's work as shares of its checkpoint's; 1 is for what is on disk."""
+    """Return a function that turns shares of a group's work into shares of its checkpoint's; 1 means saved to disk."""
 
     def advance(part: float) -> None:
         nonlocal done

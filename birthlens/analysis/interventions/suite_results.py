@@ -1,9 +1,9 @@
-"""Results of causal suites on disk: a manifest that says what was run on what, and one durable file a checkpoint.
+"""Results of causal suites on disk: a manifest that describes what was run, and one durable file for each checkpoint.
 
-    manifest.json       what was asked (interventions spelled out), the subject, the data by its hash, versions and seeds
+    manifest.json       the request (interventions in full), the subject, a hash of the data, versions and seeds
     steps/<step>.json   {"model": hash of the weights, "rows": [...]}
 
-A checkpoint's rows belong to the very weights they were measured on: a file with another hash is out of date.
+A checkpoint's rows are valid only for the weights they were measured on: a file with another hash is out of date.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from birthlens.model.hooked import HookedModel
 
 NUMBERS_DEPEND_ON = ("python", "birthlens", "torch", "transformer-lens", "numpy")
-"""The versions that must agree before a suite is continued; the others in a manifest are for people."""
+"""The versions that must agree before a suite is continued; the others in a manifest are for information."""
 
 
 def manifest(
     asked: Mapping[str, Any], subject: Mapping[str, Any], batches: Mapping[str, TokenBatch | None]
 ) -> dict[str, Any]:
-    """Describe a piece of work: what was asked, its subject (in the caller's words), the data, the versions."""
+    """Describe a piece of work: the request, its subject (in the caller's words), the data, the versions."""
     return {
         **asked,
         "subject": dict(subject),
@@ -47,7 +47,7 @@ def manifest(
 
 
 def spelled_out(cases: Mapping[str, Iterable[AnyIntervention]]) -> dict[str, list[dict[str, Any]]]:
-    """Return every case as plain data, as `interventions.from_json` reads it."""
+    """Return every case as plain data that `spec.from_json` can read."""
     return {name: [one.to_json() for one in case] for name, case in cases.items()}
 
 
@@ -57,16 +57,16 @@ def write_manifest(path: Path, described: Mapping[str, Any]) -> None:
 
 
 def open_results(directory: Path, described: Mapping[str, Any]) -> None:
-    """Make a directory for the results that a manifest describes, or check that it holds those results already.
+    """Create a directory for the results that a manifest describes, or check that it already holds them.
 
     Raises:
-        BirthlensError: where it holds other results, results made with other versions, or cannot be made.
+        BirthlensError: if it holds other results, results made with other versions, or cannot be created.
     """
     path = directory / "manifest.json"
     try:
         (directory / "steps").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BirthlensError(f"{directory} cannot be made a directory for results: {error.strerror}.") from None
+        raise BirthlensError(f"{directory} cannot be created as a directory for results: {error.strerror}.") from None
     if not path.exists():
         write_manifest(path, described)
         return
@@ -87,14 +87,14 @@ def open_results(directory: Path, described: Mapping[str, Any]) -> None:
 
 
 def _changed_versions(before: object, now: Mapping[str, str]) -> list[str]:
-    """List the versions that numbers depend on and that are no longer the same."""
+    """List the versions that affect numbers and have changed."""
     known = before if isinstance(before, Mapping) else {}
     then = {name: known.get(name) or "absent" for name in NUMBERS_DEPEND_ON}
     return [f"{name} was {then[name]}, is {now[name]}" for name in then if then[name] != now[name]]
 
 
 def read_rows(directory: Path, step: int, model: str | None = None) -> list[dict[str, Any]]:
-    """Return a checkpoint's rows: none where there is no file, or (given the model's hash) where it is out of date."""
+    """Return a checkpoint's rows; empty if there is no file, or if it is out of date for the given hash of the model."""
     path = _step_file(directory, step)
     if not path.exists():
         return []
@@ -111,10 +111,10 @@ def write_rows(directory: Path, step: int, rows: Sequence[Mapping[str, Any]], mo
 
 
 def read_results(directory: Path, steps: Sequence[int] | None = None) -> pd.DataFrame:
-    """Read a suite's table: all steps that are there, or some, in order.
+    """Read a suite's table, with all steps in the directory or the given ones, in order.
 
     Raises:
-        BirthlensError: where the directory holds no results, or a file in it is damaged.
+        BirthlensError: if the directory holds no results, or a file in it is damaged.
     """
     import pandas as pd
 
@@ -162,7 +162,7 @@ def _read(path: Path) -> Any:
 
 def _damaged(path: Path) -> BirthlensError:
     return BirthlensError(
-        f"{path} is damaged, or not a file of birthlens; delete it, and its results are computed again."
+        f"{path} is damaged, or not a file of birthlens; delete it, and its results will be computed again."
     )
 
 

@@ -23,7 +23,7 @@ TRUNCATIONS = ("rank", "without_rank", "change_rank")
 
 @dataclass(frozen=True)
 class Truncation:
-    """A matrix, or its change, cut to some singular components; written as `rank:R`, `without_rank:R`, `change_rank:R`.
+    """A matrix, or its change, restricted to some singular components; written `rank:R`, `without_rank:R`, `change_rank:R`.
 
     Example:
         >>> Truncation.parse("change_rank:4")
@@ -37,10 +37,10 @@ class Truncation:
 
     @classmethod
     def parse(cls, source: str) -> Truncation | None:
-        """Read a source; None where it is no truncation.
+        """Parse a source; return None if it is not a truncation.
 
         Raises:
-            BirthlensError: where the rank is not a whole number.
+            BirthlensError: if the rank is not a whole number.
         """
         how, colon, text = source.partition(":")
         if how not in TRUNCATIONS or not colon:
@@ -52,11 +52,11 @@ class Truncation:
     def of(
         self, matrix: Float[Array, "*head rows columns"], initial: Float[Array, "*head rows columns"] | None
     ) -> Float[Array, "*head rows columns"]:
-        """Return what is left of a matrix; of several heads, each is cut alone.
+        """Return the truncated matrix; with several heads, each is truncated alone.
 
         Raises:
-            BirthlensError: for a rank that the matrix does not have, values that are not finite, or an initial matrix that
-                is missing.
+            BirthlensError: for a rank that the matrix does not have, values that are not finite, or a missing initial
+                matrix.
         """
         full = min(matrix.shape[-2:])
         if not 1 <= self.rank <= full:
@@ -66,11 +66,11 @@ class Truncation:
         if self.how == "change_rank":
             if initial is None:
                 raise BirthlensError(
-                    f"source = '{self.how}:{self.rank}': give the initial weights that it changed from."
+                    f"source = '{self.how}:{self.rank}': give the initial weights, which the change starts from."
                 )
             start = initial.astype(np.float64)
         if not (np.isfinite(whole).all() and np.isfinite(start).all()):
-            raise BirthlensError(f"source = '{self.how}:{self.rank}': the matrix holds values that are not finite.")
+            raise BirthlensError(f"source = '{self.how}:{self.rank}': the matrix contains values that are not finite.")
         kept = largest_components(whole - start, self.rank)
         found = whole - kept if self.how == "without_rank" else start + kept
         return np.asarray(found.astype(matrix.dtype))

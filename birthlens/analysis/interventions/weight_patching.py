@@ -1,24 +1,25 @@
-"""Weight patching: one matrix of a model replaced, all else kept, and what the model then does.
+"""Weight patching: one matrix of a model is replaced, everything else is kept, and the model is evaluated.
 
-Three questions, each a table over the same batch of sequences:
+There are three questions, each with a table over the same batch of sequences:
 
-    weight_patching_table   the same matrix from another checkpoint: which is sufficient (a late one lifts an early model),
-                         which is necessary (an early one breaks a late model), and from when on
-    subset_table         every subset of the trained matrices at its final value, the others as at the start
+    weight_patching_table   the same matrix from another checkpoint: which is sufficient (a late one helps an early model),
+                         which is necessary (an early one breaks a late model), and from which step on
+    subset_table         every subset of the trained matrices at its final value, the others at their initial value
     replacement_table    a matrix replaced by one of `WEIGHT_SOURCES`:
         initial          its value at the first step
         ideal            the closed-form memory between the same codebooks, raw outer products (`ideal.ideal_matrices`)
         ideal_dual       the same, between dual vectors
-        ledger           what the ledger's associations say of it: the least-squares sum of their outer products
-        without_ledger   all the rest of it
-        rank:R           its R largest singular components (of each head); biases and gains are left as they are
-        without_rank:R   all but these components
+        ledger           what the ledger's associations explain: the least-squares sum of their outer products
+        without_ledger   the rest of it
+        rank:R           its R largest singular components (of each head); biases and gains stay as they are
+        without_rank:R   all other components
         change_rank:R    its value at the first step, plus the R largest singular components of its change since then
 
-Metrics are those of `behaviour.summary`, as role_quantity ("in_context_loss", "global_accuracy").
+Metrics are those of `tasks.roles.summary`, as role_quantity ("in_context_loss", "global_accuracy").
 
-Where embeddings are trained, a matrix of one step is read in the bases of another. The column `drift` says how far apart
-they are (0: frozen), `attrs["moving"]` names the tensors that move, and `align=True` turns donors first (`alignment`).
+If embeddings are trained, a matrix of one step is read in the bases of another. The column `drift` says how far apart the
+bases are (0: frozen), `attrs["moving"]` names the tensors that move, and `align=True` first rotates the matrices into the
+bases of the model that receives them (`alignment`).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ Array = np.ndarray
 Tensors = dict[str, Float[Array, "..."]]
 Checkpoints = Iterable[tuple[int, Weights]]
 Evaluate = Callable[[Weights, TokenBatch], tuple[Float[Tensor, "batch pos"], Int[Tensor, "batch pos"]]]
-"""Loss and predicted token at every position; a training engine's `evaluate` is a faster one than `by_forward`."""
+"""Loss and predicted token at every position; a training engine's `evaluate` is faster than `by_forward`."""
 
 WEIGHT_SOURCES = ("initial", "ideal", "ideal_dual", "ledger", "without_ledger", *(f"{how}:R" for how in TRUNCATIONS))
 
@@ -79,10 +80,10 @@ def weight_patching_table(
     align: bool = False,
     evaluate: Evaluate = by_forward,
 ) -> pd.DataFrame:
-    """Give each matrix of every step to the model of every other step.
+    """Put each matrix of every step into the model of every other step.
 
-    `matrices` are names of `roles`, by default the trained ones. Columns: matrix, from_step, to_step, metric, value, change
-    (from the model untouched, which is the diagonal), drift, n. attrs: moving, aligned.
+    `matrices` are names as in `memories.names` (default: the trained ones). Columns: matrix, from_step, to_step, metric,
+    value, change (from the unedited model, which is the diagonal), drift, n. attrs: moving, aligned.
 
     Raises:
         BirthlensError: for unknown matrices, and for steps that are not among the checkpoints.
@@ -125,10 +126,10 @@ def subset_table(
     matrices: Sequence[str] | None = None,
     evaluate: Evaluate = by_forward,
 ) -> pd.DataFrame:
-    """Give every subset of the matrices its final value in the initial model.
+    """Set every subset of the matrices to its final value in the initial model.
 
-    Columns: final (names joined by " + ", "none" for the initial model), size, metric, value, n. All other parameters are
-    the initial model's; attrs["moving"] as in `weight_patching_table`.
+    Columns: final (names joined by " + ", or "none" for the initial model), size, metric, value, n. All other parameters are
+    those of the initial model. attrs["moving"] as in `weight_patching_table`.
     """
     import pandas as pd
 
@@ -157,9 +158,9 @@ def replacement_table(
 ) -> pd.DataFrame:
     """Replace each matrix at every step by each source.
 
-    `initial` defaults to the first checkpoint; `triggers`, `strengths` and `bigram` are those of `ideal.ideal_matrices`, and
-    `triggers` and `bigram` of the ledger too.
-    Columns: step, matrix, source ("none": the model untouched), metric, value, change, n. attrs: moving.
+    `initial` defaults to the first checkpoint. `triggers`, `strengths` and `bigram` are those of `ideal.ideal_matrices`; the
+    ledger uses `triggers` and `bigram` too.
+    Columns: step, matrix, source ("none": the unedited model), metric, value, change, n. attrs: moving.
     """
     import pandas as pd
 
@@ -189,10 +190,10 @@ def replacement(
     strengths: Strengths | None = None,
     bigram: Float[Array, "d_vocab d_vocab"] | None = None,
 ) -> Tensors:
-    """Return what `source` puts in the place of some parameters.
+    """Return the matrices that replace some parameters, for a source.
 
     Raises:
-        BirthlensError: for an unknown source, or one that these parameters do not have.
+        BirthlensError: for an unknown source, or one that is unavailable for these parameters.
 
     Example:
         >>> from birthlens.config.model import ModelConfig
@@ -210,7 +211,7 @@ def replacement(
         kind: Codebooks = "dual" if source == "ideal_dual" else "raw"
         memories: Tensors = ideal_matrices(weights, triggers, strengths, kind, bigram)
         if bigram is None:
-            memories.pop("L1.W_F", None)  # nobody said what it should hold
+            memories.pop("L1.W_F", None)  # without `bigram`, nothing defines what it should store
     elif source in ("ledger", "without_ledger"):
         memories = LedgerProjection(weights, triggers, bigram)(weights)
         if source == "without_ledger":
@@ -224,7 +225,7 @@ def replacement(
 
 
 def moving(models: Sequence[Weights], matrices: Iterable[Sequence[str]]) -> list[str]:
-    """Name the tensors that move between models and set the bases of what is replaced: codebooks, and partners in a head."""
+    """Name the tensors that move between models and are bases of what is replaced: codebooks, and partners in a head."""
     bases = [name for name in ("W_E", "W_pos", "W_U") if name in models[0]]
     for parameters in matrices:
         for name in parameters:

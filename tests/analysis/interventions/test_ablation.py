@@ -188,7 +188,7 @@ def test_bad_questions_are_refused(
 
 
 def test_one_head_makes_no_pair() -> None:
-    with pytest.raises(BirthlensError, match="one head only, L0H0; use all"):
+    with pytest.raises(BirthlensError, match="only one head, L0H0; use all"):
         head_sets(ModelConfig(n_layers=1), "pairs")
 
 

@@ -79,7 +79,7 @@ def test_interventions_survive_json(
         ("z", "must map fields to values"),
         (5, "must map fields to values"),
         ({3: "z"}, "cannot be read"),
-        ({"edge": 5, "method": "zero"}, "edge = 5 is no edge"),
+        ({"edge": 5, "method": "zero"}, "edge = 5 is not an edge"),
         ({"edge": "L0H0->logits", "method": "zero", "positions": 3}, "positions = 3: give 'all', a role"),
         ({"site": "z", "method": "zero", "layer": "1"}, "layer = '1': it must be a whole number"),
         ({"site": "z", "method": "zero", "layer": 0.5}, "layer = 0.5: it must be a whole number"),
@@ -118,7 +118,7 @@ def test_edges_that_a_model_lacks_are_refused_with_those_it_has(
 
 
 def test_an_edge_is_an_edge() -> None:
-    with pytest.raises(BirthlensError, match=r"read it with Edge\.parse"):
+    with pytest.raises(BirthlensError, match=r"parse it with Edge\.parse"):
         EdgeIntervention("L0H0->logits", "zero")  # type: ignore[arg-type]
 
 

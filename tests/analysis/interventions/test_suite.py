@@ -177,7 +177,7 @@ def test_a_file_is_no_results_directory(
     models: list[tuple[int, Weights]], batches: tuple[TokenBatch, TokenBatch], tmp_path: Path
 ) -> None:
     (tmp_path / "taken").write_text("mine")
-    with pytest.raises(BirthlensError, match="cannot be made a directory"):
+    with pytest.raises(BirthlensError, match="cannot be created as a directory"):
         execute(Suite.from_data(DATA), models, *batches, tmp_path / "taken")
     with pytest.raises(BirthlensError, match="no checkpoint"):
         execute(Suite.from_data(DATA), [], *batches, tmp_path / "new")
@@ -239,7 +239,7 @@ def test_results_of_another_suite_are_not_touched(
         ({"cases": {"a": [5]}}, "intervention = 5: it must map fields"),
         ({"cases": {"a": ["z"]}}, "intervention = 'z': it must map fields"),
         ({"cases": {"a": []}}, "suite.cases.a = .*at least one intervention"),
-        ({"cases": {"a": [{"edge": 5, "method": "zero"}]}}, "edge = 5 is no edge"),
+        ({"cases": {"a": [{"edge": 5, "method": "zero"}]}}, "edge = 5 is not an edge"),
         ({"cases": {"a": [{"edge": "L0H0->L1.mlp", "method": "zero"}]}}, "no L1.mlp; valid receivers are L0H0.q"),
         (
             {"heads": "all", "cases": {"L0H0 zero": [{"site": "embed", "method": "zero"}]}},
