@@ -1,6 +1,7 @@
-"""What heads attend to on a batch: the paper's behaviour probes (section 5), for every head, with chance levels.
+"""What heads attend to on a batch: the paper's behavioural probes (section 5), for every head, with chance levels.
 
-For a head with pattern A, a_t = argmax_s A[t, s] is the position it attends most from t. Each probe is a share of queries:
+For a head with pattern A, a_t = argmax_s A[t, s] is the position with the most attention from t. Each probe is a share of
+queries:
 
     previous_token          t right after a trigger          a_t = t - 1
     induction_match         t in context                     the token before a_t is z_t itself
@@ -8,7 +9,7 @@ For a head with pattern A, a_t = argmax_s A[t, s] is the position it attends mos
     previous_where_attended s = a_t of a later head, t in context    the earlier head's a_s = s - 1
     repeats                 t in context                     the target equals z_t (a fact about the batch)
 
-Chance is the same share for a position drawn evenly from those the query may see.
+Chance is the same share for a position drawn uniformly from those visible to the query.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ if TYPE_CHECKING:
     from birthlens.model.hooked import HookedModel
 
 CHUNK = 32
-"""Sequences whose patterns are held at once."""
+"""Number of sequences whose patterns are in memory at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """A part of a batch, each layer's pattern on it, and the logits."""
+    """Part of a batch, with each layer's pattern and the logits."""
 
     batch: TokenBatch
     patterns: list[Float[Tensor, "batch head query_pos key_pos"]]
@@ -57,10 +58,10 @@ class Watched:
 
 @torch.no_grad()
 def watch(model: Weights | HookedModel | LiveModel, batch: TokenBatch, chunk: int = CHUNK) -> Iterator[Watched]:
-    """Run a model over a batch, part by part; weights need no TransformerLens.
+    """Run a model over a batch, part by part; weights do not need TransformerLens.
 
     Raises:
-        BirthlensError: where the batch does not fit the model's vocabulary or context.
+        BirthlensError: if the batch does not fit the model's vocabulary or context.
     """
     if isinstance(model, Weights):
         n_ctx = len(model["W_pos"]) if "W_pos" in model else batch.tokens.shape[1]
@@ -88,24 +89,24 @@ class Shares:
         self._sums: dict[tuple[object, ...], list[float]] = {}
 
     def add(self, key: tuple[object, ...], value: Tensor, chance: Tensor, where: Bool[Tensor, "..."]) -> None:
-        """Take in the queries at which `where` holds."""
+        """Add the queries at which `where` holds."""
         known = self._sums.setdefault(key, [0.0, 0.0, 0.0])
         for index, part in enumerate((value, chance)):
             known[index] += float(torch.where(where, part.double(), 0.0).sum())
         known[2] += int(where.sum())
 
     def rows(self) -> Iterator[tuple[object, ...]]:
-        """Yield (*key, value, chance, n); means are NaN where no query was there."""
+        """Yield (*key, value, chance, n); means are NaN if there are no queries."""
         for key, (value, chance, n) in self._sums.items():
             mean = (value / n, chance / n) if n else (float("nan"), float("nan"))
             yield (*key, *mean, int(n))
 
 
 def attention_table(models: Models, batch: TokenBatch, role: str = "in_context", chunk: int = CHUNK) -> pd.DataFrame:
-    """Take the probes of every head at each checkpoint.
+    """Compute the probes for every head at each checkpoint.
 
     Columns: step, probe, layer, head, given (the later head, for previous_where_attended), value, chance, n (queries).
-    `role` says which queries count as in context: 'in_context' or 'in_context_unabsorbed'.
+    `role` is the role of the queries that count as in context: 'in_context' or 'in_context_unabsorbed'.
     """
     import pandas as pd
 
@@ -129,7 +130,7 @@ def _probe(seen: Watched, role: str, shares: Shares) -> None:
     before = torch.nn.functional.pad(tokens[:, :-1], (1, 0), value=-1)
     predicted = seen.logits.argmax(-1)
     attended = {head: pattern.argmax(-1) for head, pattern in seen.heads}
-    # argmax points at NaN where there is one: what is then attended, or predicted, is unknown.
+    # argmax returns the place of a NaN if there is one; what is attended or predicted is then unknown.
     unknown = {head: _points_at_nan(pattern, attended[head]) for head, pattern in seen.heads}
     unpredicted = _points_at_nan(seen.logits, predicted)
     for head, most in attended.items():
@@ -158,7 +159,7 @@ def _points_at_nan(
 
 
 def _known(value: Tensor, unknown: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
-    """Return a truth as 1.0 or 0.0, and NaN where it is unknown."""
+    """Return a boolean as 1.0 or 0.0, and NaN where it is unknown."""
     return torch.where(unknown, torch.nan, value.float())
 
 

@@ -1,7 +1,7 @@
-"""Paired counterfactuals: what forks, or other changed runs, do otherwise than their controls, seed by seed.
+"""Paired counterfactuals: how forks, or other changed runs, differ from their controls, seed by seed.
 
-A pair is a control and a run with the same seeds. Differences are changed run minus control; intervals are Student's t over
-pairs, of which one alone has none. Only steps that all runs have are compared.
+A pair is a control and a run with the same seeds. Differences are changed run minus control. Intervals are Student's t over
+pairs; a single pair has none. Only steps that all runs have are compared.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 BORN = 0.5
-"""The share of right predictions from which in-context accuracy counts as born, where it stays above."""
+"""In-context accuracy counts as born at the step from which it stays above this share."""
 _METRICS = ("in_context_accuracy", "in_context_loss", "global_accuracy", "global_loss", "all_loss")
 
 
@@ -40,7 +40,7 @@ def pairs_of(controls: Sequence[Run], changed: Sequence[Run]) -> list[Pair]:
     """Give each run its control: the only one, the run that it was forked from, or the one with its seeds.
 
     Raises:
-        BirthlensError: where a run has no control or two, where vocabularies differ, or one pair is there twice.
+        BirthlensError: if a run has no control or two, vocabularies differ, or a pair appears twice.
     """
     found: list[Pair] = []
     for run in changed:
@@ -51,7 +51,7 @@ def pairs_of(controls: Sequence[Run], changed: Sequence[Run]) -> list[Pair]:
                 f"run = {str(run.path)!r} has {len(mine)} controls with seeds.init, seeds.data = {_seeds(run)}; give one."
             )
         if mine[0].header["vocab"] != run.header["vocab"]:
-            raise BirthlensError(f"run = {str(run.path)!r} has another vocabulary than {str(mine[0].path)!r}.")
+            raise BirthlensError(f"run = {str(run.path)!r} has a different vocabulary from {str(mine[0].path)!r}.")
         if any(pair.changed.path.resolve() == run.path.resolve() for pair in found):
             raise BirthlensError(f"run = {str(run.path)!r} is given twice.")
         found.append(Pair(mine[0], run))
@@ -64,10 +64,10 @@ def contrast_table(pairs: Sequence[Pair]) -> pd.DataFrame:
     """Compare measurements and memory scores at every step that all runs have.
 
     Columns: step, metric, control, changed (means over pairs), difference, low, high, n (pairs). Metrics are those of the
-    held-out batch, and memory scores against shifted pairings (`standardised_table`) for the paper's model.
+    held-out batch and, for the paper's model, memory scores against shifted pairings (`standardised_table`).
 
     Raises:
-        BirthlensError: where the runs have no step in common.
+        BirthlensError: if the runs have no step in common.
     """
     import pandas as pd
 
@@ -90,10 +90,10 @@ def contrast_table(pairs: Sequence[Pair]) -> pd.DataFrame:
 
 
 def first_differences_table(contrast: pd.DataFrame) -> pd.DataFrame:
-    """Say from which step on each metric of a `contrast_table` differs.
+    """Find the step from which each metric of a `contrast_table` differs.
 
-    Columns: metric, first (the first step at which the interval leaves zero out, or for one pair at which the values
-    differ), lasting (the first from which it does so to the end), n. NaN: never.
+    Columns: metric, first (the first step at which the interval excludes zero, or at which the values differ if there is
+    one pair only), lasting (the first step from which it does so until the end), n. NaN: never.
     """
     import pandas as pd
 
@@ -108,11 +108,11 @@ def first_differences_table(contrast: pd.DataFrame) -> pd.DataFrame:
 
 
 def birth_shifts_table(pairs: Sequence[Pair], width: float = 4.0) -> pd.DataFrame:
-    """Say how much later each memory and the accuracy are born than in the control.
+    """Compute how much later each memory and the accuracy are born than in the control.
 
-    A memory is born where its right entries leave the null band for good, the accuracy where it stays above one half; both
-    runs are read at the steps that they share. Columns: event, control, changed (mean steps over the pairs in which both
-    were born), shift, low, high, n (such pairs), control_never, changed_never (pairs in which it was not born).
+    A memory is born at the step from which its right entries stay above the null band, the accuracy when it stays above one
+    half. Both runs are read at the steps that they share. Columns: event, control, changed (mean steps over the pairs in
+    which both were born), shift, low, high, n (such pairs), control_never, changed_never (pairs in which it was not born).
     """
     import pandas as pd
 
@@ -132,7 +132,7 @@ def birth_shifts_table(pairs: Sequence[Pair], width: float = 4.0) -> pd.DataFram
 
 
 def paired_interval(differences: Float[Array, "pair"], level: float = 0.95) -> tuple[float, float]:
-    """Return Student's interval of a mean difference; NaN for fewer than two pairs.
+    """Return Student's t interval of a mean difference; NaN for fewer than two pairs.
 
     Example:
         >>> [round(end, 3) for end in paired_interval(np.array([1.0, 2.0, 3.0]))]
@@ -157,7 +157,7 @@ def _seeds(run: Run) -> tuple[int, int]:
 
 
 def _values(run: Run) -> pd.Series[float]:
-    """Return what a run measured and what its memories score, by metric and step."""
+    """Return the measurements of a run and the scores of its memories, by metric and step."""
     import pandas as pd
 
     table = run.metrics()
@@ -171,7 +171,7 @@ def _values(run: Run) -> pd.Series[float]:
 
 
 def _chosen(scores: pd.DataFrame) -> pd.DataFrame:
-    """Keep one candidate set for each memory, as in the order of birth."""
+    """Keep one candidate set for each memory, the same as in the order of birth."""
     import pandas as pd
 
     kept = []
@@ -184,7 +184,7 @@ def _chosen(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _births(run: Run, pair: Pair, width: float) -> dict[str, float]:
-    """Return when each event of a run happened, among the steps that the pair shares."""
+    """Return the step of each event of a run, among the steps that the pair shares."""
     kept = sorted({*pair.control.steps} & {*pair.changed.steps})
     if not kept:
         raise BirthlensError(

@@ -1,14 +1,14 @@
 """The residual stream as a sum of named terms, and the exact split of one score or one logit over them.
 
 The input of layer l at position t is a sum: token, position, and what every earlier head or feed-forward wrote. With
-attention patterns (and the scales of layer norms) held at their values, all else is linear, so that
+attention patterns (and the scales of layer norms) fixed at their values, everything else is linear, so that
 
-    score(t, s) = scale * sum_{a,b} q_a(t) . k_b(s)       q_a = term_a W_Q, k_b = term_b W_K, biases as terms of their own
+    score(t, s) = scale * sum_{a,b} q_a(t) . k_b(s)       q_a = term_a W_Q, k_b = term_b W_K, biases as separate terms
     logit(v)    = sum_a term_a W_U[:, v]
 
-hold to rounding: attribution without approximation. `paths=True` follows each head's output back through the patterns to
-what it read ("W_E > L0H0 > L1H0"), so that logits split over paths from the embeddings. A ReLU feed-forward stays one term.
-Everything runs in float64 in numpy, for one sequence.
+hold up to rounding: attribution without approximation. `paths=True` follows each head's output back through the patterns to
+what it read ("W_E > L0H0 > L1H0"), so that logits are split over paths from the embeddings. A ReLU feed-forward stays a
+single term. Everything runs in float64 in numpy, for one sequence.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def decompose(weights: Weights, tokens: Int[Array, "pos"] | Sequence[int], paths
     """Run one sequence and keep every term of the residual stream.
 
     Raises:
-        BirthlensError: for rotary models, whose scores are no sum over residual terms; for tokens outside the vocabulary or
-            more of them than the model has positions; where `paths` would give thousands of terms.
+        BirthlensError: for rotary models, whose scores are not a sum over residual terms; for tokens outside the vocabulary,
+            or more tokens than the model has positions; if `paths` would give thousands of terms.
     """
     z = _checked(weights, tokens)
     terms: Terms = {"W_E": _exact(weights, "W_E")[z], "W_pos": _exact(weights, "W_pos")[: len(z)]}
@@ -94,7 +94,7 @@ def score_split_table(
 ) -> pd.DataFrame:
     """Split the attention score of one query and one key position over (query term x key term), positions from 0.
 
-    Columns: query, key (terms: "W_E", "W_pos", "L0H0", biases, ...), value. Values sum to the model's score, scale included.
+    Columns: query, key (terms: "W_E", "W_pos", "L0H0", biases, ...), value. Values sum to the model's score, with its scale.
     `sources=True` splits each earlier head's output by the position it came from ("L0H0 @ 3").
 
     Example:
@@ -134,8 +134,8 @@ def logit_split_table(
 ) -> pd.DataFrame:
     """Split the logit of `token` at position `pos` (from 0) over paths, or over terms with `paths=False`.
 
-    Columns: path, value, centred (value less its mean over the vocabulary, which is what a softmax can see). Values sum to
-    the model's logit.
+    Columns: path, value, centred (value minus its mean over the vocabulary, the part that affects the softmax). Values sum
+    to the model's logit.
     """
     import pandas as pd
 
@@ -152,7 +152,7 @@ def logit_split_table(
 
 def _checked(weights: Weights, tokens: Int[Array, "pos"] | Sequence[int]) -> Int[Array, "pos"]:
     if "W_pos" not in weights:
-        raise BirthlensError("This model has rotary positions: its scores are no sum over residual terms.")
+        raise BirthlensError("This model has rotary positions: its scores are not a sum over residual terms.")
     z = np.asarray(tokens, dtype=np.int64)
     vocabulary = len(weights["W_E"])
     context = len(weights["W_pos"])
@@ -173,7 +173,7 @@ def _scale(weights: Weights, norm: str, terms: Terms) -> Float[Array, "pos 1"]:
 
 
 def _normalised(weights: Weights, norm: str, terms: Terms, scale: Array | None = None) -> Terms:
-    """Return the terms as seen behind a layer norm whose scale is held; its bias is one more term."""
+    """Return the terms after a layer norm whose scale is fixed; its bias is one more term."""
     if f"{norm}.w" not in weights:
         return terms
     scale = _scale(weights, norm, terms) if scale is None else scale
@@ -217,7 +217,7 @@ def _logits(weights: Weights, terms: Terms) -> dict[str, Float[Array, "pos d_voc
 
 
 def _by_source(weights: Weights, traced: Decomposition, local: Terms, layer: int, position: int) -> Terms:
-    """Replace each earlier head's term at `position` by one term a source position."""
+    """Replace each earlier head's term at `position` by one term for each source position."""
     split: Terms = {}
     for name, value in local.items():
         head = next((head for head in traced.patterns if str(head) == name and head.layer < layer), None)

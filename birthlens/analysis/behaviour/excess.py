@@ -1,7 +1,7 @@
-"""A model beside the reference predictors: excess loss by role, occurrence and position, KL over training, and the floors.
+"""A model compared with the reference predictors: excess loss by role, occurrence and position, KL over training, floors.
 
-Means over positions are weighted alike; the standard error of a mean treats whole sequences as the independent draws
-(ratio estimator), because positions of one sequence share triggers and outputs.
+Means weight all positions equally. The standard error of a mean treats whole sequences as independent draws (ratio
+estimator), because positions of one sequence share triggers and outputs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Array = np.ndarray
 
 
 def clustered_mean(values: Float[Array, "batch pos"], mask: Bool[Array, "batch pos"]) -> tuple[float, float]:
-    """Return the mean of values[mask] and its standard error over sequences (NaN where nothing or one sequence counts).
+    """Return the mean of values[mask] and its standard error over sequences (NaN if no or only one sequence counts).
 
     Example:
         >>> clustered_mean(np.ones((4, 3)), np.ones((4, 3), dtype=bool))
@@ -51,9 +51,9 @@ def clustered_mean(values: Float[Array, "batch pos"], mask: Bool[Array, "batch p
 def floors_table(task: Task, batch: TokenBatch) -> pd.DataFrame:
     """Estimate the lowest reachable loss by role: columns role, floor, error, n, estimator.
 
-    Where the prefix tells the role, the floor is the mean entropy of the Bayes prediction (`entropy`: fewer random parts);
-    else it is the mean loss of the Bayes prediction (`loss`). Both are marked "(approximate)" where `Task.approximation`
-    says that the prediction is. `error` is one standard error over the batch.
+    If the prefix determines the role, the floor is the mean entropy of the Bayes prediction (`entropy`, which has less
+    variance). Otherwise it is the mean loss of the Bayes prediction (`loss`). Both are marked "(approximate)" if
+    `Task.approximation` says that the prediction is approximate. `error` is one standard error over the batch.
     """
     if task.exact is None:
         raise BirthlensError("this task has no exact law of the next token, so there is no floor to state.")
@@ -81,8 +81,9 @@ def excess_loss_table(
 ) -> pd.DataFrame:
     """Compare a model's loss with each predictor's, by role, by occurrence number and by position.
 
-    Columns: predictor, by (role, occurrence, position), group (the role; the occurrence, the last one open; the bin's first
-    position), model_loss, predictor_loss, excess (their difference), error (its standard error over sequences), n.
+    Columns: predictor, by (role, occurrence, position), group (the role; the occurrence, where the last one includes all
+    later ones; or the bin's first position), model_loss, predictor_loss, excess (their difference), error (its standard
+    error over sequences), n.
     """
     mine = losses(logits.double(), batch.targets).numpy()
     rows = []
@@ -116,10 +117,10 @@ def divergence_table(
     positions: int = 4096,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Trace KL(predictor || model) over training: which predictor the model *is* at each step.
+    """Compute KL(predictor || model) over training, which shows which predictor the model matches at each step.
 
     `checkpoints` yields (step, logits on `batch`). At most `positions` positions, drawn with `seed`, are compared. Columns:
-    step, role, predictor, divergence (nats, mean over positions), error (over positions), nearest (the smallest of its step
+    step, role, predictor, divergence (nats, mean over positions), error (over positions), nearest (the smallest for its step
     and role), n.
     """
     mask = _some_positions(batch, positions, seed)

@@ -1,18 +1,19 @@
-"""The field's scores of attention heads, from patterns on a batch, each with its chance level.
+"""Standard scores of attention heads, computed from patterns on a batch, each with its chance level.
 
-Mean attention, over the queries t for which there is something to attend to, on
+Each score is mean attention, over the queries t that have something to attend to, on
 
     previous_token    t - 1
     duplicate_token   earlier positions with the token z_t
     induction         successors of earlier positions with the token z_t (prefix matching)
 
-Chance is the same mean for attention spread evenly over what the query may see. The in-context learning score is the loss
-late in the context minus the loss early in it (negative where context helps).
+Chance is the same mean for uniform attention over the positions visible to the query. The in-context learning score is the
+loss late in the context minus the loss early in it (negative if context helps).
 
-The **transfer test** asks whether a head matches prefixes on tokens at large: random sequences, repeated, scored in the
-later copies only. `strict` is attention on the one right position, the successor of the same place in the copy before;
-`any_successor` on the successor of any earlier equal token, for rows of repeated letters make the strict score ambiguous. A
-model trained on fixed triggers may match those and nothing else, so scores are split into triggers and other tokens.
+The **transfer test** asks whether a head matches prefixes for tokens in general. It uses repeated random sequences and
+scores the later copies only. `strict` is attention on the one right position, the successor of the same place in the copy
+before.
+`any_successor` is attention on the successor of any earlier equal token, because rows of repeated letters make the strict
+score ambiguous. A model trained on fixed triggers may match only those, so scores are split into triggers and other tokens.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ PATTERN_SCORES = ("previous_token", "duplicate_token", "induction")
 
 
 def pattern_targets(batch: TokenBatch) -> dict[str, Bool[Tensor, "batch query_pos key_pos"]]:
-    """Return, for each score, which positions each query should attend to."""
+    """Return, for each score, the positions that each query should attend to."""
     tokens = batch.tokens
     n = tokens.shape[1]
     earlier = (tokens[:, :, None] == tokens[:, None]).tril(-1)
-    # The successor of s is s + 1, which the query itself may be.
+    # The successor of s is s + 1, which can be the query itself.
     successors = torch.nn.functional.pad(earlier[:, :, :-1], (1, 0)).tril()
     previous = torch.ones(n, n, dtype=torch.bool).tril(-1).triu(-1).expand(len(tokens), n, n)
     return {"previous_token": previous, "duplicate_token": earlier, "induction": successors}
@@ -73,10 +74,10 @@ def in_context_learning_table(
 ) -> pd.DataFrame:
     """Compare the loss late and early in the context: columns step, early, late, value (late minus early), n (sequences).
 
-    By default early is the second eighth of the context, late the last eighth.
+    By default, early is the second eighth of the context and late is the last eighth.
 
     Raises:
-        BirthlensError: where the context is too short for an early and a late part.
+        BirthlensError: if the context is too short for an early and a late part.
     """
     import pandas as pd
 
@@ -105,13 +106,13 @@ def transfer_table(
 ) -> pd.DataFrame:
     """Test every head, and the model, on repeated random sequences at each checkpoint.
 
-    Columns: step, layer, head (None for the model), group ('all', and with `triggers` also 'trigger' and 'other': the
-    query's token), score, value, chance, n (queries). Scores are strict and any_successor (heads), accuracy and loss (the
-    model; their chance is that of uniform guessing). The same sequences are used for every checkpoint of one vocabulary.
-    `length` is that of one copy, by default what fits twice into the context, at most 64.
+    Columns: step, layer, head (None for the model), group ('all', and with `triggers` also 'trigger' and 'other', for the
+    query's token), score, value, chance, n (queries). Scores are strict and any_successor (heads), and accuracy and loss
+    (the model; their chance is that of uniform guessing). All checkpoints with one vocabulary see the same sequences.
+    `length` is the length of one copy, by default the largest that fits twice into the context, up to 64.
 
     Raises:
-        BirthlensError: where two copies do not fit the model's context.
+        BirthlensError: if two copies do not fit the model's context.
     """
     import pandas as pd
 
@@ -152,7 +153,7 @@ def transfer_table(
 
 
 def vocabulary_and_context(model: object) -> tuple[int, int]:
-    """Return d_vocab and n_ctx of weights or of a TransformerLens model (1024 for rotary weights, which have no limit)."""
+    """Return d_vocab and n_ctx of weights or a TransformerLens model (1024 for rotary weights, which have no limit)."""
     if isinstance(model, Weights):
         return len(model["W_E"]), len(model["W_pos"]) if "W_pos" in model else 1024
     cfg = getattr(model, "cfg", None)
@@ -162,7 +163,7 @@ def vocabulary_and_context(model: object) -> tuple[int, int]:
 
 
 def _same_place(n: int, copy: int) -> Bool[Tensor, "query_pos key_pos"]:
-    """Mark, for each query in a later copy, the successor of its place in the copy before."""
+    """Mark, for each query in a later copy, the successor of its place in the previous copy."""
     queries = torch.arange(n)[:, None]
     keys = torch.arange(n)
     return keys == queries - copy + 1

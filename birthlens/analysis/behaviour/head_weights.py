@@ -1,17 +1,17 @@
 """Scores of heads from weights alone, and how strongly heads compose, each with its chance level or reference.
 
-With W_QK = W_Q W_K^T and W_OV = W_V W_O of a head, on a set of tokens (and all positions), shares of
+With W_QK = W_Q W_K^T and W_OV = W_V W_O of a head, on a set of tokens (and all positions), the scores are the shares of
 
     previous_token    positions t >= 1 where argmax over s <= t of p_t W_QK p_s is t - 1
     duplicate_token   tokens k where argmax over k' of w_E(k) W_QK w_E(k') is k
     copying           tokens k where argmax over k' of w_E(k) W_OV w_U(k') is k
     induction         tokens k where argmax over k' of w_E(k) W_QK (w_E(k') W_OV of an earlier head) is k
 
-and copying_eigenvalues, sum(lambda) / sum|lambda| of W_E W_OV W_U (1 where all are positive, 0 by chance).
+and copying_eigenvalues, sum(lambda) / sum|lambda| of W_E W_OV W_U (1 if all are positive, 0 by chance).
 
-Composition of an earlier head's W_OV with a later head's matrix X is |W_OV X| / (|W_OV| |X|) in Frobenius norms, X being
-W_QK for queries, its transpose for keys, W_OV for values. Its reference turns the residual stream between the two by a
-random rotation: same spectra, random subspaces. LayerNorm's gains are left out here.
+Composition of an earlier head's W_OV with a later head's matrix X is |W_OV X| / (|W_OV| |X|) in Frobenius norms, where X is
+W_QK for queries, its transpose for keys, and W_OV for values. Its reference rotates the residual stream between the two at
+random: the spectra stay the same, the subspaces become random. LayerNorm's gains are left out here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 MOST_TOKENS = 2048
-"""Tokens scored by default: all, or this many evenly spaced ones of a larger vocabulary."""
+"""Number of tokens scored by default: all of them, or this many evenly spaced ones of a larger vocabulary."""
 
 
 class HeadWeights:
@@ -47,7 +47,7 @@ class HeadWeights:
         self.heads = all_heads(sizes_of(model))
 
     def matrix(self, name: str, head: Head) -> Float[Array, "rows columns"]:
-        """Return W_Q, W_K, W_V or W_O of a head; in grouped-query attention several heads have the same keys and values."""
+        """Return W_Q, W_K, W_V or W_O of a head; in grouped-query attention several heads share keys and values."""
         if isinstance(self._model, Weights):
             return self._model[f"L{head.layer}.{name}"][head.head]
         stack = getattr(self._model.blocks[head.layer].attn, name)
@@ -65,7 +65,7 @@ class HeadWeights:
 
     @property
     def positions(self) -> Float[Array, "n_ctx d_model"] | None:
-        """W_pos, or None where positions are not added to the residual stream."""
+        """W_pos, or None if positions are not added to the residual stream."""
         if isinstance(self._model, Weights):
             return self._model.get("W_pos")
         if self._model.cfg.positional_embedding_type != "standard":
@@ -97,7 +97,7 @@ def composition_table(
     reference_low, reference_high (their `level` interval).
 
     Raises:
-        BirthlensError: for a model of one layer, in which no head comes before another.
+        BirthlensError: for a model with one layer, in which no head comes before another.
     """
     import pandas as pd
 
@@ -161,13 +161,13 @@ def _own(scores: Float[Array, "query key"]) -> float:
 
 def _won(scores: Float[Array, "query key"], right: Int[Array, "query"]) -> Float[Array, "query"]:
     """Return 1 where the right key has the largest score, 0 where another has, and NaN where a score is NaN."""
-    found = scores.argmax(1)  # the first NaN, where there is one
+    found = scores.argmax(1)  # the first NaN, if there is one
     best = scores[np.arange(len(scores)), found]
     return np.where(np.isnan(best), np.nan, found == right)
 
 
 def _positive_share(matrix: Float[Array, "rank rank"]) -> float:
-    """Return the sum of the eigenvalues over the sum of their sizes; 0 without any, NaN where an entry is not finite."""
+    """Return the sum of the eigenvalues over the sum of their sizes; 0 if there are none, NaN if an entry is not finite."""
     if not np.isfinite(matrix).all():
         return float("nan")
     eigenvalues = np.linalg.eigvals(matrix)
@@ -180,12 +180,12 @@ def _norm(matrix: Array) -> float:
 
 
 def _written(parts: HeadWeights, head: Head) -> Float[Array, "rank d_model"]:
-    """Return a matrix with W_OV's norms against anything on its right: the triangular factor of W_V, times W_O."""
+    """Return a matrix whose products with anything on its right have W_OV's norms: W_V's triangular factor times W_O."""
     return _triangle(parts.matrix("W_V", head)) @ parts.matrix("W_O", head)
 
 
 def _read(parts: HeadWeights, head: Head) -> dict[str, Float[Array, "d_model rank"]]:
-    """Return, for queries, keys and values, a matrix with X's norms against anything on its left."""
+    """Return, for queries, keys and values, a matrix whose products with anything on its left have X's norms."""
     q, k, v, o = (parts.matrix(name, head) for name in ("W_Q", "W_K", "W_V", "W_O"))
     return {
         "q": q @ _triangle(k).T,
@@ -195,5 +195,5 @@ def _read(parts: HeadWeights, head: Head) -> dict[str, Float[Array, "d_model ran
 
 
 def _triangle(matrix: Array) -> Float[Array, "rank rank"]:
-    """Return R of matrix = QR: it has the same products with its own transpose, at the rank's size."""
+    """Return R of matrix = QR, which has the same Gram matrix and the size of the rank."""
     return np.linalg.qr(matrix).R

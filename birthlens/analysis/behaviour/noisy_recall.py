@@ -1,13 +1,13 @@
-"""Which layer stores the noise and which one recalls: clean accuracy of a noisy model with parts of it left out.
+"""Which layer stores the noise and which one recalls: clean accuracy of a model trained with noise, with parts removed.
 
 A model is trained on the noisy task and tested on sequences without noise. Variants of its weights:
 
-    whole           as it is
+    whole           unchanged
     without:N       the N largest singular directions of the last feed-forward W_F are removed
     keep:N          only these are kept (keep:0 is a model without feed-forward)
     no_attention    the last attention layer writes nothing
 
-With a feed-forward of two matrices the first is truncated (LASER as published: Chen, Bruna, Bietti 2024).
+If the feed-forward has two matrices, the first is truncated (LASER as published: Chen, Bruna, Bietti 2024).
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def clean_recall_table(
     sequences: int = 128,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Test variants of each checkpoint on clean sequences, where the output of a trigger was seen before.
+    """Test variants of each checkpoint on clean sequences, at positions where the output of a trigger was seen before.
 
     Columns: step, variant, metric (accuracy; noise_probability and output_probability: the mean probability of the noise
     token and of the right output), value, n.
 
     Raises:
-        BirthlensError: for another task than the noisy one, or a variant that the model does not have.
+        BirthlensError: for any task other than the noisy one, or a variant that the model does not have.
     """
     import pandas as pd
 
@@ -84,7 +84,7 @@ def varied(weights: Weights, variant: str) -> Weights:
     """Return the weights of a variant.
 
     Raises:
-        BirthlensError: for an unknown variant, or one that needs a feed-forward that is not there.
+        BirthlensError: for an unknown variant, or one that needs a feed-forward that the model does not have.
     """
     last = weights.n_layers - 1
     if variant == "whole":

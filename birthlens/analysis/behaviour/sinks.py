@@ -1,14 +1,14 @@
-"""Attention sinks on the first token, by head, and what goes with them (Guo et al. 2024).
+"""Attention sinks on the first token, by head, and the effects that accompany them (Guo et al. 2024).
 
     attention_to_first     mean attention to position 0
-    attention_to_previous  mean attention to the position before
+    attention_to_previous  mean attention to the previous position
     first_value            |v_0|
-    value_ratio            |v_0| over the mean |v| of the other positions of the group (value-state drain where small)
-    sink_logit             score(t, 0) less the mean of score(t, s) over 1 <= s <= t
+    value_ratio            |v_0| over the mean |v| of the other positions of the group (small: value-state drain)
+    sink_logit             score(t, 0) minus the mean of score(t, s) over 1 <= s <= t
     residual_ratio         |x_0| over the mean |x_t| of the other positions, at the input of the layer (residual-state peak)
 
-Queries are grouped by role: `in_context` (where the head has something to copy: active) and `other` (dormant); for a model
-that knows no task all positions are `other`. Position 0 itself is no query.
+Queries are grouped by role: `in_context` (the head has something to copy: active) and `other` (dormant). For a model without
+a task, all positions are `other`. Position 0 itself does not count as a query.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ COLUMNS = ["step", "layer", "head", "measure", "group", "value", "n"]
 def sink_table(models: Models, batch: TokenBatch, chunk: int = 16) -> pd.DataFrame:
     """Measure the sinks of every head at each checkpoint, and the residual norms of every layer (head None).
 
-    Columns: step, layer, head, measure, group, value, n (queries, or values that are compared). Groups without a position
+    Columns: step, layer, head, measure, group, value, n (queries, or values that are compared). Groups without positions
     are left out.
 
     Raises:
-        BirthlensError: where the batch does not fit the model, or has one position only.
+        BirthlensError: if the batch does not fit the model, or has only one position.
     """
     import pandas as pd
 
@@ -65,7 +65,7 @@ def sink_table(models: Models, batch: TokenBatch, chunk: int = 16) -> pd.DataFra
 
 
 def groups_of(batch: TokenBatch) -> dict[str, Bool[Tensor, "batch pos"]]:
-    """Return the masks of the groups of queries; position 0 is in none."""
+    """Return the masks of the groups of queries; position 0 is in no group."""
     later = torch.ones_like(batch.in_context)
     later[:, 0] = False
     return {"in_context": batch.in_context & later, "other": ~batch.in_context & later}
@@ -73,7 +73,7 @@ def groups_of(batch: TokenBatch) -> dict[str, Bool[Tensor, "batch pos"]]:
 
 @torch.no_grad()
 def _measured(model: HookedModel, batch: TokenBatch) -> Iterator[tuple[tuple[object, ...], float, float]]:
-    """Yield (layer, head, measure, group), a sum and how many it is of."""
+    """Yield (layer, head, measure, group), a sum, and the number of values in it."""
     layers = range(model.cfg.n_layers)
     points = [Point(site, layer) for layer in layers for site in ("pattern", "q", "k", "v", "resid_pre")]
     found = captured(model, batch.tokens, points)
@@ -107,7 +107,7 @@ def _per_head(
 def sink_logits(
     queries: Float[Tensor, "batch pos head d_head"], keys: Float[Tensor, "batch pos head d_head"]
 ) -> Float[Tensor, "batch head pos"]:
-    """Return score(t, 0) less the mean score(t, s) over 1 <= s <= t, scores being divided by sqrt(d_head); 0 at t = 0."""
+    """Return score(t, 0) minus the mean score(t, s) over 1 <= s <= t, with scores divided by sqrt(d_head); 0 at t = 0."""
     scores = torch.einsum("bthd,bshd->bhts", queries, keys) / queries.shape[-1] ** 0.5
     visible = torch.ones(scores.shape[-2:]).tril()
     visible[:, 0] = 0
@@ -116,13 +116,13 @@ def sink_logits(
 
 
 def _first(norms: Float[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"]) -> tuple[float, float]:
-    """Return the norm at position 0 summed over the sequences that have the group, and how many there are."""
+    """Return the norm at position 0 summed over the sequences that have the group, and their number."""
     some = mask.any(1)
     return float(norms[some, 0].sum()), float(some.sum())
 
 
 def _ratio(norms: Float[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"]) -> tuple[float, float]:
-    """Return the norm at position 0 over the mean norm of a group of each sequence, summed, and how many there are."""
+    """Return the norm at position 0 over the mean norm of a group of each sequence, summed, and the number of sequences."""
     counts = mask.sum(1)
     some = counts > 0
     means = torch.where(mask, norms, 0.0).sum(1)[some] / counts[some]

@@ -1,4 +1,4 @@
-"""What the runs of a sweep have come to, one row a run, beside the settings in which they differ."""
+"""The results of a sweep's runs, one row for each run, with the settings in which they differ."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BORN = 0.5
-"""The in-context accuracy from which copying counts as born."""
+"""The in-context accuracy at which copying counts as born."""
 
 
 def sweep_results_table(runs: Mapping[tuple[str, int], tuple[RunConfig, Outcome]]) -> pd.DataFrame:
-    """Return the last measurements of every (case, seed), and what became of its run; one that failed has none.
+    """Return the last measurements and the outcome of every (case, seed); a run that failed has no measurements.
 
-    Columns: case, seed, every setting in which the configs differ, seeds aside (`task.n_triggers`, say), run, accuracy (in
-    context, held out), loss (over all positions), birth (the first measured step with an accuracy of `BORN` or more; NaN
-    where there is none), last_step, state, seconds, cpu_seconds.
+    Columns: case, seed, every setting in which the configs differ except seeds (such as `task.n_triggers`), run, accuracy
+    (in context, held out), loss (over all positions), birth (the first measured step with an accuracy of `BORN` or more; NaN
+    if there is none), last_step, state, seconds, cpu_seconds.
     """
     import pandas as pd
 
@@ -38,7 +38,7 @@ def sweep_results_table(runs: Mapping[tuple[str, int], tuple[RunConfig, Outcome]
 
 
 def _settings(config: RunConfig) -> dict[str, str]:
-    """Return every setting as JSON, which can be compared, without the seeds."""
+    """Return every setting except seeds as JSON, which can be compared."""
     tree = config.to_data()
     return {
         f"{section}.{key}": json.dumps(value)

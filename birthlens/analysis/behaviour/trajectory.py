@@ -1,4 +1,4 @@
-"""Probes over the checkpoints of a run: the question asked of one checkpoint, asked of all, in one tidy table."""
+"""Probes over the checkpoints of a run: the same measurement at each checkpoint, in one tidy table."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def memories_over(
     in every basis (`recall_tables.circuit_series`); `fold` folds its layer norms into the weights first.
 
     Raises:
-        BirthlensError: with `fold` where the model has no layer norms.
+        BirthlensError: with `fold`, if the model has no layer norms.
     """
     model = run.config.model
     if fold or model.family != "simplified" or model.n_layers != 2:
@@ -86,7 +86,7 @@ def behaviour_over(run: Run, steps: Iterable[int] | None = None, batch: TokenBat
 
 
 def attention_over(run: Run, steps: Iterable[int] | None = None, batch: TokenBatch | None = None) -> pd.DataFrame:
-    """Take the paper's attention probes (section 5) of every head at each step: columns of `attention.attention_table`."""
+    """Compute the paper's attention probes (section 5) for every head at each step, as in `attention.attention_table`."""
     from birthlens.analysis.behaviour.attention import attention_table
 
     return attention_table(run.checkpoints(steps), batch if batch is not None else evaluation_batch(run))

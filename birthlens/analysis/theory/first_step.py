@@ -1,12 +1,12 @@
 """The first gradient step on the output memory, predicted from data counts alone (paper section 7).
 
-At W_K = 0 attention is uniform, so layer 1 reads the prefix frequencies f_t(j) of tokens, and the step -grad W_O stores,
-between w_E(j) W_V and u_k and up to interference of the codebooks,
+At W_K = 0 attention is uniform, so layer 1 reads the prefix frequencies f_t(j) of tokens. Between w_E(j) W_V and u_k, and up
+to interference of the codebooks, the step -grad W_O stores
 
     A(j, k) = E[ f_t(j) ( 1{y = k} - p_hat_t(k) ) ]     over the positions t of the loss, y the target
 
-with p_hat = 1/N (`uniform`), p(y = k) (`frequency`, then A(j, k) = p(k) ( E[f_t(j) | y = k] - E[f_t(j)] )), or what the
-model predicts at that position (`model`). The measured table is w_E(j) W_V (-grad) u_k.
+where p_hat is 1/N (`uniform`), p(y = k) (`frequency`; then A(j, k) = p(k) ( E[f_t(j) | y = k] - E[f_t(j)] )), or the model's
+prediction at that position (`model`). The measured table is w_E(j) W_V (-grad) u_k.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def counts_table(
     predicted: Float[Array, "batch pos d_vocab"] | None = None,
     prediction: Prediction = "uniform",
 ) -> Float[Array, "input output"]:
-    """Return A(j, k) over the positions of `mask`; `predicted` is the model's p_hat, needed by `model` only."""
+    """Return A(j, k) over the positions of `mask`; `predicted` is the model's p_hat, needed only for `model`."""
     frequencies = prefix_frequencies(batch, d_vocab)[mask]
     observed = np.eye(d_vocab)[batch.targets.numpy()[mask]]
     if prediction == "model":
@@ -68,7 +68,7 @@ def measured_table(weights: Weights, gradient: Float[Array, "d_head d_model"]) -
 
 
 def zeroed(weights: Weights) -> Weights:
-    """Return the weights with the three memories empty."""
+    """Return the weights with the three memories set to zero."""
     return weights.replaced({name: np.zeros_like(weights[name]) for name in MATRICES})
 
 
@@ -80,11 +80,11 @@ def first_step_table(
     seeds: Sequence[int] = (0,),
     starts: Sequence[Literal["zero", "init"]] = ("zero", "init"),
 ) -> pd.DataFrame:
-    """Correlate the table predicted from counts with the one measured on the model, as d_model grows.
+    """Correlate the table predicted from counts with the one measured on the model, for increasing d_model.
 
-    `zero` empties the memories before the step, `init` takes the initial weights as they are (there attention is not
-    uniform and W_O not zero). Columns: d_model, seed, start, prediction, entries (all, diagonal, off_diagonal),
-    correlation, n (entries compared).
+    `zero` sets the memories to zero before the step. `init` keeps the initial weights, with which attention is not uniform
+    and W_O is not zero. Columns: d_model, seed, start, prediction, entries (all, diagonal, off_diagonal), correlation, n
+    (entries compared).
     """
     d_vocab = len(task.statistics)
     rows = []

@@ -1,6 +1,7 @@
 """Population gradients in closed form: gradients are associative memories (paper section 7).
 
-Row vectors, logits = x W W_U, cross-entropy; p_hat is the model's prediction, u_k the k-th column of W_U.
+Vectors are rows, logits = x W W_U, and the loss is cross-entropy. p_hat is the model's prediction, and u_k is the k-th
+column of W_U.
 
 1. Clean inputs, x = w_E(z):   grad W = sum_z sum_k ( p(z) p_hat(k|z) - p(z, k) ) w_E(z)^T u_k               (exact)
 2. Noisy inputs:               grad W = sum_k p(k) ( mu_hat_k - mu_k )^T u_k,  mu_k = E[x | y = k],
@@ -10,7 +11,7 @@ Row vectors, logits = x W W_U, cross-entropy; p_hat is the model's prediction, u
        d loss / d S_ts = P_ts g_t . ( v_s - sum_r P_tr v_r )      at W_K = 0, where P_ts = 1/t:  (1/t) g_t . (v_s - mean v)
        grad W_K        = scale sum_t sum_{s<=t} (d loss / d S_ts) x_s^T x_t W_Q                               (Monte Carlo)
 
-`simplified_gradients` chains 2 and 3 through both layers at any weights. Error bars are standard errors over batches.
+`simplified_gradients` chains 2 and 3 through both layers for any weights. Error bars are standard errors over batches.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Estimate:
 
 
 def estimate(draws: Iterable[Float[Array, "*shape"]]) -> Estimate:
-    """Average independent draws, one pass, in float64.
+    """Average independent draws in one pass, in float64.
 
     Example:
         >>> found = estimate([np.array([0.0]), np.array([2.0])])
@@ -73,7 +74,7 @@ def clean_gradient(
     outputs: Float[Array, "output d_out"],
     matrix: Float[Array, "d_in d_out"],
 ) -> Float[Array, "d_in d_out"]:
-    """Return the exact gradient of E[-log softmax(x W U^T)_y] for x one of `inputs` and (z, y) ~ `joint`.
+    """Return the exact gradient of E[-log softmax(x W U^T)_y], where x is one of `inputs` and (z, y) ~ `joint`.
 
     Example:
         >>> joint = np.diag([0.5, 0.5])
@@ -90,7 +91,7 @@ def noisy_gradient(
     outputs: Float[Array, "output d_out"],
     matrix: Float[Array, "d_in d_out"],
 ) -> Float[Array, "d_in d_out"]:
-    """Return sum_k p(k) (mu_hat_k - mu_k)^T u_k with all averages over the given draws (formula 2)."""
+    """Return sum_k p(k) (mu_hat_k - mu_k)^T u_k, with all averages over the given draws (formula 2)."""
     n = len(inputs)
     predicted = _softmax(inputs @ matrix @ outputs.T)
     observed = np.eye(len(outputs))[targets]
@@ -102,12 +103,12 @@ def noisy_gradient(
 
 @dataclass(frozen=True)
 class Readout:
-    """What the theorem's assumptions change in the logits.
+    """How the theorem's assumptions change the logits.
 
-    `direct_path=False` reads out what layer 1 writes and not the residual stream below it; `bias` is added to the logits
-    (log p(y) makes the first prediction p(y) rather than uniform). `centred=True` subtracts the batch mean of what a
-    gradient pairs errors with, inputs of W_O and queries of layer 1's W_K, so that token frequencies do not leak into a
-    memory; layer 0 is left alone, its positions being equally frequent.
+    `direct_path=False` reads out only what layer 1 writes, without the residual stream below it. `bias` is added to the
+    logits (log p(y) makes the first prediction p(y) rather than uniform). `centred=True` subtracts the batch mean from the
+    vectors that a gradient pairs with errors: the inputs of W_O, and the queries of layer 1's W_K. Token frequencies then do
+    not enter a memory. Layer 0 is not centred, because its positions are equally frequent.
     """
 
     direct_path: bool = True
@@ -117,13 +118,13 @@ class Readout:
     def centre(
         self, x: Float[Tensor, "batch pos d_model"], mask: Bool[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Subtract the mean over `mask` where asked to."""
+        """Subtract the mean over `mask` if `centred`."""
         return x - x[mask].mean(0) if self.centred else x
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """Everything of one forward pass through the simplified model that its gradients need."""
+    """Everything from one forward pass through the simplified model that its gradients need."""
 
     x0: Float[Tensor, "batch pos d_model"]
     p0: Float[Tensor, "batch query_pos key_pos"]
@@ -136,7 +137,7 @@ class Pass:
 def simplified_pass(
     tensors: Mapping[str, Tensor], scale: float, tokens: Int[Tensor, "batch pos"], readout: Readout = Readout()
 ) -> Pass:
-    """Run the two-layer simplified model without feed-forward; W_K that is all zero costs no scores."""
+    """Run the two-layer simplified model without feed-forward; if W_K is all zero, no scores are computed."""
     x0 = tensors["W_E"][tokens] + tensors["W_pos"][: tokens.shape[1]]
     p0 = _pattern(tensors, 0, scale, x0)
     x1 = x0 + p0 @ (x0 @ (tensors["L0.W_V"][0] @ tensors["L0.W_O"][0]))
@@ -156,10 +157,10 @@ def simplified_gradients(
     names: Iterable[str] = MATRICES,
     readout: Readout = Readout(),
 ) -> dict[str, Float[Tensor, "head d_in d_out"]]:
-    """Return the gradient of the mean loss over `mask` in each named matrix of `MATRICES`, by the formulas above.
+    """Return the gradient of the mean loss over `mask` with respect to each named matrix, by the formulas above.
 
     Raises:
-        BirthlensError: for a name that is not in `MATRICES`, or a mask without a position.
+        BirthlensError: for a name that is not in `MATRICES`, or a mask without positions.
     """
     wanted = tuple(names)
     if unknown := [name for name in wanted if name not in MATRICES]:
@@ -207,7 +208,7 @@ def population_gradients(
     seed: int = 0,
     loss: Loss = "in_context",
 ) -> dict[str, Estimate]:
-    """Estimate the population gradient of a loss in each of `MATRICES`, with error bars over batches."""
+    """Estimate the population gradient of a loss with respect to each of `MATRICES`, with error bars over batches."""
     check_simplified(weights)
     tensors = tensors_of(weights)
     draws = []
@@ -244,7 +245,7 @@ def _pattern(
 def _through_softmax(
     pattern: Float[Tensor, "batch query_pos key_pos"], g_pattern: Float[Tensor, "batch query_pos key_pos"]
 ) -> Float[Tensor, "batch query_pos key_pos"]:
-    """P_ts (g_ts - sum_r P_tr g_tr): formula 3, with g_ts = g_t . v_s."""
+    """Return P_ts (g_ts - sum_r P_tr g_tr): formula 3, with g_ts = g_t . v_s."""
     weighted = pattern * g_pattern
     return weighted - pattern * weighted.sum(-1, keepdim=True)
 

@@ -1,13 +1,13 @@
 """How the error of one associative memory falls with its width d and with the number T of samples, under Zipf data.
 
-T samples of x with p(x) ~ x^-a are counted, and W = sum_x q(x) e_x^T u_y(x) stores what was seen, with e_x ~ N(0, I/d),
-u_y on the unit sphere and M output classes. The weights q are a power of the counts, or 1 for the d/12 most frequent tokens
-and 0 for the others. After Cabannes, Dohmatob and Bietti 2023 (arXiv 2310.02984), whose rates are
+T samples of x with p(x) ~ x^-a are counted, and W = sum_x q(x) e_x^T u_y(x) stores what was seen, with e_x ~ N(0, I/d), u_y
+on the unit sphere and M output classes. The weights q are a power of the counts, or 1 for the d/12 most frequent tokens and
+0 for the others. This follows Cabannes, Dohmatob and Bietti 2023 (arXiv 2310.02984), whose rates are
 
     q = p^rho      d^(-(a - 1) / (2 rho a)) + T^(1/a - 1)
     thresholded    d^(1 - a)                + T^(1/a - 1)
 
-The data term is known exactly: (1 - 1/M) sum_x p(x) (1 - p(x))^T, the mass of the tokens that no sample has shown.
+The data term is known exactly: (1 - 1/M) sum_x p(x) (1 - p(x))^T, from the mass of the tokens that are in no sample.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Scheme:
-    """How strongly a memory stores a token: q = counts^power, or q = 1 for the d/12 most frequent where `threshold`."""
+    """How strongly a memory stores a token: q = counts^power, or with `threshold` q = 1 for the d/12 most frequent."""
 
     name: str
     power: float = 0.0
@@ -43,7 +43,7 @@ class Scheme:
         return kept * seen
 
     def rate(self, exponent: float) -> float:
-        """Return the published slope of log(error) on log(d); NaN where there is no power law (power 0)."""
+        """Return the published slope of log(error) on log(d); NaN if there is no power law (power 0)."""
         if self.threshold:
             return 1 - exponent
         return -(exponent - 1) / (2 * self.power * exponent) if self.power else float("nan")
@@ -63,7 +63,7 @@ def data_rate(exponent: float) -> float:
 
 
 def data_term(memory: ZipfMemory, samples: int) -> float:
-    """Return the expected error of a memory that stores all it has seen without interference."""
+    """Return the expected error of a memory that stores everything it has seen without interference."""
     unseen = float(memory.frequencies @ (1 - memory.frequencies) ** samples)
     return (1 - 1 / (memory.outputs or memory.tokens)) * unseen
 
@@ -79,7 +79,7 @@ def scaling_table(
 ) -> pd.DataFrame:
     """Measure the error for every exponent a, width d, number of samples T (None: p itself is known), scheme and seed.
 
-    Columns: exponent, d_model, samples (infinity where p is known), scheme, seed, error, data_term (its expectation).
+    Columns: exponent, d_model, samples (infinity if p is known), scheme, seed, error, data_term (its expectation).
 
     Example:
         >>> table = scaling_table([2.0], [16, 64], tokens=50)
@@ -102,10 +102,10 @@ def scaling_table(
 
 
 def slope(sizes: Sequence[float] | Float[Array, "size"], errors: Sequence[float] | Float[Array, "size"]) -> float:
-    """Return the slope of log(errors) on log(sizes) by least squares; NaN where an error is zero.
+    """Return the slope of log(errors) on log(sizes) by least squares; NaN if an error is zero.
 
     Raises:
-        BirthlensError: where there are fewer than two sizes.
+        BirthlensError: if there are fewer than two sizes.
 
     Example:
         >>> slope([1, 2, 4], [8.0, 2.0, 0.5])
@@ -119,13 +119,13 @@ def slope(sizes: Sequence[float] | Float[Array, "size"], errors: Sequence[float]
 
 
 def _counts(memory: ZipfMemory, samples: int) -> Float[Array, "token"]:
-    """Count T samples; the stream is one of its own, so that the codebooks of a seed do not change with T."""
+    """Count T samples; they have a random stream of their own, so that the codebooks of a seed do not change with T."""
     generator = np.random.default_rng((memory.seed, 1, samples))
     return generator.multinomial(samples, memory.frequencies).astype(float)
 
 
 def _error(memory: ZipfMemory, weights: Float[Array, "token"]) -> float:
-    """Return the error of the stored sum; W u^T is summed directly, which never builds the d x d matrix."""
+    """Return the error of the stored sum; W u^T is computed directly, without the d x d matrix."""
     inputs, outputs = memory.codebooks
     votes = (outputs @ outputs.T)[memory.right]
     margins = memory.margins(inputs @ (inputs.T @ (weights[:, None] * votes)))

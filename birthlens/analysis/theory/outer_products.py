@@ -1,10 +1,10 @@
 """One associative memory alone: outer products learned by gradient descent under Zipf data.
 
-Tokens x = 1..N with p(x) ~ x^-exponent, each with one right output y(x); W stores sum_x q(x) e_x^T u_y(x) and answers
-argmax_y e_x W u_y^T. After Cabannes, Dohmatob and Bietti (scaling laws for associative memories) and Cabannes, Simsek and
-Bietti (learning associative memories with gradient descent): with d < N some associations interfere; which survive depends
-on the weights q; gradient descent enlarges margins of frequent tokens first, and large steps make it oscillate without
-losing in the end.
+Tokens x = 1..N have p(x) ~ x^-exponent and one right output y(x) each. W stores sum_x q(x) e_x^T u_y(x) and answers
+argmax_y e_x W u_y^T. This follows Cabannes, Dohmatob and Bietti (scaling laws for associative memories) and Cabannes, Simsek
+and Bietti (learning associative memories with gradient descent). With d < N some associations interfere, and the weights q
+determine which survive. Gradient descent first enlarges the margins of frequent tokens. Large steps make it oscillate, but
+the final result is no worse.
 
     margin          e_x W u_y(x) - max over other y          > 0: recalled
     interference    root mean square score of wrong outputs around their query's mean
@@ -40,7 +40,7 @@ class ZipfMemory:
     with "orthogonal" both codebooks are orthonormal.
 
     Raises:
-        BirthlensError: where there are fewer than two tokens or outputs, or more orthogonal vectors than dimensions.
+        BirthlensError: if there are fewer than two tokens or outputs, or more orthogonal vectors than dimensions.
     """
 
     tokens: int
@@ -94,7 +94,7 @@ class ZipfMemory:
         return np.asarray((inputs * weights[:, None]).T @ outputs[self.right])
 
     def margins(self, scores: Float[Array, "token output"]) -> Float[Array, "token"]:
-        """Return the right score less the best wrong one."""
+        """Return the right score minus the best wrong one."""
         each = np.arange(self.tokens)
         wrong = scores.copy()
         wrong[each, self.right] = -np.inf
@@ -107,7 +107,7 @@ class ZipfMemory:
     def sampled_descent(
         self, rate: float, steps: int, batch: int, generator: np.random.Generator
     ) -> Iterator[Float[Array, "d_model d_model"]]:
-        """Yield the matrix at steps 0..steps of stochastic gradient descent, `batch` fresh samples a step, from zero."""
+        """Yield the matrix at steps 0..steps of SGD with `batch` new samples in each step, from zero."""
         return self._descent(rate, (generator.multinomial(batch, self.frequencies) / batch for _ in range(steps)))
 
     def _descent(
@@ -124,7 +124,7 @@ class ZipfMemory:
 
 
 def memory_training_table(memory: ZipfMemory, rates: Sequence[float], steps: int = 100) -> pd.DataFrame:
-    """Follow gradient descent at several step sizes.
+    """Run gradient descent with several step sizes.
 
     Columns: rate, step, loss, error, recall (share of tokens), margin (mean weighted by frequency), least_margin,
     frequent_margin (of the most frequent token), interference, rose (whether the loss rose at this step).
@@ -159,7 +159,7 @@ def capacity_table(
     outputs: int | None = None,
     seeds: Sequence[int] = (0,),
 ) -> pd.DataFrame:
-    """Ask how much a sum of outer products recalls as d grows, for several weights q.
+    """Measure how much a sum of outer products recalls as d grows, for several weights q.
 
     uniform: q = 1; frequency: q = p (one small gradient step); root: q = sqrt(p); first_d: q = 1 for the d most frequent.
     Columns: d_model, seed, storage, error, recall, capacity (tokens recalled before the first that is not), n.

@@ -1,11 +1,11 @@
-"""Three gradient steps make an induction head, and what each assumption of that theorem carries (paper section 7).
+"""Three gradient steps make an induction head, and the role of each assumption of that theorem (paper section 7).
 
-From W_O = W_K = 0 in layer 1 and W_K = 0 in layer 0: one step on the first matrix of `order`, one on the second, one on the
-third, each on the in-context targets of fresh sequences. A step stores  -rate * gradient,  the rate chosen so that the right
-entries of its memory reach a mean score of `strength` (logits for W_O, scaled attention scores for W_K).
+Start from W_O = W_K = 0 in layer 1 and W_K = 0 in layer 0. Take one step on the first matrix of `order`, one on the second
+and one on the third, each on the in-context targets of new sequences. A step stores -rate * gradient. The rate is chosen
+such that the right entries of its memory reach a mean score of `strength` (logits for W_O, scaled attention scores for W_K).
 
-Assumptions are switches: of the codebooks (ModelConfig.init), of the data (TaskConfig.cycles, no_repeat; bigram rows all
-equal to pi_u: `independent_tokens`), and of the step (`Recipe`).
+Assumptions can be switched off: those on the codebooks (ModelConfig.init), on the data (TaskConfig.cycles, no_repeat; bigram
+rows all equal to pi_u: `independent_tokens`), and on the step (`Recipe`).
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from birthlens.tasks.corpus import BigramStatistics
 Array = np.ndarray
 _CHUNK = 128
 STREAMS = {"bias": 97, "evaluation": 98}
-"""Numbers of the batches that are not a step's own."""
+"""Numbers of the batches that do not belong to a step."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How the steps are taken.
 
-    `bias` adds log p(y) to the logits, `centred` subtracts mean inputs and queries in the gradient, `direct_path` keeps the
-    residual stream below layer 1's output in the logits, `projected` keeps of each step what lies between the codebooks of
-    its own memory. The defaults are the theorem's assumptions.
+    `bias` adds log p(y) to the logits. `centred` subtracts mean inputs and queries in the gradient. `direct_path` keeps the
+    residual stream below layer 1's output in the logits. `projected` keeps only the part of each step that lies between the
+    codebooks of its own memory. The defaults are the theorem's assumptions.
     """
 
     sequences: int = 4096
@@ -72,7 +72,7 @@ class Memory:
     scale: float
 
     def scores(self, matrix: Float[Array, "d_in d_out"]) -> Float[Array, "query entry"]:
-        """Read the matrix: what each query scores with each entry."""
+        """Read the matrix: the score of each query with each entry."""
         table = self.scale * (self.left @ matrix @ self.right.T)
         return table if self.queries_left else table.T
 
@@ -82,7 +82,7 @@ class Memory:
         return scores.diagonal(-1) if self.previous else scores.diagonal()[self.candidates]
 
     def recall(self, matrix: Float[Array, "d_in d_out"]) -> float:
-        """Return the share of queries whose best entry is the right one; a tie is no recall."""
+        """Return the share of queries whose best entry is the right one; ties do not count."""
         scores = self.scores(matrix)
         scores = scores[1:, :-1] if self.previous else scores[np.ix_(self.candidates, self.candidates)]
         others = scores.copy()
@@ -90,15 +90,15 @@ class Memory:
         return float((scores.diagonal() > others.max(1)).mean())
 
     def projected(self, matrix: Float[Array, "d_in d_out"]) -> Float[Array, "d_in d_out"]:
-        """Project on the span of the memory's codebooks."""
+        """Project the matrix on the span of the memory's codebooks."""
         return np.asarray(np.linalg.pinv(self.left) @ self.left @ matrix @ (np.linalg.pinv(self.right) @ self.right).T)
 
 
 def memories(weights: Weights, task: BigramTask) -> dict[str, Memory]:
-    """Return the three memories with the candidates of their recall.
+    """Return the three memories with the candidates for their recall.
 
-    Output memory: every token that can be an output. Trigger memory: the fixed triggers, or every token. W_K pairs keys
-    (left) with queries (right): the transposed QK circuit.
+    For the output memory these are all tokens that can be outputs; for the trigger memory, the fixed triggers or all tokens.
+    W_K pairs keys (left) with queries (right): it is the transposed QK circuit.
     """
     n = len(task.statistics)
     tokens = np.arange(n)
@@ -122,7 +122,7 @@ def memories(weights: Weights, task: BigramTask) -> dict[str, Memory]:
 
 
 def three_steps_table(recipe: Recipe, task: BigramTask, model: ModelConfig) -> pd.DataFrame:
-    """Take the three steps; read every memory and the in-context accuracy after each.
+    """Take the three steps; read every memory and the in-context accuracy after each step.
 
     Columns: step, moved (the matrix), gradient (its Frobenius norm), rate, strength (mean right score reached), metric
     (the recall of each matrix as `recall L1.W_O`, and in_context_accuracy), value, chance, n (queries, or positions).
@@ -152,7 +152,7 @@ def three_steps_table(recipe: Recipe, task: BigramTask, model: ModelConfig) -> p
 
 
 def independent_tokens(statistics: BigramStatistics, uniform: bool = False) -> BigramStatistics:
-    """Return the chain whose every row is the unigram distribution (rank one), or the uniform one."""
+    """Return the chain whose rows all equal the unigram distribution (rank one), or the uniform one."""
     n = len(statistics)
     unigram = np.full(n, 1 / n) if uniform else statistics.unigram
     return BigramStatistics(statistics.vocab, unigram, np.tile(unigram, (n, 1)))
@@ -164,7 +164,7 @@ Case = tuple[Recipe, TaskConfig, BigramStatistics, ModelConfig]
 def ablations(
     statistics: BigramStatistics, d_model: int = 256, context: int = 64, recipe: Recipe = Recipe()
 ) -> dict[str, Case]:
-    """Name the theorem's setting, each assumption dropped alone, and all dropped at once."""
+    """Return the theorem's setting, each assumption dropped alone, and all dropped at once, by name."""
     task = TaskConfig(context=context, triggers="random", cycles="clean", no_repeat=True)
     model = ModelConfig(d_model=d_model, init="orthogonal")
     iid = independent_tokens(statistics, uniform=True)
@@ -193,7 +193,7 @@ def sizes(
     sequences: Iterable[int] = (512, 2048),
     recipe: Recipe = Recipe(),
 ) -> dict[str, Case]:
-    """Name the theorem's setting at every combination of d, N, T and batch, as 'd=128 N=32 T=64 batch=512'."""
+    """Return the theorem's setting for all combinations of d, N, T and batch, by names like 'd=128 N=32 T=64 batch=512'."""
     out = {}
     for d, n, t, batch in itertools.product(widths, vocabularies, contexts, sequences):
         statistics = BigramStatistics(tuple(map(str, range(n))), np.full(n, 1 / n), np.full((n, n), 1 / n))
@@ -204,7 +204,7 @@ def sizes(
 
 
 def ablation_table(cases: Mapping[str, Case], seeds: Iterable[int] = (0,)) -> pd.DataFrame:
-    """Run `three_steps_table` on every case and seed: its columns, and before them case and seed."""
+    """Run `three_steps_table` on every case and seed; the columns case and seed come first."""
     tables = []
     for seed in seeds:
         for name, (recipe, task, statistics, model) in cases.items():
@@ -215,7 +215,7 @@ def ablation_table(cases: Mapping[str, Case], seeds: Iterable[int] = (0,)) -> pd
 
 
 def _log_frequency(recipe: Recipe, task: BigramTask) -> Tensor | None:
-    """Estimate log p(y) on in-context targets, with half a count added to every token."""
+    """Estimate log p(y) on in-context targets, with half a count added for every token."""
     if not recipe.bias:
         return None
     batch = task.batch(recipe.sequences, recipe.seed, STREAMS["bias"])

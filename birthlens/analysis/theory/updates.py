@@ -1,12 +1,12 @@
-"""Where theory stops predicting SGD: predicted against actual updates along a run, family by family.
+"""Where theory stops predicting SGD: predicted and actual updates during a run, family by family.
 
-Between two kept checkpoints a matrix moves by dW. Each prediction is a matrix compared with dW by its cosine:
+Between two kept checkpoints a matrix changes by dW. Each prediction is a matrix, which is compared with dW by its cosine:
 
-    gradient   minus the population gradient of the run's loss at the earlier checkpoint, on fresh sequences
-    memory     the ideal memory of the paper, sum of the outer products it should store
-    counts     the first step's table, from data counts alone (W_O of layer 1 only)
+    gradient   minus the population gradient of the run's loss at the earlier checkpoint, on new sequences
+    memory     the paper's ideal memory, the sum of the outer products that it should store
+    counts     the table of the first step, from data counts alone (W_O of layer 1 only)
 
-A family is a pair of codebooks (what is put in, what is read out); both matrices are projected on its span first. `null` is
+A family is a pair of codebooks, one for inputs and one for outputs. Both matrices are first projected on its span. `null` is
 the root mean square cosine of unrelated matrices, 1 / sqrt(dimension of the family).
 """
 
@@ -69,12 +69,12 @@ def ideal_memories(weights: Weights, context: int) -> dict[str, Float[Array, "d_
 def update_cosine_table(
     checkpoints: Iterable[tuple[int, Weights]], task: BigramTask, loss: Loss, sequences: int = 256, seed: int = 0
 ) -> pd.DataFrame:
-    """Compare each update between consecutive checkpoints with what theory predicts, per matrix and family.
+    """Compare each update between consecutive checkpoints with the predictions of theory, by matrix and family.
 
-    `loss` is what the run was trained on: `run.config.training.loss`.
+    `loss` is the loss that the run was trained on: `run.config.training.loss`.
 
     Columns: step, next_step, matrix, family (`all` is the whole matrix), prediction, cosine, share (of the update's squared
-    norm inside the family), null. Matrices that did not move are left out.
+    norm inside the family), null. Matrices that did not change are left out.
 
     Raises:
         BirthlensError: for a model that the closed-form gradients do not cover, or fewer than two checkpoints.

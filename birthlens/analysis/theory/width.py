@@ -1,12 +1,13 @@
-"""How wide must a memory be? What the closed-form induction head recalls, and what it gets right, against d_model.
+"""How wide must a memory be? Recall and accuracy of the closed-form induction head, by d_model.
 
-Recall is a matter of one matrix: the right entry must beat each wrong one. Accuracy needs three matrices at once, each fed
-with sums: a layer reads token plus position plus what was written before, takes a softmax over hundreds of keys, and hands
-its noise on. So raw outer products of Gaussian vectors recall everything long before the model is right. Three remedies:
+Recall depends on one matrix: the right entry must beat each wrong one. Accuracy depends on three matrices at once, and the
+input of each is a sum. A layer reads the token plus the position plus what was written before, takes a softmax over hundreds
+of keys, and passes its noise on. Raw outer products of Gaussian vectors therefore recall everything at much smaller widths
+than those at which the model is right. Three choices of vectors:
 
-    raw          Gaussian codebooks as they are: interference falls as 1 / sqrt(d_model)
-    dual         Gaussian codebooks, memories between their dual vectors: exact where all that a layer reads is linearly
-                 independent, d_model >= 2 d_vocab + n_ctx; worse than raw far below, where no dual vectors exist
+    raw          plain Gaussian codebooks: interference falls as 1 / sqrt(d_model)
+    dual         Gaussian codebooks, memories between their dual vectors: exact if everything that a layer reads is linearly
+                 independent, d_model >= 2 d_vocab + n_ctx; worse than raw far below that, where no dual vectors exist
     orthogonal   codebooks drawn orthogonal as far as d_model allows
 """
 
@@ -42,7 +43,7 @@ def width_table(
     strengths: Strengths | None = None,
     evaluate: Evaluate = by_forward,
 ) -> pd.DataFrame:
-    """Build the induction head at each width and seed, read its memories and run it on fresh sequences of the task.
+    """Build the induction head for each width and seed, read its memories and run it on new sequences of the task.
 
     Columns: d_model, vectors, seed, metric, value, n. Metrics: the recall of each memory over its own queries
     ("output_memory_recall", ...), and loss and accuracy by role ("in_context_accuracy", ...).
@@ -74,7 +75,7 @@ def width_table(
                     "dual" if kind == "dual" else "raw",
                 )
                 for probe in paper_probes(weights, triggers):
-                    # With fixed triggers only these are stored for the trigger memory; the others store all that they have.
+                    # With fixed triggers, the trigger memory stores only these; the other memories store everything.
                     association = probe.associations[-1 if probe.name == "trigger_memory" else 0]
                     if association.name != "first 64":
                         recall = float(readings(probe.memory, association)["recall"])
