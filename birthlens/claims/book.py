@@ -1,4 +1,4 @@
-"""The book of a reproduction: results as they come, those of before that still hold, and the files of the scorecard."""
+"""The book of a reproduction: new results, earlier results that are still valid, and the files of the scorecard."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from birthlens.claims.tiers import Tier
 from birthlens.training.sweep import Outcome
 
 Also = Callable[[Scorecard], object]
-"""What else is to be done whenever the scorecard's files are written (a page, say)."""
+"""Further work whenever the scorecard's files are written, such as writing a page."""
 
 
 class Book:
     """Results in the order of the claims, with the cost of every run.
 
-    A claim that is asked for stands there as "not yet run" until it is judged. What an earlier scorecard of the folder says
-    of other claims is kept where it was measured at the same tier, by the same code, of the same things; else such a claim
-    is listed as not yet run, with the reason.
+    A requested claim is listed as "not yet run" until it is judged. Results of other claims in the folder's earlier
+    scorecard are kept if they were measured at the same tier, with the same code and the same settings. Otherwise such
+    a claim is listed as not yet run, with the reason.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Book:
         self._started = time.perf_counter()
         others = [claim for claim in catalogue.CLAIMS if claim.id not in {asked.id for asked in claims}]
         found = [self._kept(result) for result in read_results(folder, others)]
-        found += [Result(claim, tier.name, pending="asked for, and not judged yet") for claim in claims]
+        found += [Result(claim, tier.name, pending="requested, and not judged yet") for claim in claims]
         order = {claim.id: place for place, claim in enumerate(catalogue.CLAIMS)}
         self._results = {
             result.claim.id: result for result in sorted(found, key=lambda one: order.get(one.claim.id, -1))
@@ -44,7 +44,7 @@ class Book:
         self._write()
 
     def judge(self, claim: Claim, measured: Sequence[Measured], paths: set[Path]) -> Result:
-        """Enter a claim's measurements, with the runs that they are of; return the result."""
+        """Enter a claim's measurements and the runs that they come from; return the result."""
         spent = [(self.costs[path].seconds, self.costs[path].cpu_seconds) for path in paths]
         spent += [(one.seconds, one.cpu_seconds) for one in measured]
         seconds, cpu_seconds = (sum(column) for column in zip(*spent, strict=True)) if spent else (0.0, 0.0)
@@ -59,7 +59,7 @@ class Book:
         if old.tier != self.tier.name:
             return Result(old.claim, self.tier.name, pending=f"it was checked at tier {old.tier}")
         if old.made_of != digest(made_of(old.claim, self.tier)):
-            return Result(old.claim, self.tier.name, pending="it was checked by other code; check it again")
+            return Result(old.claim, self.tier.name, pending="it was checked with other code; check it again")
         return old
 
     def _write(self) -> None:

@@ -1,18 +1,19 @@
 """What a claim is, and its verdict.
 
-A statistic gives one number a seed for each expectation. Their mean has the interval
+A statistic gives one number for each seed and expectation. The mean over seeds has the interval
 
     mean +- t_{0.975, n-1} * standard deviation / sqrt(n)        over n seeds
 
-    pass            the whole interval lies on the claimed side of the bound
-    fail            the whole interval lies on the other side
-    inconclusive    the interval holds the bound, a seed is missing or not a number, or there are fewer than two seeds
+    pass            the whole interval is on the claimed side of the bound
+    fail            the whole interval is on the other side
+    inconclusive    the interval contains the bound, a seed is missing or not a number, or there are fewer than two seeds
 
-A claim passes where all its expectations do, and fails where one does.
+A claim passes if all its expectations pass, and fails if one of them fails.
 
-What never happened within a run has no step: a statistic gives NaN for a number that needs it, and the claim stays open.
-Only where a difference in time has a certain sign (the one happened, the other not until later than that) is its bound
-given instead, and marked: a statistic that returns `quantity + BOUND` says that `quantity` is the bound nearest to zero.
+An event that never happened within a run has no step. A number that needs its step is then NaN, and the claim is
+inconclusive. There is one exception: if one event happened and the other did not happen until later, the sign of their
+difference in time is certain. The statistic then returns the bound of the difference that is nearest to zero, and marks it:
+`quantity + BOUND` says that `quantity` is a bound.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from birthlens.shapes import Float
 Verdict = Literal["pass", "fail", "inconclusive", "not checked", "not yet run"]
 LEVEL = 0.95
 BOUND = " is a bound"
-"""What is added to the name of a quantity to mark it as a bound; its value is then 1."""
+"""The suffix that marks the name of a quantity as a bound; its value is then 1."""
 
 
 PAPERS = {
@@ -42,12 +43,12 @@ PAPERS = {
     "facts": "factual recall (Nichani, Lee, Bietti 2024)",
     "associative": "one associative memory (Cabannes et al. 2023, 2024)",
 }
-"""The papers that claims are from."""
+"""The papers that the claims come from."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a statistic sees of one seed: a finished run for each case, the seed, and the tier's settings of the claim."""
+    """What a statistic knows of one seed: a finished run for each case, the seed, and the tier's settings of the claim."""
 
     runs: Mapping[str, Run]
     seed: int
@@ -59,7 +60,7 @@ Statistic = Callable[[Evidence], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Expectation:
-    """A number of the statistic, what it says, and the side of a bound on which the claim puts it."""
+    """A number of the statistic, its meaning in words, and the side of a bound on which the claim puts it."""
 
     quantity: str
     says: str
@@ -101,10 +102,10 @@ class Expectation:
 class Claim:
     """One claim. `cases` maps names to overrides of the tier's base config; a statistic without runs has none.
 
-    `settings` go to the statistic, `tiers` replaces some of them at a tier, `overrides` are added to every case at a tier.
-    `seeds` says how many where not as many as the tier has are wanted. `unchecked` is the reason why a claim is listed and
-    not checked; `only` names the one tier that can check it. `paper` is a key of `PAPERS`. A `variant` is not a
-    statement of that paper: it changes a condition, a probe or a scale, to see what a claim depends on.
+    `settings` are passed to the statistic, `tiers` replaces some of them at a tier, and `overrides` are added to every case
+    at a tier. `seeds` gives the number of seeds at a tier if it differs from the tier's own. `unchecked` is the reason why a
+    claim is listed and not checked; `only` names the one tier that can check it. `paper` is a key of `PAPERS`. A `variant`
+    is not a statement of that paper: it changes a condition, a probe or a scale, to show what a claim depends on.
     """
 
     id: str
@@ -128,13 +129,13 @@ class Claim:
             raise BirthlensError(f"claim {self.id}: a statistic needs an expectation.")
 
     def reason(self, tier: str) -> str:
-        """Say why the claim cannot be checked at a tier; empty where it can."""
+        """Return why the claim cannot be checked at a tier; empty if it can."""
         if self.only not in (None, tier):
             return f"it needs the settings of --tier {self.only}"
         return self.unchecked
 
     def settings_at(self, tier: str) -> dict[str, Any]:
-        """Return the settings that the statistic gets at a tier."""
+        """Return the settings of the statistic at a tier."""
         return {**self.settings, **self.tiers.get(tier, {})}
 
     def cases_at(self, tier: str) -> dict[str, tuple[str, ...]]:
@@ -143,7 +144,7 @@ class Claim:
 
 
 def interval(values: Sequence[float] | Float[np.ndarray, "seed"]) -> tuple[float, float, float]:
-    """Return mean, low and high of the t interval over seeds; NaN where there is none.
+    """Return mean, low and high of the t interval over seeds; NaN if there is none.
 
     Example:
         >>> mean, low, high = interval([1.0, 2.0, 3.0])
@@ -163,7 +164,7 @@ def interval(values: Sequence[float] | Float[np.ndarray, "seed"]) -> tuple[float
 
 
 def joint(verdicts: Sequence[Verdict]) -> Verdict:
-    """Join the verdicts of a claim's expectations."""
+    """Combine the verdicts of a claim's expectations."""
     if not verdicts:
         return "inconclusive"
     if "fail" in verdicts:

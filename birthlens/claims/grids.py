@@ -21,12 +21,12 @@ def grid_table(
     settings: Mapping[str, Any] | None = None,
     processes: int | None = None,
 ) -> pd.DataFrame:
-    """Train what is missing of a grid and take a statistic of each run, which it finds under the name "run".
+    """Train the missing runs of a grid and compute a statistic of each run, which it gets under the name "run".
 
     Columns: case, seed, quantity, value.
 
     Raises:
-        BirthlensError: where a run failed.
+        BirthlensError: if a run failed.
     """
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""What a claim's numbers depend on, so that another thing's are never taken for them."""
+"""What a claim's numbers depend on, to make sure that only measurements of the same things are used again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def configs_of(claim: Claim, tier: Tier, seeds: Sequence[int]) -> dict[tuple[str
 
 
 def made_of(claim: Claim, tier: Tier) -> dict[str, Any]:
-    """Return everything that a claim's measurements depend on, but the seed: code, packages, corpora, settings, configs."""
+    """Return everything that a claim's measurements depend on, except seeds: code, packages, corpora, settings, configs."""
     configs = {case: config for (case, _), config in configs_of(claim, tier, (0,)).items()}
     corpora = {config.corpus for config in configs.values()} or {CorpusConfig()}
     statistic = claim.statistic
@@ -47,7 +47,7 @@ def digest(identity: Mapping[str, Any]) -> str:
 
 
 def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say in which of its parts an identity differs from another."""
+    """Return which parts of an identity differ from another."""
     parts = [name for name in now if then.get(name) != now[name]]
     names = {"code": "code", "training": "training code", "versions": "versions of packages", "corpus": "text"}
     return "other " + ", ".join(names.get(part, part) for part in parts)

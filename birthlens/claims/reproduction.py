@@ -1,8 +1,8 @@
-"""Reproduction: train what is missing, measure each claim on each seed, judge, and keep what was measured.
+"""Reproduction: train what is missing, measure each claim on each seed, judge it, and save the measurements.
 
-folder/runs/             one run a config (`sweep`), shared by all claims that ask for it
-folder/measurements/     one file a claim, tier and seed; used again only where all it depends on is the same (`identity`)
-folder/scorecard.*       rewritten whenever a claim is judged (`book`)
+folder/runs/             one run for each config (`sweep`), shared by all claims that need it
+folder/measurements/     one file for each claim, tier and seed; used again only if nothing it depends on changed
+(`identity`) folder/scorecard.*       rewritten whenever a claim is judged (`book`)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from birthlens.training.workers import WorkerKilledError, workers
 
 @dataclass
 class _Job:
-    """One claim on one seed: the runs it waits for, by case, and what came out."""
+    """One claim on one seed: the runs that it needs, by case, and the result."""
 
     claim: Claim
     tier: Tier
@@ -44,7 +44,7 @@ class _Job:
 
 
 Progress = Outcome | Result
-"""What `reproduce` yields: a run that is done with, or a claim that is judged."""
+"""What `reproduce` yields: a finished run, or a judged claim."""
 
 
 def reproduce(
@@ -55,12 +55,12 @@ def reproduce(
     seeds: int | None = None,
     also: Also | None = None,
 ) -> Iterator[Progress]:
-    """Check claims; yield each run's outcome and each claim's result as they come, and keep the scorecard up to date.
+    """Check claims; yield each run's outcome and each claim's result as they arrive, and keep the scorecard up to date.
 
-    `seeds` replaces the number of seeds of the tier and of every claim. What is on disk and matches is used again: an
-    interrupted reproduction continues. `also` is called whenever the scorecard's files are written.
+    `seeds` replaces the number of seeds of the tier and of every claim. Matching runs and measurements on disk are used
+    again, so an interrupted reproduction continues. `also` is called whenever the scorecard's files are written.
 
-    A run or measurement that fails, or whose process is killed, is a problem of its claims, and the others go on.
+    A run or measurement that fails, or whose process is killed, is recorded as a problem of its claims; all others continue.
     """
     folder = Path(folder)
     (folder / "measurements").mkdir(parents=True, exist_ok=True)
@@ -81,9 +81,9 @@ def reproduce(
 
 
 def _work(jobs: Sequence[_Job], folder: Path, pool: Executor, room: int) -> Iterator[Outcome | _Job]:
-    """Train and measure on the pool, in the order of the jobs; a job is measured as soon as its runs are there.
+    """Train and measure in the pool, in the order of the jobs; a job is measured as soon as its runs are finished.
 
-    At most `room` runs wait in the pool, so that measurements need not queue behind all of them.
+    At most `room` runs wait in the pool, so that measurements do not queue behind all of them.
     """
     wanted: dict[Path, RunConfig] = {}
     for job in jobs:
@@ -123,7 +123,7 @@ def _measured(future: Future[Measured], job: _Job) -> Measured:
 
 
 def _measure(job: _Job, folder: Path) -> Measured:
-    """Take a claim's statistic on one seed, or read it where it was taken before of the very same things."""
+    """Compute a claim's statistic on one seed, or read it from disk if nothing it depends on has changed."""
     if job.problems:
         return Measured(job.seed, problem="; ".join(job.problems))
     file = folder / "measurements" / f"{job.claim.id}.{job.tier.name}.seed{job.seed}.json"
@@ -133,7 +133,7 @@ def _measure(job: _Job, folder: Path) -> Measured:
     if known:
         if known["made_of"] == identity:
             return Measured(job.seed, numbers(known["values"]), "", known["seconds"], known["cpu_seconds"])
-        again = f"measured again: before it was of {difference(known['made_of'], identity)}"
+        again = f"measured again: the earlier measurement had {difference(known['made_of'], identity)}"
     wall = time.perf_counter()
     cpu = time.process_time()
     assert job.claim.statistic is not None  # claims without one have no jobs
@@ -143,7 +143,7 @@ def _measure(job: _Job, folder: Path) -> Measured:
         values = {name: float(value) for name, value in found.items()}
     except (
         Exception
-    ) as error:  # one statistic must not take the whole reproduction with it; the scorecard says what it was
+    ) as error:  # one failing statistic must not stop the whole reproduction; the scorecard reports the error
         return Measured(job.seed, {}, f"{type(error).__name__}: {error}")
     cost = {"seconds": round(time.perf_counter() - wall, 3), "cpu_seconds": round(time.process_time() - cpu, 3)}
     write_atomically(file, json.dumps({"made_of": identity, "values": plain(values), **cost}, indent=1).encode())
@@ -151,7 +151,7 @@ def _measure(job: _Job, folder: Path) -> Measured:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Read a measurement of before; nothing where there is none, or it is damaged."""
+    """Read an earlier measurement; empty if there is none, or it is damaged."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         numbers(found["values"]), dict(found["made_of"]), float(found["seconds"]), float(found["cpu_seconds"])

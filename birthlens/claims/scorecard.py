@@ -1,9 +1,9 @@
-"""From measurements over seeds to verdicts: the scorecard, one row an expectation, and its files.
+"""From measurements over seeds to verdicts: the scorecard, with one row for each expectation, and its files.
 
 scorecard.csv    the table
-scorecard.json   the table with what made it: versions, tier, command, every measured number of every seed
+scorecard.json   the table with its provenance: versions, tier, command, every measured number of every seed
 
-Numbers are kept as they are; who shows them rounds. Claims that are still to be checked are listed as "not yet run".
+Numbers are saved unrounded; they are rounded for display only. Claims not checked so far are listed as "not yet run".
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COLUMNS = ["claim", "verdict", "quantity", "says", "wanted", "holds", "value", "
 
 @dataclass(frozen=True)
 class Measured:
-    """What a statistic found for one seed, or why it found nothing, what that cost, and why it was measured again."""
+    """The numbers of a statistic for one seed, or why there are none; its cost, and why it was measured again."""
 
     seed: int
     values: Mapping[str, float] = field(default_factory=dict)
@@ -40,9 +40,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Result:
-    """A claim at a tier with its measurements; the cost is that of all its runs (shared ones too) and statistics.
+    """A claim at a tier with its measurements; the cost includes all its runs (shared ones too) and statistics.
 
-    `made_of` is the digest of what the numbers depend on; `pending` says why there are none yet.
+    `made_of` is the digest of what the numbers depend on; `pending` is the reason why there are none yet.
     """
 
     claim: Claim
@@ -56,12 +56,12 @@ class Result:
 
     @property
     def problems(self) -> list[str]:
-        """Say what could not be measured."""
+        """Return what could not be measured."""
         return [f"seed {one.seed}: {one.problem}" for one in self.measured if one.problem]
 
     @property
     def again(self) -> str:
-        """Say why seeds were measured again; empty where none was."""
+        """Return why seeds were measured again; empty if none was."""
         return next((one.again for one in self.measured if one.again), "")
 
     @property
@@ -82,14 +82,14 @@ class Result:
             values = [float(one.values.get(expectation.quantity, math.nan)) for one in self.measured]
             known = [value for value in values if math.isfinite(value)]
             mean, low, high = interval(known)
-            # A seed that gave no number keeps the verdict open, whatever the others say.
+            # A seed without a number makes the verdict inconclusive, whatever the other seeds show.
             holds = expectation.verdict(low, high) if len(known) == len(values) else "inconclusive"
             row = {"quantity": expectation.quantity, "says": expectation.says, "wanted": expectation.wanted}
             out.append({**row, "holds": holds, "value": mean, "low": low, "high": high, "seeds": len(known)})
         return out
 
     def note(self) -> str:
-        """Say why nothing was checked, what went wrong, and which numbers are missing or bounds, with the seeds."""
+        """Return why nothing was checked, what failed, and which numbers are missing or bounds, with the seeds."""
         said = self.claim.reason(self.tier) or self.pending
         return said or "; ".join([*self.problems, *self._limits()])
 
@@ -107,7 +107,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Scorecard:
-    """All results, in the order of the claims, with the command that asked for them and what everything has cost."""
+    """All results, in the order of the claims, with the command that produced them and their total cost."""
 
     results: Sequence[Result]
     command: str
@@ -115,7 +115,7 @@ class Scorecard:
 
 
 def scorecard_table(results: Sequence[Result]) -> pd.DataFrame:
-    """Tabulate results, one row an expectation.
+    """Return the results as a table, with one row for each expectation.
 
     Columns: claim, verdict (of the claim), quantity, says, wanted (the bound), holds (the verdict on this quantity), value
     (mean over seeds), low, high (its 95 % t interval), seeds, note (why not checked, or what failed), runs, seconds,
@@ -132,7 +132,7 @@ def scorecard_table(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def report(card: Scorecard) -> dict[str, Any]:
-    """Return everything as plain data: what made it, and each claim with all numbers of all seeds."""
+    """Return everything as plain data: its provenance, and each claim with all numbers of all seeds."""
     return {
         "versions": versions(),
         "commit": commit(),
@@ -164,14 +164,14 @@ def report(card: Scorecard) -> dict[str, Any]:
 
 
 def write_scorecard(card: Scorecard, folder: Path) -> None:
-    """Write scorecard.csv and scorecard.json, whole or not at all."""
+    """Write scorecard.csv and scorecard.json, each completely or not at all."""
     write_atomically(folder / "scorecard.csv", scorecard_table(card.results).to_csv(index=False).encode())
     text = json.dumps(report(card), indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / "scorecard.json", text.encode())
 
 
 def read_results(folder: Path, claims: Sequence[Claim]) -> list[Result]:
-    """Read what an earlier scorecard says of some claims; nothing where there is none, or it is damaged."""
+    """Read the results of some claims from an earlier scorecard; empty if there is none, or it is damaged."""
     known = {claim.id: claim for claim in claims}
     found = []
     try:
@@ -189,12 +189,12 @@ def read_results(folder: Path, claims: Sequence[Claim]) -> list[Result]:
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Make numbers fit for JSON: null where they are none."""
+    """Convert numbers for JSON: null if they are not finite."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
     }
 
 
 def numbers(values: Mapping[str, float | None]) -> dict[str, float]:
-    """Undo `plain` of numbers."""
+    """Reverse `plain` for numbers."""
     return {name: math.nan if value is None else float(value) for name, value in values.items()}

@@ -37,7 +37,7 @@ class Head:
         """Read an address such as 'L1H0'; raise BirthlensError for anything else."""
         match = _HEAD.fullmatch(text.strip())
         if match is None:
-            raise BirthlensError(f"head = {text!r} is no head; write it as L<layer>H<head>, for instance L1H0.")
+            raise BirthlensError(f"head = {text!r} is not a head; write it as L<layer>H<head>, for instance L1H0.")
         return cls(int(match[1]), int(match[2]))
 
 
@@ -121,11 +121,11 @@ class Edge:
     def parse(cls, text: object) -> Edge:
         """Read an edge such as 'L0H0->L1H0.k'; raise BirthlensError for anything else."""
         if not isinstance(text, str):
-            raise BirthlensError(f"edge = {text!r} is no edge; write it as text, for instance L0H0->L1H0.k.")
+            raise BirthlensError(f"edge = {text!r} is not an edge; write it as text, for instance L0H0->L1H0.k.")
         sender, arrow, receiver = (part.strip() for part in text.partition("->"))
         if not arrow:
             raise BirthlensError(
-                f"edge = {text!r} is no edge; write it as sender->receiver, for instance L0H0->L1H0.k."
+                f"edge = {text!r} is not an edge; write it as sender->receiver, for instance L0H0->L1H0.k."
             )
         return cls(_sender(sender), _receiver(receiver))
 

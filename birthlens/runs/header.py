@@ -121,7 +121,7 @@ def fault(header: Any) -> str | None:
         return "its 'versions' holds something else than strings"
     for key in ("code", "commit"):
         if not isinstance(header.get(key), str | None):
-            return f"its {key!r} is no str"
+            return f"its {key!r} is not a str"
     return _digest_fault(header)
 
 

@@ -38,7 +38,7 @@ def read_state(path: Path, header: Mapping[str, Any]) -> tuple[dict[str, Array],
         raise BirthlensError(f"{file} does not say which step it belongs to; the run is damaged, train again.")
     loss = notes.get("last_kept_loss")
     if loss is not None and (type(loss) not in (int, float) or not math.isfinite(loss)):
-        raise BirthlensError(f"{file} has last_kept_loss = {loss!r}, which is no loss; the run is damaged.")
+        raise BirthlensError(f"{file} has last_kept_loss = {loss!r}, which is not a loss; the run is damaged.")
     if notes.get("engine") != header["engine"]["name"]:
         raise BirthlensError(
             f"{file} is of the engine {notes.get('engine')!r}, the run of {header['engine']['name']!r}; "

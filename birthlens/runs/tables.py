@@ -62,7 +62,7 @@ def table_fault(tables: Mapping[str, Array], vocab: tuple[str, ...], config: Run
     if missing := [name for name in text if name not in tables]:
         return f"lacks the table {missing[0]}"
     if unknown := [name for name in tables if name not in (*shapes, *text, "triggers")]:
-        return f"also holds {shown(unknown)}, which is no table"
+        return f"also holds {shown(unknown)}, which is not a table"
     if text and (reason := _text_fault(tables, n)):
         return reason
     for name, shape in shapes.items():

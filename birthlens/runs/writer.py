@@ -48,7 +48,7 @@ def directory_of(out: str | Path) -> Path:
         BirthlensError: where there is something else than a run or an empty directory, or it cannot be made.
     """
     if not str(out):
-        raise BirthlensError("out = '' is no name; choose a new directory.")
+        raise BirthlensError("out = '' is not a name; choose a new directory.")
     path = Path(out)
     if path.exists() and not path.is_dir():
         raise BirthlensError(f"out = {str(path)!r} is a file; choose a new directory.")

@@ -2,8 +2,8 @@
 
     position 0 is <bos>      z_1 ~ pi_u without the triggers      after a trigger: the token before it      else pi_b
 
-The first token after `<bos>` is no trigger, so a trigger always stands between two copies of one and the same token that is
-no trigger: triggers are never adjacent, and nothing is absorbed. Every target is predictable: the exact law is the rule.
+The first token after `<bos>` is not a trigger, so a trigger always stands between two copies of the same token, which is not
+a trigger: triggers are never adjacent, and nothing is absorbed. Every target is predictable: the exact law is the rule.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class BackcopyTask(Task):
     """Sample batches in which a trigger is followed by the token before it.
 
     Raises:
-        BirthlensError: where the corpus leaves no token that is no trigger.
+        BirthlensError: where the corpus leaves no token that is not a trigger.
     """
 
     Config = BackcopyConfig
     title = "bigrams and back-copies"
     roles = {
         "in_context": "a trigger: the token before it follows",
-        "global": "a token that is no trigger: the next token follows the bigrams of the corpus",
+        "global": "a token that is not a trigger: the next token follows the bigrams of the corpus",
     }
     config: BackcopyConfig
 
@@ -51,7 +51,7 @@ class BackcopyTask(Task):
 
     @classmethod
     def chain(cls, config: BackcopyConfig, corpus: BigramStatistics | None) -> BigramStatistics:
-        """Return the corpus's chain with `<bos>`, which nothing leads to and a token that is no trigger follows."""
+        """Return the corpus's chain with `<bos>`, which nothing leads to and a token that is not a trigger follows."""
 
         def row(unigram: Float[Array, "d_vocab"]) -> Float[Array, "d_vocab"]:
             assert corpus is not None
@@ -59,7 +59,7 @@ class BackcopyTask(Task):
             others[_triggers(config, corpus)] = 0.0
             if others.sum() == 0:
                 raise BirthlensError(
-                    f"task.n_triggers = {config.n_triggers}: the corpus of {len(corpus)} tokens leaves none that is no "
+                    f"task.n_triggers = {config.n_triggers}: the corpus of {len(corpus)} tokens leaves none that is not a "
                     "trigger; use fewer."
                 )
             return np.asarray(others / others.sum())

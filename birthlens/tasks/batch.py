@@ -14,7 +14,7 @@ from birthlens.shapes import Bool, Int
 class TokenBatch:
     """A batch of sequences with everything that is known about them.
 
-    `occurrence` is 0 where the token is no trigger, else how many times that trigger has occurred up to and including the
+    `occurrence` is 0 where the token is not a trigger, else how many times that trigger has occurred up to and including the
     position. `absorbed` marks triggers from which the sequence runs through triggers indefinitely. The list of triggers in
     front (show_latents) carries no count and is never absorbed.
 
@@ -53,7 +53,7 @@ class TokenBatch:
 
     @property
     def is_global(self) -> Bool[Tensor, "batch pos"]:
-        """Positions whose target follows the global bigrams: the token is no trigger, or what the task marks so."""
+        """Positions whose target follows the global bigrams: the token is not a trigger, or what the task marks so."""
         return self.marks.get("global", (self.occurrence == 0) & ~self.listed)
 
     def chunks(self, size: int) -> Iterator[TokenBatch]:

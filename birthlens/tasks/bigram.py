@@ -46,7 +46,7 @@ class BigramTask(Task):
         "in_context": "a trigger that occurred before: its output is known from the context, and from nothing else",
         "in_context_unabsorbed": "the same without absorbed positions, which are free copies",
         "first_occurrence": "a trigger's first occurrence: what follows cannot be predicted",
-        "global": "a token that is no trigger: the next token follows the bigrams of the corpus",
+        "global": "a token that is not a trigger: the next token follows the bigrams of the corpus",
     }
     shown_predictors = ("uniform", "unigram", "bigram", "bag", "bayes")
     corruptions = ("other_outputs", "first_replaced", "triggers_swapped", "shifted")

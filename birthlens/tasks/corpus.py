@@ -161,7 +161,7 @@ def text_of(config: CorpusConfig) -> str:
     """Return the text that a corpus config names.
 
     Raises:
-        BirthlensError: for a source that is no text.
+        BirthlensError: for a source that is not text.
     """
     if config.source == "embedded":
         return embedded_text()
@@ -196,10 +196,12 @@ def embedded_text() -> str:
 def _counts_from_json(text: str, name: str) -> BigramStatistics:
     tree = decode_json(text, name)
     if not isinstance(tree, dict) or not {"vocab", "counts"} <= tree.keys() <= {"vocab", "counts", "unigram"}:
-        raise BirthlensError(f"{name} is no table of counts: it must map 'vocab', 'counts' and, if known, 'unigram'.")
+        raise BirthlensError(
+            f"{name} is not a table of counts: it must map 'vocab', 'counts' and, if known, 'unigram'."
+        )
     vocab = tree["vocab"]
     if not isinstance(vocab, list) or not all(isinstance(token, str | int | float) for token in vocab):
-        raise BirthlensError(f"{name} is no table of counts: 'vocab' must list the tokens.")
+        raise BirthlensError(f"{name} is not a table of counts: 'vocab' must list the tokens.")
     unigram = None
     if "unigram" in tree:
         (unigram,) = _numbers([tree["unigram"]], f"{name}: 'unigram' must hold a list of numbers.")
@@ -223,12 +225,12 @@ def _counts_from_csv(text: str, name: str) -> BigramStatistics:
     try:
         header, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row] or [[]]
     except csv.Error as error:
-        raise BirthlensError(f"{name} is no table of counts: it is not CSV ({error}).") from None
+        raise BirthlensError(f"{name} is not a table of counts: it is not CSV ({error}).") from None
     try:
         cells = [[float(cell) for cell in row[1:]] for row in rows]
     except ValueError as error:
         cell = str(error).rsplit(": ", 1)[-1]
-        raise BirthlensError(f"{name} is no table of counts: {shortened(cell, 80)} is no number.") from None
+        raise BirthlensError(f"{name} is not a table of counts: {shortened(cell, 80)} is not a number.") from None
     counts = _numbers(cells, f"{name} {_ROWS}")
     if [row[0] for row in rows] != header[1:]:
         raise BirthlensError(f"{name}: the labels of its rows must be those of its columns, in the same order.")

@@ -43,7 +43,7 @@ class NoiseTask(Task):
         "unpredictable": "a trigger whose output follows for the first time",
         "later_occurrence": "a trigger's second or later occurrence, whatever follows",
         "first_occurrence": "a trigger's first occurrence",
-        "global": "a token that is no trigger: the next token follows the bigrams of the corpus",
+        "global": "a token that is not a trigger: the next token follows the bigrams of the corpus",
     }
     shown_roles = {"in_context": "in-context", "noise": "noise", "global": "global"}
     config: NoiseConfig

@@ -42,7 +42,7 @@ def mask_of_positions(batch: TokenBatch, positions: str | Sequence[int]) -> Bool
     if isinstance(positions, str):
         masks = position_role_masks(batch)
         if positions not in masks:
-            raise BirthlensError(f"positions = {positions!r} is no role; valid are {', '.join(masks)}, or indices.")
+            raise BirthlensError(f"positions = {positions!r} is not a role; valid are {', '.join(masks)}, or indices.")
         return masks[positions]
     length = batch.tokens.shape[1]
     if wrong := [p for p in positions if not 0 <= p < length]:
@@ -53,7 +53,7 @@ def mask_of_positions(batch: TokenBatch, positions: str | Sequence[int]) -> Bool
 
 
 def token_roles(batch: TokenBatch) -> Int[Tensor, "batch pos"]:
-    """Return 0 for a token that is no trigger, 1 for a trigger's first occurrence, 2 for a later one."""
+    """Return 0 for a token that is not a trigger, 1 for a trigger's first occurrence, 2 for a later one."""
     return batch.occurrence.clamp(max=2)
 
 

@@ -165,13 +165,13 @@ class Task(ABC):
         """Raise BirthlensError where `training.loss` names no role that positions of this task can have."""
         valid = ("all", *(role for role in self.roles if role != "all"))
         if loss not in valid:
-            raise BirthlensError(f"training.loss = {loss!r} is no role of this task; valid are {', '.join(valid)}.")
+            raise BirthlensError(f"training.loss = {loss!r} is not a role of this task; valid are {', '.join(valid)}.")
 
     def loss_mask(self, batch: TokenBatch, loss: str) -> Bool[Tensor, "batch pos"]:
         """Return the positions whose loss is trained on, for `training.loss`: the name of a role.
 
         Raises:
-            BirthlensError: for a name that is no role of the task; the message lists the valid ones.
+            BirthlensError: for a name that is not a role of the task; the message lists the valid ones.
         """
         masks = role_masks(batch)
         if loss not in masks:

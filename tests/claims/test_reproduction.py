@@ -140,7 +140,7 @@ def test_what_does_not_match_is_measured_anew_and_that_is_said(
     if change == "corpus":
         monkeypatch.setattr(identity, "corpus_digest", lambda statistics: "other")
     result = judged([one], tmp_path)["true"]
-    assert sorted(CALLS) == [0, 1, 2] and result.again.startswith("measured again: before it was of other ")
+    assert sorted(CALLS) == [0, 1, 2] and result.again.startswith("measured again: the earlier measurement had other ")
     assert {"versions": "versions of packages", "corpus": "text"}.get(change, change) in result.again
 
 
@@ -213,7 +213,7 @@ def test_other_claims_stay_in_the_scorecard_while_they_hold(tmp_path: Path, monk
     monkeypatch.setattr(catalogue, "CLAIMS", (named[0], other, named[2]))
     judged(named[:1], tmp_path)
     table = pd.read_csv(tmp_path / "scorecard.csv").set_index("claim")
-    assert table.loc["false", "verdict"] == "not yet run" and "by other code" in table.loc["false", "note"]  # type: ignore[operator]
+    assert table.loc["false", "verdict"] == "not yet run" and "with other code" in table.loc["false", "note"]  # type: ignore[operator]
     judged(named[:1], tmp_path, Tier("paper", TIER.base, 2))
     table = pd.read_csv(tmp_path / "scorecard.csv").set_index("claim")
     assert "at tier laptop" in table.loc["broken", "note"] and table.loc["true", "seeds"] == 2  # type: ignore[operator]
@@ -346,7 +346,7 @@ def begun(out: Any) -> Any:
     deadline = time.monotonic() + 120
     card = out / "scorecard.csv"
     while time.monotonic() < deadline and process.poll() is None:
-        judged_one = card.exists() and "asked for" not in card.read_text().split("slow")[0]
+        judged_one = card.exists() and "requested" not in card.read_text().split("slow")[0]
         if judged_one and len(list(out.glob("runs/*/resume.safetensors"))) == 1:
             break
         time.sleep(0.02)

@@ -47,7 +47,7 @@ def test_the_codebooks_are_the_claims(name: Any) -> None:
 
 def test_a_sentence_says_whether_steps_are_projected() -> None:
     cases = ablations(STATISTICS)
-    words = {True: ("projected on its own family's span",), False: ("without the projection", "no step projected")}
+    words = {True: ("projected on its own family's span",), False: ("without the projection", "without projection")}
     for one in THEORY:
         if one.statistic is theory.three_steps and "order" not in one.settings:
             assert any(w in one.sentence for w in words[cases[one.settings["case"]][0].projected]), one.id

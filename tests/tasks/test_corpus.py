@@ -139,7 +139,7 @@ def test_counts_that_cannot_be_a_chain(tmp_path: Path) -> None:
         ("c.csv", "a" * 200_000, "is not CSV"),
         ("c.csv", ",a,b\na,1,inf\nb,1,2\n", "finite"),
         ("c.csv", "", "must hold rows of numbers"),
-        ("c.csv", ",a,b\na,1,x\nb,1,2\n", "'x' is no number"),
+        ("c.csv", ",a,b\na,1,x\nb,1,2\n", "'x' is not a number"),
         ("c.csv", ",a,b\na,1\nb,1,2\n", "all of the same length"),
         ("c.csv", ",a,b\nb,1,2\na,1,2\n", "the labels of its rows"),
     ],

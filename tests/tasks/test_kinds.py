@@ -342,7 +342,7 @@ def test_each_kind_has_keys_of_its_own() -> None:
         RunConfig.parse({}, ["task.kind=markov", "task.states=4096"])
     with pytest.raises(BirthlensError, match=r"task.n_triggers = 3"):
         task("noise", "corpus.source=markov", "corpus.vocabulary=3")
-    with pytest.raises(BirthlensError, match="leaves none that is no trigger"):
+    with pytest.raises(BirthlensError, match="leaves none that is not a trigger"):
         task("backcopy", "corpus.source=markov", "corpus.vocabulary=3")
 
 

@@ -414,7 +414,7 @@ def test_an_existing_directory_is_left_alone(tmp_path: Path) -> None:
         next(train_to_disk(tiny(), tmp_path / "notes" / "a.txt"))
     with pytest.raises(BirthlensError, match=r"out = .*x' cannot be made: Not a directory"):
         next(train_to_disk(tiny(), tmp_path / "notes" / "a.txt" / "x"))
-    with pytest.raises(BirthlensError, match="out = '' is no name"):
+    with pytest.raises(BirthlensError, match="out = '' is not a name"):
         next(train_to_disk(tiny(), ""))
     header = (run.path / "run.json").read_bytes()
     (run.path / "run.json").unlink()
@@ -473,7 +473,7 @@ def _read_all(path: Any) -> None:
         ({"format": 1}, r"it has the field 'digest', which format 1 has not"),
         ({"files": {}}, r"'files' must give the digests of tables.safetensors and constants.safetensors"),
         ({"versions": {"torch": 2}}, r"'versions' holds something else than strings"),
-        ({"code": 5}, r"'code' is no str"),
+        ({"code": 5}, r"'code' is not a str"),
     ],
 )
 def test_a_damaged_header_is_named(tmp_path: Path, change: Any, said: Any) -> None:

@@ -1,8 +1,8 @@
 """The claims, as data: sentence, cases (overrides of the tier's base), statistic, expectations with bounds.
 
-Bounds of 0 ask for a direction. Other bounds are round numbers of our choosing, set after a look at single runs, before the
-tiers were run over seeds, and kept as they are; those of `two`, `gap`, `global_accuracy_lost_*` and `early_excess` came
-later, and were set before a look at these numbers. The effect and its interval stand beside them in the scorecard.
+Bounds of 0 ask for a direction. Other bounds are round numbers that we chose after looking at single runs, before the tiers
+were run over seeds, and did not change afterwards. Those of `two`, `gap`, `global_accuracy_lost_*` and `early_excess` were
+added later, before looking at these numbers. The scorecard shows the effect and its interval beside each bound.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="two-layers",
-        sentence="Two layers succeed on clean data, where one stays near or below the bag-of-tokens ceiling.",
+        sentence="Two layers succeed on clean data, where one layer stays near or below the bag-of-tokens ceiling.",
         statistic=behaviours.against_the_bag,
         cases={
             "one layer": ("task.cycles=clean", "model.n_layers=1"),
             "two layers": ("task.cycles=clean",),
         },
         expectations=(
-            Expectation("one_over_bag", "best accuracy of one layer, less the ceiling", below=0.05),
-            Expectation("two_over_bag", "last accuracy of two layers, less the ceiling", above=0.05),
+            Expectation("one_over_bag", "best accuracy of one layer, minus the ceiling", below=0.05),
+            Expectation("two_over_bag", "last accuracy of two layers, minus the ceiling", above=0.05),
             Expectation("two", "last accuracy of two layers", above=0.9),
         ),
     ),
@@ -53,14 +53,14 @@ CLAIMS: tuple[Claim, ...] = (
         statistic=behaviours.out_of_distribution,
         cases={"uniform": (), "bigram": ("task.outputs=bigram",)},
         expectations=(
-            Expectation("gain", "accuracy on uniform outputs gained by training on them", 0.05),
-            Expectation("gap", "accuracy out of distribution: uniform on bigram less bigram on uniform", 0.05),
+            Expectation("gain", "accuracy gained on uniform outputs by training on them", 0.05),
+            Expectation("gap", "accuracy out of distribution: uniform on bigram minus bigram on uniform", 0.05),
         ),
     ),
     Claim(
         id="unseen-outputs",
         variant=True,
-        sentence="What was trained on outputs from three quarters of the tokens also copies outputs from the last quarter.",
+        sentence="A model trained on outputs from three quarters of the tokens also copies outputs from the last quarter.",
         statistic=behaviours.unseen_outputs,
         cases={"run": ("task.split=train",)},
         expectations=(Expectation("lost", "accuracy lost on outputs never seen", below=0.1),),
@@ -81,15 +81,15 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="both-heads-needed",
-        sentence="Removing either head at the end destroys the in-context accuracy and spares the global predictions.",
+        sentence="Removing either head at the end destroys the in-context accuracy, and does not affect global predictions.",
         statistic=behaviours.heads_removed,
         settings={"method": "mean"},
         cases={"run": BOTH},
         expectations=(
             Expectation("share_lost_without_prev_token", "share of accuracy lost without the previous-token head", 0.5),
             Expectation("share_lost_without_induction", "share of accuracy lost without the induction head", 0.5),
-            Expectation("global_loss_without_prev_token", "global loss without the former (nats more)", below=0.1),
-            Expectation("global_loss_without_induction", "global loss without the latter (nats more)", below=0.1),
+            Expectation("global_loss_without_prev_token", "global loss added without the former (nats)", below=0.1),
+            Expectation("global_loss_without_induction", "global loss added without the latter (nats)", below=0.1),
             Expectation(
                 "global_accuracy_lost_without_prev_token", "global accuracy lost without the former", below=0.02
             ),
@@ -101,19 +101,19 @@ CLAIMS: tuple[Claim, ...] = (
     *THEORY,
     Claim(
         id="early-positions-only",
-        sentence="The previous-token head serves early positions only; the accuracy is high all the same, because one early "
-        "copy suffices.",
+        sentence="The previous-token head works for early positions only; the accuracy is high nevertheless, because one "
+        "early copy suffices.",
         statistic=copying.early_copies,
         cases={"run": ()},
         overrides={"laptop": ("task.context=256", "training.batch_size=64")},
         expectations=(
-            Expectation("attention_drop", "attention to the position before: first quarter less last quarter", 0.2),
+            Expectation("attention_drop", "attention to the previous position: first quarter minus last quarter", 0.2),
             Expectation(
                 "early_excess",
-                "late right predictions that attend most to the first quarter: share less that of a copy at random",
+                "late correct predictions that attend most to the first quarter: share minus that of a random copy",
                 0.1,
             ),
-            Expectation("accuracy_gain", "late accuracy with an early copy, less that without one", 0.1),
+            Expectation("accuracy_gain", "late accuracy with an early copy, minus that without one", 0.1),
         ),
     ),
     Claim(
@@ -131,7 +131,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         id="tokens-sqrt-batch",
         variant=True,
-        sentence="Formation takes tokens in proportion to the square root of the batch size.",
+        sentence="The number of tokens to formation is proportional to the square root of the batch size.",
         statistic=behaviours.exponent,
         settings={"over": "training.batch_size"},
         cases={f"batch {n}": (f"training.batch_size={n}",) for n in (32, 64, 128, 256)},
@@ -142,7 +142,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         id="tokens-context",
         variant=True,
-        sentence="Formation takes tokens in proportion to the context length.",
+        sentence="The number of tokens to formation is proportional to the context length.",
         statistic=behaviours.exponent,
         settings={"over": "task.context"},
         cases={f"context {n}": (f"task.context={n}",) for n in (32, 64, 128)},
@@ -151,7 +151,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         id="steps-quadratic-context",
         variant=True,
-        sentence="Emergence takes steps in proportion to the square of the context length.",
+        sentence="The number of steps to emergence is proportional to the square of the context length.",
         statistic=behaviours.exponent,
         settings={"over": "task.context"},
         cases={f"context {n}": (f"task.context={n}",) for n in (32, 64, 128)},
@@ -169,12 +169,12 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         id="infinite-limit",
         sentence="The theorem's three steps recover the memories exactly in the limit of large d, N and batch.",
-        unchecked="a limit cannot be run; three-steps shows its finite size, with d, N, T and batch stated",
+        unchecked="a limit cannot be run; three-steps shows it at finite size, with d, N, T and batch stated",
     ),
     Claim(
         id="large-language-models",
         sentence="Large language models form their induction heads by the same mechanism.",
-        unchecked="their training runs cannot be repeated on two cores, nor are their early checkpoints at hand",
+        unchecked="their training runs cannot be repeated on two cores, and their early checkpoints are not available",
     ),
     *MEMORY_LINE,
     *FACT_THEORY,
@@ -183,7 +183,7 @@ CLAIMS: tuple[Claim, ...] = (
 
 
 def claims_named(names: Sequence[str], paper: str = "birth") -> tuple[Claim, ...]:
-    """Return claims by id, in the catalogue's order; none or 'all' means every one of a paper (of all with paper 'all').
+    """Return claims by id, in the catalogue's order; none or 'all' means all claims of a paper (of all papers with 'all').
 
     Raises:
         BirthlensError: for an unknown id or paper; the message lists the valid ones.

@@ -1,4 +1,4 @@
-"""The claims of the catalogue that are about the three memories: which comes first, what waits for what, where it begins."""
+"""Claims on the three memories: which is born first, what depends on what, and which positions come first."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def _order(kind: str, how: str, statistic: Statistic, case: tuple[str, ...]) -> 
         f"memory, by {'onset of the standardised score' if how == 'onset' else 'half-height crossings of raw recall'}.",
         statistic=statistic,
         cases={"run": case},
-        seeds={"laptop": 10},  # the intervals of five are wider than the effects
+        seeds={"laptop": 10},  # with five, the intervals are wider than the effects
         expectations=(
             Expectation("trigger_after_output", "steps from the birth of the output to that of the trigger memory", 0),
-            Expectation("prev_token_after_trigger", "steps from there to the birth of the previous-token memory", 0),
+            Expectation("prev_token_after_trigger", "steps from then to the birth of the previous-token memory", 0),
         ),
     )
 
@@ -38,7 +38,7 @@ MEMORIES: tuple[Claim, ...] = (
         expectations=(
             Expectation("accuracy_lost", f"in-context accuracy lost at step {FREEZE}", 0.5),
             Expectation("kept_trigger", "trigger memory's score, as a share of the free run's", below=0.25),
-            Expectation("kept_prev_token", "previous-token memory's score, likewise", below=0.25),
+            Expectation("kept_prev_token", "previous-token memory's score, as a share of the free run's", below=0.25),
         ),
     ),
     Claim(
@@ -50,7 +50,7 @@ MEMORIES: tuple[Claim, ...] = (
         cases={"frozen": (*DENSE, f"training.freeze_until={{L1.W_K: {FREEZE}}}"), "free": DENSE},
         expectations=(
             Expectation("kept_output", "output memory's score, as a share of the free run's", 0.5),
-            Expectation("kept_prev_token", "previous-token memory's score, likewise", below=0.25),
+            Expectation("kept_prev_token", "previous-token memory's score, as a share of the free run's", below=0.25),
         ),
     ),
     Claim(
@@ -61,7 +61,7 @@ MEMORIES: tuple[Claim, ...] = (
         cases={"frozen": (*DENSE, f"training.freeze_until={{L0.W_K: {FREEZE}}}"), "free": DENSE},
         expectations=(
             Expectation("kept_output", "output memory's score, as a share of the free run's", 0.5),
-            Expectation("kept_trigger", "trigger memory's score, likewise", 0.5),
+            Expectation("kept_trigger", "trigger memory's score, as a share of the free run's", 0.5),
             Expectation("accuracy_lost", f"in-context accuracy lost at step {FREEZE}", 0.3),
         ),
     ),
@@ -96,8 +96,8 @@ MEMORIES: tuple[Claim, ...] = (
         statistic=orders.early_positions,
         cases={"run": DENSE},
         expectations=(
-            Expectation("rank_correlation", "rank correlation of position and the step that recalls it", 0.3),
-            Expectation("early_minus_late", "recall of the first quarter of positions less the last, at the end", 0),
+            Expectation("rank_correlation", "rank correlation of a position and the step at which it is recalled", 0.3),
+            Expectation("early_minus_late", "recall of the first quarter of positions minus the last, at the end", 0),
         ),
     ),
 )

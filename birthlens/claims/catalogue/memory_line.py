@@ -1,7 +1,7 @@
 """Claims of four papers that share the memory viewpoint; each case sets its own task, model and optimiser.
 
-Bounds are those at which a small prototype of ours saw the effect, set before these runs over seeds were made. What a paper
-says in words and we put into a number is ours.
+A small prototype showed the effect at these bounds; they were set before these runs over seeds were made. Where a paper
+makes a statement in words only, the number is ours.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MEMORY_LINE: tuple[Claim, ...] = (
     Claim(
         id="noise-first",
         paper="noise",
-        sentence="The noise is learned long before the recall: the feed-forward holds it at once.",
+        sentence="The noise is learned long before the recall: the feed-forward stores it almost at once.",
         statistic=noise.noise_first,
         cases={"run": NOISE},
         expectations=(Expectation("steps_later", "steps from learning the noise to recall without it", 50),),
@@ -37,13 +37,14 @@ MEMORY_LINE: tuple[Claim, ...] = (
     Claim(
         id="noise-one-direction",
         paper="noise",
-        sentence="The feed-forward holds the noise in one direction: without it the model recalls, with it it wavers.",
+        sentence="The feed-forward stores the noise in one direction: without it the model recalls, with it recall is "
+        "unreliable.",
         statistic=noise.truncation,
         settings={"variants": {"whole": "whole", "truncated": "without:1"}},
         cases={"run": NOISE},
         expectations=(
             Expectation("truncated_accuracy", "clean accuracy without the largest direction of W_F", 0.95),
-            Expectation("truncated_noise", "probability of noise there", below=0.02),
+            Expectation("truncated_noise", "probability of noise without it", below=0.02),
             Expectation("whole_accuracy", "clean accuracy of the whole model", below=0.65),
             Expectation("whole_noise", "probability of noise of the whole model", 0.4),
         ),
@@ -51,36 +52,36 @@ MEMORY_LINE: tuple[Claim, ...] = (
     Claim(
         id="noise-without-feed-forward",
         paper="noise",
-        sentence="Removing the feed-forward leaves the recall and takes the noise away.",
+        sentence="Removing the feed-forward keeps the recall and removes the noise.",
         statistic=noise.truncation,
         settings={"variants": {"truncated": "keep:0"}},
         cases={"run": NOISE},
         expectations=(
             Expectation("truncated_accuracy", "clean accuracy without W_F", 0.85),
-            Expectation("truncated_noise", "probability of noise there", below=0.05),
+            Expectation("truncated_noise", "probability of noise without W_F", below=0.05),
         ),
     ),
     Claim(
         id="noise-without-attention",
         paper="noise",
-        sentence="Removing the last attention leaves the noise and takes the recall away.",
+        sentence="Removing the last attention layer keeps the noise and removes the recall.",
         statistic=noise.truncation,
         settings={"variants": {"cut": "no_attention"}},
         cases={"run": NOISE},
         expectations=(
-            Expectation("cut_accuracy", "clean accuracy without the last attention", below=0.02),
-            Expectation("cut_noise", "probability of noise there", 0.5),
+            Expectation("cut_accuracy", "clean accuracy without the last attention layer", below=0.02),
+            Expectation("cut_noise", "probability of noise without it", 0.5),
         ),
     ),
     Claim(
         id="noise-avoided",
         paper="noise",
-        sentence="The attention avoids the noise among what followed a trigger before.",
+        sentence="Among the earlier successors of a trigger, attention avoids the noise.",
         statistic=noise.avoidance,
         cases={"run": NOISE},
         expectations=(
             Expectation("on_noise", "share of that attention on noise", below=0.1),
-            Expectation("of_fair_share", "the same over what an even choice gives", below=1 / 3),
+            Expectation("of_fair_share", "that share over the share of uniform attention", below=1 / 3),
         ),
     ),
     Claim(
@@ -95,13 +96,13 @@ MEMORY_LINE: tuple[Claim, ...] = (
     Claim(
         id="sinks-form",
         paper="sinks",
-        sentence="Where it has nothing to copy the head attends to the first token; where it has, it copies.",
+        sentence="If the head has nothing to copy, it attends to the first token; otherwise it copies.",
         statistic=sinks.measures,
         cases={"run": SINKS},
         expectations=(
-            Expectation("sink", "attention to the first token, at tokens that are no trigger", 0.5),
+            Expectation("sink", "attention to the first token, at tokens that are not triggers", 0.5),
             Expectation("sink_while_active", "the same at triggers", below=0.02),
-            Expectation("active", "attention to the position before, at triggers", 0.9),
+            Expectation("active", "attention to the previous position, at triggers", 0.9),
             Expectation("trigger_loss", "loss at triggers (nats)", below=0.05),
         ),
     ),
@@ -111,12 +112,12 @@ MEMORY_LINE: tuple[Claim, ...] = (
         sentence="The value of the first token drains while the sink forms.",
         statistic=sinks.measures,
         cases={"run": SINKS},
-        expectations=(Expectation("value_ratio", "norm of its value over that of the others", below=0.35),),
+        expectations=(Expectation("value_ratio", "norm of its value over that of the other tokens", below=0.35),),
     ),
     Claim(
         id="sinks-before-drain",
         paper="sinks",
-        sentence="The sink comes first, the drain after it.",
+        sentence="The sink comes before the drain.",
         statistic=sinks.sink_before_drain,
         cases={"run": (*SINKS, "checkpoints.every=20")},
         expectations=(Expectation("steps_later", "steps from the sink's half-way point to the drain's", 0),),
@@ -190,34 +191,34 @@ MEMORY_LINE: tuple[Claim, ...] = (
     Claim(
         id="markov-few-chains",
         paper="markov",
-        sentence="Trained on four chains only, a model retrieves them, and fails on new ones.",
+        sentence="A model trained on only four chains retrieves them, and fails on new ones.",
         statistic=markov.pool,
         cases={"run": (*MARKOV, "task.chains=4", "training.steps=800")},
         expectations=(
-            Expectation("retrieval_less_bigram", "KL from retrieval less KL from bigrams (nats)", below=0),
+            Expectation("retrieval_less_bigram", "KL from retrieval minus KL from bigrams (nats)", below=0),
             Expectation("new_chain_excess", "loss on new chains above the bigram predictor's (nats)", 0.13),
         ),
     ),
     Claim(
         id="markov-many-chains",
         paper="markov",
-        sentence="Trained on 512 chains, a model infers, and serves new chains too.",
+        sentence="A model trained on 512 chains infers the chain, and works for new chains too.",
         statistic=markov.pool,
         cases={"run": (*MARKOV, "task.chains=512", "training.steps=800")},
         expectations=(
-            Expectation("retrieval_less_bigram", "KL from retrieval less KL from bigrams (nats)", 0),
+            Expectation("retrieval_less_bigram", "KL from retrieval minus KL from bigrams (nats)", 0),
             Expectation("new_chain_excess", "loss on new chains above the bigram predictor's (nats)", below=0.05),
         ),
     ),
     Claim(
         id="facts-relation-first",
         paper="facts",
-        sentence="The model answers by the relation alone before it knows the facts.",
+        sentence="The model answers from the relation alone before it knows the facts.",
         statistic=facts.sequential,
         cases={"run": FACTS},
         expectations=(
             Expectation("steps_later", "steps from relation accuracy 0.9 to fact accuracy 0.5", 0),
-            Expectation("stage", "largest relation accuracy less fact accuracy over training", 0.5),
+            Expectation("stage", "largest relation accuracy minus fact accuracy over training", 0.5),
         ),
     ),
     Claim(
@@ -231,7 +232,7 @@ MEMORY_LINE: tuple[Claim, ...] = (
     Claim(
         id="facts-attention-suffices",
         paper="facts",
-        sentence="Value matrices alone store the facts where there is no feed-forward.",
+        sentence="Without a feed-forward, value matrices alone store the facts.",
         statistic=facts.sequential,
         cases={"run": (*(word for word in FACTS if word not in FACTS_MLP), "training.steps=800")},
         expectations=(Expectation("last_accuracy", "fact accuracy at the end", 0.9),),
@@ -239,7 +240,7 @@ MEMORY_LINE: tuple[Claim, ...] = (
     Claim(
         id="facts-stored-in-both",
         paper="facts",
-        sentence="With a feed-forward, both it and the heads are needed for the facts.",
+        sentence="With a feed-forward, both the feed-forward and the heads are needed for the facts.",
         statistic=facts.stored_in,
         cases={"run": FACTS},
         expectations=(

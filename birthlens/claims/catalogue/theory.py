@@ -1,6 +1,6 @@
 """The claims of the theory, as data: three gradient steps, and the first of them predicted from data counts.
 
-None needs a run: the statistics of `theory` draw their own sequences. Bounds are chosen as in `catalogue`.
+None needs a run: the statistics of `theory` draw their own sequences. Bounds were chosen as in `catalogue`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from birthlens.claims.statistics import theory
 
 HOW = {"uniform": "p_hat = 1/N", "frequency": "p_hat = p(y)", "model": "the model's own p_hat"}
 _RECOVERED = (
-    Expectation("least_recall", "recall of the worst recalled of the three memories", 0.9),
+    Expectation("least_recall", "recall of the memory with the lowest recall", 0.9),
     Expectation("accuracy", "in-context accuracy after the third step", 0.9),
 )
 
@@ -27,7 +27,7 @@ VARIANTS = {
     "first-step-orthogonal",
     "first-step-orthogonal-frequency",
 }
-"""Claims that change an assumption of the theory, to see which ones it needs."""
+"""Claims that change an assumption of the theory, to show which ones it needs."""
 
 
 def _three(
@@ -69,7 +69,7 @@ def _level(prediction: str) -> Expectation:
 
 
 def _growth(prediction: str) -> Expectation:
-    says = f"off-diagonal correlation gained from the least to the largest d, {HOW[prediction]}"
+    says = f"off-diagonal correlation gained from the smallest to the largest d, {HOW[prediction]}"
     return Expectation(f"growth_{prediction}", says, 0)
 
 
@@ -81,23 +81,23 @@ THEORY: tuple[Claim, ...] = (
     ),
     _three(
         "three-steps-unprojected",
-        "They do so without the projection, all else kept.",
+        "They do so without the projection, everything else unchanged.",
         "not projected",
     ),
     _three(
         "three-steps-naive",
-        "They do so with the authors' embeddings, the corpus's bigrams, absorbed sequences and the plain gradient, no step "
-        "projected.",
+        "They do so with the authors' embeddings, the corpus's bigrams, absorbed sequences and the plain gradient, without "
+        "projection.",
         "none",
     ),
     _three(
         "three-steps-gaussian",
-        "They do so with the authors' embeddings, each step projected on its own family's span, all else kept.",
+        "They do so with the authors' embeddings, each step projected on its own family's span, everything else unchanged.",
         "gaussian embeddings",
     ),
     _three(
         "three-steps-bigrams",
-        "They do so with the corpus's bigrams, each step projected on its own family's span, all else kept.",
+        "They do so with the corpus's bigrams, each step projected on its own family's span, everything else unchanged.",
         "corpus bigrams",
     ),
     _three(
@@ -108,7 +108,7 @@ THEORY: tuple[Claim, ...] = (
     ),
     _first(
         "first-step-grows",
-        "Data counts predict the first step on W_O^2 on the diagonal, and off it the better the larger d.",
+        "Data counts predict the first step on W_O^2 on the diagonal; off it, the predictions improve with d.",
         "authors",
         (
             *map(_growth, PREDICTIONS),
@@ -120,19 +120,19 @@ THEORY: tuple[Claim, ...] = (
     ),
     _first(
         "first-step-from-counts",
-        "At the largest d tried, with the authors' embeddings, they predict it off the diagonal as well.",
+        "At the largest d tried, with the authors' embeddings, they also predict it off the diagonal.",
         "authors",
         tuple(map(_level, PREDICTIONS)),
     ),
     _first(
         "first-step-orthogonal",
-        "With orthogonal codebooks, the theory's limit of large d, they predict it off the diagonal as well.",
+        "With orthogonal codebooks, the theory's limit of large d, they also predict it off the diagonal.",
         "orthogonal",
         (_level("uniform"), _level("model")),
     ),
     _first(
         "first-step-orthogonal-frequency",
-        "They do so, with orthogonal codebooks, by p(y) for p_hat too, which is not what the model predicts there.",
+        "With orthogonal codebooks they do so with p(y) for p_hat too, which is not what the model predicts there.",
         "orthogonal",
         (_level("frequency"),),
     ),

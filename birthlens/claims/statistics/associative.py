@@ -18,11 +18,11 @@ WIDTHS = (12, 24, 48, 96, 192, 384)
 
 
 def scaling(evidence: Evidence) -> dict[str, float]:
-    """Return the slopes of log(error) on log(d) less the published ones, and how they are ordered.
+    """Return the slopes of log(error) on log(d) minus the published ones, and whether they are in the right order.
 
-    `off_rate` is the largest distance from a published slope over the exponents and schemes; `least_gap` the least
-    difference between the slopes of one scheme and the next steeper one; `ratio_D` the thresholded scheme's error over that
-    of sqrt(p) at d = D with a = 2. All data is known.
+    `off_rate` is the largest distance from a published slope over the exponents and schemes. `least_gap` is the smallest
+    difference between the slopes of one scheme and the next steeper one. `ratio_D` is the error of the thresholded scheme
+    over that of sqrt(p) at d = D with a = 2. The distribution is known in all cases.
     """
     trials = evidence.settings["trials"]
     exponents = evidence.settings["exponents"]
@@ -48,7 +48,7 @@ def scaling(evidence: Evidence) -> dict[str, float]:
 
 
 def plateau(evidence: Evidence) -> dict[str, float]:
-    """Return the least and the largest error of a wide memory over the exact data term, over T and exponents."""
+    """Return the smallest and largest ratio of a wide memory's error to the exact data term, over T and exponents."""
     settings = evidence.settings
     trials = _trials(evidence.seed, settings["trials"])
     table = scaling_table(settings["exponents"], WIDTHS[-1:], settings["samples"], trials, SCHEMES[:1])
@@ -58,10 +58,10 @@ def plateau(evidence: Evidence) -> dict[str, float]:
 
 
 def best_rate(evidence: Evidence) -> dict[str, float]:
-    """Return the rate at which SGD ends best over the largest rate at which the full-batch loss never rises.
+    """Return the best rate of SGD over the largest rate at which the full-batch loss never rises.
 
-    Rates are tried in factors of the square root of 10; errors are means over trials. Of rates that end equally well the
-    smallest counts, and the full-batch rate is the least over the trials.
+    Rates are tried in factors of the square root of 10, and errors are means over trials. Of rates with equally good results
+    the smallest counts. The full-batch rate is the smallest over the trials.
     """
     settings = evidence.settings
     rates = [10 ** (power / 2) for power in range(-2, 7)]
@@ -76,9 +76,9 @@ def best_rate(evidence: Evidence) -> dict[str, float]:
 
 
 def logarithmic_margin(evidence: Evidence) -> dict[str, float]:
-    """Return the share of the least margin's variance that a line in log(step) explains, for orthogonal codebooks.
+    """Return the share of the smallest margin's variance that a line in log(step) explains, for orthogonal codebooks.
 
-    Orthogonal codebooks are all alike, so the Zipf exponent is what the seed draws: uniform between 0 and 2.
+    All orthogonal codebooks are equivalent, so the seed draws the Zipf exponent instead, uniformly between 0 and 2.
     """
     settings = evidence.settings
     exponent = float(np.random.default_rng(evidence.seed).uniform(0, 2))

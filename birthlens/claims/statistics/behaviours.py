@@ -1,6 +1,6 @@
-"""Statistics of what models do: how fast, how well, and with which heads.
+"""Statistics of what models do: how fast they learn, how well, and with which heads.
 
-Steps that a run never reached are NaN, and differences of them as in `timing.lag`.
+Steps that a run never reached are NaN; differences between steps are as in `timing.lag`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from birthlens.tasks.task import HELD_OUT
 
 Array = np.ndarray
 IN_CONTEXT = "in_context_unabsorbed"
-"""Accuracies leave absorbed positions out: they are free copies."""
+"""Accuracies leave out absorbed positions, which can be copied for free."""
 
 
 def held_out(run: Run, metric: str) -> tuple[Float[Array, "step"], Float[Array, "step"]]:
     """Return steps and values of a held-out measurement.
 
     Raises:
-        BirthlensError: where the run never measured it.
+        BirthlensError: if the run never measured it.
     """
     table = run.metrics()
     rows = table[(table["split"] == "held_out") & (table["metric"] == metric)].sort_values("step")
@@ -51,14 +51,15 @@ def reached(evidence: Evidence) -> dict[str, float]:
 
 
 def emergence(run: Run, level: float = 0.5) -> float:
-    """Return the step at which the held-out in-context accuracy gets over a level; NaN where it never does."""
+    """Return the step at which the held-out in-context accuracy exceeds a level; NaN if it never does."""
     return first_crossing(*held_out(run, f"{IN_CONTEXT}_accuracy"), level)
 
 
 def global_first(evidence: Evidence) -> dict[str, float]:
-    """Say when the global and the in-context loss have gone half-way from log N to their floors.
+    """Return when the global and the in-context loss have fallen half-way from log N to their floors.
 
-    `in_context_after_global` is the difference in steps (`timing.lag`); `kl_half` is when KL(bigram || W_F) has halved.
+    `in_context_after_global` is the difference in steps (`timing.lag`). `kl_half` is the step at which KL(bigram || W_F) has
+    halved.
     """
     run = evidence.runs["run"]
     floors = floors_table(run.task, evaluation_batch(run)).set_index("role")["floor"]
@@ -81,9 +82,9 @@ def global_first(evidence: Evidence) -> dict[str, float]:
 
 
 def against_the_bag(evidence: Evidence) -> dict[str, float]:
-    """Compare the best accuracy of one layer, and the last of two, with the predictor that is blind to order.
+    """Compare the best accuracy of one layer, and the last accuracy of two, with the predictor that ignores order.
 
-    The predictor is asked on the very batch that both runs were measured on.
+    The predictor is evaluated on the same batch as both runs.
     """
     one = evidence.runs["one layer"]
     two = evidence.runs["two layers"]
@@ -96,9 +97,9 @@ def against_the_bag(evidence: Evidence) -> dict[str, float]:
 
 
 def out_of_distribution(evidence: Evidence) -> dict[str, float]:
-    """Test runs that were trained on uniform and on bigram outputs on both kinds of output.
+    """Test a run trained on uniform outputs and one trained on bigram outputs on both kinds of output.
 
-    `gain` is what training on uniform outputs gains on them; `gap` compares both runs on the kind that each never saw.
+    `gain` is the advantage, on uniform outputs, of training on them. `gap` compares each run on the kind it has not seen.
     """
     found = {}
     for trained, run in evidence.runs.items():
@@ -111,7 +112,7 @@ def out_of_distribution(evidence: Evidence) -> dict[str, float]:
 
 
 def unseen_outputs(evidence: Evidence) -> dict[str, float]:
-    """Test a run trained on a part of the tokens as outputs on outputs that it never saw."""
+    """Test a run that was trained with some of the tokens as outputs on outputs that it never saw."""
     run = evidence.runs["run"]
     found = {}
     for split in ("train", "test"):
@@ -121,16 +122,16 @@ def unseen_outputs(evidence: Evidence) -> dict[str, float]:
 
 
 def tested_on(run: Run, task: BigramTask, seed: int, sequences: int = 256) -> float:
-    """Return the in-context accuracy of a run's last weights on fresh sequences of any task of its vocabulary."""
+    """Return the in-context accuracy of a run's last weights on new sequences of any task with its vocabulary."""
     batch = task.batch(sequences, run.config.seeds.evaluation + seed, 1)
     loss, prediction = by_forward(run.weights(-1), batch)
     return summary(loss, prediction, batch)[IN_CONTEXT, "accuracy"][0]
 
 
 def slower(evidence: Evidence) -> dict[str, float]:
-    """Compare when two runs get over half accuracy: in steps, and in in-context targets seen until then.
+    """Compare when two runs exceed an accuracy of one half, in steps and in in-context targets seen until then.
 
-    `steps_later` is a `timing.lag`; the ratios are NaN where either run never got there.
+    `steps_later` is a `timing.lag`; the ratios are NaN if either run never gets there.
     """
     fast = evidence.runs["fast"]
     slow = evidence.runs["slow"]
@@ -146,9 +147,9 @@ def slower(evidence: Evidence) -> dict[str, float]:
 
 
 def speed(evidence: Evidence) -> dict[str, float]:
-    """Return how soon one run gets over half accuracy, in steps, tokens and in-context targets, and how far it gets.
+    """Return how soon a run exceeds an accuracy of one half, in steps, tokens and in-context targets, and its last accuracy.
 
-    Where it never does, the former are NaN.
+    If it never does, the first three are NaN.
     """
     run = evidence.runs["run"]
     steps = emergence(run)
@@ -161,13 +162,13 @@ def speed(evidence: Evidence) -> dict[str, float]:
 
 
 def targets_per_step(run: Run, sequences: int = 256) -> float:
-    """Return how many in-context targets a training batch holds on average."""
+    """Return the average number of in-context targets in a training batch."""
     share = float(evaluation_batch(run, sequences).in_context.double().mean())
     return share * run.config.training.batch_size * run.config.task.context
 
 
 def heads_removed(evidence: Evidence) -> dict[str, float]:
-    """Ablate each head at the end: what the in-context accuracy, and the global loss and accuracy, lose."""
+    """Ablate each head at the end: how much the in-context accuracy, and the global loss and accuracy, change."""
     run = evidence.runs["run"]
     method = evidence.settings["method"]
     tasks = run.config.seeds.evaluation + evidence.seed
@@ -188,7 +189,7 @@ def heads_removed(evidence: Evidence) -> dict[str, float]:
 
 
 def roles(evidence: Evidence) -> dict[str, float]:
-    """Say how well the best head of each layer of a two-layer model fills the two roles, at the end."""
+    """Return how well the best head of each layer of a two-layer model fulfils the two roles, at the end."""
     run = evidence.runs["run"]
     batch = run.task.batch(64, run.config.seeds.evaluation + evidence.seed, 1)
     table = attention_table([(run.steps[-1], run.weights(-1))], batch, role=IN_CONTEXT)
@@ -203,9 +204,9 @@ def roles(evidence: Evidence) -> dict[str, float]:
 
 
 def exponent(evidence: Evidence) -> dict[str, float]:
-    """Fit log(steps to half accuracy) on log(batch size) or log(context) over the cases: the slope, and that of tokens.
+    """Fit log(steps to half accuracy) on log(batch size) or log(context) over the cases: the slope, and that for tokens.
 
-    NaN where one of the runs never got there.
+    NaN if one of the runs never got there.
     """
     section, key = str(evidence.settings["over"]).split(".")
     runs = list(evidence.runs.values())

@@ -1,4 +1,4 @@
-"""Statistics of copying: how far the previous-token head reaches, and which copies the induction head takes."""
+"""Statistics of copying: how far the previous-token head reaches, and which copies the induction head uses."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Array = np.ndarray
 
 
 def early_copies(evidence: Evidence) -> dict[str, float]:
-    """Ask how far the previous-token head reaches, and where the induction head finds its copies, at the end.
+    """Measure how far the previous-token head reaches, and where the induction head finds its copies, at the end.
 
     `attention_early`, `attention_late`: attention of layer 0 from t to t - 1, in the first and last quarter of positions.
-    Of in-context targets in the last half of the context:
-    `used_early`: share of right predictions whose most attended position lies in the first quarter;
-    `used_early_by_chance`: the same, were one of the right copies (positions after an earlier occurrence of the same token)
-    taken at random; `early_excess`: the difference;
-    `accuracy_with`, `accuracy_without`: accuracy where the trigger has or has not been seen with its output in the first
+    For in-context targets in the last half of the context:
+    `used_early`: share of correct predictions whose most attended position is in the first quarter;
+    `used_early_by_chance`: the same if one of the right copies (positions after an earlier occurrence of the same token) is
+    chosen at random; `early_excess`: the difference;
+    `accuracy_with`, `accuracy_without`: accuracy if the trigger has or has not been seen with its output in the first
     quarter.
     """
     run = evidence.runs["run"]
@@ -74,7 +74,7 @@ def attention_to_previous(run: Run, batch: TokenBatch) -> Float[Array, "pos"]:
 
 
 def seen_before(batch: TokenBatch, end: int) -> Bool[torch.Tensor, "batch pos"]:
-    """Say of each position whether its token stands, followed by its successor, in the first `end` positions."""
+    """Return, for each position, whether its token occurs with the same successor in the first `end` positions."""
     early = batch.tokens[:, : end - 1]
     return (early[:, None] == batch.tokens[:, :, None]).any(-1)
 
@@ -88,9 +88,9 @@ def _profile(back: Sequence[Float[torch.Tensor, "_ pos"]]) -> Float[Array, "pos_
 
 
 def _early_share(batch: TokenBatch, end: int) -> Float[torch.Tensor, "batch pos"]:
-    """Return which share of the copies that a position can attend to lies in the first `end` positions; NaN without any.
+    """Return the share of the copies visible to a position that are in the first `end` positions; NaN if there are none.
 
-    A copy for t is a position s <= t whose token before it is the token of t.
+    A copy for t is a position s <= t such that the token before it is the token at t.
     """
     tokens = batch.tokens
     copies = tokens[:, :, None] == tokens[:, None, :-1]  # [.., t, s - 1]

@@ -1,4 +1,4 @@
-"""Statistics of factual recall (Nichani, Lee, Bietti 2024): relations before facts, and who stores them."""
+"""Statistics of factual recall (Nichani, Lee, Bietti 2024): relations before facts, and what stores them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from birthlens.tasks.facts import FactsTask, named
 
 
 def sequential(evidence: Evidence) -> dict[str, float]:
-    """Return how many steps after relation accuracy 0.9 the fact accuracy passes 0.5, and the best stage in between.
+    """Return how many steps after relation accuracy 0.9 the fact accuracy exceeds 0.5, and the clearest intermediate stage.
 
-    `stage` is the largest relation accuracy less fact accuracy over the checkpoints: 1 - 1/answers where only the relation
-    is used.
+    `stage` is the largest relation accuracy minus fact accuracy over the checkpoints; it is 1 - 1/answers if the model uses
+    only the relation.
     """
     run = evidence.runs["run"]
     task = run.task
@@ -54,7 +54,7 @@ def stored_in(evidence: Evidence) -> dict[str, float]:
 
 @torch.no_grad()
 def accuracies(weights: Weights, task: FactsTask, batch: TokenBatch) -> tuple[float, float]:
-    """Return the share of predictions that are an answer of the right relation, and that are the right answer."""
+    """Return the share of predictions that are an answer of the right relation, and the share that are the right answer."""
     tensors = forward.tensors_of(weights)
     logits = forward.logits(tensors, weights.config, batch.tokens)[:, -1]
     predicted = logits.argmax(-1).numpy()

@@ -1,4 +1,4 @@
-"""Statistics of in-context Markov chains (Edelman et al. 2024; Park et al. 2024): which predictor a model is, and when."""
+"""Statistics of in-context Markov chains (Edelman et al. 2024; Park et al. 2024): which predictor a model matches, when."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROLE = "in_context"
 
 
 def divergences(run: Run, task: Task, steps: list[int], sequences: int) -> pd.DataFrame:
-    """Return KL(predictor || model) at each step, over the second half of the positions of fresh sequences."""
+    """Return KL(predictor || model) at each step, over the second half of the positions of new sequences."""
     batch = task.batch(sequences, run.config.seeds.evaluation, 2**40 + 2)
     late = torch.zeros_like(batch.in_context)
     late[:, late.shape[1] // 2 :] = True
@@ -38,7 +38,7 @@ def divergences(run: Run, task: Task, steps: list[int], sequences: int) -> pd.Da
 
 
 def phases(evidence: Evidence) -> dict[str, float]:
-    """Return how long the unigram predictor is the nearest one, when the bigram one becomes it, and the last divergences."""
+    """Return how long the unigram predictor is nearest, when the bigram predictor becomes it, and the last divergences."""
     run = evidence.runs["run"]
     table = divergences(run, run.task, run.steps, evidence.settings.get("sequences", 64))
     nearest = table[table["nearest"]].sort_values("step")
@@ -58,7 +58,7 @@ def phases(evidence: Evidence) -> dict[str, float]:
 
 
 def top_down(evidence: Evidence) -> dict[str, float]:
-    """Return how many steps before layer 0's half-rise on the position before layer 1's on matching keys comes."""
+    """Return how many steps layer 1's half-rise on matching keys comes before layer 0's on the previous position."""
     run = evidence.runs["run"]
     batch = evaluation_batch(run, evidence.settings.get("sequences", 32))
     matching = []
@@ -91,9 +91,9 @@ def pool(evidence: Evidence) -> dict[str, float]:
 
 @torch.no_grad()
 def statistical_induction(weights: Weights, batch: TokenBatch) -> tuple[float, float]:
-    """Return the last layer's mean attention on keys whose previous token is the query's, and layer 0's on the one before.
+    """Return the last layer's mean attention to keys whose previous token is the query's, and layer 0's to the previous key.
 
-    Only queries in the second half of the context count, where there is something to match.
+    Only queries in the second half of the context that have something to match count.
     """
     tensors = forward.tensors_of(weights)
     patterns = forward.activations(tensors, weights.config, batch.tokens).patterns

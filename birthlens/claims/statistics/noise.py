@@ -22,10 +22,10 @@ Array = np.ndarray
 
 
 def noise_first(evidence: Evidence) -> dict[str, float]:
-    """Return how many steps pass from learning the noise to recalling without it.
+    """Return the number of steps from learning the noise to recall without noise.
 
-    The noise is learned where its mean probability at a trigger's later occurrences passes 0.9 alpha; recall where the clean
-    accuracy without the feed-forward's largest direction passes 0.5.
+    The noise is learned when its mean probability at a trigger's later occurrences exceeds 0.9 alpha. Recall is learned when
+    the clean accuracy without the feed-forward's largest direction exceeds 0.5.
     """
     run = evidence.runs["run"]
     task = run.task
@@ -57,7 +57,7 @@ def truncation(evidence: Evidence) -> dict[str, float]:
 
 
 def avoidance(evidence: Evidence) -> dict[str, float]:
-    """Return how much of the last layer's attention to what followed a trigger before falls on noise, and a fair share."""
+    """Return the share on noise of the last layer's attention to earlier successors of a trigger, and a fair share."""
     run = evidence.runs["run"]
     task = run.task
     assert isinstance(task, NoiseTask)
@@ -88,7 +88,7 @@ def noise_probability(weights: Weights, batch: TokenBatch, noise: int, chunk: in
 def _successor_attention(
     weights: Weights, run: Run, task: NoiseTask, sequences: int
 ) -> Iterator[tuple[Float[Array, "query"], Float[Array, "query"]]]:
-    """Yield, for queries with both kinds of successors before them, the share of attention on noise and a fair share."""
+    """Yield, for queries that follow both kinds of successors, the share of attention on noise and a fair share."""
     tensors = forward.tensors_of(weights)
     for part in evaluation_batch(run, sequences).chunks(16):
         pattern = forward.activations(tensors, weights.config, part.tokens).patterns[-1][:, 0]

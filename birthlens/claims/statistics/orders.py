@@ -1,6 +1,6 @@
-"""Statistics of the memories over training: which is born first, what freezing one does to the others, early positions.
+"""Statistics of the memories over training: which is born first, how freezing one affects the others, early positions.
 
-A memory that is not born by the last kept step has no step of birth (NaN), and differences are as in `timing.lag`.
+A memory that is not born by the last kept step has no step of birth (NaN); differences are as in `timing.lag`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from birthlens.shapes import Bool
 Array = np.ndarray
 MEMORY_NAMES = ("output", "trigger", "prev_token")
 WIDTH = 4.0
-"""Standard deviations of the shifted pairings that a score must exceed their mean by."""
+"""How far above the mean of the shifted pairings a score must be, in their standard deviations."""
 
 
 def onsets(run: Run) -> dict[str, float]:
-    """Return the step at which each memory's standardised score leaves the band of shifted pairings for good.
+    """Return the step from which each memory's standardised score stays above the null band of shifted pairings.
 
-    All three are read among as many candidates as there are tokens (positions); with fixed triggers the trigger memory has
-    the triggers as queries. NaN where a memory is never born.
+    All three are read among all tokens (or positions) as candidates. With fixed triggers, the queries of the trigger memory
+    are the triggers. NaN if a memory is never born.
     """
     found = onset_table(standardised_table(run.checkpoints(), run.triggers), WIDTH)
     named = found.set_index(["memory", "candidates"])["onset"]
@@ -37,7 +37,7 @@ def onsets(run: Run) -> dict[str, float]:
 def half_heights(run: Run) -> dict[str, float]:
     """Return the step from which each memory's raw recall, as the paper reads it, stays above half of its last value.
 
-    NaN where it is zero at the end.
+    NaN if it is zero at the end.
     """
     recall = memories_over(run, bases=("raw",)).to_pandas()
     recall = recall[recall["metric"] == "recall"]
@@ -59,18 +59,18 @@ def birth_order(evidence: Evidence) -> dict[str, float]:
 
 
 def crossing_order(evidence: Evidence) -> dict[str, float]:
-    """The same by half-height crossings of raw recall."""
+    """Return the same as `birth_order`, by half-height crossings of raw recall."""
     run = evidence.runs["run"]
     return _lags(half_heights(run), run)
 
 
 def frozen_first(evidence: Evidence) -> dict[str, float]:
-    """Compare a run with one memory frozen until a step F with the run where all move, at F.
+    """Compare, at step F, a run with one memory frozen until F with a run in which all memories move.
 
-    `accuracy_frozen`, `accuracy_free`, `accuracy_lost`: held-out in-context accuracy of both at F, and what freezing costs.
-    `kept_*`: the standardised score of each other memory at F, as a share of its score in the free run; NaN where it is not
-    born there by then, since a share of nothing says nothing. `delay_*`: steps by which its birth is later than in the free
-    run (`timing.lag`).
+    `accuracy_frozen`, `accuracy_free`, `accuracy_lost`: held-out in-context accuracy of both at F, and their difference.
+    `kept_*`: the standardised score of each other memory at F, as a share of its score in the free run. It is NaN if the
+    memory is not born there by then, because a share of almost nothing has no meaning. `delay_*`: by how many steps it is
+    born later than in the free run (`timing.lag`).
     """
     until = evidence.settings["until"]
     matrix = evidence.settings["memory"]
@@ -126,7 +126,7 @@ def half_accuracy(run: Run) -> float:
 
 
 def scores_at(run: Run, step: int) -> dict[str, tuple[float, float]]:
-    """Return the standardised score of each memory at a step, and the band it must leave to be born; as in `onsets`."""
+    """Return the standardised score of each memory at a step, and the null band that it must exceed, as in `onsets`."""
     table = standardised_table([(step, run.weights(step))], run.triggers).set_index(["memory", "candidates"])
     table["band"] = table["null_mean"] + WIDTH * table["null_std"]
     return {name: (float(table["value"][key]), float(table["band"][key])) for name, key in _read(run).items()}
@@ -140,10 +140,10 @@ def accuracy_at(run: Run, step: int, metric: str = "in_context_accuracy") -> flo
 
 
 def early_positions(evidence: Evidence) -> dict[str, float]:
-    """Ask whether the previous-token memory learns early positions first.
+    """Measure whether the previous-token memory learns early positions first.
 
-    `rank_correlation` (Spearman) of position and the first step from which it recalls its predecessor for good, positions
-    that never do counting last; `early` and `late` are the recalls of the first and the last quarter at the end.
+    `rank_correlation` (Spearman) is between a position and the step from which it stays recalled, where positions that are
+    never recalled come last. `early` and `late` are the recalls of the first and the last quarter at the end.
     """
     from scipy.stats import spearmanr
 
@@ -163,7 +163,7 @@ def early_positions(evidence: Evidence) -> dict[str, float]:
 
 
 def _read(run: Run) -> dict[str, tuple[str, str]]:
-    """Return the memory and the candidates that `onsets` reads under each name."""
+    """Return the memory and the candidates that `onsets` reads, by name."""
     trigger = "triggers among all" if run.triggers and len(run.triggers) > 1 else "all"
     sets = {"output": "all", "trigger": trigger, "prev_token": "all"}
     return {name: (f"{name}_memory", candidates) for name, candidates in sets.items()}

@@ -1,4 +1,4 @@
-"""Statistics of attention sinks (Guo et al. 2024): how deep they are, what goes with them, and in which order."""
+"""Statistics of attention sinks (Guo et al. 2024): their strength, the effects that accompany them, and their order."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def rectified(evidence: Evidence) -> dict[str, float]:
 
 
 def sink_before_drain(evidence: Evidence) -> dict[str, float]:
-    """Return how many steps after the sink's half-way point the value ratio of the first token has fallen half-way."""
+    """Return how many steps after the sink's half-way point the first token's value ratio has fallen half-way."""
     run = evidence.runs["run"]
     table = sink_table(run.checkpoints(), evaluation_batch(run, evidence.settings.get("sequences", 32)))
     steps, sink = _curve(table, "attention_to_first")

@@ -17,9 +17,9 @@ MATRICES = {"L1.W_O": "output", "L1.W_K": "trigger", "L0.W_K": "prev_token"}
 
 
 def three_steps(evidence: Evidence) -> dict[str, float]:
-    """Take the three steps in the named case of `three_steps.ablations`: recalls and accuracy at the end.
+    """Take the three steps in the named case of `three_steps.ablations`; return recalls and accuracy at the end.
 
-    `first_gradient` is the norm of the first step's gradient, to show that another order stores nothing.
+    `first_gradient` is the norm of the first step's gradient, which shows that another order stores nothing.
     """
     settings = evidence.settings
     recipe = Recipe(sequences=settings["sequences"], order=tuple(settings.get("order", MATRICES)))
@@ -38,10 +38,10 @@ def three_steps(evidence: Evidence) -> dict[str, float]:
 
 
 def first_step(evidence: Evidence) -> dict[str, float]:
-    """Correlate the first step's table predicted from counts with the model's gradient, at the least and the largest d.
+    """Correlate the first step's table predicted from counts with the model's gradient, at the smallest and the largest d.
 
     For each prediction: `all_*`, `diagonal_*` and `off_diagonal_*` at the largest d, `small_*` off the diagonal at the
-    least, and `growth_*` between the two.
+    smallest, and `growth_*`, the difference between the last two.
     """
     settings = evidence.settings
     widths = [int(width) for width in settings["widths"]]

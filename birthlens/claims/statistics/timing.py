@@ -1,7 +1,8 @@
-"""When something happens in a run, and how much later than something else, where either may never have happened.
+"""When an event happens in a run, and how much later than another, if either may never have happened.
 
-A run ends: what has not happened by its last step happens later, or never. Its step is NaN. A difference of two such steps
-is known only by its bound, which is of use only where it fixes the sign: the one happened before the other could have.
+A run ends: an event that has not happened by its last step happens later, or never. Its step is NaN. A difference of
+two such steps is known only up to a bound. The bound is useful only if it determines the sign: one event happened
+before the other could have.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ Array = np.ndarray
 
 
 def first_crossing(steps: Float[Array, "step"], values: Float[Array, "step"], level: float) -> float:
-    """Return when the values first get over a level, by linear interpolation; NaN where they never do.
+    """Return the step at which the values first exceed a level, by linear interpolation; NaN if they never do.
 
     Example:
         >>> first_crossing(np.array([0.0, 10.0, 20.0]), np.array([0.0, 0.2, 0.6]), 0.4)
@@ -32,10 +33,10 @@ def first_crossing(steps: Float[Array, "step"], values: Float[Array, "step"], le
 
 
 def lag(name: str, first: float, second: float, ends: tuple[float, float]) -> dict[str, float]:
-    """Return `second - first` under a name; `ends` are the last steps at which each could have been seen.
+    """Return `second - first` under a name; `ends` are the last steps at which each could have been observed.
 
-    Where one never happened the difference is the bound that its end gives, marked as such, if the bound has the sign that
-    the difference must have; else it is NaN.
+    If one of them never happened, the difference is the bound from its end, marked as such, provided that the bound has the
+    sign that the difference must have. Otherwise it is NaN.
 
     Example:
         >>> lag("later", 30.0, 50.0, (100, 100)), lag("later", 30.0, float("nan"), (100, 100))
@@ -53,7 +54,7 @@ def lag(name: str, first: float, second: float, ends: tuple[float, float]) -> di
 
 
 def slope(x: Float[Array, "n"], y: Float[Array, "n"]) -> float:
-    """Return the slope of the least-squares line; NaN where a point is missing."""
+    """Return the slope of the least-squares line; NaN if a point is missing."""
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return float("nan")
     return float(np.polyfit(x, y, 1)[0])
