@@ -45,7 +45,7 @@ LEVELS = 65535
 
 @dataclass(frozen=True, eq=False)
 class AttentionFrames:
-    """Patterns of one sequence; `steps` are checkpoints, `tokens` are readable labels; one tuple of `roles` a position."""
+    """Patterns of one sequence; `steps` are checkpoints, `tokens` are readable labels, `roles` has a tuple per position."""
 
     steps: tuple[int, ...]
     heads: tuple[str, ...]
@@ -62,7 +62,9 @@ class AttentionFrames:
                 f"roles = {len(self.roles)} entries; give one tuple for each of {len(self.tokens)} tokens."
             )
         if not np.isfinite(self.patterns).all():
-            raise BirthlensError("the attention patterns hold values that are not finite; the checkpoint has diverged.")
+            raise BirthlensError(
+                "the attention patterns contain values that are not finite; the checkpoint has diverged."
+            )
 
     @property
     def marked(self) -> tuple[str, ...]:
@@ -74,13 +76,13 @@ class AttentionFrames:
 
     @property
     def causal(self) -> bool:
-        """Whether no query attends to a later key."""
+        """Whether every query attends only to itself and earlier keys."""
         return not np.triu(self.patterns, 1).any()
 
     def payload(self) -> dict[str, Any]:
-        """Return JSON-ready data: patterns as 16-bit levels in base64, the lower triangle only where they are causal.
+        """Return JSON-ready data: patterns as 16-bit levels in base64, and only the lower triangle if they are causal.
 
-        A level is 1/65535, so four decimals survive; two heads, 64 tokens and 20 steps take a quarter of a megabyte.
+        A level is 1/65535, which preserves four decimals. Two heads, 64 tokens and 20 steps need a quarter of a megabyte.
         """
         n = len(self.tokens)
         levels = np.rint(self.patterns.clip(0, 1) * LEVELS).astype("<u2")
@@ -106,7 +108,7 @@ def run_frames(
 ) -> AttentionFrames:
     """Run one sequence through the model at each step.
 
-    `tokens` is a batch (of which `row` is taken), a text, or token ids; by default a held-out batch of the run's task. The
+    `tokens` is a batch (whose row `row` is used), a text, or token ids; by default a held-out batch of the run's task. The
     first `length` positions are kept.
 
     Raises:
@@ -133,19 +135,19 @@ def model_frames(
     heads: Sequence[Head] | None = None,
     length: int = 64,
 ) -> AttentionFrames:
-    """Run one sequence of ids through any TransformerLens model; labels default to its tokenizer's, else the ids.
+    """Run one sequence of ids through any TransformerLens model; labels default to its tokenizer's, or to the ids.
 
     Raises:
-        BirthlensError: where `tokens` are not the ids of one sequence, or are outside the model's vocabulary or context.
+        BirthlensError: if `tokens` are not the ids of one sequence, or are outside the model's vocabulary or context.
     """
     from birthlens.model.hooks import captured
 
     _check_length(length)
     ids = one_sequence(tokens)[:length]
     if wrong := [i for i in ids.tolist() if not 0 <= i < model.cfg.d_vocab]:
-        raise BirthlensError(f"tokens = {wrong[:5]} are no ids; the vocabulary has 0 to {model.cfg.d_vocab - 1}.")
+        raise BirthlensError(f"tokens = {wrong[:5]} are not ids; the vocabulary has 0 to {model.cfg.d_vocab - 1}.")
     if len(ids) > model.cfg.n_ctx:
-        raise BirthlensError(f"tokens = {len(ids)} of them; the model's context holds 1 to {model.cfg.n_ctx}.")
+        raise BirthlensError(f"{len(ids)} tokens were given; the model's context has room for 1 to {model.cfg.n_ctx}.")
     chosen = _checked(heads, model.cfg.n_layers, model.cfg.n_heads)
     points = {head.layer: Point("pattern", head.layer) for head in chosen}
     found = captured(model, ids[None], points.values())
@@ -160,12 +162,12 @@ def model_frames(
 
 
 def batch_roles(batch: TokenBatch, row: int = 0) -> tuple[tuple[str, ...], ...]:
-    """Name the roles of each position of one sequence."""
+    """Return the names of the roles of each position of one sequence."""
     return _roles(batch.occurrence[row].tolist(), batch.absorbed[row].tolist())
 
 
 def one_sequence(tokens: object) -> Int[Tensor, "pos"]:
-    """Read the ids of one sequence: a list, an array, or a tensor of shape [pos] or [1, pos].
+    """Convert the ids of one sequence: a list, an array, or a tensor of shape [pos] or [1, pos].
 
     Raises:
         BirthlensError: for several sequences, values that are not whole numbers, or no ids at all.
@@ -187,7 +189,7 @@ def one_sequence(tokens: object) -> Int[Tensor, "pos"]:
     if ids.ndim != 1:
         raise BirthlensError(
             f"tokens have shape {list(ids.shape)}: give the ids of one sequence, of shape [pos] or [1, pos]. "
-            "Of a batch, choose one row."
+            "For a batch, choose one row."
         )
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise BirthlensError(f"tokens are of type {ids.dtype}: ids are whole numbers.")
@@ -204,9 +206,9 @@ def _sequence(run: Run, tokens: object, row: int) -> tuple[Int[Tensor, "pos"], t
     context = run.config.task.context
     ids = encoded(run.statistics, batch) if isinstance(batch, str) else one_sequence(batch).tolist()
     if not 0 < len(ids) <= context:
-        raise BirthlensError(f"tokens = {len(ids)} of them; the run's context holds 1 to {context}.")
+        raise BirthlensError(f"{len(ids)} tokens were given; the run's context has room for 1 to {context}.")
     if wrong := [i for i in ids if not 0 <= i < len(vocab)]:
-        raise BirthlensError(f"tokens = {wrong[:5]} are no ids; the vocabulary has 0 to {len(vocab) - 1}.")
+        raise BirthlensError(f"tokens = {wrong[:5]} are not ids; the vocabulary has 0 to {len(vocab) - 1}.")
     triggers = set(run.triggers or ())
     seen = [ids[: t + 1].count(i) if i in triggers else 0 for t, i in enumerate(ids)]
     return torch.tensor(ids), _roles(seen, [False] * len(ids))

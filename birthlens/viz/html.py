@@ -1,6 +1,6 @@
-"""What pages are made of: the scripts and styles that ship with birthlens, circuitsvis's bundle, and text made safe.
+"""The parts of pages: scripts and styles that ship with birthlens, circuitsvis's bundle, and safely escaped text.
 
-A page fetches nothing: everything is inside it, and its content security policy forbids the rest.
+A page loads nothing: it contains everything, and its content security policy forbids anything else.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def asset(name: str) -> str:
 
 @cache
 def circuitsvis_bundle() -> str:
-    """Read the self-contained JavaScript that circuitsvis ships, made fit for an inline script.
+    """Read the self-contained JavaScript that circuitsvis ships, adapted for an inline script.
 
-    circuitsvis's own rendering prefers a CDN, asks the internet at each display, leaves its tag open and does not escape
-    tokens; so the bundle is all that is used of it.
+    circuitsvis's own rendering prefers a CDN, accesses the internet at each display, leaves its tag open and does not escape
+    tokens. Only its bundle is used for these reasons.
     """
     import circuitsvis
 
@@ -43,10 +43,10 @@ def circuitsvis_bundle() -> str:
 
 
 def script_json(data: Any) -> str:
-    r"""Spell data as JSON that can stand inside a script element: no text in it can end the element or open a comment.
+    r"""Format data as JSON for use inside a script element: no text in it can end the element or open a comment.
 
     Raises:
-        ValueError: for NaN or infinite numbers, which are no JSON.
+        ValueError: for NaN or infinite numbers, which are not valid JSON.
 
     Example:
         >>> script_json(["</script>"])
@@ -57,7 +57,7 @@ def script_json(data: Any) -> str:
 
 
 def page(title: str, body: str, styles: str = "", scripts: str = "") -> str:
-    """Assemble a whole HTML document; `body` is HTML, `title` is text."""
+    """Assemble a complete HTML document; `body` is HTML, `title` is text."""
     return f"""<!doctype html>
 <html lang="en">
 <head>

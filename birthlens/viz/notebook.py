@@ -107,9 +107,10 @@ def show_attention(
     """Show the attention pattern of every head on one sequence.
 
     `source` is a run (or its path) or any TransformerLens model. For a run, `step` is a kept step, several of them, or a
-    choice such as "every:5"; with more than one step the picture has a slider, and by default it has up to twenty. `tokens`
-    are a TokenBatch (of which `row` is shown), a text, or the ids of one sequence; by default a held-out sequence of the
-    run's task. For a model, `tokens` are ids and `labels` their text. The first `length` positions are shown.
+    choice such as "every:5". With more than one step the picture has a slider; by default it has up to twenty steps.
+    `tokens` are a TokenBatch (of which `row` is shown), a text, or the ids of one sequence; by default a held-out
+    sequence of the run's task. For a model, `tokens` are ids and `labels` their text. The first `length` positions are
+    shown.
 
     Raises:
         BirthlensError: for steps, heads or tokens that do not exist, or a model without tokens.
@@ -140,7 +141,7 @@ def show_attention(
 
 
 def pictures_page(pictures: Sequence[AttentionPicture], title: str = "Attention") -> str:
-    """Return one HTML document with several pictures; the scripts are in it once."""
+    """Return one HTML document with several pictures; it contains the scripts only once."""
     body = "\n".join(picture.html(number) for number, picture in enumerate(pictures))
     return page(title, f"<main>\n{body}\n</main>", asset("page.css") + asset("attention.css"), scripts())
 
@@ -151,12 +152,12 @@ def save_pictures(pictures: Sequence[AttentionPicture], path: str | Path) -> Pat
 
 
 def scripts() -> str:
-    """Return the scripts that a page with pictures needs, once, after them."""
+    """Return the scripts that a page with pictures needs once, after the pictures."""
     return f"<script>\n{circuitsvis_bundle()}\n</script>\n<script>\n{asset('attention.js')}\n</script>"
 
 
 def thinned(steps: Sequence[int], most: int) -> list[int]:
-    """Keep at most `most` steps, evenly, with both ends.
+    """Keep at most `most` steps, evenly spaced, including both ends.
 
     Example:
         >>> thinned(range(0, 101, 10), 4)

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 BARS = "▁▂▃▄▅▆▇█"
 MEASURED = ("in_context_loss", "in_context_accuracy", "global_loss", "all_loss")
 SILENCE = 10
-"""A run is called silent after this many times its usual time between checkpoints (and ten seconds) without a new one."""
+"""A run counts as silent after this many times its usual time between checkpoints (plus ten seconds) without a new one."""
 
 
 def sparkline(values: Sequence[float], width: int = 40, low: float | None = None, high: float | None = None) -> str:
-    """Draw values as a row of bars, the last of each column's share; values that are not finite leave a gap.
+    """Draw values as a row of bars, each column showing the last of its values; values that are not finite leave a gap.
 
     Example:
         >>> sparkline([0, 1, 2, 3]), sparkline([5.0, 5.0]), sparkline([0, 1], low=0, high=2)
@@ -48,7 +48,7 @@ def sparkline(values: Sequence[float], width: int = 40, low: float | None = None
 
 
 def duration(seconds: float) -> str:
-    """Spell a duration.
+    """Format a duration.
 
     Example:
         >>> duration(7), duration(200), duration(7300)
@@ -64,10 +64,9 @@ def duration(seconds: float) -> str:
 
 @dataclass
 class Watch:
-    """Draw a run repeatedly; the recalls of earlier steps are kept.
+    """Draws a run repeatedly; recalls of earlier steps are cached.
 
-    `width` is that of a sparkline; rows that do not fit a terminal of `height` lines are left out, with a
-    note.
+    `width` is that of a sparkline. Rows that do not fit a terminal of `height` lines are left out, with a note.
     """
 
     run: Run
@@ -106,7 +105,7 @@ class Watch:
         table.add_column(no_wrap=True, justify="right")
         table.add_column(no_wrap=True, style="dim")
         rows = self.rows(steps)
-        # The two lines above may each break once, and the cursor needs a line.
+        # The two lines above may each wrap once, and the cursor needs a line.
         room = len(rows) if self.height is None else max(1, self.height - 5)
         for row in rows[:room]:
             table.add_row(*row)

@@ -166,9 +166,9 @@ def test_thinned_steps_keep_both_ends(steps: Any, most: Any) -> None:
         ({"heads": ["L5H0"]}, "head = L5H0 does not exist in this model; valid heads are L0H0, L1H0"),
         ({"row": 900, "tokens": "batch"}, "row = 900: the batch has rows 0 to 3"),
         ({"tokens": "~~"}, "text holds"),
-        ({"tokens": [999]}, "are no ids"),
+        ({"tokens": [999]}, "are not ids"),
         ({"tokens": [[1, 2, 3], [4, 5, 6]]}, "tokens have shape .2, 3.: give the ids of one sequence"),
-        ({"tokens": [0] * 99}, "the run's context holds 1 to 24"),
+        ({"tokens": [0] * 99}, "the run's context has room for 1 to 24"),
         ({"length": 0}, "length = 0: show at least 1 position"),
         ({"length": -5}, "length = -5"),
         ({"labels": ["a"]}, "give labels only with a model"),
@@ -197,9 +197,9 @@ def test_models_need_ids_and_have_no_steps() -> None:
     for text in ([["a"]], [[1], [2, 3]], [None]):
         with pytest.raises(BirthlensError, match="as a list of whole numbers"):
             birthlens.show_attention(model, tokens=text)
-    with pytest.raises(BirthlensError, match=r"tokens = \[999\] are no ids"):
+    with pytest.raises(BirthlensError, match=r"tokens = \[999\] are not ids"):
         birthlens.show_attention(model, tokens=[1, 999])
-    with pytest.raises(BirthlensError, match="the model's context holds 1 to"):
+    with pytest.raises(BirthlensError, match="the model's context has room for 1 to"):
         birthlens.show_attention(model, tokens=[1] * 99)
     with pytest.raises(BirthlensError, match="row = 4: the batch has rows 0 to 3"):
         birthlens.show_attention(model, tokens=evaluation_batch(run(), 4), row=4)

@@ -1,4 +1,4 @@
-"""Tidy tables to figures, one function each, in one style that prints and that colour-blind readers can read.
+"""Figures of tidy tables, one function each, in one style that is readable in print and for colour-blind readers.
 
     curves      loss and accuracy with reference predictors, recall of the memories, timelines of ablations and edges
     areas       what a matrix is made of, stacked over training

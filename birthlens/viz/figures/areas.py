@@ -23,12 +23,12 @@ def ledger_areas(table: pd.DataFrame) -> Figure:
     """Draw the shares of each matrix's squared norm as stacked areas, one panel for each matrix and reading.
 
     The table is that of `ledger_tables.ledger_table`, or of `paper_ledger_table` with its column reading: columns step,
-    matrix, family, kind ("association", "cell", "residual"), share. Named associations lie at the bottom in full colour;
-    the largest cells follow, then the sum of the small ones; the residual is grey. Steps where the matrix is still
-    zero are left out; a single step is drawn as a bar.
+    matrix, family, kind ("association", "cell", "residual"), share. Named associations are at the bottom in full colour,
+    followed by the largest cells and the sum of the small ones; the residual is grey. Steps at which the matrix is still
+    zero are left out. A single step is drawn as a bar.
 
     Raises:
-        BirthlensError: where all matrices are zero at all steps.
+        BirthlensError: if all matrices are zero at all steps.
     """
     columns_needed(table, "matrix", "family", "kind", numeric=("step", "share"))
     keys = ["matrix", "reading"] if "reading" in table else ["matrix"]
@@ -56,7 +56,7 @@ def ledger_areas(table: pd.DataFrame) -> Figure:
         ax.margins(x=0)
         ax.set_xlabel("step")
         handles, texts = ax.get_legend_handles_labels()
-        # Reversed, so that the legend reads from the top of the stack down.
+        # Reversed, so that the legend lists the stack from top to bottom.
         legend_under(ax, handles=handles[::-1], labels=[fill(in_words(text), 30) for text in texts[::-1]])
     axes[0][0].set_ylabel("share of squared norm")
     return figure
@@ -68,7 +68,7 @@ def _bands(wide: pd.DataFrame, kinds: dict[str, str]) -> tuple[list[np.ndarray],
     cells = sorted(
         (family for family in families if kinds[family] == "cell"), key=lambda f: -float(np.max(wide[f].to_numpy()))
     )
-    # A single small cell is shown by its name; several are added up.
+    # A single small cell is shown with its name; several are added up.
     shown = len(cells) if len(cells) == MOST_CELLS + 1 else MOST_CELLS
     large = cells[:shown]
     small = cells[shown:]

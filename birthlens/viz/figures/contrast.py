@@ -1,4 +1,4 @@
-"""What changed runs do otherwise than their controls, as curves of paired differences."""
+"""How changed runs differ from their controls, as curves of paired differences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = ("in_context_accuracy", "in_context_loss", "output_memory", "trigger_mem
 
 @styled
 def difference_curves(contrast: pd.DataFrame) -> Figure:
-    """Draw the difference from the control at every step, with its interval where there is one.
+    """Draw the difference from the control at every step, with its interval if there is one.
 
     `contrast` has columns step, metric, difference, low, high: `contrast.contrast_table`.
     """

@@ -1,4 +1,4 @@
-"""Values over training: behaviour beside the reference predictors, recall of the memories, timelines of interventions."""
+"""Values over training: behaviour with the reference predictors, recall of the memories, timelines of interventions."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ def training_curves(
 def birth_panels(
     metrics: pd.DataFrame, references: pd.DataFrame, recalls: pd.DataFrame | None = None, reached: float = 0.9
 ) -> Figure:
-    """Draw the birth in one row: in-context loss, in-context accuracy, and, where given, the recall of the three memories.
+    """Draw the birth in one row: in-context loss, in-context accuracy, and, if given, the recall of the three memories.
 
     `metrics` and `references` are those of `training_curves`, `recalls` is that of `recall_curves`. The trigger memory is
-    read among the triggers where it has several, the others among all candidates. A grey line marks the first measured step
+    read among the triggers if there are several, the others among all candidates. A grey line marks the first measured step
     with an accuracy above `reached`.
     """
     columns_needed(metrics, "split", "metric", numeric=("step", "value"))
@@ -136,7 +136,7 @@ def recall_curves(
     candidates: Sequence[str] = ("all", "triggers", "first 64"),
     memories: Sequence[str] = MEMORIES,
 ) -> Figure:
-    """Draw the recall of each memory over training: one panel each, a line for each set of candidates, chance dotted.
+    """Draw the recall of each memory over training: one panel each, a line for each candidate set, chance dotted.
 
     The table is that of `recall_tables.memory_series`: columns step, memory, basis, metric, candidates, value, chance, n.
     """
@@ -178,8 +178,8 @@ def timeline(
 ) -> Figure:
     """Draw one line for each entry of the column `series` over step: ablations, edges, any probe.
 
-    The table has columns step, `series`, metric and `value`; where it has low and high (or change_low, change_high) they
-    are drawn as a band. At most `most` lines are coloured, those that move furthest from zero; the others stay grey.
+    The table has columns step, `series`, metric and `value`. If it has low and high (or change_low, change_high), they are
+    drawn as a band. At most `most` lines are coloured, those that move furthest from zero; the others stay grey.
     `reference` draws a horizontal line.
     """
     columns_needed(table, series, numeric=("step", value))
@@ -192,7 +192,7 @@ def timeline(
     ax = axes[0][0]
     reach = table.groupby(series, sort=False)[value].agg(lambda values: float(np.nanmax(np.abs(values))))
     furthest = set(reach.sort_values(ascending=False, kind="stable").index[:most])
-    # Colours follow the order of the table, as in the report, so that a head has one colour everywhere.
+    # Colours follow the order of the table, as in the report, so that a head has the same colour everywhere.
     leading = [name for name in reach.index if name in furthest]
     low, high = ("change_low", "change_high") if value == "change" else ("low", "high")
     for name, rows in table.groupby(series, sort=False):
@@ -233,7 +233,7 @@ def _floors(ax: Axes, references: pd.DataFrame | None, names: Sequence[str], rol
 
 
 def _top(*values: Iterable[float]) -> float:
-    """Return where an axis should end: a little above the largest finite value."""
+    """Return the upper end of an axis: a little above the largest finite value."""
     return 1.06 * max((value for part in values for value in part if np.isfinite(value)), default=1.0)
 
 

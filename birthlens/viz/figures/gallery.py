@@ -1,4 +1,4 @@
-"""What `birthlens plot` draws: of a run, its tables are computed by `analysis` first; a saved table is drawn as it is."""
+"""The figures of `birthlens plot`: for a run, `analysis` computes the tables first; a saved table is drawn as it is."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def ledger(run: Run, steps: Sequence[int]) -> Figure:
     from birthlens.analysis.memories.ledger_tables import paper_ledger_table
 
     _paper_model(run, "ledger")
-    # The value at the start is subtracted, so the first step is read too.
+    # The value at the first step is subtracted, so this step is read too.
     read = sorted({run.steps[0], *steps})
     return figures.ledger_areas(paper_ledger_table(run.checkpoints(read), run.triggers))
 
 
 def ablation(run: Run, steps: Sequence[int]) -> Figure:
-    """In-context accuracy lost when a head is replaced by its mean."""
+    """Change of in-context accuracy when a head is replaced by its mean."""
     from birthlens.analysis.interventions.causal_tables import changes, head_ablations_table
 
     table = changes(head_ablations_table(run, steps))
@@ -80,7 +80,7 @@ def ablation(run: Run, steps: Sequence[int]) -> Figure:
 
 
 def edges(run: Run, steps: Sequence[int]) -> Figure:
-    """In-context accuracy lost when an edge between components is replaced by its mean."""
+    """Change of in-context accuracy when an edge between components is replaced by its mean."""
     from birthlens.analysis.interventions.causal_tables import changes, edge_ablations_table
 
     table = changes(edge_ablations_table(run, steps, n=16))
@@ -99,7 +99,7 @@ def patching(run: Run, steps: Sequence[int]) -> Figure:
 
 
 def transplant(run: Run, steps: Sequence[int]) -> Figure:
-    """In-context accuracy when a trained matrix of one step is given to the model of another, at up to six steps."""
+    """In-context accuracy when a trained matrix of one step is put into the model of another, at up to six steps."""
     from birthlens.analysis.interventions.weight_patching import weight_patching_table
     from birthlens.runs.evaluation import evaluation_batch
 
@@ -126,10 +126,10 @@ KINDS: dict[str, Callable[[Run, Sequence[int]], Figure]] = {
     "transplant": transplant,
     "attention": attention,
 }
-"""What can be drawn of a run."""
+"""The figures of a run."""
 
 MOST_STEPS = {"memories": 1, "ledger": 12, "ablation": 12, "edges": 12, "patching": 1, "transplant": 6, "attention": 4}
-"""How many steps a kind draws at most, evenly spread; where this is 1, the last step."""
+"""The largest number of steps in a figure, evenly spaced; if it is 1, the last step."""
 
 TABLE_KINDS: dict[str, Callable[..., Figure]] = {
     "curves": figures.training_curves,
@@ -141,14 +141,14 @@ TABLE_KINDS: dict[str, Callable[..., Figure]] = {
     "sweep": figures.sweep_heatmap,
     "heatmap": figures.heatmap,
 }
-"""What can be drawn of a saved table."""
+"""The figures of a saved table."""
 
 
 def draw(run: Run, kind: str, steps: Sequence[int]) -> Figure:
     """Draw one kind of figure of a run.
 
     Raises:
-        BirthlensError: for an unknown kind, or one that does not exist for this model.
+        BirthlensError: for an unknown kind, or one that is unavailable for this model.
     """
     if kind not in KINDS:
         raise BirthlensError(
@@ -158,7 +158,7 @@ def draw(run: Run, kind: str, steps: Sequence[int]) -> Figure:
 
 
 def drawn_steps(run: Run, kind: str, steps: Sequence[int]) -> list[int]:
-    """Return which of the steps a kind of figure draws: all, or as many as fit."""
+    """Return which of the steps a kind of figure draws: all of them, or as many as fit."""
     most = MOST_STEPS.get(kind, len(steps))
     if kind == "attention" and run.config.model.n_layers * run.config.model.n_heads > HEADS_DOWN:
         most = 2
@@ -212,7 +212,7 @@ _READERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "Sequence[str]": ("names with commas between", lambda text: text.split(",")),
     "tuple[float, float]": ("two numbers with a comma between", _two_numbers),
 }
-"""How an option that was given as text is read, by its annotation."""
+"""How an option given as text is parsed, by its annotation."""
 
 
 def _annotation(parameter: Parameter) -> str:
@@ -245,10 +245,10 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
 
 def memory_frames(run: Run, weights: Weights) -> dict[str, pd.DataFrame]:
-    """Tabulate the scores of the three memories: output and previous-token whole, the trigger memory over fixed triggers.
+    """Return the score tables of the three memories; that of the trigger memory covers the fixed triggers, if there are any.
 
-    attrs["diagonal"] of each table is the offset of its right entries from the main diagonal: 0, or -1 where row t belongs
-    to column t - 1.
+    attrs["diagonal"] of each table is the offset of its right entries from the main diagonal: 0, or -1 if the right entry of
+    row t is in column t - 1.
     """
     from birthlens.analysis.memories.circuits import output_memory, prev_token_memory, trigger_memory
 

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LONGEST_NAME = 24
-"""How many characters of the name of a row or column are shown."""
+"""The number of characters shown of the name of a row or column."""
 
 LONGEST_TOKEN = 10
-"""How many characters of a token are shown."""
+"""The number of characters shown of a token."""
 
 HEADS_DOWN = 4
-"""Attention maps of at most so many heads have a row for each; those of more have a block of rows for each step."""
+"""Attention maps of up to this many heads have a row for each head; with more, they have a block of rows for each step."""
 
 
 @styled
@@ -54,10 +54,10 @@ def heatmap(
 ) -> Figure:
     """Draw the column `value` over two other columns of a tidy table; missing cells stay blank.
 
-    With `centre` the colours diverge from it. `numbers` writes each value into its cell, by default up to 80 cells.
+    With `centre` the colours diverge from it. `numbers` writes each value into its cell (default: up to 80 cells).
 
     Raises:
-        BirthlensError: where two rows of the table fall on one cell.
+        BirthlensError: if two rows of the table belong to the same cell.
     """
     wide = _wide(table, x, y, value)
     figure, axes = panels(1, 1, 1.6 + min(0.42 * wide.shape[1] + 1.2, 6), 1.0 + min(0.34 * wide.shape[0] + 0.6, 6))
@@ -76,7 +76,7 @@ def patching_map(
     value: str = "recovered",
     title: str | None = None,
 ) -> Figure:
-    """Draw how much of the clean-corrupted gap each patch recovers: 0 white, 1 full red, below 0 blue."""
+    """Draw how much of the clean-corrupted gap each patch recovers: 0 is white, 1 is red, below 0 is blue."""
     wide = _wide(table, x, y, value)
     bound = max(1.0, float(np.nanmax(np.abs(wide.to_numpy()))))
     return heatmap(table, x, y, value, title or "share of the gap recovered", (-bound, bound), 0.0)
@@ -128,7 +128,7 @@ def sweep_heatmap(
 def memory_heatmaps(tables: Mapping[str, pd.DataFrame], columns: int = 3) -> Figure:
     """Draw score tables of memories, one panel each: rows are inputs (queries), columns outputs, labels from the frame.
 
-    Each panel has its own scale, symmetric about the table's median; a softmax ignores that constant.
+    Each panel has its own scale, symmetric about the table's median. The softmax does not depend on that constant.
     """
     if not tables:
         raise BirthlensError("there is no memory table to draw; give at least one.")
@@ -149,9 +149,9 @@ def memory_heatmaps(tables: Mapping[str, pd.DataFrame], columns: int = 3) -> Fig
 
 @styled
 def attention_maps(frames: AttentionFrames, steps: Sequence[int] | None = None) -> Figure:
-    """Draw attention patterns; rows of a panel are queries, columns keys, and a legend says what the marks mean.
+    """Draw attention patterns; rows of a panel are queries, columns are keys, and a legend explains the marks.
 
-    Up to four heads go down with their steps across; more heads stand side by side, step by step.
+    Up to four heads have one row of panels each, with their steps side by side. More heads are side by side, step by step.
     """
     chosen = list(frames.steps if steps is None else steps)
     if missing := [step for step in chosen if step not in frames.steps]:
@@ -162,7 +162,7 @@ def attention_maps(frames: AttentionFrames, steps: Sequence[int] | None = None) 
     else:
         columns = next((n for n in (4, 3) if len(frames.heads) % n == 0), 4)
         shown = [(head, step) for step in chosen for head in frames.heads]
-    # Large enough that every token of a usual sequence keeps its label.
+    # Large enough that every token of a typical sequence keeps its label.
     side = min(4.5, max(2.35, 0.7 + len(frames.tokens) * SMALLEST_FONT * LINE_HEIGHT * 1.08 / 72))
     figure, axes = panels(-(-len(shown) // columns), columns, side, side, "compressed")
     tokens = [shortened(printable(token), LONGEST_TOKEN) for token in frames.marked]
@@ -194,7 +194,7 @@ def _wide(table: pd.DataFrame, x: str, y: str, value: str) -> pd.DataFrame:
     columns_needed(table, x, y, numeric=(value,))
     mixed_columns(table, [x, y])
     wide = table.pivot(index=y, columns=x, values=value)
-    # pivot sorts; text keeps the order of the table, numbers go up.
+    # pivot sorts; text keeps the order of the table, numbers ascend.
     rows, columns = (list(dict.fromkeys(table[name])) for name in (y, x))
     numeric = [all(isinstance(v, int | float | np.number) for v in axis) for axis in (rows, columns)]
     return wide.reindex(index=sorted(rows) if numeric[0] else rows, columns=sorted(columns) if numeric[1] else columns)

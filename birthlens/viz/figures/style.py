@@ -1,4 +1,4 @@
-"""One look for all figures: Okabe and Ito's colours, line styles that differ without colour, vector fonts."""
+"""One style for all figures: Okabe and Ito's colours, line styles that differ without colour, vector fonts."""
 
 from __future__ import annotations
 
@@ -116,13 +116,13 @@ def panels(
 
 
 def legend_below(figure: Figure, handles: Iterable[object], columns: int = 4, **options: Any) -> None:
-    """Put one legend under all panels, where it covers nothing."""
+    """Put one legend below all panels."""
     listed = list(handles)
     figure.legend(handles=listed, loc="outside lower center", ncols=min(columns, max(1, len(listed))), **options)
 
 
 def legend_under(ax: Axes, **options: Any) -> None:
-    """Put a legend under the panel, below its axis label and flush with its left edge."""
+    """Put a legend below the panel, under its axis label and aligned with its left edge."""
     down = ScaledTranslation(0, -0.47, ax.figure.dpi_scale_trans)
     ax.legend(
         loc="upper left",
@@ -135,10 +135,10 @@ def legend_under(ax: Axes, **options: Any) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure; the ending of the name (.png, .svg, .pdf) chooses the format. Same figure, same bytes.
+    """Write a figure; the ending of the name (.png, .svg, .pdf) sets the format. The same figure gives the same bytes.
 
     Raises:
-        BirthlensError: for another ending, or a directory that does not exist.
+        BirthlensError: for any other ending, or a directory that does not exist.
     """
     path = check_name(path)
     stamp = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[path.suffix]
@@ -160,7 +160,7 @@ def check_name(path: str | Path) -> Path:
 
 
 def columns_needed(table: pd.DataFrame, *names: str, numeric: Sequence[str] = ()) -> None:
-    """Raise BirthlensError, listing what is there, where a table lacks a column, has no row, or text for numbers."""
+    """Raise BirthlensError if a table lacks a column (the message lists those it has), has no rows, or text for numbers."""
     present = list(table.columns)
     if missing := [name for name in (*names, *numeric) if name not in present]:
         raise BirthlensError(
@@ -176,14 +176,14 @@ def columns_needed(table: pd.DataFrame, *names: str, numeric: Sequence[str] = ()
 
 
 SEEDS = ("seed", "run", "path", "state")
-"""Columns that tell the runs of one setting apart, besides those that begin with "seeds."."""
+"""Columns that distinguish the runs of one setting, in addition to those that begin with "seeds."."""
 
 
 def mixed_columns(table: pd.DataFrame, keys: Sequence[str], averaged: bool = False) -> None:
-    """Raise BirthlensError where several rows would be drawn at one place, naming the columns in which they differ.
+    """Raise BirthlensError if several rows would be drawn at the same place, naming the columns in which they differ.
 
-    `keys` are the columns that say where a row is drawn. With `averaged`, rows that differ in their seeds or in measured
-    numbers only may share a place.
+    `keys` are the columns that determine where a row is drawn. With `averaged`, rows that differ only in their seeds or in
+    measured numbers may share a place.
     """
     doubles = table[table.duplicated(list(keys), keep=False)]
     if doubles.empty:
@@ -210,7 +210,7 @@ def mixed_columns(table: pd.DataFrame, keys: Sequence[str], averaged: bool = Fal
 
 
 def _is_setting(table: pd.DataFrame, name: str) -> bool:
-    """Say whether a column says what was measured rather than the result: a text, a key such as model.d_model, a step."""
+    """Return whether a column is a setting rather than a result: a text, a key such as model.d_model, a step."""
     if name.startswith("seeds."):
         return False
     return "." in name or name == "step" or table[name].dtype.kind not in "iufb"

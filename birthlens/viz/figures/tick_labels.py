@@ -15,7 +15,7 @@ from birthlens.viz.figures.style import Drawing
 
 LARGEST_FONT = 8.0
 SMALLEST_LEVEL_FONT = 6.5
-"""Column labels that would need a smaller font than this, in points, are turned upright."""
+"""Column labels that would need a smaller font than this, in points, are rotated."""
 
 SMALLEST_FONT = 5.5
 LINE_HEIGHT = 1.3
@@ -23,7 +23,7 @@ LINE_HEIGHT = 1.3
 
 
 def printable(text: str) -> str:
-    """Spell a label in characters that the figures' font has; others by their code points."""
+    """Return a label in characters that the figures' font has; others become their code points."""
     known = _glyphs()
     return "".join(c if ord(c) in known else f"U+{ord(c):04X}" for c in text).replace("$", r"\$")
 
@@ -34,9 +34,9 @@ def _glyphs() -> frozenset[int]:
 
 
 def label_ticks(ax: Axes, columns: Sequence[str], rows: Sequence[str]) -> None:
-    """Label columns and rows, as many as can be read once the panel has its size."""
+    """Label columns and rows, as many as are readable at the final size of the panel."""
     for axis, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
-        # Until then the widest name holds the room.
+        # Until then, the widest name reserves the space.
         axis.set_ticks([0] if names else [], [max(names, key=len)] if names else [])
     figure = ax.figure
     assert isinstance(figure, Drawing)
@@ -45,9 +45,9 @@ def label_ticks(ax: Axes, columns: Sequence[str], rows: Sequence[str]) -> None:
 
 
 def _fit(axis: Axis, names: Sequence[str], inches: float, across: bool) -> None:
-    """Label one axis: columns level where they fit, else upright; smaller, then fewer, where they would run together.
+    """Label one axis: columns horizontally if they fit, otherwise rotated; smaller, then fewer, if they would overlap.
 
-    Consecutive numbers (positions) stay level and large, since those left out can be counted.
+    Consecutive numbers (positions) stay horizontal and large, because omitted ones can be counted.
     """
     if not names:
         return

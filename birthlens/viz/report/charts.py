@@ -18,7 +18,7 @@ BOTTOM = 40
 
 COLOURS = 8
 LEVELS = 5
-"""How many colours report.css has for lines, and for horizontal levels."""
+"""The number of colours that report.css has for lines, and for horizontal levels."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Chart:
             y = self._y(min(value, self._range[1]))
             if before or after:
                 out.append(f"{'L' if before else 'M'}{x:.1f} {y:.1f}")
-            else:  # a value on its own would be a line of no length
+            else:  # a single value would be a line of length zero
                 out.append(f"M{min(max(x - 3, LEFT), WIDTH - RIGHT - 6):.1f} {y:.1f}h6")
         return "".join(out)
 
@@ -202,7 +202,7 @@ def _nice(width: float) -> float:
 
 
 def ticks(low: float, high: float, count: int = 4, whole: bool = False) -> list[float]:
-    """Return about `count` round numbers between two values; with `whole`, whole ones."""
+    """Return about `count` round numbers between two values; with `whole`, whole numbers."""
     step = _nice((high - low) / count) if high > low else 1.0
     step = math.ceil(step) if whole else step
     first = math.ceil(low / step - 1e-9)

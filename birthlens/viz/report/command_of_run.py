@@ -11,7 +11,7 @@ from birthlens.runs.run import Run
 
 
 def command_of(run: Run) -> str:
-    """Return the command that makes a run again: `birthlens fork` for a fork, `birthlens train` for any other."""
+    """Return the command that repeats a run: `birthlens fork` for a fork, `birthlens train` for any other."""
     if run.parent is None:
         return command(run.config, str(run.path))
     words = [str(run.parent.path), str(run.path), "--at", str(run.parent.step), *run.parent.changes]

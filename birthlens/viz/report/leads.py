@@ -30,7 +30,7 @@ SMALLEST_CHANGE = 0.0005
 """Smaller changes are 0 when rounded to three decimals."""
 
 FEWEST_CANDIDATES = 4
-"""Fewer candidates leave no null band."""
+"""With fewer candidates there is no null band."""
 
 GLOSSARY = (
     ("trigger, output", "A trigger is a token whose usual successor is overridden in a sequence: the output, a new one for "
@@ -130,7 +130,7 @@ def memories(facts: Facts) -> str:
     if min(len(facts.run.statistics), facts.run.config.task.context - 1) >= FEWEST_CANDIDATES:
         said += f" {births(facts.births)}"
     else:
-        said += " They have too few candidates for a birth to be told from chance."
+        said += " They have too few candidates to distinguish a birth from chance."
     passed: list[str] = []
     for memory in MEMORIES:
         read = facts.readings(memory)
@@ -174,7 +174,7 @@ def heads(table: pd.DataFrame) -> str:
     last = last.reindex(last["change"].abs().sort_values(ascending=False, kind="stable").index)
     step = int(last["step"].iloc[0])
     if last["change"].isna().all():
-        return f"The sequences hold no in-context target, so nothing can be said about the heads at step {step}."
+        return f"The sequences contain no in-context target, so nothing can be said about the heads at step {step}."
     if last["change"].abs().max() < SMALLEST_CHANGE:
         return f"No head matters at step {step}: ablating any one leaves in-context accuracy unchanged."
     named = [
@@ -189,7 +189,7 @@ def edges(table: pd.DataFrame) -> str:
     clear = table[(table["change_low"] > 0) | (table["change_high"] < 0)]
     tested = counted(len(table), "edge")
     if table["change"].isna().all():
-        return "The sequences hold no in-context target, so nothing can be said about the edges."
+        return "The sequences contain no in-context target, so nothing can be said about the edges."
     if table["change_low"].isna().all():
         largest = table.iloc[int(table["change"].abs().argmax())]
         return (

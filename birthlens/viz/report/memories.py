@@ -40,7 +40,7 @@ def _cut(table: pd.DataFrame, order: np.ndarray) -> pd.DataFrame:
 def _table(name: str, tables: Sequence[pd.DataFrame], steps: Sequence[int]) -> str:
     shifted = np.stack([t.to_numpy(dtype=float) - np.median(t.to_numpy(dtype=float)) for t in tables])
     if not np.isfinite(shifted).all():
-        raise BirthlensError(f"the {name} holds scores that are not finite; the run has diverged.")
+        raise BirthlensError(f"the {name} contains scores that are not finite; the run has diverged.")
     bound = float(np.abs(shifted).max()) or 1.0
     first = tables[0]
     rows = [str(label) for label in first.index]
@@ -74,7 +74,7 @@ def _table(name: str, tables: Sequence[pd.DataFrame], steps: Sequence[int]) -> s
 
 
 def _ticks(labels: Sequence[str], kind: str, side: str) -> str:
-    """Label a side of a map in its own place in percent: as many as fit beside one another, long ones cut."""
+    """Label a side of a map, with positions in percent: as many labels as fit side by side, long ones shortened."""
     cut = [shortened(label, LONGEST_LABEL) for label in labels]
     longest = max(map(len, cut))
     upright = kind == "columns" and longest > 2

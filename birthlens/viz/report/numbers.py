@@ -25,10 +25,10 @@ REACHED = 0.9
 
 @dataclass(frozen=True)
 class KeyNumber:
-    """One number: its value, what chance gives, and the optimum (NaN where that has no meaning).
+    """One number: its value, its chance level, and the optimum (NaN if that has no meaning).
 
     The optimum of a loss or an accuracy is that of the Bayes-optimal predictor, which is the best on average over all
-    positions (at one kind of position another predictor may be better); the optimum of a recall is 1.
+    positions (at one kind of position another predictor may be better). The optimum of a recall is 1.
     """
 
     name: str
@@ -47,22 +47,22 @@ class Facts:
 
     @cached_property
     def steps(self) -> list[int]:
-        """Kept steps."""
+        """The kept steps."""
         return self.run.steps
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
-        """What training measured."""
+        """The measurements of training."""
         return self.run.metrics()
 
     @cached_property
     def batch(self) -> TokenBatch:
-        """Held-out sequences."""
+        """The held-out sequences."""
         return evaluation_batch(self.run, self.sequences)
 
     @cached_property
     def references(self) -> pd.DataFrame:
-        """Reference predictors on them."""
+        """The reference predictors' scores on these sequences."""
         return reference_table(self.run.task, self.batch, self.predictors)
 
     @cached_property
@@ -92,19 +92,19 @@ class Facts:
         return [int(step) for step in rows["step"]], [float(value) for value in rows["value"]]
 
     def last(self, metric: str) -> float:
-        """Return the last measured value of a metric, NaN where it was never measured."""
+        """Return the last measured value of a metric, NaN if it was never measured."""
         _, values = self.series(metric)
         return values[-1] if values else float("nan")
 
     def reference(self, predictor: str, role: str, metric: str) -> float:
-        """Return what a reference predictor scores, NaN where the role is empty."""
+        """Return the score of a reference predictor, NaN if the role is empty."""
         table = self.references
         chosen = (table["predictor"] == predictor) & (table["role"] == role) & (table["metric"] == metric)
         found = [float(value) for value in table[chosen]["value"]]
         return found[0] if found else float("nan")
 
     def recall_series(self, memory: str, candidates: str) -> tuple[list[int], list[float], float]:
-        """Return recall over steps, and its chance level; empty where the reading does not exist."""
+        """Return recall over steps, and its chance level; empty if the reading does not exist."""
         rows = self.recalls[
             (self.recalls["memory"] == memory)
             & (self.recalls["candidates"] == candidates)
@@ -116,8 +116,8 @@ class Facts:
     def readings(self, memory: str) -> list[str]:
         """List the candidate sets that are informative for a memory of this run.
 
-        With fixed triggers, the trigger memory is read among the triggers: no other token was ever a query, so recall among
-        all N tokens would be K / N at most.
+        With fixed triggers, the trigger memory is read among the triggers. No other token was ever a query, so recall among
+        all N tokens would be at most K / N.
         """
         rows = self.recalls[(self.recalls["memory"] == memory) & (self.recalls["metric"] == "recall")]
         found = [name for name in dict.fromkeys(rows["candidates"]) if "among" not in name]

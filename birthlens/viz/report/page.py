@@ -1,4 +1,4 @@
-"""Parts that both kinds of report share: sections, tables, facts about corpus and config, the page around them."""
+"""Parts that both kinds of report share: sections, tables, facts about corpus and config, and the page itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from birthlens.viz.report.charts import number
 
 
 def section(name: str, title: str, body: str | Callable[[], str], lead: str = "") -> str:
-    """Return a section; where its body cannot be computed, the reason is shown instead."""
+    """Return a section; if its body cannot be computed, the reason is shown instead."""
     try:
         inner = body if isinstance(body, str) else body()
     except BirthlensError as error:
@@ -37,7 +37,7 @@ def table(
     classes: str = "",
     notes: Mapping[str, str] | None = None,
 ) -> str:
-    """Return an HTML table of text; the first cell of each row is its heading, with its note, if any, in small below."""
+    """Return an HTML table of text; the first cell of each row is its heading, followed by its note, if any, in small."""
 
     def heading(name: str) -> str:
         note = (notes or {}).get(name)
@@ -51,9 +51,9 @@ def table(
 
 
 def framed(header: Sequence[str], rows: str, caption: str, classes: str, captioned: bool = True) -> str:
-    """Put the rows of a table (HTML) under a header (text), in a frame that scrolls where the screen is narrow.
+    """Put the rows of a table (HTML) under a header (text), in a frame that scrolls on narrow screens.
 
-    The caption (text) names the frame, and stands over the table where `captioned`.
+    The caption (text) names the frame. With `captioned`, it is also shown above the table.
     """
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     said = escape(caption)
@@ -106,7 +106,7 @@ def spelled(value: Any) -> str:
 
 
 def shown(value: float) -> str:
-    """Format a number of a table: steps whole, others rounded, a dash for NaN."""
+    """Format a number in a table: steps as whole numbers, others rounded, a dash for NaN."""
     if not math.isfinite(value):
         return "–"
     return str(int(value)) if value == int(value) and abs(value) >= 2 else number(value)
@@ -122,7 +122,7 @@ def progress(run: Run) -> str:
 
 
 def document(title: str, subtitle: str, steps: Sequence[int], sections: Sequence[str], scripts: str = "") -> str:
-    """Assemble the page, with the shared step cursor where there are several steps."""
+    """Assemble the page, with the shared step cursor if there are several steps."""
     cursor = ""
     if len(steps) > 1:
         end = len(steps) - 1

@@ -1,4 +1,4 @@
-"""The scorecard as one self-contained page: every claim with verdict, effects as intervals, cost and command."""
+"""The scorecard as one self-contained page: every claim with its verdict, effects as intervals, cost and command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VARIANTS = (
 WIDTH = 260
 HEIGHT = 52
 MIDDLE = 17
-"""Size of the picture of one number, and the height of its interval; the axis is below."""
+"""Width and height of the picture of one number, and the height of its interval; the axis is below."""
 
 
 def scorecard_page(card: Scorecard) -> str:
@@ -157,7 +157,7 @@ def _whisker(row: dict[str, Any], result: Result) -> str:
     bottom = 2 * MIDDLE
     parts = [f'<line class="grid" x1="0" x2="{WIDTH}" y1="{bottom}" y2="{bottom}"/>']
     for tick in ticks(low - margin, high + margin, 3):
-        # Labels at the ends are turned inwards, so that none is cut off.
+        # Labels at the ends are aligned inwards, so that none is cut off.
         anchor = "start" if x(tick) < 24 else "end" if x(tick) > WIDTH - 24 else "middle"
         parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
         parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{HEIGHT - 3}" text-anchor="{anchor}">{tick:g}</text>')

@@ -173,7 +173,7 @@ def _edges(run: Run) -> tuple[str, str]:
     caption = f"Change of in-context accuracy at step {run.steps[-1]} when one edge is replaced by its mean."
     if run.config.model.n_heads > 1:
         caption += " Only edges between heads are tested."
-    # A table that is one row too long is shown whole.
+    # If the table is only one row too long, it is shown in full.
     listed = len(edges) if len(edges) <= MOST_EDGES + 1 else MOST_EDGES
     if listed < len(edges):
         caption += f" The {listed} largest changes of {len(edges)} are listed."
@@ -201,12 +201,12 @@ def _attention(run: Run) -> str:
 
 
 def _fork(facts: Facts) -> str:
-    """Lay a fork over its parent, where that is still there."""
+    """Compare a fork with its parent, if the parent still exists."""
     parent = facts.run.parent
     assert parent is not None
     said = f"<p>This run was {escape(str(parent))}.</p>"
     if not (parent.path / "run.json").exists():
-        return said + skipped("its parent is not there any more.")
+        return said + skipped("its parent no longer exists.")
     runs = [Run(parent.path), facts.run]
     return said + overlaid(run_names(runs), [Facts(runs[0]), facts])
 
