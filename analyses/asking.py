@@ -1,8 +1,8 @@
-"""What the experiments share: options, the grid beside the script, a table of results, a summary on the screen.
+"""What the experiments share: options, the grid of a script, a table of results, a printed summary.
 
-A script NAME.py has its grid in configs/NAME.yaml (overrides of the tier's base; cases; axes; seeds) and writes
-results/NAME.csv, with NAME.json beside it, which says what made it: command, grid, seeds, code, versions, date. Runs are
-shared with `birthlens reproduce`: what is there and matches is not trained again.
+A script NAME.py has its grid in configs/NAME.yaml (overrides of the tier's base; cases; axes; seeds). It writes
+results/NAME.csv, and NAME.json with its provenance: command, grid, seeds, code, versions, date. Runs are shared with
+`birthlens reproduce`: a matching run on disk is not trained again.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ HERE = Path(__file__).parent
 
 
 def options(script: str, doc: str | None, tiers: bool = True, **numbers: int) -> argparse.Namespace:
-    """Parse the options that all experiments have; `tiers` says whether this one has tiers, `numbers` what more it has."""
+    """Parse the options that all experiments have; `tiers` adds the option of tiers, `numbers` adds further ones."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if tiers:
         parser.add_argument("--tier", choices=sorted(TIERS), default="laptop")
-    parser.add_argument("--seeds", type=int, help="how many, instead of the experiment's")
+    parser.add_argument("--seeds", type=int, help="number of seeds, instead of the experiment's own")
     for name, default in numbers.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{default} by default")
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce/runs"))
-    parser.add_argument("--processes", type=int, help="how many at once; by default one a core")
+    parser.add_argument("--processes", type=int, help="number of processes (default: one for each core)")
     parser.add_argument("--out", type=Path, default=HERE / "results" / f"{Path(script).stem}.csv")
     parser.set_defaults(script=Path(script).name, grid=None)
     return parser.parse_args()
 
 
 def grid_of(script: str, arguments: argparse.Namespace) -> Grid:
-    """Read the grid beside a script, on the base of the tier."""
+    """Read the grid of a script, with the tier's config as base."""
     tree = read_mapping(HERE / "configs" / f"{Path(script).stem}.yaml", "sweep")
     tree["overrides"] = [*TIERS[arguments.tier].base, *tree.get("overrides", [])]
     arguments.grid = Grid.parse(tree, arguments.seeds)
@@ -86,7 +86,7 @@ def tell(arguments: argparse.Namespace, table: pd.DataFrame, **parts: pd.DataFra
 def keep(
     arguments: argparse.Namespace, table: pd.DataFrame | None, grid: Grid | None = None, **parts: pd.DataFrame
 ) -> None:
-    """Write a table as CSV (rounded, to be read), its parts as NAME_part.csv, and beside them as JSON what made them."""
+    """Write a table as rounded CSV, its parts as NAME_part.csv, and their provenance as JSON."""
     out, grid = arguments.out, grid or arguments.grid
     out.parent.mkdir(parents=True, exist_ok=True)
     named = {out.with_stem(f"{out.stem}_{part}"): found for part, found in parts.items()}
@@ -98,7 +98,7 @@ def keep(
 
 
 def _without_places(words: Sequence[str]) -> list[str]:
-    """Drop the options that say where files are and how many processes work; the results do not depend on them."""
+    """Drop the options for places of files and the number of processes, because the results do not depend on them."""
     kept: list[str] = []
     skip = False
     for word in words:
@@ -110,7 +110,7 @@ def _without_places(words: Sequence[str]) -> list[str]:
 
 
 def made_by(arguments: argparse.Namespace, seeds: Sequence[int], grid: Grid | None) -> dict[str, object]:
-    """Return what made a table: the command, the grid as overrides of the default config, seeds, code, versions, date."""
+    """Return a table's provenance: the command, the grid as overrides of the default config, seeds, code, versions, date."""
     said = _without_places(sys.argv[1:])
     made: dict[str, object] = {"command": shlex.join(["python", f"analyses/{arguments.script}", *said])}
     if grid is not None:

@@ -1,9 +1,9 @@
-"""Do data counts predict the first step on W_O^2? Correlation with the model's gradient as d grows, by prediction and entry.
+"""Do data counts predict the first step on W_O^2? Correlation with the model's gradient by d, prediction and entries.
 
-p_hat in the formula is 1/N, p(y), or what the model predicts; data are published or clean; codebooks are the authors' or
+p_hat in the formula is 1/N, p(y), or the model's prediction. Data are published or clean. Codebooks are the authors' or
 orthogonal (the theory's limit of large d, as far as they fit).
 
-python analyses/do_data_counts_predict_the_first_step.py --tier laptop        # 3 minutes of one core
+python analyses/do_data_counts_predict_the_first_step.py --tier laptop        # 3 minutes on one core
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CASES = tuple(itertools.product(("published", "clean"), ("authors", "orthogonal"
 def correlations(
     data: Literal["published", "clean"], init: Literal["authors", "orthogonal"], context: int, sequences: int, seed: int
 ) -> pd.DataFrame:
-    """Tabulate one case and seed: columns case, seed, quantity, value."""
+    """Return the table of one case and seed: columns case, seed, quantity, value."""
     task = BigramTask(TaskConfig(context=context, cycles=data), statistics_of(CorpusConfig()))
     table = first_step_table(task, ModelConfig(init=init), WIDTHS, sequences, (seed,), ("zero",))
     table["quantity"] = [
@@ -42,7 +42,7 @@ def correlations(
 
 @styled
 def picture(table: pd.DataFrame) -> Figure:
-    """Draw the off-diagonal correlation against d, one panel a case; the diagonal's as a thin line."""
+    """Draw the off-diagonal correlation against d, one panel for each case, and that of the diagonal as a thin line."""
     means = table.groupby(["case", "quantity"])["value"].mean()
     cases = list(table["case"].unique())
     figure, axes = panels(1, len(cases), 2.1, 2.5)
@@ -63,7 +63,7 @@ def picture(table: pd.DataFrame) -> Figure:
 
 
 def main() -> None:
-    """Correlate in every case and seed, write, print and draw."""
+    """Compute the correlations for every case and seed, write, print and draw them."""
     arguments = options(__file__, __doc__)
     sequences, context, seeds = SCALES[arguments.tier]
     jobs = [(*case, context, sequences, seed) for case in CASES for seed in range(arguments.seeds or seeds)]

@@ -1,4 +1,4 @@
-"""Do diverse outputs generalise? Trained on uniform, bigram, or a part of the outputs; tested on all kinds of output.
+"""Do diverse outputs generalise? Models trained on uniform, bigram, or some outputs, tested on all kinds of output.
 
 python analyses/do_diverse_outputs_generalise.py --tier laptop
 """
@@ -19,7 +19,7 @@ TESTS = {"uniform outputs": {}, "bigram outputs": {"outputs": "bigram"}, "first 
 
 
 def generalisation(evidence: Evidence) -> dict[str, float]:
-    """Return the in-context accuracy, absorbed positions left out, on each kind of output."""
+    """Return the in-context accuracy, without absorbed positions, on each kind of output."""
     run, found = evidence.runs["run"], {}
     for name, changes in TESTS.items():
         task = run.config.task.changed(**{"outputs": "uniform", "split": "none", **changes})

@@ -1,12 +1,12 @@
 """Do population gradients store memories? What a step against the gradient writes between the codebooks, by formula.
 
-Clean inputs w_E(z) at W = 0 (exact) and noisy ones, w_E(z) + N(0, 1) (Monte Carlo), with the corpus's bigrams as targets:
-correlation of what is written with p(z) (p(k|z) - 1/N). Attention (Monte Carlo): W_O^2 with all memories empty, W_K^2 once
-W_O^2 is ideal, W_K^1 once both are, as the theorem has them. `signal` is the mean right score less the mean of the others,
-over the others' standard deviation; `relative error` the norm of all standard errors over that of the mean. `noisy
-less clean` is about 1 where formula and error bars are right.
+For clean inputs w_E(z) at W = 0 (exact) and noisy ones w_E(z) + N(0, 1) (Monte Carlo), the targets follow the corpus's
+bigrams, and the written table is correlated with p(z) (p(k|z) - 1/N). Attention gradients (Monte Carlo) are those of the
+theorem: W_O^2 with all memories empty, W_K^2 with ideal W_O^2, W_K^1 with both ideal. `signal` is the mean right score minus
+the mean of the others, over the others' standard deviation. `relative error` is the norm of all standard errors over that of
+the mean. `noisy less clean` is about 1 if formula and error bars are right.
 
-python analyses/do_population_gradients_store_memories.py --tier laptop        # 1 minute of one core
+python analyses/do_population_gradients_store_memories.py --tier laptop        # 1 minute on one core
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def one_map(weights: Weights, statistics: BigramStatistics, batches: int, seed: 
 
 
 def signal(memory: Memory, written: Array) -> float:
-    """Return the right scores' mean less that of the others, over the standard deviation of the others."""
+    """Return the mean of the right scores minus that of the others, over the standard deviation of the others."""
     scores = memory.scores(written)
     scores = scores[1:, :-1] if memory.previous else scores[np.ix_(memory.candidates, memory.candidates)]
     others = scores[~np.eye(len(scores), dtype=bool)]
@@ -78,7 +78,7 @@ def signal(memory: Memory, written: Array) -> float:
 
 
 def gradients(init: str, width: int, batches: int, sequences: int, context: int, seed: int) -> pd.DataFrame:
-    """Take all gradients of one case and seed: columns case, seed, quantity, value."""
+    """Compute all gradients of one case and seed: columns case, seed, quantity, value."""
     statistics = statistics_of(CorpusConfig())
     task = BigramTask(TaskConfig(context=context, triggers="random"), statistics)
     model = ModelConfig(d_model=width, init=init)  # type: ignore[arg-type]
@@ -95,7 +95,7 @@ def gradients(init: str, width: int, batches: int, sequences: int, context: int,
 
 
 def main() -> None:
-    """Take the gradients in every case and seed, write and print."""
+    """Compute the gradients for every case and seed, write and print them."""
     arguments = options(__file__, __doc__)
     batches, sequences, context, seeds = SCALES[arguments.tier]
     drawn = range(arguments.seeds or seeds)

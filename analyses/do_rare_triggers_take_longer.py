@@ -1,4 +1,4 @@
-"""Do rare triggers take longer? Fixed triggers of falling frequency, and random ones, in steps and in targets seen.
+"""Do rare triggers take longer? Fixed triggers of decreasing frequency, and random ones, in steps and in targets seen.
 
 python analyses/do_rare_triggers_take_longer.py --tier laptop
 """

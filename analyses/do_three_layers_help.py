@@ -1,4 +1,4 @@
-"""Do three layers help? One, two and three layers on clean data, beside the (approximate) bag-of-tokens ceiling.
+"""Do three layers help? One, two and three layers on clean data, with the (approximate) bag-of-tokens ceiling.
 
 python analyses/do_three_layers_help.py --tier laptop
 """
@@ -13,7 +13,7 @@ from birthlens.tasks.predictors.scores import reference_table
 
 
 def layers(evidence: Evidence) -> dict[str, float]:
-    """Return speed and accuracy of a run, its best accuracy, and the ceiling on fresh sequences of its task."""
+    """Return speed and accuracy of a run, its best accuracy, and the ceiling on new sequences of its task."""
     run = evidence.runs["run"]
     batch = run.task.batch(128, run.config.seeds.evaluation + evidence.seed)
     table = reference_table(run.task, batch, ["bag"]).set_index(["role", "metric"])["value"]

@@ -1,8 +1,8 @@
 """Does the demo work for every seed, or was seed 0 lucky?
 
-Trains the demo preset over seeds (initialisation and data) and writes what it ends with, beside what it promises.
+Trains the demo preset over seeds (initialisation and data) and compares its final values with those that it promises.
 
-    python analyses/does_the_demo_work_for_every_seed.py        # a minute of one core
+    python analyses/does_the_demo_work_for_every_seed.py        # 1 minute on one core
 """
 
 from __future__ import annotations

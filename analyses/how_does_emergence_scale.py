@@ -1,4 +1,4 @@
-"""How does emergence scale with batch size and context length? Steps and tokens to half accuracy, beside published claims.
+"""How does emergence scale with batch size and context length? Steps and tokens to half accuracy, with published claims.
 
 The lines are tokens ~ T sqrt(batch) and steps ~ T^2, each through the middle of the measurements.
 
@@ -24,7 +24,7 @@ MEASURED = ("steps to half accuracy", "tokens to half accuracy")
 def exponents(table: pd.DataFrame, over: str) -> pd.DataFrame:
     """Fit log(quantity) on log(size) for each seed: columns quantity, exponent, low, high (over seeds).
 
-    NaN where a run never got to half accuracy.
+    NaN if a run never reached half accuracy.
     """
     rows = []
     for quantity in MEASURED:
@@ -52,7 +52,7 @@ def picture(table: pd.DataFrame) -> Figure:
         ax.plot(sizes, np.exp(middle + power * (np.log(sizes) - np.log(sizes).mean())), "--", color="#6E6E6E")
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")
-        ax.set_xlabel({"batch": "sequences a batch", "context": "context length T"}[over])
+        ax.set_xlabel({"batch": "sequences in a batch", "context": "context length T"}[over])
         ax.set_ylabel(quantity)
         ax.set_title(f"line: exponent {power:g}")
     return figure

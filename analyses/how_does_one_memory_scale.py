@@ -1,10 +1,11 @@
 """How does one memory scale? Its error by d and by T, for Zipf data, with the published exponents as lines.
 
-1000 tokens with p(x) ~ x^-a in five classes are stored at once, weighted by p, sqrt(p), or 1 for the d/12 most frequent. All
-data known: error against d. T samples, d = 384: error against T beside the exact data term. Dashed lines have the published
-slopes and start at the first point. Slopes are fitted for each group of 20 draws of the codebooks (a seed).
+1000 tokens with p(x) ~ x^-a in five classes are stored at once, weighted by p, sqrt(p), or 1 for the d/12 most
+frequent. With all data known, the error is plotted against d. With T samples and d = 384, it is plotted against T, with
+the exact data term. Dashed lines have the published slopes and start at the first point. Each group of 20 draws of the
+codebooks (a seed) has a fitted slope.
 
-python analyses/how_does_one_memory_scale.py        # 30 s of one core
+python analyses/how_does_one_memory_scale.py        # 30 s on one core
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How far does the previous-token head reach? Its attention to t - 1 against the position t, beside the accuracy there.
+"""How far does the previous-token head reach? Its attention to t - 1 by position t, and the accuracy at these positions.
 
-One row a case, seed and position t: attention (mean over sequences, head 0 of layer 0, at the end), chance (1 / (t + 1)),
-accuracy and n (in-context targets that are not absorbed).
+Each row is one case, seed and position t: attention (mean over sequences, head 0 of layer 0, at the end), chance
+(1 / (t + 1)), accuracy and n (in-context targets that are not absorbed).
 
     python analyses/how_far_does_the_previous_token_head_reach.py --tier laptop
 """
@@ -24,7 +24,7 @@ SEQUENCES = 128
 
 
 def profile(run: Run, seed: int) -> pd.DataFrame:
-    """Tabulate one run: columns position, attention, chance, accuracy, n."""
+    """Return the table of one run: columns position, attention, chance, accuracy, n."""
     batch = run.task.batch(SEQUENCES, run.config.seeds.evaluation + seed, 1)
     tensors = forward.tensors_of(run.weights(-1))
     with torch.inference_mode():
@@ -72,7 +72,7 @@ def by_eighths(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Train what is missing, tabulate, draw, and print means over eighths of the context."""
+    """Train what is missing, write the table, draw, and print means over eighths of the context."""
     arguments = options(__file__, __doc__)
     grid = grid_of(__file__, arguments)
     runs = runs_of(grid, arguments.runs, arguments.processes)

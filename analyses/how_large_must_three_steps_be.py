@@ -1,9 +1,9 @@
-"""How large must d, N, T and the batch be for three gradient steps? Each varied alone from d 256, N 64, T 64, batch 2048.
+"""How large must d, N, T and the batch be for three gradient steps? Each is varied alone from d 256, N 64, T 64, batch 2048.
 
 All of the theorem's assumptions are kept (orthogonal codebooks, independent tokens, clean data, projected steps). Tokens,
-remapped tokens and positions are orthogonal to each other only where d >= 2N + T.
+remapped tokens and positions are orthogonal to each other only if d >= 2N + T.
 
-python analyses/how_large_must_three_steps_be.py --tier laptop        # 5 minutes of one core
+python analyses/how_large_must_three_steps_be.py --tier laptop        # 5 minutes on one core
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ NAMES = {"recall L1.W_O": "recall of W_O^2", "recall L1.W_K": "recall of W_K^2",
 
 
 def case_of(**changed: int) -> str:
-    """Name a size as `three_steps.sizes` does."""
+    """Return the name of a size, as in `three_steps.sizes`."""
     return " ".join(f"{name}={value}" for name, value in (BASE | changed).items())
 
 
 def steps_at(seed: int, case: str) -> pd.DataFrame:
-    """Take the three steps at one size: what is read after the third."""
+    """Take the three steps at one size; return the readings after the third step."""
     d, n, t, batch = (int(word.split("=")[1]) for word in case.split())
     table = ablation_table(sizes([d], [n], [t], [batch]), [seed])
     last = table[table["step"] == 3]
@@ -41,7 +41,7 @@ def steps_at(seed: int, case: str) -> pd.DataFrame:
 
 @styled
 def picture(table: pd.DataFrame, varied: dict[str, tuple[int, ...]]) -> Figure:
-    """Draw what is read after the third step, one panel a size that is varied."""
+    """Draw the readings after the third step, one panel for each varied size."""
     means = table.groupby(["case", "quantity"])["value"].mean()
     figure, axes = panels(1, len(varied), 2.1, 2.4)
     for ax, (name, values) in zip(axes[0], varied.items(), strict=True):
@@ -53,7 +53,7 @@ def picture(table: pd.DataFrame, varied: dict[str, tuple[int, ...]]) -> Figure:
         ax.set_xticks(values, map(str, values))
         ax.minorticks_off()
         ax.set_ylim(-0.02, 1.03)
-        ax.set_xlabel({"batch": "sequences a step"}.get(name, name))
+        ax.set_xlabel({"batch": "sequences in a step"}.get(name, name))
     axes[0][0].set_ylabel("recall, accuracy")
     legend_below(figure, axes[0][0].get_lines()[: len(NAMES)])
     return figure

@@ -1,4 +1,4 @@
-"""How many triggers can it learn? In-context accuracy and speed against the number K of triggers (paper section 6).
+"""How many triggers can it learn? In-context accuracy and speed by the number K of triggers (paper section 6).
 
 python analyses/how_many_triggers_can_it_learn.py --tier laptop
 """

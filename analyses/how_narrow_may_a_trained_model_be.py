@@ -1,4 +1,4 @@
-"""How narrow may a trained model be? Accuracy and speed against the embedding dimension, at one learning rate.
+"""How narrow may a trained model be? Accuracy and speed by embedding dimension, at one learning rate.
 
 python analyses/how_narrow_may_a_trained_model_be.py --tier laptop
 """

@@ -1,15 +1,15 @@
-"""How wide must a memory be? Accuracy of the closed-form induction head against d_model, and the recall of its matrices.
+"""How wide must a memory be? Accuracy of the closed-form induction head by d_model, and the recall of its matrices.
 
 Builds the three memories as outer products of raw Gaussian, dual, or orthogonal vectors (the embedded corpus, K = 5 fixed
-triggers) at two context lengths, and runs them on fresh sequences. Nothing is trained.
+triggers) at two context lengths, and runs them on new sequences. Nothing is trained.
 
-    python analyses/how_wide_must_a_memory_be.py        # half a minute of one core
+    python analyses/how_wide_must_a_memory_be.py        # half a minute on one core
 
-What it shows (means of 5 draws): recall 1 is not accuracy. At d = 128 every raw memory recalls all that it stores, and the
-model is right at 0.75 (T = 64) and 0.72 (T = 256) of the in-context targets: interference. Raw vectors need d = 512 for
-0.996. Orthogonal ones have 1.000 and 0.999 at d = 256, and 0.93 and 0.95 at d = 128, where tokens, remapped tokens and
-positions no longer fit beside each other. Dual vectors do as well where the codebooks of a layer are linearly independent
-(0.999 at d = 256, T = 64), and worse than raw ones where they are far from it (0.36 at d = 128, T = 256).
+Results (means of 5 draws): a recall of 1 does not mean full accuracy. At d = 128 every raw memory recalls everything that it
+stores, but because of interference the model is right on only 0.75 (T = 64) and 0.72 (T = 256) of the in-context
+targets. Raw vectors need d = 512 for 0.996. Orthogonal ones have 1.000 and 0.999 at d = 256, and 0.93 and 0.95 at d =
+128, where tokens, remapped tokens and positions no longer fit. Dual vectors do as well if the codebooks of a layer are
+linearly independent (0.999 at d = 256, T = 64), and worse than raw ones if they are far from it (0.36 at d = 128, T = 256).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ METRICS = ["in_context_accuracy", "in_context_unabsorbed_accuracy", "in_context_
 
 
 def one_context(context: int, seeds: int, sequences: int) -> pd.DataFrame:
-    """Tabulate one context length: columns context and those of `width_table`."""
+    """Return the table of one context length: columns context and those of `width_table`."""
     task = BigramTask(TaskConfig(context=context), statistics_of(CorpusConfig()))
     table = width_table(task, WIDTHS, seeds=range(seeds), sequences=sequences, strengths=Strengths(avoid_first=20))
     table.insert(0, "context", context)
@@ -40,7 +40,7 @@ def one_context(context: int, seeds: int, sequences: int) -> pd.DataFrame:
 
 @styled
 def picture(table: pd.DataFrame) -> Figure:
-    """Draw accuracy against width, one panel a context length, beside the lowest recall of the raw memories."""
+    """Draw accuracy by width, one panel for each context length, with the lowest recall of the raw memories."""
     contexts = sorted(set(table["context"]))
     figure, axes = panels(1, len(contexts), 3.0, 2.6)
     for ax, context in zip(axes[0], contexts, strict=True):
@@ -65,7 +65,7 @@ def picture(table: pd.DataFrame) -> Figure:
 
 
 def main() -> None:
-    """Tabulate, draw and print the means over seeds."""
+    """Write the table, draw it and print the means over seeds."""
     arguments = options(__file__, __doc__, tiers=False, sequences=32)
     table = pd.concat([one_context(context, arguments.seeds or 5, arguments.sequences) for context in (64, 256)])
     keep(arguments, table)

@@ -1,21 +1,22 @@
 """In which order are the memories born? Onsets of the three memories over seeds, with intervals, and what they depend on.
 
 Trains the paper's model (d = 128, T = 256, K = 5, loss on in-context targets, the paper's optimiser, batch 128) over seeds,
-with fixed and with random triggers, keeps every second step, and asks when each memory leaves the band of its own shifted
-pairings for good. Then changes the probe, the threshold, the basis and the candidate sets: the authors' recall of W_K^2 is a
-choice among 5 triggers and that of W_O^2 one among all tokens. Two tables: the order by standardised score (onsets,
-probabilities of each pair and of each order), and the commonest order by every probe, each with exact 95 % intervals.
+with fixed and with random triggers, and keeps every second step. A memory is born at the step from which it stays above the
+null band of its own shifted pairings. The script then changes the probe, the threshold, the basis and the candidate
+sets: the authors' recall of W_K^2 is a choice among 5 triggers, and that of W_O^2 is one among all tokens. There are
+two tables: the order by standardised score (onsets, probabilities of each pair and of each order), and the most
+frequent order by every probe, each with exact 95 % intervals.
 
     python analyses/in_which_order_are_the_memories_born.py                 # 4 minutes on two cores; keeps 24 runs, 0.6 GB
     python analyses/in_which_order_are_the_memories_born.py --context 64    # a quarter of the time
 
-What it shows at T = 256 (240 steps, 12 seeds; standardised scores in the raw basis, width 4, matched candidate sets):
+Results at T = 256 (240 steps, 12 seeds; standardised scores in the raw basis, width 4, matched candidate sets): the order is
 output, then trigger, then previous-token memory in 12 seeds of 12 [0.74, 1], with fixed triggers (median onsets 2, 18 and
-66) and with random ones (4, 28 and 63). The second place hangs on the reading: in the dual basis the same order has 0.75
-[0.43, 0.95] with fixed triggers, and with random ones output < prev_token < trigger is the commonest (0.58 [0.28, 0.85]).
-"Trigger memory first" is what the authors' probe says with fixed triggers: recall over 0.5 where the trigger memory
-chooses among 5 triggers and the output memory among all tokens (see the sensitivity table for every probe, threshold,
-basis and candidate set).
+66) and with random ones (4, 28 and 63). The second place depends on the reading. In the dual basis the same order has 0.75
+[0.43, 0.95] with fixed triggers, and with random ones output < prev_token < trigger is the most frequent (0.58 [0.28,
+0.85]). "Trigger memory first" is the result of the authors' probe with fixed triggers: recall above 0.5, where the
+trigger memory chooses among 5 triggers and the output memory among all tokens (see the sensitivity table for every
+probe, threshold, basis and candidate set).
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ CASES = {"fixed": (), "random": ("task.triggers=random",)}
 
 
 def grid(context: int, steps: int, seeds: int) -> Grid:
-    """Return one run a seed and kind of triggers."""
+    """Return a grid with one run for each seed and kind of triggers."""
     base = preset("paper", [*OVERRIDES, f"task.context={context}", f"training.steps={steps}"])
     return Grid(base, CASES, tuple(range(seeds)))
 
 
 def orders(runs: list[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Tabulate the birth order by basis, band width and candidate sets, and the commonest order by every probe."""
+    """Return the birth order by basis, band width and candidate sets, and the most frequent order by every probe."""
     onsets: list[pd.DataFrame] = []
     tables: list[pd.DataFrame] = []
     for basis in BASES:

@@ -1,4 +1,4 @@
-"""Is the global bigram learned first? W_F, trained on all targets: KL, losses, and which predictor the model is.
+"""Is the global bigram learned first? W_F, trained on all targets: KL, losses, and which predictor the model matches.
 
 python analyses/is_the_global_bigram_learned_first.py --tier laptop
 """
@@ -21,7 +21,7 @@ PREDICTORS = ["uniform", "unigram", "bigram", "bag", "bayes"]
 
 
 def predictors(evidence: Evidence) -> dict[str, float]:
-    """Return half-way steps; and at each step KL(bigram || W_F), losses, and KL from each predictor to the model."""
+    """Return half-way steps and, at each step, KL(bigram || W_F), losses, and KL from each predictor to the model."""
     run, batch = evidence.runs["run"], evaluation_batch(evidence.runs["run"], 64)
     steps = [step for step in STEPS if step in run.steps]
     found = {f"half-way step: {name}": value for name, value in global_first(evidence).items()}

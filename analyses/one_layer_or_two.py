@@ -1,6 +1,6 @@
-"""Can one layer do what two do? The one-layer control against the two-layer model, on clean data where nothing is free.
+"""Can one layer do what two do? One layer as control for two, on clean data, where no target can be copied for free.
 
-python analyses/one_layer_or_two.py        # 2 minutes of one core a seed
+python analyses/one_layer_or_two.py        # 2 minutes on one core for each seed
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OVERRIDES = ["task.cycles=clean", "training.batch_size=128", "training.steps=400
 
 
 def main() -> None:
-    """Train both models over seeds, keep what was measured on held-out sequences, print best and last accuracies."""
+    """Train both models over seeds, save the measurements on held-out sequences, print best and last accuracies."""
     arguments = options(__file__, __doc__, tiers=False)
     cases = {str(layers): [f"model.n_layers={layers}"] for layers in (1, 2)}
     grid = Grid(preset("paper", OVERRIDES), cases, range(arguments.seeds or 5))

@@ -1,9 +1,10 @@
 """What can one memory hold? Outer products learned by gradient descent under Zipf data, and stored at once, by d.
 
-Descent: 100 tokens with p(x) ~ 1/x, random unit codebooks, at several step sizes and widths; margins, interference, and how
-often the loss rises. Stored: what a weighted sum of outer products recalls of 256 tokens as d grows (a second table).
+Gradient descent: 100 tokens with p(x) ~ 1/x and random unit codebooks, at several step sizes and widths; margins,
+interference, and how often the loss rises. Stored at once: how many of 256 tokens a weighted sum of outer products
+recalls as d grows (a second table).
 
-python analyses/what_can_one_memory_hold.py --tier laptop        # 5 s of one core
+python analyses/what_can_one_memory_hold.py --tier laptop        # 5 s on one core
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ READ = {"loss": "loss", "error": "error", "recall": "recall", "margin": "mean ma
 
 
 def descent(width: int, steps: int, seed: int) -> pd.DataFrame:
-    """Follow the descent at one width: `memory_training_table` with the columns case and seed."""
+    """Run gradient descent at one width: `memory_training_table` with the columns case and seed."""
     table = memory_training_table(ZipfMemory(TOKENS, width, seed=seed), RATES, steps)
     cases = [f"d = {width}, rate {rate:g}" for rate in table["rate"]]
     return table.assign(case=cases, seed=seed)
 
 
 def read(table: pd.DataFrame) -> pd.DataFrame:
-    """Keep some steps of the descent, and how often the loss rose in each half: case, seed, quantity, value."""
+    """Select some steps of the descent, and count how often the loss rose in each half: case, seed, quantity, value."""
     rows = []
     last = int(table["step"].max())
     for (case, seed), group in table.groupby(["case", "seed"], sort=False):
@@ -44,7 +45,7 @@ def read(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def stored(tokens: int, seeds: range) -> pd.DataFrame:
-    """Ask how much weighted sums recall at each width: case (the weights), seed, quantity, value."""
+    """Measure how much weighted sums recall at each width: case (the weights), seed, quantity, value."""
     widths = [2**power for power in range(3, tokens.bit_length() + 1)]
     table = capacity_table(tokens, widths, storages=STORAGES, seeds=seeds).rename(columns={"storage": "case"})
     long = table.melt(["case", "seed", "d_model"], ["error", "recall", "capacity"], "quantity")
@@ -54,7 +55,7 @@ def stored(tokens: int, seeds: range) -> pd.DataFrame:
 
 @styled
 def picture(table: pd.DataFrame, held: pd.DataFrame, widths: tuple[int, ...]) -> Figure:
-    """Draw the loss over the descent of one seed and the recall of all, at two widths, and error against d by storage."""
+    """Draw the loss of one seed and the recall of all during descent, at two widths, and the error by d and storage."""
     narrow, wide = widths[0], widths[-1]
     figure, axes = panels(1, 4, 2.4, 2.4)
     drawn = (
@@ -88,7 +89,7 @@ def picture(table: pd.DataFrame, held: pd.DataFrame, widths: tuple[int, ...]) ->
 
 
 def main() -> None:
-    """Descend, store, write both tables, print and draw."""
+    """Run the descent, store the sums, write both tables, print and draw them."""
     arguments = options(__file__, __doc__)
     steps, widths, tokens, seeds = SCALES[arguments.tier]
     drawn = range(arguments.seeds or seeds)

@@ -1,4 +1,4 @@
-"""What do the heads attend to, before and after? Probes of both heads, and their attention maps as pages.
+"""What do the heads attend to, before and after training? Probes of both heads, and their attention maps as pages.
 
 python analyses/what_do_the_heads_attend_to.py --tier laptop
 """
@@ -31,7 +31,7 @@ def before_and_after(evidence: Evidence) -> dict[str, float]:
 
 
 def main() -> None:
-    """Tabulate over seeds; draw the maps of the first seed beside the table."""
+    """Write the table over seeds; save the maps of the first seed with it."""
     arguments = options(__file__, __doc__)
     grid = grid_of(__file__, arguments)
     tell(arguments, grid_table(grid, before_and_after, arguments.runs, processes=arguments.processes))

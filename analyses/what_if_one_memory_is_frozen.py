@@ -1,4 +1,4 @@
-"""What if one memory is frozen? W_O^2, W_K^2 or W_K^1 held at its start until step 200, against all trained.
+"""What if one memory is frozen? W_O^2, W_K^2 or W_K^1 keeps its initial value until step 200, against all trained.
 
 python analyses/what_if_one_memory_is_frozen.py --tier laptop
 """
@@ -12,7 +12,7 @@ from birthlens.claims.statistics.orders import accuracy_at, onsets, scores_at
 
 
 def births(evidence: Evidence) -> dict[str, float]:
-    """Return accuracy and standardised scores at the thaw, the accuracy at the end, and every memory's onset."""
+    """Return accuracy and standardised scores at the end of the freeze, the last accuracy, and every memory's onset."""
     run, thaw = evidence.runs["run"], int(evidence.settings["thaw"])
     return {
         "accuracy at the thaw": accuracy_at(run, thaw),

@@ -1,21 +1,22 @@
-"""What is each matrix made of, and which one does the work? The ledger and the transplants of the paper's setting.
+"""What is each matrix made of, and which one does the work? The ledger and weight patching in the paper's setting.
 
-Takes the run of `when_is_each_memory_learned.py` (d = 128, T = 256, batch 128, 300 steps; trains it where it is missing) and
-writes four tables with three figures:
+Uses the run of `when_is_each_memory_learned.py` (d = 128, T = 256, batch 128, 300 steps; trains it if it is missing) and
+writes four tables and three figures:
 
     ledger       share of each matrix's change that each association explains, the residual, and what wrong pairings explain
     transplant   in-context and global loss and accuracy with one matrix of one step in the model of another
-    subset       every subset of the three matrices at its final value, the others as at the start
+    subset       every subset of the three matrices at its final value, the others at their initial value
     replacement  each matrix replaced by its ideal memory, its ledger projection (and the rest), or a low-rank truncation
 
-    python analyses/what_is_each_matrix_made_of.py        # 20 s of one core, and 80 s more where the run is missing
+    python analyses/what_is_each_matrix_made_of.py        # 20 s on one core, and 80 s more if the run is missing
 
-What it shows (seed 0): of the change of W_O 0.87 of the squared norm is its memory, between w_E W_V and w_U, the codebooks
-at its own sides; of the product W_V W_O, between w_E and w_U, 0.49 (wrong pairings below 0.03). Of the two key matrices 0.55
-and 0.38 is their memory and the rest a residual that no association explains. The residual of the trigger memory works:
-without it accuracy falls from 0.96 to 0.82, while 8 singular components of the whole matrix keep 0.96. Each matrix is
-necessary at the end (0.35, 0.25, 0.02 without) and none is sufficient; only the output memory does anything alone (0.26).
-Each transplant helps only once the two other memories are there, from step 80 to 120 on.
+Results (seed 0): of the change of W_O, its memory explains 0.87 of the squared norm, between w_E W_V and w_U, the codebooks
+on its own sides; of the change of the product W_V W_O, between w_E and w_U, it explains 0.49 (wrong pairings below 0.03). Of
+the two key matrices, the memory explains 0.55 and 0.38, and the rest is a residual that no association explains. The
+residual of the trigger memory matters: without it accuracy falls from 0.96 to 0.82, while 8 singular components of the
+whole matrix keep 0.96. Each matrix is necessary at the end (0.35, 0.25, 0.02 without it) and none is sufficient; only
+the output memory has an effect alone (0.26). Patching in a matrix from another step helps only once the two other
+memories are there, from step 80 to 120 on.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ METRICS = ["in_context_accuracy", "in_context_loss", "in_context_unabsorbed_accu
 
 
 def evaluation(run: Run) -> Evaluate:
-    """Return the evaluation of the run's own engine."""
+    """Return the evaluation function of the run's own engine."""
     name, _ = choose(run.config, len(run.statistics))
     return lambda weights, batch: engine(name, run.config, weights).evaluate(batch)
 
@@ -75,7 +76,7 @@ def tables(run: Run, sequences: int) -> dict[str, pd.DataFrame]:
 
 
 def main() -> None:
-    """Write the tables and figures, and print the story."""
+    """Write the tables and figures, and print a summary."""
     arguments = options(__file__, __doc__, tiers=False, seed=0, sequences=64)
     grid = Grid(preset("paper", OVERRIDES), {"run": ()}, (arguments.seed,))
     (run,) = runs_of(grid, arguments.runs, arguments.processes).values()

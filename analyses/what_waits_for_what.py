@@ -1,7 +1,7 @@
-"""What waits for what? Each memory given (ideal from step 0) or withheld (held at its initial value), against the control.
+"""What waits for what? Each memory given (ideal from step 0) or withheld (kept at its initial value), against the control.
 
-The table says how many steps later each other memory, and the in-context accuracy, are born than in the control run of the
-same seed, with 95 % intervals of Student's t over seeds; `n` counts the seeds in which both were born.
+The table shows how many steps later each other memory, and the in-context accuracy, are born than in the control run of the
+same seed, with 95 % intervals of Student's t over seeds. `n` is the number of seeds in which both were born.
 
 python analyses/what_waits_for_what.py --tier laptop
 """
@@ -33,7 +33,7 @@ def shifts(arguments: argparse.Namespace) -> tuple[pd.DataFrame, dict[str, list[
 
 
 def main() -> None:
-    """Write the table and the figure, and print the map."""
+    """Write the table and the figure, and print the shifts."""
     arguments = options(__file__, __doc__)
     table, pairs = shifts(arguments)
     keep(arguments, table)

@@ -1,9 +1,9 @@
-"""When does a head have to work? Each head is knocked out for 20 steps at one time, or its pattern is pinned throughout.
+"""When does a head have to work? Each head is ablated for 20 steps at one time, or its pattern is fixed throughout.
 
-The table says how many steps later the in-context accuracy passes one half than in the control run of the same seed, with
-95 % intervals of Student's t over seeds; `n` counts the seeds in which both runs passed it for good. `knocked_out_at` is the
-first step without the head, and empty where a pattern is pinned. Where the control run had passed one half before the head
-was knocked out, the run passes it again when the head is back, and the delay says no more than that.
+The table shows how many steps later the in-context accuracy exceeds one half than in the control run of the same seed, with
+95 % intervals of Student's t over seeds. `n` is the number of seeds in which both runs stayed above it. `knocked_out_at` is
+the first step without the head, and is empty if a pattern is fixed. If the control run had exceeded one half before the head
+was ablated, the run exceeds it again when the head is back, and the delay shows only that.
 
 python analyses/when_does_a_head_have_to_work.py --tier laptop
 """

@@ -3,13 +3,13 @@
 Trains the paper preset (d = 128, T = 256, K = 5 fixed triggers, loss on in-context targets) over seeds, reads accuracy and
 recalls at the steps of the paper's reference run, and writes one small table.
 
-    python analyses/when_is_each_memory_learned.py    # 80 s of one core a seed; runs that are there are used again
+    python analyses/when_is_each_memory_learned.py    # 80 s on one core for each seed; existing runs are used again
 
-What it shows (means of 5 seeds, raw recalls): in-context accuracy 0.28 at step 40, 0.60 at 100, 0.90 at 140 and 0.96 at 300.
-W_K^2 recalls all of the 5 triggers from step 60 on, from step 80 on also among all 64 tokens; W_O^2 recalls 0.45 of the
-tokens at step 60, 0.99 at 120 and all from 140 on. W_K^1 is last and stays partial: 0.13 of the positions at step 100 and
-0.24 at 300, of the first 64 0.46 and 0.77; early copies are all that the task needs. W_K^2 is ahead only as it is asked for
-5 tokens: which is born first is the question of in_which_order_are_the_memories_born.py.
+Results (means of 5 seeds, raw recalls): in-context accuracy is 0.28 at step 40, 0.60 at 100, 0.90 at 140 and 0.96 at 300.
+W_K^2 recalls all 5 triggers from step 60 on, and from step 80 on also among all 64 tokens. W_O^2 recalls 0.45 of the tokens
+at step 60, 0.99 at 120 and all of them from 140 on. W_K^1 is last and stays partial: 0.13 of the positions at step 100 and
+0.24 at 300; of the first 64, 0.46 and 0.77. The task needs only early copies. W_K^2 is ahead only because it is read for 5
+tokens; in_which_order_are_the_memories_born.py measures which memory is born first.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PROBES = {
 
 
 def one_seed(seed: int, run: Run) -> pd.DataFrame:
-    """Tabulate one run: columns seed, step, metric, value, chance, n."""
+    """Return the table of one run: columns seed, step, metric, value, chance, n."""
     memories = memories_over(run, [step for step in STEPS if step in run.steps]).to_pandas()
     recall = memories[(memories["metric"] == "recall") & (memories["basis"] == "raw")].copy()
     recall["metric"] = [PROBES.get(key) for key in zip(recall["memory"], recall["candidates"], strict=True)]

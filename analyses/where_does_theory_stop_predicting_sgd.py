@@ -1,10 +1,10 @@
-"""Where does theory stop predicting SGD? Cosine between predicted and actual updates, per matrix and family, over training.
+"""Where does theory stop predicting SGD? Cosine of predicted and actual updates, by matrix and family, over training.
 
-Updates are those of 20 steps. Predictions are the population gradient at their start, the ideal memory, and the first step's
-table from data counts. A cosine is to be read beside its null, 1 / sqrt(dimension of the family). Families overlap, so
-that the shares of an update add up to more than 1.
+Updates are over 20 steps. Predictions are the population gradient at their start, the ideal memory, and the first step's
+table from data counts. Compare a cosine with its null, 1 / sqrt(dimension of the family). Families overlap, so the shares of
+an update add up to more than 1.
 
-python analyses/where_does_theory_stop_predicting_sgd.py --tier laptop        # 1 minute of one core, and 2 for the runs
+python analyses/where_does_theory_stop_predicting_sgd.py --tier laptop        # 1 minute on one core, and 2 for the runs
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def by_phase(table: pd.DataFrame) -> pd.DataFrame:
 
 @styled
 def picture(table: pd.DataFrame) -> Figure:
-    """Draw the cosine of the whole matrix and of its memory's family over training; one row of panels a case."""
+    """Draw the cosine of the whole matrix and of its memory's family over training, one row of panels for each case."""
     cases = list(table["case"].unique())
     figure, axes = panels(len(cases), len(MATRICES), 2.7, 2.2)
     lines = {("all", "gradient"): "gradient, whole matrix", ("own", "gradient"): "gradient, own family",

@@ -1,6 +1,6 @@
 """Which assumption makes three gradient steps work? The theorem's setting, each assumption dropped alone, and all dropped.
 
-python analyses/which_assumption_makes_three_steps_work.py --tier laptop        # 12 minutes of one core
+python analyses/which_assumption_makes_three_steps_work.py --tier laptop        # 12 minutes on one core
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SCALES = {"laptop": (4096, 256, 64, 5), "paper": (8192, 512, 128, 5)}
 
 
 def main() -> None:
-    """Take the steps in every case and seed; keep what is recalled after the third."""
+    """Take the steps for every case and seed; save the recalls after the third step."""
     arguments = options(__file__, __doc__)
     sequences, d_model, context, seeds = SCALES[arguments.tier]
     cases = ablations(statistics_of(CorpusConfig()), d_model, context, Recipe(sequences=sequences))

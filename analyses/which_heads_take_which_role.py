@@ -14,7 +14,7 @@ from birthlens.claims.statistics.behaviours import IN_CONTEXT
 
 
 def heads(evidence: Evidence) -> dict[str, float]:
-    """Return probes and mean ablation of every head; heads of a layer are ranked, since their numbers mean nothing."""
+    """Return probes and mean ablation of every head; heads of a layer are ranked, since their numbers have no meaning."""
     run = evidence.runs["run"]
     last = [(run.steps[-1], run.weights(-1))]
     batch, reference = (run.task.batch(64, run.config.seeds.evaluation + evidence.seed, index) for index in (1, 2))

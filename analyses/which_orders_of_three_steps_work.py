@@ -2,7 +2,7 @@
 
 All of the theorem's assumptions are kept. A gradient of exactly zero stores nothing, whatever the step size.
 
-python analyses/which_orders_of_three_steps_work.py --tier laptop        # 2 minutes of one core
+python analyses/which_orders_of_three_steps_work.py --tier laptop        # 2 minutes on one core
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PAPER = {"L1.W_O": "W_O^2", "L1.W_K": "W_K^2", "L0.W_K": "W_K^1"}
 
 
 def order_taken(order: tuple[str, str, str], size: tuple[int, int, int, int], seed: int) -> pd.DataFrame:
-    """Take the steps in one order: gradient, recalls and accuracy after each."""
+    """Take the steps in one order; return gradient, recalls and accuracy after each."""
     d, n, t, batch = size
     ((recipe, task, statistics, model),) = sizes([d], [n], [t], [batch]).values()
     name = ", ".join(PAPER[matrix] for matrix in order)
@@ -38,7 +38,7 @@ def order_taken(order: tuple[str, str, str], size: tuple[int, int, int, int], se
 
 
 def main() -> None:
-    """Take the steps in all orders and seeds, write and print."""
+    """Take the steps for all orders and seeds, write and print the results."""
     arguments = options(__file__, __doc__)
     *size, seeds = SCALES[arguments.tier]
     jobs = [

@@ -1,11 +1,12 @@
 """Which predictor is the model? The nearest one at each step, by role, and the excess loss over each at the end.
 
-W_F and all targets. Nearest by KL(predictor || model). Excess losses by role, occurrence number (the last one open) and
-position (first of four quarters); negative ones say that the model is better than the predictor. Bayes is the floor. With
-fixed triggers some predictors coincide: bigram, bag and Bayes where the token is no trigger, uniform, bag, copy and Bayes at
-first occurrences, copy and Bayes after them; the first of them is named.
+The model has W_F and is trained on all targets. The nearest predictor is the one with the smallest KL(predictor || model).
+Excess losses are by role, occurrence number (the last one includes all later ones) and position (first of four quarters). If
+one is negative, the model is better than the predictor. Bayes is the floor. With fixed triggers some predictors coincide:
+bigram, bag and Bayes if the token is not a trigger; uniform, bag, copy and Bayes at first occurrences; copy and Bayes after
+them. The first of them is named.
 
-python analyses/which_predictor_is_the_model.py --tier laptop        # 1 minute of one core, and 8 for the runs
+python analyses/which_predictor_is_the_model.py --tier laptop        # 1 minute on one core, and 8 for the runs
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def beside_predictors(evidence: Evidence) -> dict[str, float]:
 
 
 def nearest(table: pd.DataFrame) -> pd.DataFrame:
-    """Name the nearest predictor at each step (rows) for each role, by the mean divergence over seeds."""
+    """Return the nearest predictor at each step (rows) for each role, by the mean divergence over seeds."""
     chosen = table[table["quantity"].str.contains("KL from")]
     means = chosen.groupby("quantity", sort=False)["value"].mean().reset_index()
     means[["step", "role", "predictor"]] = means["quantity"].str.extract(r"step (\d+): (\w+): KL from (\w+)")
@@ -62,7 +63,7 @@ def nearest(table: pd.DataFrame) -> pd.DataFrame:
 
 @styled
 def picture(table: pd.DataFrame) -> Figure:
-    """Draw KL from each predictor over training, one panel a role."""
+    """Draw KL from each predictor over training, one panel for each role."""
     figure, axes = panels(1, len(ROLES), 2.7, 2.4)
     means = table.groupby("quantity")["value"].mean()
     steps = [step for step in STEPS if f"step {step}: {ROLES[0]}: KL from bayes" in means]

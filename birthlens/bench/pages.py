@@ -83,10 +83,10 @@ _SIGNS = {">=": "at least", "<=": "at most"}
 
 
 def read(paths: Iterable[str | Path]) -> dict[str, Any]:
-    """Read bench files, and put together those of one machine that hold different cases.
+    """Read bench files, and combine those of one machine that contain different cases.
 
     Raises:
-        BirthlensError: where a file is none that `birthlens bench --out` wrote.
+        BirthlensError: if a file was not written by `birthlens bench --out`.
     """
     found: dict[str, Any] = {}
     for path in paths:
@@ -98,25 +98,27 @@ def read(paths: Iterable[str | Path]) -> dict[str, Any]:
             found = {"machine": one["machine"], "quick": one["quick"] or found.get("quick", False), "rows": rows}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BirthlensError(
-                f"from = {str(path)!r} is no file of `birthlens bench --out` ({type(error).__name__}: {error})."
+                f"from = {str(path)!r} is not a file of `birthlens bench --out` ({type(error).__name__}: {error})."
             ) from None
     return found
 
 
 def goals(report: Mapping[str, Any]) -> str:
-    """Tabulate the goals that the report has rows for: what, measured, promised."""
+    """Return the table of the goals that the report has rows for: what, measured, promised."""
     lines = []
     for goal in GOALS:
         value = _measured(goal, report["rows"])
         if value is not None:
             kept = value >= goal.bound if goal.sense == ">=" else value <= goal.bound
             promised = f"{_SIGNS[goal.sense]} {_shown(goal.bound, goal)}"
+            if goal.unit == "times" and goal.bound == 1:
+                promised = "at least as fast"
             lines.append([goal.what, f"**{_shown(value, goal)}**", promised if kept else f"{promised}, **missed**"])
     return _table(["what", "measured", "promised"], lines)
 
 
 def front(report: Mapping[str, Any]) -> str:
-    """Tabulate the measurements of the README: what, measured, command."""
+    """Return the table of the README's measurements: what, measured, command."""
     rows = []
     for goal in GOALS:
         value = _measured(goal, report["rows"]) if goal.what in FRONT else None

@@ -297,7 +297,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         '{"machine": 1, "quick": false, "rows": []}',
     ):
         (tmp_path / "a.json").write_text(text)
-        with pytest.raises(BirthlensError, match=r"a.json' is no file of `birthlens bench --out`"):
+        with pytest.raises(BirthlensError, match=r"a.json' is not a file of `birthlens bench --out`"):
             pages.read([tmp_path / "a.json"])
     with pytest.raises(BirthlensError, match=r"has no block; write <!-- bench: NAME"):
         pages.filled("text", report_with())
