@@ -36,6 +36,7 @@ from birthlens.analysis.interventions.edge_tables import (
     other_edges,
     steps_with_gap,
 )
+from birthlens.model.sites import Edge
 from birthlens.runs.run import Run
 from birthlens.training.grid import Grid
 
@@ -47,7 +48,7 @@ PRESETS = {
         ["task.cycles=clean", "training.batch_size=128", "checkpoints.every=10", "evaluation.every=20"],
     ),
 }
-THE_EDGE = "L0H0->L1H0.k"
+THE_EDGE = Edge.parse("L0H0->L1H0.k")
 
 
 def ablations_over_training(run: Run, sequences: int) -> pd.DataFrame:
@@ -105,7 +106,7 @@ def cuts_at_the_end(run: Run, sequences: int) -> pd.DataFrame:
     cases = {
         "without L1H0": ablate_heads([Head(1, 0)], "mean"),
         "without L0H0": ablate_heads([Head(0, 0)], "mean"),
-        "L0H0 to keys only": cut_edges(other_edges(sizes, "L0H0", [THE_EDGE]))(sizes),
+        "L0H0 to keys only": cut_edges(other_edges(sizes, Head(0, 0), [THE_EDGE]))(sizes),
         "ideal pattern in L0H0": ablate_heads([Head(0, 0)], "previous_token_pattern"),
     }
     metrics = ("in_context.accuracy", "in_context.loss", "global.loss")
@@ -144,7 +145,7 @@ def main() -> None:
         edges = edges_over_training(run, arguments.sequences, arguments.every)
         births = births_beside_accuracy(edges, accuracy)
         say("edges that carry half of the difference, from which step, and the accuracy at that step", births)
-        born = births.set_index("edge")["born"].get(THE_EDGE, np.nan)
+        born = births.set_index("edge")["born"].get(str(THE_EDGE), np.nan)
         print(f"\n{THE_EDGE} is born at step {born:.0f}; the accuracy exceeds half of its last value at step {half}")
         # Nine passes with gradients for each step: fewer sequences, on which both sides of the error are measured.
         estimates = edges_over_training(run, arguments.sequences // 4, arguments.every, draws=0, attribution=(0, 8))

@@ -40,8 +40,8 @@ PLAN = {
         < stacked_optimiser loop < ensemble loggers pools recording grid workers < forking many replay
         < data_attribution sweep""",
     "analysis.interventions": """
-        bootstrap metrics spec truncation < scoring weight_patching < corruptions replacements suite_results < edges
-        < backends < runner < ablation attribution < patching suite < causal_tables edge_tables""",
+        bootstrap head_sets metrics spec truncation < scoring weight_patching < corruptions replacements suite_results
+        < edges < backends < runner < ablation attribution < patching suite < causal_tables edge_tables""",
     "analysis.behaviour": """
         attention contrast decomposition excess head_weights noisy_recall sinks sweep_results < head_scores trajectory
         < monitor""",

@@ -14,26 +14,26 @@ Resampled and averaged activations come from the unedited model on a reference b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import combinations
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from birthlens.analysis.interventions.backends import backend_of
+from birthlens.analysis.interventions.head_sets import HeadSet, HeadSets
 from birthlens.analysis.interventions.metrics import DEFAULT_METRICS, Metric
 from birthlens.analysis.interventions.runner import CHUNK, evaluate
-from birthlens.analysis.interventions.scoring import Scoring
+from birthlens.analysis.interventions.scoring import BASELINE, Scoring
 from birthlens.analysis.interventions.spec import (
     METHODS,
     PATTERNS,
-    AnyIntervention,
     Cases,
     Intervention,
     at_heads,
 )
 from birthlens.errors import BirthlensError
-from birthlens.model.components import Sizes, all_heads, has_mlp, has_positions
-from birthlens.model.sites import Head
+from birthlens.model.components import Sizes, has_mlp, has_positions
+from birthlens.model.sites import Embedding, Head, Mlp, Sender
 from birthlens.model.weights import Weights
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.corpus import BigramStatistics
@@ -76,55 +76,57 @@ def ablate_heads(heads: Iterable[Head], method: str) -> tuple[Intervention, ...]
     return at_heads("z", method, heads)
 
 
-def head_sets(sizes: Sizes, spec: str = "all") -> list[tuple[Head, ...]]:
-    """Parse which sets of heads to ablate: 'all' (each alone), 'pairs', or addresses such as 'L0H0,L0H1+L1H0'.
+@dataclass(frozen=True)
+class Ablation:
+    """Components that are ablated together by one method.
 
-    Raises:
-        BirthlensError: for heads that do not exist; the message lists those that do.
+    Example:
+        >>> one = Ablation((Head(0, 0), Head(1, 0)), "mean")
+        >>> str(one), [str(each) for each in one.interventions()]
+        ('L0H0+L1H0 mean', ['z L0H0 mean', 'z L1H0 mean'])
     """
-    heads = all_heads(sizes)
-    if spec == "all":
-        return [(head,) for head in heads]
-    if spec == "pairs":
-        if len(heads) < 2:
-            raise BirthlensError(f"heads = 'pairs': the model has only one head, {heads[0]}; use all.")
-        return list(combinations(heads, 2))
-    chosen = [tuple(map(Head.parse, group.split("+"))) for group in spec.split(",")]
-    if unknown := [str(head) for group in chosen for head in group if head not in heads]:
-        raise BirthlensError(f"heads = {', '.join(unknown)} do not exist; valid are {', '.join(map(str, heads))}.")
-    return chosen
+
+    components: tuple[Sender, ...]
+    method: str
+
+    def __str__(self) -> str:
+        return f"{self.ablated} {self.method}"
+
+    @property
+    def ablated(self) -> str:
+        """The components, joined by +."""
+        return "+".join(map(str, self.components))
+
+    def interventions(self) -> tuple[Intervention, ...]:
+        """Return the interventions that ablate the components together."""
+        heads = [one for one in self.components if isinstance(one, Head)]
+        others = [
+            Intervention("mlp_out", self.method, one.layer)
+            if isinstance(one, Mlp)
+            else Intervention(one.name, self.method)
+            for one in self.components
+            if not isinstance(one, Head)
+        ]
+        return (*(ablate_heads(heads, self.method) if heads else ()), *others)
 
 
-def head_cases(
-    heads: Iterable[Sequence[Head]], methods: Sequence[str] = DEFAULT_METHODS
-) -> dict[str, tuple[AnyIntervention, ...]]:
-    """Return a case 'L0H0+L1H0 mean' for each set of heads and method."""
-    sets = list(heads)
-    return {
-        f"{'+'.join(map(str, group))} {method}": ablate_heads(group, method) for group in sets for method in methods
-    }
+def head_ablations(sets: Iterable[HeadSet], methods: Sequence[str] = DEFAULT_METHODS) -> list[Ablation]:
+    """Return an ablation for each set of heads and method."""
+    return [Ablation(group, method) for group in sets for method in methods]
 
 
-def component_cases(sizes: Sizes, methods: Sequence[str] = DEFAULT_METHODS) -> dict[str, tuple[AnyIntervention, ...]]:
-    """Return cases for components other than heads: feed-forwards, and the token and position inputs."""
-    cases: dict[str, tuple[AnyIntervention, ...]] = {}
-    for method in methods:
-        if method in PATTERN_METHODS:
-            continue
-        for layer in range(sizes.n_layers):
-            if has_mlp(sizes, layer):
-                cases[f"L{layer}.mlp {method}"] = (Intervention("mlp_out", method, layer),)
-        cases[f"embed {method}"] = (Intervention("embed", method),)
-        if has_positions(sizes):
-            cases[f"pos_embed {method}"] = (Intervention("pos_embed", method),)
-    return cases
+def component_ablations(sizes: Sizes, methods: Sequence[str] = DEFAULT_METHODS) -> list[Ablation]:
+    """Return ablations of components other than heads: feed-forwards, and the token and position inputs."""
+    others: list[Sender] = [Mlp(layer) for layer in range(sizes.n_layers) if has_mlp(sizes, layer)]
+    others += [Embedding("embed"), *([Embedding("pos_embed")] if has_positions(sizes) else [])]
+    return [Ablation((one,), method) for method in methods if method not in PATTERN_METHODS for one in others]
 
 
 def ablation_table(
     models: Models,
     batch: TokenBatch,
     reference: TokenBatch | None = None,
-    heads: str = "all",
+    heads: HeadSets | str = "all",
     methods: Sequence[str] = DEFAULT_METHODS,
     components: bool = False,
     metrics: Sequence[Metric | str] = DEFAULT_METRICS,
@@ -133,7 +135,7 @@ def ablation_table(
     draws: int = 200,
     chunk: int = CHUNK,
 ) -> pd.DataFrame:
-    """Ablate sets of heads (and other components) at each checkpoint.
+    """Ablate sets of heads (and other components) at each checkpoint; `heads` as in `HeadSets.parse`.
 
     Columns: step, ablated ('none' for the whole model), method, role, metric, value, change (from the whole model), low,
     high, change_low, change_high (95 % percentile intervals from `draws` bootstrap resamples of the sequences, with `seed`),
@@ -142,15 +144,20 @@ def ablation_table(
     Raises:
         BirthlensError: for unknown heads, methods or metrics, or a reference batch that is missing or too small.
     """
+    sets = HeadSets.parse(heads) if isinstance(heads, str) else heads
+    known: dict[str, Ablation] = {}
 
     def cases(sizes: Sizes) -> Cases:
-        chosen = head_cases(head_sets(sizes, heads), methods)
-        return chosen | component_cases(sizes, methods) if components else chosen
+        chosen = head_ablations(sets.of(sizes), methods)
+        if components:
+            chosen += component_ablations(sizes, methods)
+        known.update({str(one): one for one in chosen})
+        return {str(one): one.interventions() for one in chosen}
 
     table = cases_table(models, cases, batch, reference, metrics, statistics, seed, draws, chunk)
-    names = table.pop("case").str.split(" ", expand=True).reindex(columns=range(2))
-    table.insert(1, "ablated", names[0])
-    table.insert(2, "method", names[1].fillna("none"))
+    done = [known.get(str(case)) for case in table.pop("case")]  # None is the unedited model
+    table.insert(1, "ablated", [BASELINE if one is None else one.ablated for one in done])
+    table.insert(2, "method", [BASELINE if one is None else one.method for one in done])
     return table
 
 

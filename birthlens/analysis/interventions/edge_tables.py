@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ from birthlens.analysis.interventions.runner import CHUNK
 from birthlens.analysis.interventions.spec import AnyIntervention, Cases, EdgeIntervention, frozen_norms
 from birthlens.errors import BirthlensError
 from birthlens.model.components import Sizes, edges_of
-from birthlens.model.sites import Edge
+from birthlens.model.sites import Edge, Sender
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,15 +62,16 @@ def edge_table(
         sizes = sizes_of(model)
         chosen = edges_of(sizes) if named is None else named
         norms = frozen_norms(sizes) if freeze_norms else ()
-        cases: Cases = {str(edge): (EdgeIntervention(edge, "patch"), *norms) for edge in chosen}
+        by_name = {str(edge): edge for edge in chosen}
+        cases: Cases = {name: (EdgeIntervention(edge, "patch"), *norms) for name, edge in by_name.items()}
         backend = backend_of(model, cases)
         table = patched_table(backend, pair, cases, direction, quantities, seed, draws, chunk)
-        names = table.pop("case").str.split("->", expand=True)
+        patched = [by_name[str(case)] for case in table.pop("case")]
         table.insert(0, "step", step)
         table.insert(1, "direction", direction)
-        table.insert(2, "edge", names[0] + "->" + names[1])
-        table.insert(3, "sender", names[0])
-        table.insert(4, "receiver", names[1])
+        table.insert(2, "edge", [str(edge) for edge in patched])
+        table.insert(3, "sender", [str(edge.sender) for edge in patched])
+        table.insert(4, "receiver", [str(edge.receiver) for edge in patched])
         base, source = (pair.corrupted, pair.clean) if direction == DIRECTIONS[0] else (pair.clean, pair.corrupted)
         start = table["corrupted"] if direction == DIRECTIONS[0] else table["clean"]
         for steps in attribution_steps:
@@ -99,16 +100,17 @@ def cut_edges(
     return case
 
 
-def other_edges(sizes: Sizes, sender: str, kept: Sequence[Edge | str]) -> list[Edge]:
+def other_edges(sizes: Sizes, sender: Sender, kept: Collection[Edge]) -> list[Edge]:
     """List the edges that leave a sender, except those that are kept.
 
     Example:
         >>> from birthlens.config.model import ModelConfig
-        >>> [str(edge) for edge in other_edges(ModelConfig(n_layers=2), "L0H0", ["L0H0->L1H0.k"])]
+        >>> from birthlens.model.sites import Head
+        >>> kept = [Edge.parse("L0H0->L1H0.k")]
+        >>> [str(edge) for edge in other_edges(ModelConfig(n_layers=2), Head(0, 0), kept)]
         ['L0H0->L1H0.q', 'L0H0->L1H0.v', 'L0H0->logits']
     """
-    stay = {str(edge) for edge in kept}
-    return [edge for edge in edges_of(sizes) if str(edge.sender) == sender and str(edge) not in stay]
+    return [edge for edge in edges_of(sizes) if edge.sender == sender and edge not in kept]
 
 
 def steps_with_gap(table: pd.DataFrame, least_gap: float = 0.1) -> pd.DataFrame:

@@ -29,13 +29,14 @@ from msgspec import Meta
 from birthlens.analysis.interventions.ablation import (
     ABLATIONS,
     DEFAULT_METHODS,
+    Ablation,
     Models,
-    component_cases,
-    head_cases,
-    head_sets,
+    component_ablations,
+    head_ablations,
     sizes_of,
 )
 from birthlens.analysis.interventions.backends import backend_of
+from birthlens.analysis.interventions.head_sets import HeadSets
 from birthlens.analysis.interventions.runner import CHUNK, evaluate
 from birthlens.analysis.interventions.scoring import BASELINE, Scoring, default_metrics
 from birthlens.analysis.interventions.spec import (
@@ -109,13 +110,20 @@ class Suite(Section):
         """Return plain data."""
         return super().to_data() | {"cases": spelled_out(self.cases)}
 
+    def ablations(self, sizes: Sizes) -> dict[str, Ablation]:
+        """Return the ablations of heads and components for a model, by the names of their cases."""
+        chosen: list[Ablation] = []
+        if self.heads is not None:
+            chosen += head_ablations(HeadSets.parse(self.heads).of(sizes), self.methods)
+        if self.components:
+            chosen += component_ablations(sizes, self.methods)
+        return {str(one): one for one in chosen}
+
     def cases_for(self, sizes: Sizes) -> Cases:
         """Return every case in full, checked against a model."""
-        out: dict[str, tuple[AnyIntervention, ...]] = {}
-        if self.heads is not None:
-            out |= head_cases(head_sets(sizes, self.heads), self.methods)
-        if self.components:
-            out |= component_cases(sizes, self.methods)
+        out: dict[str, tuple[AnyIntervention, ...]] = {
+            name: one.interventions() for name, one in self.ablations(sizes).items()
+        }
         if taken := [name for name in self.cases if name in out or name == BASELINE]:
             owner = "the unedited model" if taken[0] == BASELINE else "a case of heads or components"
             raise BirthlensError(f"suite.cases: {taken[0]!r} is the name of {owner}; choose another.")
@@ -125,13 +133,12 @@ class Suite(Section):
         check_cases(out, sizes)
         return out
 
-    def label(self, case: str) -> dict[str, str]:
-        """Return what a case ablates and how; a case from `cases` has its own name and its interventions' methods."""
-        if case in self.cases:
-            methods = dict.fromkeys(one.method for one in self.cases[case])
-            return {"ablated": case, "method": "+".join(methods)}
-        ablated, _, method = case.partition(" ")
-        return {"ablated": ablated, "method": method or BASELINE}
+    def labels(self, sizes: Sizes) -> dict[str, dict[str, str]]:
+        """Return what each case ablates and how; a case from `cases` has its own name and its interventions' methods."""
+        said = {BASELINE: (BASELINE, BASELINE)}
+        said |= {name: (one.ablated, one.method) for name, one in self.ablations(sizes).items()}
+        said |= {name: (name, "+".join(dict.fromkeys(one.method for one in ones))) for name, ones in self.cases.items()}
+        return {name: {"ablated": ablated, "method": method} for name, (ablated, method) in said.items()}
 
 
 def _read_cases(listed: Any) -> dict[str, tuple[AnyIntervention, ...]]:
@@ -173,6 +180,7 @@ def execute(
     steps: list[int] = []
     for step, model in models:
         cases = suite.cases_for(sizes_of(model))
+        labels = suite.labels(sizes_of(model))
         if not steps:
             asked = {"suite": suite.to_data(), "interventions": spelled_out(cases)}
             open_results(directory, manifest(asked, subject or {}, {"batch": batch, "reference": reference}))
@@ -191,7 +199,7 @@ def execute(
             fresh = table if not rows else table[table["case"] != BASELINE]
             for row in json.loads(fresh.to_json(orient="records", double_precision=15)):
                 case = row.pop("case")
-                rows.append({"case": case} | suite.label(case) | row)
+                rows.append({"case": case} | labels[case] | row)
             write_rows(directory, step, rows, measured)
         steps.append(step)
         if progress is not None:

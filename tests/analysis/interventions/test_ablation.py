@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from birthlens.analysis.interventions.ablation import ABLATIONS, ablation_table, cases_table, head_sets
+from birthlens.analysis.interventions.ablation import ABLATIONS, Ablation, ablation_table, cases_table
 from birthlens.analysis.interventions.edge_tables import cut_edges, other_edges
+from birthlens.analysis.interventions.head_sets import HeadSets
 from birthlens.analysis.interventions.spec import EdgeIntervention, Intervention
 from birthlens.analysis.memories.ideal import Strengths, ideal_weights
 from birthlens.config.model import ModelConfig
@@ -17,7 +18,7 @@ from birthlens.errors import BirthlensError
 from birthlens.model.forward import logits, tensors_of
 from birthlens.model.hooked import build
 from birthlens.model.initialisation import initial_weights
-from birthlens.model.sites import Edge, Head
+from birthlens.model.sites import Edge, Head, Mlp
 from birthlens.model.weights import Weights
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.bigram import BigramTask
@@ -129,7 +130,7 @@ def test_the_pattern_is_what_layer_0_needs_and_its_value_what_it_writes(
 
 def test_layer_0_acts_through_the_keys_of_layer_1_only(ideal: Weights, batches: tuple[TokenBatch, TokenBatch]) -> None:
     sizes = ideal.config
-    others = other_edges(sizes, "L0H0", ["L0H0->L1H0.k"])
+    others = other_edges(sizes, Head(0, 0), [Edge.parse("L0H0->L1H0.k")])
     cases = {
         "only keys left": cut_edges(others, "mean")(sizes),
         "keys cut": (EdgeIntervention(Edge.parse("L0H0->L1H0.k"), "mean"),),
@@ -145,7 +146,9 @@ def test_pairs_sets_and_components(ideal: Weights, batches: tuple[TokenBatch, To
     left = table[table["ablated"] == "L0H0+L1H0"].set_index(["role", "metric"])["value"]
     right = pairs[pairs["ablated"] == "L0H0+L1H0"].set_index(["role", "metric"])["value"]
     assert left.equals(right)
-    assert len(head_sets(ModelConfig(family="full", n_heads=4), "pairs")) == 28
+    given = ablation_table([(0, ideal)], *batches, heads=HeadSets("pairs"), methods=("zero",), draws=0)
+    assert given.equals(pairs)
+    assert len(HeadSets("pairs").of(ModelConfig(family="full", n_heads=4))) == 28
 
 
 def test_zeroing_all_that_is_added_leaves_the_bare_input(
@@ -187,9 +190,15 @@ def test_bad_questions_are_refused(
         ablation_table([(0, ideal)], *batches, **options)
 
 
+def test_heads_and_feed_forwards_are_ablated_together() -> None:
+    one = Ablation((Head(1, 0), Head(1, 2), Mlp(0)), "mean")
+    assert str(one) == "L1H0+L1H2+L0.mlp mean"
+    assert one.interventions() == (Intervention("z", "mean", 1, (0, 2)), Intervention("mlp_out", "mean", 0))
+
+
 def test_one_head_makes_no_pair() -> None:
     with pytest.raises(BirthlensError, match="only one head, L0H0; use all"):
-        head_sets(ModelConfig(n_layers=1), "pairs")
+        HeadSets("pairs").of(ModelConfig(n_layers=1))
 
 
 def test_ideal_weights_refuse_what_they_cannot_build() -> None:

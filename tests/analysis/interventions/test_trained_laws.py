@@ -10,7 +10,7 @@ from birthlens import load_run, preset, train_to_disk
 from birthlens.analysis.interventions.ablation import ablate_heads, cases_table
 from birthlens.analysis.interventions.corruptions import triggers_swapped
 from birthlens.analysis.interventions.edge_tables import births_table, cut_edges, edge_table, other_edges
-from birthlens.model.sites import Head
+from birthlens.model.sites import Edge, Head
 from birthlens.runs.run import Run
 
 SMALL = ["task.cycles=clean", "task.context=48", "model.d_model=128", "training.steps=250", "checkpoints.every=50",
@@ -32,7 +32,7 @@ def cuts(trained: Run) -> "pd.Series[Any]":
     cases = {
         "no layer 1": ablate_heads([Head(1, 0)], "mean"),
         "no layer 0": ablate_heads([Head(0, 0)], "mean"),
-        "keys only": cut_edges(other_edges(weights.config, "L0H0", ["L0H0->L1H0.k"]))(weights.config),
+        "keys only": cut_edges(other_edges(weights.config, Head(0, 0), [Edge.parse("L0H0->L1H0.k")]))(weights.config),
         "keys cut": cut_edges(["L0H0->L1H0.k"])(weights.config),
         "ideal pattern": ablate_heads([Head(0, 0)], "previous_token_pattern"),
     }
