@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from birthlens.model.forward import feed_forward, has_feed_forward, rotated
-from birthlens.model.layout import INPUTS, BlockLayout, Edits, Rows, Whole
+from birthlens.model.layout import INPUTS, Edits, PreparedWeights, Rows, Whole
 from birthlens.model.sites import Point
 from birthlens.shapes import Float, Int
 
@@ -39,14 +39,14 @@ class Trace:
         >>> from birthlens.config.model import ModelConfig
         >>> from birthlens.model.initialisation import initial_weights
         >>> weights = initial_weights(ModelConfig(d_model=8), 5, 4, np.random.default_rng(0))
-        >>> trace = Trace(BlockLayout(weights), torch.tensor([[0, 1, 2]]))
+        >>> trace = Trace(PreparedWeights(weights), torch.tensor([[0, 1, 2]]))
         >>> tuple(trace.value(Point("pattern", 1)).shape), tuple(trace.logits().shape)
         ((1, 1, 3, 3), (1, 3, 5))
     """
 
     def __init__(
         self,
-        model: BlockLayout,
+        model: PreparedWeights,
         tokens: Int[Tensor, "batch pos"],
         rows: Rows | None = None,
         edits: Edits | None = None,

@@ -1,4 +1,4 @@
-"""A model's tensors laid out for the functional pass, and the rows (positions) that are read of it."""
+"""A model's tensors prepared for the functional pass, and the rows (positions) that are read from it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from birthlens.model.weights import Weights
 from birthlens.shapes import Bool, Float, Int, Shaped
 
 BLOCKS = 2
-"""Parts into which read rows are cut, so that early queries do not meet late keys."""
+"""Parts into which the read rows are divided, so that early queries are not multiplied with late keys."""
 
 LARGEST_TABLE = 4096
-"""Vocabularies up to this size have their keys and values of layer 0 looked up: W_E W is a table, W_pos W another."""
+"""For vocabularies up to this size, keys and values of layer 0 are looked up in two tables, W_E W and W_pos W."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,20 +42,20 @@ class Rows:
 
     @cached_property
     def bias(self) -> Float[Tensor, "batch row pos"]:
-        """What to add to the scores of the rows' queries: nothing up to the query, minus infinity behind it."""
+        """What is added to the scores of the rows' queries: 0 up to the query's own position, minus infinity after it."""
         behind = torch.arange(self.n_pos) > self.index[..., None]
         return torch.zeros(behind.shape).masked_fill_(behind, float("-inf"))
 
     @cached_property
     def blocks(self) -> list[tuple[slice, int]]:
-        """Parts of the rows (which ascend), each with the number of keys that any of its queries may see."""
+        """Parts of the rows (which ascend), each with the number of keys visible to any of its queries."""
         count = self.index.shape[1]
         edges = [count * part // BLOCKS for part in range(BLOCKS + 1)] if count >= 8 * BLOCKS else [0, count]
         parts = [slice(start, stop) for start, stop in pairwise(edges)]
         return [(part, int(self.index[:, part].max()) + 1) for part in parts]
 
     def of_positions(self, value: Shaped[Tensor, "batch pos *rest"]) -> Shaped[Tensor, "batch row *rest"]:
-        """Pick the rows of a tensor with positions on axis 1."""
+        """Select the rows of a tensor with positions on axis 1."""
         return value[torch.arange(len(value))[:, None], self.index]
 
 
@@ -65,7 +65,7 @@ Edit = Callable[[Tensor, Rows | None], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Whole:
-    """An edit that replaces an activation everywhere: what it was need not be known, only its shape."""
+    """An edit that replaces an activation everywhere; it needs only the shape of the current value."""
 
     edit: Edit
 
@@ -79,8 +79,8 @@ INPUTS = (Point("embed"), Point("pos_embed"), Point("resid_pre", 0))
 Edits = Mapping[Point, Sequence[Edit]]
 
 
-class BlockLayout:
-    """The tensors of one checkpoint, laid out for `Trace`."""
+class PreparedWeights:
+    """The tensors of one checkpoint with the products and look-up tables that `Trace` needs."""
 
     def __init__(self, weights: Weights) -> None:
         self.config = weights.config
@@ -116,7 +116,7 @@ class BlockLayout:
                     self.look_ups[name] = (self.tensors["W_E"] @ matrix, self.tensors["W_pos"] @ matrix)
 
     def looked_up(self, name: str, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """Return the keys ('k'), values ('v') or what is written of them ('ov') in layer 0, of the unedited input."""
+        """Return the keys ('k'), values ('v') or written values ('ov') of layer 0, for the unedited input."""
         by_token, by_position = self.look_ups[name]
         return functional.embedding(tokens, by_token).add_(by_position[: tokens.shape[1]])
 
@@ -144,12 +144,12 @@ class BlockLayout:
         return tuple(Point(source, layer) for source in sources[site])
 
     def folds(self, layer: int) -> bool:
-        """Say whether keys and values are plain products with the layer's input, as in the simplified model."""
+        """Return whether keys and values are plain products with the layer's input, as in the simplified model."""
         rotary = self.config.positions == "rotary" and layer == 0
         return self.config.family == "simplified" and not rotary
 
     def normed(self, name: str, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-        """Apply the named LayerNorm, where the model has one."""
+        """Apply the named LayerNorm, if the model has one."""
         if f"{name}.w" not in self.tensors:
             return x
         return functional.layer_norm(x, x.shape[-1:], self.tensors[f"{name}.w"], self.tensors[f"{name}.b"], eps=1e-5)

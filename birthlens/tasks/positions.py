@@ -1,6 +1,6 @@
-"""Token batches for analysis: roles of positions, rows picked out, repeated random tokens, and a user's own tokens.
+"""Token batches for analysis: roles of positions, selected rows, repeated random tokens, and a user's own tokens.
 
-Roles add to those of `behaviour.role_masks` (which belong to the token at a position) the places right after:
+The roles of `roles.role_masks` belong to the token at a position. Here there are also roles of the next position:
 
     first_successor    the position after a trigger's first occurrence, which holds the output for the first time
     later_successor    the position after a later occurrence
@@ -24,8 +24,8 @@ POSITION_ROLES = ("first_occurrence", "first_successor", "in_context", "later_su
 """Roles that together cover every position (successors may be triggers themselves)."""
 
 
-def position_role_masks(batch: TokenBatch) -> dict[str, Bool[Tensor, "batch pos"]]:
-    """Return the mask of every role by name."""
+def role_masks_with_successors(batch: TokenBatch) -> dict[str, Bool[Tensor, "batch pos"]]:
+    """Return the mask of every role by name: those of `roles.role_masks`, and those of the positions after triggers."""
     masks = role_masks(batch)
     for role, occurrences in (("first_successor", masks["first_occurrence"]), ("later_successor", masks["in_context"])):
         masks[role] = torch.nn.functional.pad(occurrences[:, :-1], (1, 0))
@@ -33,20 +33,20 @@ def position_role_masks(batch: TokenBatch) -> dict[str, Bool[Tensor, "batch pos"
     return masks
 
 
-def mask_of_positions(batch: TokenBatch, positions: str | Sequence[int]) -> Bool[Tensor, "batch pos"]:
+def chosen_positions(batch: TokenBatch, positions: str | Sequence[int]) -> Bool[Tensor, "batch pos"]:
     """Return the mask of 'all', a role, or a list of position indices.
 
     Raises:
         BirthlensError: for an unknown role (the message lists the valid ones) or a position outside the context.
     """
     if isinstance(positions, str):
-        masks = position_role_masks(batch)
+        masks = role_masks_with_successors(batch)
         if positions not in masks:
             raise BirthlensError(f"positions = {positions!r} is not a role; valid are {', '.join(masks)}, or indices.")
         return masks[positions]
     length = batch.tokens.shape[1]
     if wrong := [p for p in positions if not 0 <= p < length]:
-        raise BirthlensError(f"positions = {wrong} lie outside the context; valid are 0 to {length - 1}.")
+        raise BirthlensError(f"positions = {wrong} are outside the context; valid are 0 to {length - 1}.")
     mask = torch.zeros_like(batch.tokens, dtype=torch.bool)
     mask[:, list(positions)] = True
     return mask

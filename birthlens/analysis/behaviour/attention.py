@@ -29,7 +29,7 @@ from birthlens.model.sites import Head, Point
 from birthlens.model.weights import Weights
 from birthlens.shapes import Bool, Float, Int
 from birthlens.tasks.batch import TokenBatch
-from birthlens.tasks.positions import check_tokens, position_role_masks
+from birthlens.tasks.positions import check_tokens, role_masks_with_successors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,7 +122,7 @@ def attention_table(models: Models, batch: TokenBatch, role: str = "in_context",
 def _probe(seen: Watched, role: str, shares: Shares) -> None:
     batch = seen.batch
     tokens = seen.batch.tokens
-    masks = position_role_masks(batch)
+    masks = role_masks_with_successors(batch)
     after_trigger = masks["first_successor"] | masks["later_successor"]
     in_context = masks[role]
     visible = torch.arange(1, tokens.shape[1] + 1)

@@ -18,7 +18,7 @@ from birthlens.model.components import Sizes
 from birthlens.model.effects import check_edges, check_effect, check_reading
 from birthlens.model.hooks import HookedTrace
 from birthlens.model.incremental import FROM_QUERIES, Trace
-from birthlens.model.layout import BlockLayout, Edit, Edits, Rows
+from birthlens.model.layout import Edit, Edits, PreparedWeights, Rows
 from birthlens.model.sites import INTERVENTION_SITES, Point
 from birthlens.model.weights import Weights
 from birthlens.shapes import Int
@@ -52,7 +52,7 @@ class FunctionalBackend:
     picks_rows = True
 
     def __init__(self, weights: Weights) -> None:
-        self.model = BlockLayout(weights)
+        self.model = PreparedWeights(weights)
         self.sizes: Sizes = weights.config
         self.d_vocab = self.model.d_vocab
         self.n_ctx = self.model.n_ctx

@@ -23,7 +23,7 @@ from birthlens.analysis.interventions.scoring import Scoring
 from birthlens.errors import BirthlensError
 from birthlens.shapes import Bool, Int
 from birthlens.tasks.batch import TokenBatch
-from birthlens.tasks.positions import position_role_masks
+from birthlens.tasks.positions import role_masks_with_successors
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,4 +210,4 @@ def _relabelled(
 
 def _same_query(batch: TokenBatch, corrupted: TokenBatch) -> Bool[Tensor, "batch pos"]:
     same = batch.tokens == corrupted.tokens
-    return same & position_role_masks(batch)["in_context_unabsorbed"] & corrupted.in_context
+    return same & role_masks_with_successors(batch)["in_context_unabsorbed"] & corrupted.in_context

@@ -24,7 +24,7 @@ from birthlens.analysis.interventions.spec import EdgeIntervention
 from birthlens.model.layout import Edit, Edits, Rows
 from birthlens.model.sites import Head, HeadInput, Mlp, Point, Receiver, Sender
 from birthlens.shapes import Float
-from birthlens.tasks.positions import mask_of_positions
+from birthlens.tasks.positions import chosen_positions
 
 if TYPE_CHECKING:
     from birthlens.model.hooked import HookedModel
@@ -78,7 +78,7 @@ def _reading(
             now = current[one.point]
             new = sources.replacement(one, now, None).expand_as(now)
             delta = written(model, one.edge.sender, new - now)
-            delta = delta * mask_of_positions(sources.batch, one.positions)[..., None]
+            delta = delta * chosen_positions(sources.batch, one.positions)[..., None]
             if isinstance(one.edge.receiver, HeadInput):
                 added[:, :, one.edge.receiver.head.head] += delta
             else:

@@ -1,7 +1,7 @@
 """Metrics: a quantity, read at the positions of one role.
 
 As text, a metric is `role.quantity`, such as in_context.accuracy. Text is parsed once, at the border. Roles are those of
-`tasks.positions.position_role_masks`, or the role of a pair. Quantities:
+`tasks.positions.role_masks_with_successors`, or the role of a pair. Quantities:
 
     accuracy           the answer has the largest logit
     loss               cross-entropy of the answer, in nats

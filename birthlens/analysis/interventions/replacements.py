@@ -20,7 +20,7 @@ from birthlens.model.layout import Edit, Edits, Rows, Whole
 from birthlens.model.sites import ATTENTION_SITES, Point
 from birthlens.shapes import Bool, Float, Int
 from birthlens.tasks.batch import TokenBatch
-from birthlens.tasks.positions import mask_of_positions, token_roles
+from birthlens.tasks.positions import chosen_positions, token_roles
 
 
 @runtime_checkable
@@ -166,7 +166,7 @@ class Sources:
 
         def replace(current: Tensor, rows: Rows | None) -> Tensor:
             new = self.replacement(one, current, rows)
-            chosen = mask_of_positions(self.batch, one.positions)
+            chosen = chosen_positions(self.batch, one.positions)
             where = chosen if rows is None else rows.of_positions(chosen)
             return torch.where(_selected(one, current, where), new, current)
 

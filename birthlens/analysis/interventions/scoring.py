@@ -21,7 +21,7 @@ from birthlens.model.layout import Rows
 from birthlens.shapes import Bool, Float, Int
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.corpus import BigramStatistics
-from birthlens.tasks.positions import position_role_masks
+from birthlens.tasks.positions import role_masks_with_successors
 from birthlens.tasks.roles import correct
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ class Scoring:
     ) -> Scoring:
         """Score the targets of a batch by role of the token; `statistics` allow the quantity kl."""
         bigram = None if statistics is None else torch.from_numpy(statistics.bigram).float()
-        return cls(parsed(metrics), position_role_masks(batch), batch.targets, None, batch.tokens, bigram).trimmed()
+        return cls(
+            parsed(metrics), role_masks_with_successors(batch), batch.targets, None, batch.tokens, bigram
+        ).trimmed()
 
     def trimmed(self) -> Scoring:
         """Return the scoring without the roles that no metric reads."""

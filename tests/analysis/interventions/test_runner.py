@@ -16,7 +16,7 @@ from birthlens.errors import BirthlensError
 from birthlens.model.hooked import build
 from birthlens.model.incremental import Trace, causal_attention
 from birthlens.model.initialisation import initial_weights
-from birthlens.model.layout import BlockLayout, Rows
+from birthlens.model.layout import PreparedWeights, Rows
 from birthlens.model.sites import Edge, Point, hook_name
 from birthlens.model.weights import Weights
 from birthlens.tasks.batch import TokenBatch
@@ -160,7 +160,7 @@ def test_trace_has_the_hooked_models_activations(kind: str) -> None:
     mask = torch.rand(batch.tokens.shape, generator=torch.Generator().manual_seed(0)) < 0.4
     rows = Rows.of(mask)
     logits, cache = model.run_with_cache(batch.tokens)
-    full, some = Trace(BlockLayout(weights), batch.tokens), Trace(BlockLayout(weights), batch.tokens, rows)
+    full, some = Trace(PreparedWeights(weights), batch.tokens), Trace(PreparedWeights(weights), batch.tokens, rows)
     last = weights.n_layers - 1
     for layer in range(weights.n_layers):
         for site in ("resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "resid_post"):
@@ -195,7 +195,7 @@ def test_attention_without_softmax_is_intervened_on_by_hooks(attention: str) -> 
 def test_an_edit_recomputes_only_what_lies_downstream(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = weights_of_kind("simplified")
     batch, _ = batches()
-    trace = Trace(BlockLayout(weights), batch.tokens)
+    trace = Trace(PreparedWeights(weights), batch.tokens)
     trace.logits()
     trace.value(Point("z", 1))  # what the edit is handed; folded passes go without it
     seen = []

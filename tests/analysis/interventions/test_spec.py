@@ -26,7 +26,7 @@ from birthlens.model.hooks import captured, edited
 from birthlens.model.initialisation import initial_weights
 from birthlens.model.sites import Edge, Head, Point
 from birthlens.tasks.batch import TokenBatch
-from birthlens.tasks.positions import batch_of_tokens, position_role_masks, repeated_tokens
+from birthlens.tasks.positions import batch_of_tokens, repeated_tokens, role_masks_with_successors
 
 HEADED = ("q", "k", "v", "z")
 
@@ -199,7 +199,7 @@ def test_head_sets_group_by_layer() -> None:
 
 
 def test_roles_cover_every_position(batch: TokenBatch) -> None:
-    masks = position_role_masks(batch)
+    masks = role_masks_with_successors(batch)
     covered = masks["trigger"] | masks["first_successor"] | masks["later_successor"] | masks["other"]
     assert covered.all()
     loop = [[p > 0 and batch.occurrence[b, p - 1] == 1 for p in range(11)] for b in range(4)]
