@@ -84,7 +84,7 @@ def main() -> None:
     keep(arguments, None, grid, **found)
     pictures = {"ledger": figures.ledger_areas(found["ledger"])}
     for metric in ("in_context_accuracy", "global_loss"):
-        pictures[f"transplant_{metric}"] = figures.transplant_map(found["transplant"], metric)
+        pictures[f"transplant_{metric}"] = figures.weight_patching_map(found["transplant"], metric)
     for name, picture in pictures.items():
         figures.save(picture, arguments.out.with_name(f"{arguments.out.stem}_{name}.svg"))
 

@@ -32,7 +32,7 @@ PLAN = {
         files lineage lock provenance seal < header metrics < state tables < run < evaluation writer < reuse < verify""",
     "analysis.memories": """
         duals gram intervals series < memory < layer_norms recall < circuits ledger margins top_associations
-        < ideal ledger_factors ledger_nulls names paper_ledgers recall_tables
+        < ideal ledger_factors ledger_nulls names paper_ledgers recall_tables score_tables
         < birth_order ledger_tables < order_tables projections""",
     "training": """
         simplified.folding < simplified.buffers simplified.torch_step < simplified.kernels < simplified.numba_step

@@ -9,11 +9,12 @@ import click
 
 from birthlens.cli.options import refuse_idle
 from birthlens.cli.probing import steps_option
-from birthlens.cli.streams import tell
+from birthlens.cli.streams import note, tell
 
-RUN_KINDS = ("birth", "behaviour", "recall", "memories", "ledger", "ablation", "edges", "patching", "transplant",
-             "attention")  # fmt: skip
-TABLE_KINDS = ("curves", "recall", "timeline", "ledger", "patching", "transplant", "sweep", "heatmap")
+RUN_KINDS = ("birth", "behaviour", "recall", "memories", "ledger", "ablation", "edges", "patching",
+             "weight-patching", "attention")  # fmt: skip
+RENAMED_KINDS = {"transplant": "weight-patching"}
+TABLE_KINDS = ("curves", "recall", "timeline", "ledger", "patching", "weight-patching", "sweep", "heatmap")
 
 
 @click.command(epilog="Example: birthlens plot runs/demo --kind recall --out recall.svg")
@@ -21,7 +22,8 @@ TABLE_KINDS = ("curves", "recall", "timeline", "ledger", "patching", "transplant
 @click.option(
     "--kind",
     required=True,
-    type=click.Choice(sorted({*RUN_KINDS, *TABLE_KINDS})),
+    type=click.Choice(sorted({*RUN_KINDS, *TABLE_KINDS, *RENAMED_KINDS})),
+    metavar="KIND",
     help=f"Of a run: {', '.join(RUN_KINDS)}. Of a table: {', '.join(TABLE_KINDS)}.",
 )
 @click.option("--out", required=True, type=click.Path(dir_okay=False), help="A name that ends in .png, .svg or .pdf.")
@@ -44,7 +46,7 @@ def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...])
     timeline    step, a column named by series (default case), value
     ledger      step, matrix, family, kind, share
     patching    the columns named by x, y and value (default position, site, recovered)
-    transplant  matrix, from_step, to_step, metric, value
+    weight-patching  matrix, from_step, to_step, metric, value
     sweep       the columns named by x, y and value, for instance two axes and a result of a sweep
     heatmap     the columns named by x, y and value
 
@@ -55,6 +57,9 @@ def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...])
     from birthlens.viz.figures.style import check_name, save
 
     check_name(out)
+    if kind in RENAMED_KINDS:
+        note(f"the kind {kind} is now called {RENAMED_KINDS[kind]}; the old name still works.")
+        kind = RENAMED_KINDS[kind]
     if Path(source).is_file():
         refuse_idle("a table is drawn with the steps that it has", "steps")
         pairs = [option.partition("=") for option in options]

@@ -212,7 +212,7 @@ def test_heatmaps_put_each_value_into_its_cell() -> None:
 
 def test_a_sweep_averages_seeds_and_a_map_refuses_doubles() -> None:
     table = pd.DataFrame([(1, 1, 0.2), (1, 1, 0.4), (2, 1, 1.0)], columns=["x", "y", "value"])
-    figure = figures.sweep_heatmap(table, "x", "y")
+    figure = gallery.draw_table(table, "sweep", x="x", y="y")
     np.testing.assert_allclose(figure.axes[0].images[0].get_array(), [[0.3, 1.0]])  # type: ignore[arg-type]
     with pytest.raises(BirthlensError, match="several rows share one x and y"):
         figures.heatmap(table, "x", "y")
@@ -248,19 +248,22 @@ def test_a_head_has_the_colour_of_its_place_in_the_table() -> None:
     assert [colours["L0H0"], colours["L1H0"]] == list(COLOURS[:2])
 
 
-def test_transplants_have_a_panel_a_matrix_with_the_models_step_upwards() -> None:
+def test_weight_patching_has_a_panel_for_each_matrix_with_the_models_step_upwards() -> None:
     rows = [("A", 0, 0, 0.1), ("A", 5, 0, 0.2), ("A", 0, 5, 0.3), ("A", 5, 5, 0.4)]
     table = pd.DataFrame(rows, columns=["matrix", "from_step", "to_step", "value"]).assign(metric="accuracy")
-    figure = figures.transplant_map(table)
+    figure = figures.weight_patching_map(table)
     np.testing.assert_allclose(figure.axes[0].images[0].get_array(), [[0.3, 0.4], [0.1, 0.2]])  # type: ignore[arg-type]
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["5", "0"]
+    with pytest.warns(DeprecationWarning, match="transplant_map is now called weight_patching_map"):
+        renamed = figures.transplant_map(table)
+    np.testing.assert_array_equal(renamed.axes[0].images[0].get_array(), figure.axes[0].images[0].get_array())
 
 
 def test_steps_under_narrow_panels_do_not_run_together() -> None:
     steps = [0, 40, 60, 80, 100, 120, 160, 220, 300]
     rows = [(m, a, b, 0.5) for m in "ABC" for a in steps for b in steps]
     table = pd.DataFrame(rows, columns=["matrix", "from_step", "to_step", "value"]).assign(metric="accuracy")
-    figure = figures.transplant_map(table)
+    figure = figures.weight_patching_map(table)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     for ax in figure.axes[:3]:
@@ -290,13 +293,22 @@ def test_every_kind_draws_a_run_without_overlapping_labels(kind: Any) -> None:
     assert overlaps(figure) == [] and cut_off(figure) == []
 
 
+def scores_of(memory: str, labels: list[str]) -> pd.DataFrame:
+    """Return a score table that is 1 on the diagonal, in the columns of `score_tables.scores_table`."""
+    rows, columns = np.indices((len(labels), len(labels))).reshape(2, -1)
+    places = {"row": rows, "column": columns, "centred": (rows == columns).astype(float)}
+    return pd.DataFrame(
+        {"memory": memory, "input": np.take(labels, rows), "output": np.take(labels, columns), **places}
+    )
+
+
 @pytest.mark.parametrize("width", [1, 3, 40])
 def test_labels_of_any_length_and_number_neither_meet_nor_take_the_room_of_the_map(width: Any) -> None:
     for count in (3, 12, 24, 60):
         names = [f"{'W' * width}{n}" for n in range(count)]
-        table = pd.DataFrame(np.eye(count), index=names, columns=names)
-        positions = pd.DataFrame(np.eye(count), index=map(str, range(count)), columns=map(str, range(count)))  # type: ignore[call-overload]
-        figure = figures.memory_heatmaps({"tokens": table, "positions": positions})
+        numbers = list(map(str, range(count)))
+        table = pd.concat([scores_of("tokens", names), scores_of("positions", numbers)], ignore_index=True)
+        figure = figures.memory_heatmaps(table)
         assert overlaps(figure) == [] and cut_off(figure) == []
         box = figure.axes[0].get_window_extent()
         assert box.width > 0.8 * figure.dpi and box.height > 1.2 * figure.dpi
@@ -401,7 +413,7 @@ def test_a_table_says_which_options_and_columns_it_lacks(tmp_path: Path) -> None
     with pytest.raises(BirthlensError, match="option colour = 'red': kind sweep has x, y, value, metric, title"):
         gallery.draw_table(table, "sweep", colour="red")
     with pytest.raises(BirthlensError, match="lacks the columns matrix, from_step"):
-        gallery.draw_table(table, "transplant")
+        gallery.draw_table(table, "weight-patching")
     with pytest.raises(BirthlensError, match="cannot be read"):
         gallery.read_table(tmp_path / "missing.csv")
 
@@ -432,7 +444,7 @@ def test_options_are_read_as_what_they_are() -> None:
         ("sweep", ["x", "y", "value"], {"x": "x", "y": "y"}),
         ("curves", ["step", "split", "metric", "value"], {}),
         ("ledger", ["step", "matrix", "family", "kind", "share"], {}),
-        ("transplant", ["matrix", "from_step", "to_step", "metric", "value"], {}),
+        ("weight-patching", ["matrix", "from_step", "to_step", "metric", "value"], {}),
         ("recall", ["step", "memory", "basis", "metric", "candidates", "chance", "n", "value"], {}),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from birthlens.config.run import RunConfig
@@ -35,6 +35,19 @@ def sweep_results_table(runs: Mapping[tuple[str, int], tuple[RunConfig, Outcome]
         spent = {name: getattr(outcome, name) for name in ("state", "seconds", "cpu_seconds")}
         rows.append({"case": case, "seed": seed, **chosen, "run": str(outcome.path), **_measured(outcome), **spent})
     return pd.DataFrame(rows)
+
+
+def means_over_seeds_table(table: pd.DataFrame, settings: Sequence[str], value: str) -> pd.DataFrame:
+    """Average a column over the rows that agree in some settings: columns `settings`, `value`, n (rows).
+
+    Example:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"d": [64, 64, 128], "seed": [0, 1, 0], "accuracy": [0.2, 0.4, 1.0]})
+        >>> means_over_seeds_table(table, ["d"], "accuracy").to_dict("list")
+        {'d': [64, 128], 'accuracy': [0.30000000000000004, 1.0], 'n': [2, 1]}
+    """
+    grouped = table.groupby(list(settings), sort=False)[value]
+    return grouped.mean().to_frame().assign(n=grouped.size()).reset_index()
 
 
 def _settings(config: RunConfig) -> dict[str, str]:

@@ -174,6 +174,23 @@ def circuit_series(
     return SeriesTable(series, {"moving_codebooks": moving.names, "folded": fold})
 
 
+def best_circuits_table(readings: pd.DataFrame, most: int = 6) -> pd.DataFrame:
+    """Select the circuits whose recall exceeds chance most at the last step, best first, from a `circuit_series` table.
+
+    Circuits with a single query do not count. Columns: memory, step, value, chance, n, sorted by step within each memory.
+    """
+    import pandas as pd
+
+    recalls = readings[(readings["metric"] == "recall") & (readings["basis"] == "raw") & (readings["n"] > 1)]
+    last = recalls[recalls["step"] == recalls["step"].max()]
+    excess = (last["value"] - last["chance"]).sort_values(ascending=False, kind="stable")
+    best = list(last.loc[excess.index, "memory"].drop_duplicates()[:most])
+    kept = recalls[recalls["memory"].isin(best)].drop_duplicates(["memory", "step"])
+    order = kept["memory"].map({name: place for place, name in enumerate(best)})
+    kept = kept.assign(order=order).sort_values(["order", "step"], kind="stable", ignore_index=True)
+    return pd.DataFrame(kept[["memory", "step", "value", "chance", "n"]])
+
+
 def chunks(checkpoints: Checkpoints) -> Iterator[tuple[list[int], Weights]]:
     """Yield steps and their weights a few checkpoints at a time, stacked."""
     iterator = iter(checkpoints)

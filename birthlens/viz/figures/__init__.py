@@ -3,7 +3,7 @@
     curves      loss and accuracy with reference predictors, recall of the memories, timelines of ablations and edges
     areas       what a matrix is made of, stacked over training
     contrast    differences of forks from their controls
-    heatmaps    memory tables, attention, patching and transplant maps, sweeps
+    heatmaps    memory tables, attention, patching and weight patching maps
     gallery     what `birthlens plot --kind` can draw of a run
 
 Functions return a matplotlib Figure and touch no global state; `save` writes it as PNG, SVG or PDF.
@@ -19,7 +19,7 @@ from birthlens.viz.figures.heatmaps import attention_maps as attention_maps
 from birthlens.viz.figures.heatmaps import heatmap as heatmap
 from birthlens.viz.figures.heatmaps import memory_heatmaps as memory_heatmaps
 from birthlens.viz.figures.heatmaps import patching_map as patching_map
-from birthlens.viz.figures.heatmaps import sweep_heatmap as sweep_heatmap
 from birthlens.viz.figures.heatmaps import transplant_map as transplant_map
+from birthlens.viz.figures.heatmaps import weight_patching_map as weight_patching_map
 from birthlens.viz.figures.style import label as label
 from birthlens.viz.figures.style import save as save

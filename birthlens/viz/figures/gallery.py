@@ -15,13 +15,16 @@ from birthlens.labels import counted, in_words, legible
 from birthlens.runs.run import Run
 from birthlens.viz import figures
 from birthlens.viz.figures.heatmaps import HEADS_DOWN
+from birthlens.viz.figures.style import columns_needed, mixed_columns
 from birthlens.viz.notebook import thinned
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from birthlens.analysis.memories.memory import AssociativeMemory
     from birthlens.model.weights import Weights
+
+MOST_TOKENS = 96
+"""Score tables of larger vocabularies show this many tokens."""
 
 
 def birth(run: Run, steps: Sequence[int]) -> Figure:
@@ -58,7 +61,7 @@ def recall(run: Run, steps: Sequence[int]) -> Figure:
 def memories(run: Run, steps: Sequence[int]) -> Figure:
     """The three memories at the last of the steps, as tables of scores."""
     _paper_model(run, "memories")
-    return figures.memory_heatmaps(memory_frames(run, run.weights(steps[-1])))
+    return figures.memory_heatmaps(memory_scores(run, run.weights(steps[-1])))
 
 
 def ledger(run: Run, steps: Sequence[int]) -> Figure:
@@ -98,13 +101,13 @@ def patching(run: Run, steps: Sequence[int]) -> Figure:
     return figures.patching_map(table, "position", "component", title=f"Share of the gap recovered, step {steps[-1]}")
 
 
-def transplant(run: Run, steps: Sequence[int]) -> Figure:
+def weight_patching(run: Run, steps: Sequence[int]) -> Figure:
     """In-context accuracy when a trained matrix of one step is put into the model of another, at up to six steps."""
     from birthlens.analysis.interventions.weight_patching import weight_patching_table
     from birthlens.runs.evaluation import evaluation_batch
 
     chosen = list(run.checkpoints(steps))
-    return figures.transplant_map(weight_patching_table(chosen, evaluation_batch(run, 32)), "in_context_accuracy")
+    return figures.weight_patching_map(weight_patching_table(chosen, evaluation_batch(run, 32)), "in_context_accuracy")
 
 
 def attention(run: Run, steps: Sequence[int]) -> Figure:
@@ -112,6 +115,22 @@ def attention(run: Run, steps: Sequence[int]) -> Figure:
     from birthlens.viz.attention_frames import run_frames
 
     return figures.attention_maps(run_frames(run, steps, length=32))
+
+
+def sweep(
+    table: pd.DataFrame, x: str, y: str, value: str = "value", metric: str | None = None, title: str | None = None
+) -> Figure:
+    """Means over seeds of a sweep's results, over two settings."""
+    from birthlens.analysis.behaviour.sweep_results import means_over_seeds_table
+
+    columns_needed(table, x, y, numeric=(value,))
+    if metric is not None:
+        columns_needed(table, "metric")
+        table = table[table["metric"] == metric]
+        columns_needed(table, x)
+    mixed_columns(table, [x, y], averaged=True)
+    means = means_over_seeds_table(table, [x, y], value)
+    return figures.heatmap(means, x, y, value, title or (figures.label(metric) if metric else None))
 
 
 KINDS: dict[str, Callable[[Run, Sequence[int]], Figure]] = {
@@ -123,12 +142,13 @@ KINDS: dict[str, Callable[[Run, Sequence[int]], Figure]] = {
     "ablation": ablation,
     "edges": edges,
     "patching": patching,
-    "transplant": transplant,
+    "weight-patching": weight_patching,
     "attention": attention,
 }
 """The figures of a run."""
 
-MOST_STEPS = {"memories": 1, "ledger": 12, "ablation": 12, "edges": 12, "patching": 1, "transplant": 6, "attention": 4}
+MOST_STEPS = {"memories": 1, "ledger": 12, "ablation": 12, "edges": 12, "patching": 1, "weight-patching": 6,
+              "attention": 4}  # fmt: skip
 """The largest number of steps in a figure, evenly spaced; if it is 1, the last step."""
 
 TABLE_KINDS: dict[str, Callable[..., Figure]] = {
@@ -137,11 +157,14 @@ TABLE_KINDS: dict[str, Callable[..., Figure]] = {
     "timeline": figures.timeline,
     "ledger": figures.ledger_areas,
     "patching": figures.patching_map,
-    "transplant": figures.transplant_map,
-    "sweep": figures.sweep_heatmap,
+    "weight-patching": figures.weight_patching_map,
+    "sweep": sweep,
     "heatmap": figures.heatmap,
 }
 """The figures of a saved table."""
+
+RENAMED = {"transplant": "weight-patching"}
+"""Old names of kinds, which still work."""
 
 
 def draw(run: Run, kind: str, steps: Sequence[int]) -> Figure:
@@ -150,6 +173,7 @@ def draw(run: Run, kind: str, steps: Sequence[int]) -> Figure:
     Raises:
         BirthlensError: for an unknown kind, or one that is unavailable for this model.
     """
+    kind = RENAMED.get(kind, kind)
     if kind not in KINDS:
         raise BirthlensError(
             f"kind = {kind!r}: of a run there are {', '.join(KINDS)}; of a table {', '.join(TABLE_KINDS)}."
@@ -159,7 +183,7 @@ def draw(run: Run, kind: str, steps: Sequence[int]) -> Figure:
 
 def drawn_steps(run: Run, kind: str, steps: Sequence[int]) -> list[int]:
     """Return which of the steps a kind of figure draws: all of them, or as many as fit."""
-    most = MOST_STEPS.get(kind, len(steps))
+    most = MOST_STEPS.get(RENAMED.get(kind, kind), len(steps))
     if kind == "attention" and run.config.model.n_layers * run.config.model.n_heads > HEADS_DOWN:
         most = 2
     return list(steps[-1:]) if most == 1 else thinned(steps, most)
@@ -174,6 +198,7 @@ def draw_table(table: pd.DataFrame, kind: str, **options: str) -> Figure:
     Raises:
         BirthlensError: for an unknown kind, an option the figure does not have, or a table that lacks a column.
     """
+    kind = RENAMED.get(kind, kind)
     if kind not in TABLE_KINDS:
         raise BirthlensError(
             f"kind = {kind!r}: of a table there are {', '.join(TABLE_KINDS)}; of a run {', '.join(KINDS)}."
@@ -244,39 +269,13 @@ def read_table(path: str | Path) -> pd.DataFrame:
         raise BirthlensError(f"table = {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from None
 
 
-def memory_frames(run: Run, weights: Weights) -> dict[str, pd.DataFrame]:
-    """Return the score tables of the three memories; that of the trigger memory covers the fixed triggers, if there are any.
+def memory_scores(run: Run, weights: Weights) -> pd.DataFrame:
+    """Return the scores of the three memories (`score_tables.scores_table`), of at most 96 tokens: the most frequent."""
+    from birthlens.analysis.memories.score_tables import scores_table
 
-    attrs["diagonal"] of each table is the offset of its right entries from the main diagonal: 0, or -1 if the right entry of
-    row t is in column t - 1.
-    """
-    from birthlens.analysis.memories.circuits import output_memory, prev_token_memory, trigger_memory
-
-    labels = [legible(token) for token in run.statistics.vocab]
-    trigger = _scores(trigger_memory(weights, labels=labels), "query", "key")
-    if run.trigger_ids is not None and len(run.trigger_ids) > 1:
-        trigger = trigger.iloc[run.trigger_ids, run.trigger_ids]
-    tables = {
-        "output memory": _scores(output_memory(weights, labels=labels), "attended token", "predicted token"),
-        "trigger memory": trigger,
-    }
-    if "W_pos" in weights:
-        tables["previous-token memory"] = _scores(
-            prev_token_memory(weights, first=64), "query position", "key position", diagonal=-1
-        )
-    return tables
-
-
-def _scores(memory: AssociativeMemory, rows: str, columns: str, diagonal: int = 0) -> pd.DataFrame:
-    import pandas as pd
-
-    table = pd.DataFrame(
-        memory.scores(),
-        index=pd.Index(memory.inputs.labels, name=rows),
-        columns=pd.Index(memory.outputs.labels, name=columns),
-    )
-    table.attrs["diagonal"] = diagonal
-    return table
+    statistics = run.statistics
+    tokens = None if len(statistics) <= MOST_TOKENS else sorted(map(int, statistics.most_frequent(MOST_TOKENS)))
+    return scores_table(weights, [legible(token) for token in statistics.vocab], run.triggers, tokens)
 
 
 def _paper_model(run: Run, kind: str) -> None:

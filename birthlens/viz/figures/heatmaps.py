@@ -1,8 +1,9 @@
-"""Tables as heat maps: memories, attention, patching, transplants, sweeps."""
+"""Tables as heat maps: memories, attention, patching, weight patching."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,13 @@ LONGEST_NAME = 24
 
 LONGEST_TOKEN = 10
 """The number of characters shown of a token."""
+
+MEMORY_SIDES = {
+    "output_memory": ("attended token", "predicted token"),
+    "trigger_memory": ("query", "key"),
+    "prev_token_memory": ("query position", "key position"),
+}
+"""What the rows and the columns of each memory's table are."""
 
 HEADS_DOWN = 4
 """Attention maps of up to this many heads have a row for each head; with more, they have a block of rows for each step."""
@@ -83,10 +91,11 @@ def patching_map(
 
 
 @styled
-def transplant_map(table: pd.DataFrame, metric: str | None = None) -> Figure:
+def weight_patching_map(table: pd.DataFrame, metric: str | None = None) -> Figure:
     """Draw a metric after a matrix of one step is put into the model of another, one panel for each matrix.
 
-    Columns: matrix, from_step, to_step, metric, value. The diagonal is the unchanged model.
+    The table is that of `weight_patching.weight_patching_table`: columns matrix, from_step, to_step, metric, value. The
+    diagonal is the unchanged model.
     """
     columns_needed(table, "matrix", "from_step", "to_step", "metric", numeric=("value",))
     chosen = metric or str(table["metric"].iloc[0])
@@ -109,40 +118,38 @@ def transplant_map(table: pd.DataFrame, metric: str | None = None) -> Figure:
     return figure
 
 
-@styled
-def sweep_heatmap(
-    table: pd.DataFrame, x: str, y: str, value: str = "value", metric: str | None = None, title: str | None = None
-) -> Figure:
-    """Draw a sweep's results over two settings; the seeds of one cell are averaged."""
-    columns_needed(table, x, y, numeric=(value,))
-    if metric is not None:
-        columns_needed(table, "metric")
-        table = table[table["metric"] == metric]
-        columns_needed(table, x)
-    mixed_columns(table, [x, y], averaged=True)
-    mean = table.groupby([x, y], sort=False)[value].mean().reset_index()
-    return heatmap(mean, x, y, value, title or (label(metric) if metric else None))
+def transplant_map(table: pd.DataFrame, metric: str | None = None) -> Figure:
+    """Call `weight_patching_map`, with a warning: this is its old name."""
+    warnings.warn("transplant_map is now called weight_patching_map.", DeprecationWarning, stacklevel=2)
+    return weight_patching_map(table, metric)
 
 
 @styled
-def memory_heatmaps(tables: Mapping[str, pd.DataFrame], columns: int = 3) -> Figure:
-    """Draw score tables of memories, one panel each: rows are inputs (queries), columns outputs, labels from the frame.
+def memory_heatmaps(table: pd.DataFrame, columns: int = 3) -> Figure:
+    """Draw the score tables of memories, one panel each: rows are inputs (queries), columns are outputs.
 
-    Each panel has its own scale, symmetric about the table's median. The softmax does not depend on that constant.
+    The table is that of `score_tables.scores_table`: columns memory, row, column, input, output, centred. Each panel has its
+    own scale, symmetric about the median, which is 0 (the softmax does not depend on that constant).
     """
-    if not tables:
-        raise BirthlensError("there is no memory table to draw; give at least one.")
-    rows = -(-len(tables) // columns)
-    figure, axes = panels(rows, min(columns, len(tables)), 3.7, 3.5)
+    import pandas as pd
+
+    columns_needed(table, "memory", "row", "column", "input", "output", numeric=("centred",))
+    names = list(dict.fromkeys(table["memory"]))
+    rows = -(-len(names) // columns)
+    figure, axes = panels(rows, min(columns, len(names)), 3.7, 3.5)
     flat = [ax for line in axes for ax in line]
-    for ax, (title, wide) in zip(flat, tables.items(), strict=False):
-        shifted = wide - float(np.nanmedian(wide.to_numpy()))
-        bound = float(np.nanmax(np.abs(shifted.to_numpy()))) or 1.0
-        image = _cells(ax, shifted, (-bound, bound), 0.0, False, LONGEST_TOKEN)
-        ax.set_title(title)
-        ax.set(xlabel=wide.columns.name or "output", ylabel=wide.index.name or "input")
+    for ax, name in zip(flat, names, strict=False):
+        cells = table[table["memory"] == name]
+        wide = _wide(cells, "column", "row", "centred")
+        wide.index = pd.Index(cells.loc[cells["column"] == 0, "input"])
+        wide.columns = pd.Index(cells.loc[cells["row"] == 0, "output"])
+        bound = float(np.nanmax(np.abs(wide.to_numpy()))) or 1.0
+        image = _cells(ax, wide, (-bound, bound), 0.0, False, LONGEST_TOKEN)
+        ax.set_title(label(str(name)))
+        down, across = MEMORY_SIDES.get(str(name), ("input", "output"))
+        ax.set(xlabel=across, ylabel=down)
         figure.colorbar(image, ax=ax, shrink=0.8, label="score minus median")
-    for ax in flat[len(tables) :]:
+    for ax in flat[len(names) :]:
         ax.set_axis_off()
     return figure
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from birthlens.errors import BirthlensError
-from birthlens.labels import shortened
-from birthlens.viz.figures.gallery import memory_frames
+from birthlens.labels import label, shortened
+from birthlens.viz.figures.gallery import memory_scores
+from birthlens.viz.figures.heatmaps import MEMORY_SIDES
 from birthlens.viz.html import escape, script_json
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from birthlens.runs.run import Run
 
-MOST_ENTRIES = 96
 MOST_LABELS = 16
 LONGEST_LABEL = 6
 
@@ -26,41 +26,41 @@ LONGEST_LABEL = 6
 def memory_tables(run: Run, steps: Sequence[int]) -> str:
     """Return the memories' tables as canvases with their data; each keeps one colour scale over all steps.
 
-    The median of each table is subtracted; tables of more than 96 rows show the most frequent tokens only.
+    Scores are shown minus the median of their table. Large vocabularies show the most frequent tokens only.
     """
-    frames = [memory_frames(run, weights) for _, weights in run.checkpoints(steps)]
-    order = np.argsort(-run.statistics.unigram, kind="stable")[:MOST_ENTRIES]
-    return "\n".join(_table(name, [_cut(frame[name], order) for frame in frames], steps) for name in frames[0])
+    tables = [memory_scores(run, weights) for _, weights in run.checkpoints(steps)]
+    return "\n".join(
+        _table(name, [table[table["memory"] == name] for table in tables], steps)
+        for name in tables[0]["memory"].unique()
+    )
 
 
-def _cut(table: pd.DataFrame, order: np.ndarray) -> pd.DataFrame:
-    return table if max(table.shape) <= MOST_ENTRIES else table.iloc[np.sort(order), np.sort(order)]
-
-
-def _table(name: str, tables: Sequence[pd.DataFrame], steps: Sequence[int]) -> str:
-    shifted = np.stack([t.to_numpy(dtype=float) - np.median(t.to_numpy(dtype=float)) for t in tables])
-    if not np.isfinite(shifted).all():
+def _table(memory: str, tables: Sequence[pd.DataFrame], steps: Sequence[int]) -> str:
+    name = label(memory)
+    last = tables[-1]
+    n, m = last["row"].nunique(), last["column"].nunique()
+    centred = np.stack([table["centred"].to_numpy(dtype=float).reshape(n, m) for table in tables])
+    if not np.isfinite(centred).all():
         raise BirthlensError(f"the {name} contains scores that are not finite; the run has diverged.")
-    bound = float(np.abs(shifted).max()) or 1.0
-    first = tables[0]
-    rows = [str(label) for label in first.index]
-    columns = [str(label) for label in first.columns]
+    bound = float(np.abs(centred).max()) or 1.0
+    rows = [str(text) for text in last.loc[last["column"] == 0, "input"]]
+    columns = [str(text) for text in last.loc[last["row"] == 0, "output"]]
+    down, across = MEMORY_SIDES[memory]
     data = {
         "steps": list(steps),
         "bound": round(bound, 4),
         "rows": rows,
         "columns": columns,
-        "rowsName": str(first.index.name),
-        "columnsName": str(first.columns.name),
-        "values": base64.b64encode((np.rint(shifted / bound * 127) + 127).astype(np.uint8).tobytes()).decode("ascii"),
+        "rowsName": down,
+        "columnsName": across,
+        "values": base64.b64encode((np.rint(centred / bound * 127) + 127).astype(np.uint8).tobytes()).decode("ascii"),
     }
-    n, m = first.shape
-    offset = int(first.attrs["diagonal"])
-    right = np.maximum(np.arange(n) + offset, 0)
-    hits = float((shifted[-1].argmax(1) == right)[-offset:].mean())
+    right = last["right"].to_numpy().reshape(n, m)
+    asked = right.any(axis=1)
+    hits = float(right[np.arange(n), centred[-1].argmax(1)][asked].mean())
     alt = (
-        f"Table of scores, {n} rows ({first.index.name}) by {m} columns ({first.columns.name}). At step {steps[-1]} the "
-        f"right entry, {'one below' if offset else 'on'} the diagonal, is the largest in {hits:.0%} of the rows."
+        f"Table of scores, {n} rows ({down}) by {m} columns ({across}). At step {steps[-1]} the "
+        f"right entry, {'on' if asked.all() else 'one below'} the diagonal, is the largest in {hits:.0%} of the rows."
     )
     return f"""<figure class="table">
 <figcaption>{escape(name)} <small>at step <span class="at">{steps[-1]}</span></small></figcaption>
@@ -68,14 +68,14 @@ def _table(name: str, tables: Sequence[pd.DataFrame], steps: Sequence[int]) -> s
 <canvas width="{m}" height="{n}" tabindex="0" role="img" aria-label="{escape(alt)}"></canvas>
 {_ticks(columns, "columns", "left")}</div>
 <p class="scale">{-bound:.3g} <span class="ramp"></span> {bound:.3g}</p>
-<p class="note" role="status">{escape(str(first.index.name))} down, {escape(str(first.columns.name))} across</p>
+<p class="note" role="status">{escape(down)} down, {escape(across)} across</p>
 <script type="application/json">{script_json(data)}</script>
 </figure>"""
 
 
 def _ticks(labels: Sequence[str], kind: str, side: str) -> str:
     """Label a side of a map, with positions in percent: as many labels as fit side by side, long ones shortened."""
-    cut = [shortened(label, LONGEST_LABEL) for label in labels]
+    cut = [shortened(text, LONGEST_LABEL) for text in labels]
     longest = max(map(len, cut))
     upright = kind == "columns" and longest > 2
     every = -(-len(labels) // (MOST_LABELS // 2 if kind == "columns" and longest == 2 else MOST_LABELS))

@@ -16,7 +16,7 @@ from birthlens.viz import notebook
 from birthlens.viz.attention_frames import run_frames
 from birthlens.viz.html import escape
 from birthlens.viz.report import leads
-from birthlens.viz.report.charts import Chart, Curve, Level
+from birthlens.viz.report.charts import Chart, Curve, Level, number
 from birthlens.viz.report.command_of_run import command_of
 from birthlens.viz.report.compare import overlaid, run_names
 from birthlens.viz.report.memories import memory_tables
@@ -130,23 +130,22 @@ def _memories(facts: Facts) -> str:
 def _circuits(facts: Facts) -> str:
     """Chart the circuits with the best recall at the end, for models without the three named memories."""
     from birthlens.analysis.behaviour.trajectory import memories_over
+    from birthlens.analysis.memories.recall_tables import best_circuits_table
 
     steps = notebook.thinned(facts.steps, 8)
-    read = memories_over(facts.run, steps, bases=("raw",)).to_pandas()
-    read = read[(read["metric"] == "recall") & (read["n"] > 1)]
-    if read.empty:
+    best = best_circuits_table(memories_over(facts.run, steps, bases=("raw",)).to_pandas())
+    if best.empty:
         return skipped("this model has no circuit between two codebooks that can be paired.")
-    last = read[read["step"] == steps[-1]].assign(over=lambda rows: rows["value"] - rows["chance"])
-    names = list(last.sort_values("over", ascending=False, kind="stable")["memory"].drop_duplicates()[:6])
-    series = []
-    for name in names:
-        rows = read[read["memory"] == name].drop_duplicates("step").sort_values("step")
-        series.append(Curve(in_words(name), [int(s) for s in rows["step"]], [float(v) for v in rows["value"]]))
-    chance = float(last["chance"].median())
+    series = [
+        Curve(in_words(str(name)), [int(s) for s in rows["step"]], [float(v) for v in rows["value"]])
+        for name, rows in best.groupby("memory", sort=False)
+    ]
+    chances = sorted(set(best["chance"]))
+    levels = [Level("chance" if len(chances) == 1 else f"chance {number(c)}", c, neutral=True) for c in chances]
     note = (
         "Each head was read between all token and position codebooks; these circuits have the best recall at the end."
     )
-    chart = Chart("Recall of the best circuits", series, [Level("chance", chance, neutral=True)], 1.0, note)
+    chart = Chart("Recall of the best circuits", series, levels, 1.0, note)
     return f'<div class="grid">{chart.html()}</div>'
 
 
