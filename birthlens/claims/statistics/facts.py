@@ -9,8 +9,11 @@ from birthlens.analysis.behaviour.noisy_recall import truncated
 from birthlens.claims.claim import Evidence
 from birthlens.claims.statistics.timing import first_crossing
 from birthlens.model import forward
+from birthlens.model.edited_forward import Edits, edited_terms
+from birthlens.model.sites import Head
 from birthlens.model.weights import Weights
 from birthlens.runs.evaluation import evaluation_batch
+from birthlens.shapes import Bool, Float
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.facts import FactsTask, named
 
@@ -52,11 +55,48 @@ def stored_in(evidence: Evidence) -> dict[str, float]:
     }
 
 
+def cut(evidence: Evidence) -> dict[str, float]:
+    """Return the accuracies of the last checkpoint where no head of layer 0 attends to the relation, or to the subject."""
+    run = evidence.runs["run"]
+    task = run.task
+    assert isinstance(task, FactsTask)
+    weights = run.weights(-1)
+    batch = evaluation_batch(run, evidence.settings.get("sequences", 256))
+    subject = batch.tokens < task.first_relation
+    relation = (batch.tokens >= task.first_relation) & (batch.tokens < task.first_relation + task.config.relations)
+    without_relation = _scored(_logits_without(weights, batch, relation), task, batch)
+    without_subject = _scored(_logits_without(weights, batch, subject), task, batch)
+    return {
+        "relation_without_relation": without_relation[0],
+        "fact_without_relation": without_relation[1],
+        "relation_without_subject": without_subject[0],
+        "fact_without_subject": without_subject[1],
+    }
+
+
+@torch.no_grad()
+def _logits_without(
+    weights: Weights, batch: TokenBatch, keys: Bool[torch.Tensor, "batch key_pos"]
+) -> Float[torch.Tensor, "batch pos d_vocab"]:
+    """Return the logits where the softmax of the heads of layer 0 leaves some keys out."""
+    tensors = forward.tensors_of(weights)
+    patterns = forward.activations(tensors, weights.config, batch.tokens).patterns[0]
+    left = patterns.masked_fill(keys[:, None, None, :], 0.0)
+    left = left / left.sum(-1, keepdim=True).clamp(min=1e-30)
+    edits = {Head(0, head): lambda _, head=head: left[:, head] for head in range(weights.n_heads)}
+    return edited_terms(tensors, weights.config, batch.tokens, Edits(patterns=edits)).logits
+
+
 @torch.no_grad()
 def accuracies(weights: Weights, task: FactsTask, batch: TokenBatch) -> tuple[float, float]:
     """Return the share of predictions that are an answer of the right relation, and the share that are the right answer."""
-    tensors = forward.tensors_of(weights)
-    logits = forward.logits(tensors, weights.config, batch.tokens)[:, -1]
+    return _scored(forward.logits(forward.tensors_of(weights), weights.config, batch.tokens), task, batch)
+
+
+def _scored(
+    logits: Float[torch.Tensor, "batch pos d_vocab"], task: FactsTask, batch: TokenBatch
+) -> tuple[float, float]:
+    logits = logits[:, -1]
     predicted = logits.argmax(-1).numpy()
     _, relation = named(task, batch)
     of_relation = (predicted - task.eos - 1) // task.config.answers

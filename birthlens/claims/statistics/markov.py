@@ -38,15 +38,19 @@ def divergences(run: Run, task: Task, steps: list[int], sequences: int) -> pd.Da
 
 
 def phases(evidence: Evidence) -> dict[str, float]:
-    """Return how long the unigram predictor is nearest, when the bigram predictor becomes it, and the last divergences."""
+    """Return how long the unigram predictor is nearest, when the bigram predictor becomes it, and the last divergences.
+
+    Evaluations are 10 steps apart. `last_excess` is the loss above the bigram predictor's at the end, over all positions.
+    """
     run = evidence.runs["run"]
-    table = divergences(run, run.task, run.steps, evidence.settings.get("sequences", 64))
+    steps_apart = [step for step in run.steps if step % 10 == 0]
+    table = divergences(run, run.task, steps_apart, evidence.settings.get("sequences", 64))
     nearest = table[table["nearest"]].sort_values("step")
     names = nearest["predictor"].tolist()
     steps = nearest["step"].to_numpy(dtype=float)
     first_bigram = next((i for i, name in enumerate(names) if name == "bigram"), None)
     before = names[: len(names) if first_bigram is None else first_bigram]
-    last = table[table["step"] == run.steps[-1]].set_index("predictor")["divergence"]
+    last = table[table["step"] == steps_apart[-1]].set_index("predictor")["divergence"]
     return {
         "uniform_at_first": float(names[0] == "uniform"),
         "unigram_evaluations": float(sum(name == "unigram" for name in before)),
@@ -54,7 +58,16 @@ def phases(evidence: Evidence) -> dict[str, float]:
         "bigram_to_the_end": float(first_bigram is not None and set(names[first_bigram:]) == {"bigram"}),
         "last_unigram": float(last["unigram"]),
         "last_bigram": float(last["bigram"]),
+        "last_excess": excess_over_bigrams(run.weights(-1), run.task, evaluation_batch(run, 64)),
     }
+
+
+def excess_over_bigrams(weights: Weights, task: Task, batch: TokenBatch) -> float:
+    """Return the mean loss above the bigram predictor's, in nats."""
+    loss = torch.nn.functional.cross_entropy(_logits(weights, batch).flatten(0, 1), batch.targets.flatten())
+    floors = reference_table(task, batch, ("bigram",))
+    floor = floors[(floors["role"] == "all") & (floors["metric"] == "loss")]["value"].iloc[0]
+    return float(loss) - float(floor)
 
 
 def top_down(evidence: Evidence) -> dict[str, float]:
@@ -68,7 +81,10 @@ def top_down(evidence: Evidence) -> dict[str, float]:
         matching.append(for_match)
         lag.append(for_lag)
     steps = np.array(run.steps, dtype=float)
-    return {"steps_later": _half_rise(steps, np.array(lag)) - _half_rise(steps, np.array(matching))}
+    return {
+        "steps_later": _half_rise(steps, np.array(lag)) - _half_rise(steps, np.array(matching)),
+        "largest_lag": max(lag),
+    }
 
 
 def pool(evidence: Evidence) -> dict[str, float]:
@@ -80,12 +96,9 @@ def pool(evidence: Evidence) -> dict[str, float]:
     table = divergences(run, task, run.steps[-1:], sequences).set_index("predictor")["divergence"]
     fresh = MarkovTask(task.config.changed(chains=0), task.statistics)
     batch = fresh.batch(sequences, run.config.seeds.evaluation, 2**40 + 3)
-    loss = torch.nn.functional.cross_entropy(_logits(run.weights(-1), batch).flatten(0, 1), batch.targets.flatten())
-    floors = reference_table(fresh, batch, ("bigram",))
-    floor = floors[(floors["role"] == "all") & (floors["metric"] == "loss")]["value"].iloc[0]
     return {
         "retrieval_less_bigram": float(table["retrieval"] - table["bigram"]),
-        "new_chain_excess": float(loss) - float(floor),
+        "new_chain_excess": excess_over_bigrams(run.weights(-1), fresh, batch),
     }
 
 
