@@ -11,7 +11,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -62,6 +62,25 @@ def ask(
     table = grid_table(grid_of(script, arguments), statistic, arguments.runs, settings, arguments.processes)
     tell(arguments, table)
     return arguments, table
+
+
+def follow(
+    script: str, doc: str | None, cases: Mapping[str, Sequence[str]], statistic: Statistic, **settings: object
+) -> tuple[argparse.Namespace, pd.DataFrame]:
+    """Train the cases of a claim (overrides of the laptop tier's base), and go on as `ask`; a claim has five seeds."""
+    arguments = options(script, doc, tiers=False)
+    tier = TIERS["laptop"]
+    arguments.grid = Grid(tier.config, cases, range(arguments.seeds or tier.seeds))
+    table = grid_table(arguments.grid, statistic, arguments.runs, settings, arguments.processes)
+    tell(arguments, table)
+    return arguments, table
+
+
+def curve(table: pd.DataFrame, case: str, name: str) -> pd.Series:
+    """Return the means over seeds of the quantities "NAME, step N" of a case, by step."""
+    rows = table[(table["case"] == case) & table["quantity"].str.startswith(f"{name}, step ")]
+    steps = rows["quantity"].str.extract(r"step (\d+)$")[0].astype(int)
+    return rows.groupby(steps)["value"].mean()
 
 
 def joined(
