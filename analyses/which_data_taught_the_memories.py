@@ -1,6 +1,6 @@
-"""Which data taught the memories? The change of each memory's margin in every ten updates, by the occurrence of the trigger.
+"""Which data taught the memories? The change of each memory's margin in every ten updates, by the trigger's occurrence.
 
-The loss counts at second and later occurrences of a trigger only. The rows of a window sum to the change of the margin.
+The loss counts only second and later occurrences of a trigger. The rows of a window sum to the change of the margin.
 
 python analyses/which_data_taught_the_memories.py --tier laptop
 """
@@ -23,7 +23,7 @@ LARGEST = 6
 
 
 def taught(path: str, seed: int, memory: str) -> pd.DataFrame:
-    """Return what the data of every window changed in one memory of a run."""
+    """Return the change that the data of every window caused in one memory of a run."""
     run: Run = load_run(path)
     table = data_attribution_table(run, memory, 0, run.steps[-1], "occurrence", WINDOW)
     parts = [

@@ -1,8 +1,8 @@
 """Which data taught a memory: the change of its margin over a span of updates, as a sum over the data of those updates.
 
 The margin of a memory is linear in the matrix W that holds it (`analysis.memories.margins`): margin = <G, W>. The loss of
-batch s is the mean of losses l_p over its positions p, and <G, dl_p/dW> is the derivative of l_p along G, which two passes
-of autograd give for all positions at once. SGD with momentum is a linear recursion in the gradients,
+batch s is the mean of losses l_p over its positions p. <G, dl_p/dW> is the derivative of l_p along G, which two passes of
+autograd give for all positions at once. SGD with momentum is a linear recursion in the gradients,
 
     W_{t+1} = W_t - r_t v_t,     v_t = m_t v_{t-1} + g_t + w_t W_t
 
@@ -10,9 +10,9 @@ so over the updates from..until the gradient of batch s enters with c_s = sum_{t
 
     change of the margin = - sum_s c_s <G, g_s> - sum_s c_s w_s <G, W_s> - c_from m_from <G, v_{from-1}>
 
-The last two are the rows "weight decay" and "earlier batches". In AdamW the same holds with G replaced by G over the
-denominator of each entry. Its denominators depend on the data themselves and are taken as they were: the sum is still exact,
-but removing a sequence from the data would change more than its row says.
+The last two terms are the rows "weight decay" and "earlier batches". For AdamW the same holds with G divided by the
+denominator of each entry. These denominators depend on the data too, and are taken as they were: the sum is still exact, but
+removing a sequence from the data would change more than its row shows.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ By = Literal["role", "occurrence", "token", "target", "position", "sequence", "s
 GROUPINGS: tuple[By, ...] = ("role", "occurrence", "token", "target", "position", "sequence", "step")
 COLUMNS = ("memory", "matrix", "from", "until", "by", "part", "n", "value")
 ENTRIES = 1 << 24
-"""Entries of the attention patterns that are formed at once."""
+"""The largest number of entries of attention patterns in memory at once."""
 
 
 def data_attribution_table(
@@ -60,11 +60,12 @@ def data_attribution_table(
     """Tabulate which data changed the margin of a memory over the updates from step `start` to step `stop`.
 
     Columns: memory, matrix, from, until, by, part, n (positions with a loss), value (nats of the margin). The rows of a
-    grouping, "weight decay" and "earlier batches" (by: optimiser) sum to the row "change" (by: total), which is read off the
-    weights themselves, to rounding. With `every`, the span is cut into windows of so many updates, each with its own sum.
+    grouping, "weight decay" and "earlier batches" (by: optimiser) sum, up to rounding, to the row "change" (by: total),
+    which is computed from the weights themselves. `every` divides the span into windows of this many updates, each with
+    its own sum.
 
-    A memory is one of the task's, or a name as `memory_named` takes it. With `by="role"` a position counts under the rarest
-    of its roles; where others of a role count elsewhere, it is shown as the rest of it.
+    A memory is one of the task's, or a name as for `memory_named`. With `by="role"` a position counts under the rarest
+    of its roles. If some positions of a role count under a rarer one, the others are shown as the rest of the role.
 
     Raises:
         BirthlensError: for steps outside the run, a memory that it does not have or train, and spans in which a clamp
@@ -76,10 +77,10 @@ def data_attribution_table(
     if not run.steps[0] <= start < stop <= last:
         raise BirthlensError(
             f"from = {start}, until = {stop}: the span must lie in steps {run.steps[0]} to {last} of {run.path} and hold "
-            "one update at least."
+            "at least one update."
         )
     if every is not None and every < 1:
-        raise BirthlensError(f"every = {every}: a window holds one update at least.")
+        raise BirthlensError(f"every = {every}: a window must have at least one update.")
     trainer = trainer_at(run, start)
     margin = _margin(run, trainer, memory)
     _check_clamps(run, margin.matrix, start, stop)
@@ -104,7 +105,7 @@ def data_attribution_table(
 
 @dataclass(frozen=True, eq=False)
 class _Update:
-    """One update: the weights that it started from, its data, its settings, and what AdamW divided by (None in SGD)."""
+    """One update: the weights before it, its data, its settings, and the denominators of AdamW (None for SGD)."""
 
     step: int
     tensors: dict[str, Array]
@@ -116,7 +117,7 @@ class _Update:
 
 @dataclass(frozen=True, eq=False)
 class _Window:
-    """The updates of a span, what each of their positions added to the margin, and the rest."""
+    """The updates of a span, the contribution of each of their positions to the margin, and the rest."""
 
     start: int
     stop: int
@@ -127,7 +128,7 @@ class _Window:
 
 
 def _margin(run: Run, trainer: Trainer, name: str) -> Margin:
-    """Return the margin of a memory with the codebooks of the trainer's present weights."""
+    """Return the margin of a memory with the codebooks of the trainer's current weights."""
     weights = trainer.weights()
     labels = [legible(token) for token in run.statistics.vocab]
     triggers = trainer.task.fixed_triggers
@@ -147,7 +148,7 @@ def _margin(run: Run, trainer: Trainer, name: str) -> Margin:
 
 
 def _check_clamps(run: Run, matrix: str, start: int, stop: int) -> None:
-    """Raise BirthlensError where a clamp acts in the span in a way that no data explain."""
+    """Raise BirthlensError if a clamp acts in the span in a way that no data explain."""
     span = Clamp(start=start, stop=stop + 1)
     for clamp in run.config.training.clamps:
         if isinstance(clamp, clamping.FORWARD) and clamp.overlaps(span):
@@ -197,7 +198,7 @@ def _window(trainer: Trainer, margin: Margin, start: int, stop: int) -> _Window:
 
 
 def _momentum(trainer: Trainer, name: str) -> Float[Array, "..."]:
-    """Return the optimiser's running mean of the gradients of a matrix, zero where it has none."""
+    """Return the optimiser's running mean of the gradients of a matrix, zero if it has none."""
     parameter = trainer.engine.parameters[name]
     state = trainer.optimiser.state.get(parameter, {})
     found = state.get("momentum_buffer", state.get("exp_avg"))
@@ -206,7 +207,7 @@ def _momentum(trainer: Trainer, name: str) -> Float[Array, "..."]:
 
 
 def _one_update(trainer: Trainer, name: str) -> _Update:
-    """Take one update of the run, and remember what it was made from."""
+    """Take one update of the run, and record what it was made from."""
     draw = trainer.draw()
     step = trainer.step
     tensors = trainer.engine.tensors()
@@ -244,7 +245,7 @@ def position_derivatives(
         moved = {name: weights[name] + length_of_step * tangent for name, tangent in tangents.items()}
         logits = activations({**weights, **moved}, config, part.tokens).logits[mask]
         loss = -functional.log_softmax(logits, -1).gather(-1, part.targets[mask][:, None])[:, 0]
-        # Reverse mode twice: the first pass gives sum_p u_p dl_p, whose derivative in each u_p is wanted.
+        # Reverse mode twice: the first pass gives sum_p u_p dl_p, which the second differentiates with respect to each u_p.
         weight = torch.zeros_like(loss, requires_grad=True)
         (total,) = torch.autograd.grad(loss, length_of_step, weight, create_graph=True)
         found.append(torch.autograd.grad(total, weight)[0] if len(loss) else loss.detach())
@@ -264,7 +265,7 @@ class _Rarest:
         self._names = {role: f"{role} (rest)" if role in shared else role for role in self._roles}
 
     def _taken(self, draw: Draw) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Yield each role from the rarest on, its mask in the loss, and what of it no rarer role has."""
+        """Yield each role, starting with the rarest, its mask in the loss, and the part of it without rarer roles."""
         free = draw.mask.clone()
         masks = role_masks(draw.batch)
         for role in self._roles:
@@ -284,7 +285,7 @@ class _Rarest:
 
 
 def _parts(by: By, update: _Update, labels: Sequence[str], rarest: _Rarest) -> list[str]:
-    """Name the part that each position of an update's loss counts under, in row-major order."""
+    """Return the name of the part that each position of an update's loss counts under, in row-major order."""
     draw = update.draw
     batch: TokenBatch = draw.batch
     if by == "role":

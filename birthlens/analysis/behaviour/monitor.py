@@ -1,6 +1,6 @@
-"""The scores of `birthlens scores` while a model trains, in anybody's loop.
+"""The scores of `birthlens scores` while a model trains, in any training loop.
 
-The model is read through a copy (`model.live`), on sequences that are drawn once: training goes on as if nobody looked.
+The model is read through a copy (`model.live`), on sequences that are drawn once, so training is not affected.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Log = Callable[[int, Mapping[str, float]], object]
 
 PROBES = ("heads", "in-context-learning", "transfer", "weights")
-"""As the kinds of `birthlens scores`; weights are the memories of a HookedTransformer between its embeddings."""
+"""The kinds of `birthlens scores`; weights are the memories of a HookedTransformer between its embeddings."""
 COLUMNS = ["step", "probe", "layer", "head", "through", "score", "value", "chance", "n"]
 
 
@@ -60,7 +60,7 @@ class Monitor:
         log: Log | None = None,
     ) -> None:
         if every < 1 or n < 1:
-            raise BirthlensError(f"every = {every}, n = {n}: both count from 1.")
+            raise BirthlensError(f"every = {every}, n = {n}: both must be at least 1.")
         if wrong := [probe for probe in probes if probe not in PROBES] or not probes:
             raise BirthlensError(f"probes = {wrong or '[]'}: valid are {', '.join(PROBES)}.")
         self._live = LiveModel(model)
@@ -79,7 +79,7 @@ class Monitor:
         self._last: int | None = None
 
     def step(self, n: int) -> pd.DataFrame | None:
-        """Tell the monitor how many updates have been made; return what was measured, or None at the steps between."""
+        """Report how many updates have been made; return the measurements, or None if this step is not measured."""
         if n % self.every or n == self._last:
             return None
         self._last = n
@@ -143,7 +143,7 @@ class Monitor:
 
 
 def _name(row: Any) -> str:
-    """Spell a row as loggers want it: probe, head (behind the one it reads through), score."""
+    """Format a row's name for loggers: probe, head (after the one it reads through), score."""
     head = [] if row.head is None or row.head != row.head else [str(row.head)]
     if row.through is not None and row.through == row.through:
         head = [f"{row.through}>{row.head}"]

@@ -5,7 +5,7 @@ For a memory that should answer each query i with a(i) among some candidates j, 
     margin = mean_i ( S_i,a(i) - mean_j S_ij )
 
 With the codebooks and the other factor fixed this is <G, W> for the matrix W that holds the memory: B (W_K as W_K^T, or
-W_O), or A (W_Q, W_V), or a single matrix. So any change of W changes the margin by exactly <G, change>.
+W_O), or A (W_Q, W_V), or a single matrix. Any change of W therefore changes the margin by exactly <G, change>.
 """
 
 from __future__ import annotations
@@ -35,18 +35,17 @@ class Margin:
     direction: Float[Array, "..."]
 
     def of(self, matrix: Float[Array, "..."]) -> float:
-        """Return the margin that a value of the parameter has."""
+        """Return the margin for a value of the parameter."""
         return float(np.vdot(self.direction, matrix.astype(np.float64)))
 
 
 def margin_of(weights: Weights, memory: AssociativeMemory, association: Association, trained: Sequence[str]) -> Margin:
     """Return the margin of a memory as a function of the trained factor of its circuit.
 
-    Where both factors are trained it is the right one, W_K or W_O. The codebooks and the other factor are those of
-    `weights`.
+    If both factors are trained, it is the right one, W_K or W_O. The codebooks and the other factor are those of `weights`.
 
     Raises:
-        BirthlensError: for a path through several heads, and where no factor of the circuit is trained.
+        BirthlensError: for a path through several heads, or if no factor of the circuit is trained.
 
     Example:
         >>> from birthlens.analysis.memories.circuits import output_memory
@@ -87,7 +86,7 @@ def margin_of(weights: Weights, memory: AssociativeMemory, association: Associat
 
 
 def _parameters(circuit: str) -> tuple[str, ...]:
-    """Return the parameters that a circuit is made of, from left to right."""
+    """Return the parameters of a circuit, from left to right."""
     address, _, kind = circuit.partition(".")
     letters = {"QK": ("W_Q", "W_K"), "OV": ("W_V", "W_O")}.get(kind)
     if letters is not None:

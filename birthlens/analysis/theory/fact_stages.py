@@ -1,15 +1,15 @@
-"""When a model learns facts: the linear attention model of factual recall, reduced to a vote of every token.
+"""When a model learns facts: the linear attention model of factual recall, reduced to one vote for each token.
 
-With one-hot embeddings and no positions the `<eos>` query of linear attention gives
+With one-hot embeddings and no positions, linear attention at the `<eos>` query gives
 
-    logits = sum_z c_z q_z V_z        c_z: how often token z stands in the sequence; q: its key; V_z: its vote for answers
+    logits = sum_z c_z q_z V_z        c_z: number of times token z is in the sequence; q: its key; V_z: its vote for answers
 
-(Nichani, Lee, Bietti 2024, arXiv 2412.06538). Near zero q_z and V_z grow together, at a rate set by the gradient
-G_z = E[c_z (1_y - p_hat)] of what z says of the answer, so that from a small init token z escapes at about
+(Nichani, Lee, Bietti 2024, arXiv 2412.06538). Near zero, q_z and V_z grow together, at a rate set by the gradient
+G_z = E[c_z (1_y - p_hat)], the information of z about the answer. From a small init, token z escapes at about
 
     t_z = log(1 / init) / (rate |G_z|)        |G_r| = (1/R) sqrt(1/D - 1/A)        |G_s| = (1/S) sqrt(1/R - 1/A)
 
-with S subjects, R relations, D answers a relation and A = R D answers, where facts are spread evenly. Noise tokens and
+with S subjects, R relations, D answers to each relation and A = R D answers, if facts are spread evenly. Noise tokens and
 `<eos>` have G = 0. The formula is ours.
 """
 
@@ -30,7 +30,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Descent:
-    """Stochastic gradient descent from q = V = init: its rate, the sequences of a step, and the number of steps."""
+    """Stochastic gradient descent from q = V = init: its rate, the sequences in each step, and the number of steps."""
 
     rate: float = 1.0
     batch: int = 256
@@ -56,10 +56,10 @@ def escape_times(config: FactsConfig, descent: Descent) -> tuple[float, float]:
 def stage_table(
     task: FactsTask, descent: Descent, seed: int = 0, every: int = 10, evaluated: int = 512
 ) -> pd.DataFrame:
-    """Follow the descent.
+    """Run the descent and evaluate it on the same new sequences at each evaluated step.
 
     Columns: step, loss, relation_accuracy (the predicted answer is one of the relation's), fact_accuracy, relation_kl
-    (KL from p(answer | relation) to the model), relation_key, subject_key (means of q), on the same fresh sequences.
+    (KL from p(answer | relation) to the model), relation_key, subject_key (means of q).
     """
     generator = np.random.default_rng(seed)
     held_out = task.sample(evaluated, np.random.default_rng((seed, 1)))
@@ -85,7 +85,7 @@ def stage_table(
 
 
 def counts_of(task: FactsTask, batch: TokenBatch) -> Float[Array, "batch token"]:
-    """Count how often each input token stands in each sequence."""
+    """Count how often each input token is in each sequence."""
     return np.eye(task.eos + 1)[batch.tokens.numpy()].sum(1)
 
 

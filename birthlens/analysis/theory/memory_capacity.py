@@ -1,8 +1,8 @@
-"""How many associations one linear memory holds where its matrix is learned, not summed.
+"""How many associations one linear memory can store if its matrix is learned, not summed.
 
-N inputs e_x and N outputs u_x uniform on the unit sphere, one output each; W minimises the cross-entropy of the logits
-10 e_x W u_y^T over all inputs (Adam). The capacity is the largest N with accuracy 0.99. Nichani, Lee and Bietti 2024
-(arXiv 2412.06538) find that a memory of d^2 parameters holds N log N ~ d^2.
+There are N inputs e_x and N outputs u_x, uniform on the unit sphere, with one output for each input. W minimises the
+cross-entropy of the logits 10 e_x W u_y^T over all inputs (Adam). The capacity is the largest N with accuracy 0.99. Nichani,
+Lee and Bietti 2024 (arXiv 2412.06538) find that a memory of d^2 parameters stores N log N ~ d^2.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TEMPERATURE = 10.0
 
 
 def learned_accuracy(memory: ZipfMemory, rate: float = 0.05, steps: int = 400, enough: float = 1.0) -> float:
-    """Return the share of tokens that a memory recalls after full-batch Adam; it stops where `enough` are recalled."""
+    """Return the share of tokens that a memory recalls after full-batch Adam, which stops once `enough` are recalled."""
     inputs, outputs = memory.codebooks
     each = np.arange(memory.tokens)
     matrix = np.zeros((memory.d_model, memory.d_model))
@@ -44,7 +44,7 @@ def learned_accuracy(memory: ZipfMemory, rate: float = 0.05, steps: int = 400, e
 
 
 def capacity_of(d_model: int, seed: int = 0, accuracy: float = 0.99) -> int:
-    """Return the largest number of associations that is recalled with the accuracy, by bisection."""
+    """Return the largest number of associations that is recalled with this accuracy, by bisection."""
     low = 2
     high = 4 * d_model
     while learned_accuracy(ZipfMemory(high, d_model, seed=seed), enough=accuracy) >= accuracy:

@@ -12,30 +12,32 @@ FACT_THEORY: tuple[Claim, ...] = (
     Claim(
         id="facts-stage",
         paper="facts",
-        sentence="Linear attention from a small init, trained by SGD, uses the relation alone for a stage, and then learns "
-        "the facts.",
+        sentence="Linear attention from a small init, trained by SGD, first uses the relation alone for a stage, and then "
+        "learns the facts.",
         statistic=fact_theory.stages,
         settings=PUBLISHED,
         expectations=(
             Expectation("steps_later", "steps from relation accuracy 0.9 to fact accuracy 0.5", 0),
-            Expectation("stage_kl", "least KL from p(answer | relation), fact accuracy at most 0.2 (nats)", below=0.05),
+            Expectation(
+                "stage_kl", "lowest KL from p(answer | relation), fact accuracy at most 0.2 (nats)", below=0.05
+            ),
         ),
     ),
     Claim(
         id="facts-escape-times",
         paper="facts",
-        sentence="Relations and subjects escape from a small init when their gradients say.",
+        sentence="Relations and subjects escape from a small init at the steps that their gradients predict.",
         statistic=fact_theory.stages,
         settings=PUBLISHED,
         expectations=(
             Expectation("relation_off", "distance from the predicted step, as a share of it: relations", below=0.2),
-            Expectation("subject_off", "the same for subjects", below=0.2),
+            Expectation("subject_off", "distance from the predicted step, as a share of it: subjects", below=0.2),
         ),
     ),
     Claim(
         id="facts-subjects-first",
         paper="facts",
-        sentence="With few subjects and many relations subjects escape first.",
+        sentence="With few subjects and many relations, subjects escape first.",
         statistic=fact_theory.stages,
         settings=REVERSED,
         expectations=(

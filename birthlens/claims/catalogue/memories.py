@@ -68,8 +68,8 @@ MEMORIES: tuple[Claim, ...] = (
     Claim(
         id="necessity-and-sufficiency",
         variant=True,
-        sentence="Each memory given from the start brings the birth of the in-context accuracy forward, and without any of "
-        "the three it is not born.",
+        sentence="Giving any memory from the start makes the in-context accuracy come earlier, and without any one of the "
+        "three it does not come.",
         statistic=orders.given_and_withheld,
         cases={
             "control": SPARSE,
@@ -79,11 +79,11 @@ MEMORIES: tuple[Claim, ...] = (
         seeds={"laptop": 10},
         expectations=(
             Expectation("sooner_output", "steps to half accuracy saved with the output memory given", 0),
-            Expectation("sooner_trigger", "steps saved with the trigger memory given", 0),
-            Expectation("sooner_prev_token", "steps saved with the previous-token memory given", 0),
+            Expectation("sooner_trigger", "steps to half accuracy saved with the trigger memory given", 0),
+            Expectation("sooner_prev_token", "steps to half accuracy saved with the previous-token memory given", 0),
             Expectation("lost_output", "accuracy lost at the end with the output memory withheld", 0.5),
-            Expectation("lost_trigger", "accuracy lost with the trigger memory withheld", 0.5),
-            Expectation("lost_prev_token", "accuracy lost with the previous-token memory withheld", 0.5),
+            Expectation("lost_trigger", "accuracy lost at the end with the trigger memory withheld", 0.5),
+            Expectation("lost_prev_token", "accuracy lost at the end with the previous-token memory withheld", 0.5),
         ),
     ),
     _order("fixed", "onset", orders.birth_order, DENSE),

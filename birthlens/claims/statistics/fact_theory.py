@@ -1,4 +1,4 @@
-"""Statistics of the reduced models of factual recall: when each stage comes, and how much one linear memory holds."""
+"""Statistics of the reduced models of factual recall: when each stage comes, and the capacity of one linear memory."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from birthlens.tasks.facts import FactsTask
 def stages(evidence: Evidence) -> dict[str, float]:
     """Follow the reduced model from a small init: when relations and subjects escape, and the stage in between.
 
-    `steps_later` runs from relation accuracy 0.9 to fact accuracy 0.5; `stage_kl` is the least KL from p(answer | relation)
-    among evaluations with fact accuracy at most 0.2; `subject_later` runs from the relations' escape (mean key above 0.5)
-    to that of the subjects; `relation_off` and `subject_off` are the distances from the predicted steps, as shares of them.
+    `steps_later` is counted from relation accuracy 0.9 to fact accuracy 0.5. `stage_kl` is the lowest KL from
+    p(answer | relation) among evaluations with fact accuracy at most 0.2. `subject_later` is counted from the relations'
+    escape (mean key above 0.5) to that of the subjects. `relation_off` and `subject_off` are the distances from the
+    predicted steps, as shares of them.
     """
     settings = evidence.settings
     config = FactsConfig(subjects=settings["subjects"], relations=settings["relations"])

@@ -94,9 +94,9 @@ def frozen_first(evidence: Evidence) -> dict[str, float]:
 def given_and_withheld(evidence: Evidence) -> dict[str, float]:
     """Compare runs in which one memory is given (ideal from step 0) or withheld (as at step 0) with the control.
 
-    For each memory i: `sooner_i`, the steps by which the in-context accuracy comes to stay at one half earlier with i given;
-    `lost_i`, the accuracy lost at the end with i withheld; `j_given_i` and `j_withheld_i`, the steps by which another
-    memory j is born later (`timing.lag`).
+    For each memory i: `sooner_i`, how many steps earlier the in-context accuracy stays above one half with i given;
+    `lost_i`, the accuracy lost at the end with i withheld; `j_given_i` and `j_withheld_i`, how many steps later another
+    memory j is born (`timing.lag`).
     """
     control = evidence.runs["control"]
     normal = onsets(control)
@@ -119,7 +119,7 @@ def given_and_withheld(evidence: Evidence) -> dict[str, float]:
 
 
 def half_accuracy(run: Run) -> float:
-    """Return the step from which the held-out in-context accuracy stays at one half or above; NaN where it never does."""
+    """Return the step from which the held-out in-context accuracy stays at one half or above; NaN if it never does."""
     table = run.metrics()
     rows = table[(table["split"] == "held_out") & (table["metric"] == "in_context_accuracy")].sort_values("step")
     return onset(rows["step"].tolist(), rows["value"].to_numpy() >= 0.5)

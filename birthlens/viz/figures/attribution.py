@@ -17,7 +17,7 @@ MOST_BARS = 60
 
 @styled
 def data_parts(table: pd.DataFrame) -> Figure:
-    """Draw what each part of the data changed: bars for one span, lines over the windows of several.
+    """Draw the change that each part of the data caused: bars for one span, lines over the windows of several.
 
     `table` has columns memory, from, until, by, part, value: `data_attribution_table`. Bars are drawn for at most 60 parts,
     lines for at most 8.
@@ -27,7 +27,7 @@ def data_parts(table: pd.DataFrame) -> Figure:
     """
     columns_needed(table, "memory", "by", "part", numeric=("from", "until", "value"))
     if table["memory"].nunique() > 1:
-        raise BirthlensError("the table holds several memories; draw one at a time.")
+        raise BirthlensError("the table contains several memories; draw one at a time.")
     parts = list(dict.fromkeys(table["part"]))
     along = table["until"].nunique() > 1
     most = len(COLOURS) if along else MOST_BARS
