@@ -6,17 +6,14 @@ own, whose attribute `Config` is a subclass of `TaskSection`.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib import import_module
-from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
 from birthlens.config.base import Count, Fraction, Positive, Section
+from birthlens.config.own_class import own_class
 from birthlens.errors import BirthlensError
 
 Context = Annotated[int, Meta(ge=2)]
@@ -250,17 +247,12 @@ def own_task(kind: str) -> Any:
     """Import a task class that does not come with birthlens: `module:Class`, or the name of an entry point.
 
     Raises:
-        BirthlensError: where there is no such class; the message says what was looked for.
+        BirthlensError: if there is no such class; the message says what was looked for.
     """
-    module, colon, name = kind.partition(":")
-    if not colon:
-        return _from_entry_point(kind)
-    try:
-        return getattr(_imported(module), name)
-    except (ImportError, ValueError) as error:
-        raise BirthlensError(f"task.kind = {kind!r}: the module {module!r} cannot be imported ({error}).") from None
-    except AttributeError:
-        raise BirthlensError(f"task.kind = {kind!r}: the module {module!r} has no class {name!r}.") from None
+    found = own_class(kind, "task.kind", ENTRY_POINTS)
+    if found is None:
+        raise _unknown(kind)
+    return found
 
 
 @cache
@@ -271,30 +263,6 @@ def _own_section(kind: str) -> type[TaskSection]:
             f"task.kind = {kind!r}: its attribute Config is {section!r}; it must be a subclass of TaskSection."
         )
     return type(section.__name__, (section,), {"kind": kind, "__doc__": section.__doc__, "__annotations__": {}})
-
-
-def _imported(module: str) -> ModuleType:
-    """Import a module by name, also from the working directory, where a user's own task often is."""
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        here = str(Path.cwd())
-        if error.name != module.partition(".")[0] or here in sys.path:
-            raise
-        sys.path.append(here)
-        try:
-            return import_module(module)
-        finally:
-            sys.path.remove(here)
-
-
-def _from_entry_point(kind: str) -> Any:
-    from importlib.metadata import entry_points
-
-    for found in entry_points(group=ENTRY_POINTS):
-        if found.name == kind:
-            return found.load()
-    raise _unknown(kind)
 
 
 def _unknown(kind: object) -> BirthlensError:
