@@ -19,7 +19,7 @@ LONGER = {"training.simplified.kernels": 340}
 
 PLAN = {
     "": "errors shapes labels _version < devices reading system",
-    "config": "base clamps own_class < model task < run < comments differences presets schedule",
+    "config": "base clamps own_class < clamp_text model task < run < comments differences presets schedule",
     "tasks": """
         batch corpus sampling_kernel < roles sampling < positions task < baselines
         < ngrams tokenizing < bigram markov facts noise < backcopy text

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
-from birthlens.config import clamps
+from birthlens.config import clamp_text, clamps
 from birthlens.config.base import Count, Positive, Rate, Section, Steps
 from birthlens.config.model import ModelConfig, parameter_names, trained_by_default
 from birthlens.config.task import TaskConfig as TaskConfig
@@ -98,7 +98,7 @@ class TrainingConfig(Section):
 
     def __init__(self, **values: Any) -> None:
         if "clamps" in values:
-            values["clamps"] = clamps.parsed(values["clamps"])
+            values["clamps"] = clamp_text.parsed(values["clamps"])
         super().__init__(**values)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from birthlens.config import clamp_text
 from birthlens.config import clamps as clamping
 from birthlens.config.clamps import Hold
 from birthlens.config.differences import differences, overrides
@@ -126,7 +127,7 @@ def _engine(parent: Run, config: RunConfig) -> str:
 
 def _changed(config: RunConfig, at: int, changes: Sequence[str], clamps: Sequence[Any]) -> RunConfig:
     """Return the config of a fork, checked against that of its parent."""
-    added = [{"from": at, **clamp} for clamp in clamping.parsed_all(clamps)]
+    added = [{"from": at, **clamp} for clamp in clamp_text.parsed_all(clamps)]
     changed = RunConfig.parse(config.to_data(), list(changes))
     if changed.training.clamps != config.training.clamps:
         raise BirthlensError("training.clamps: a fork keeps the clamps of its parent; add others with --clamp.")

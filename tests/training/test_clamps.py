@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from birthlens.analysis.interventions.weight_patching import replacement
 from birthlens.analysis.memories.ideal import Strengths, ideal_matrices
-from birthlens.config.clamps import KINDS, from_text
+from birthlens.config.clamp_text import from_text
+from birthlens.config.clamps import KINDS
 from birthlens.config.model import ModelConfig
 from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
