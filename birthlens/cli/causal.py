@@ -87,7 +87,15 @@ def ablate(
     batch, reference = loaded.batch(batch_size, 0), loaded.batch(batch_size, 1)
     with working_folder(out) as folder, loaded.progress() as advance:
         table = execute(
-            suite, loaded.models(), batch, reference, folder, loaded.described, loaded.statistics, progress=advance
+            suite,
+            loaded.models(),
+            batch,
+            reference,
+            folder,
+            loaded.described,
+            loaded.statistics,
+            progress=advance,
+            initial=None if loaded.run is None else loaded.run.weights(loaded.run.steps[0]),
         )
     deliver(check_counts(table, "role"), out, style)
 

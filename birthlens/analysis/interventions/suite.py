@@ -8,6 +8,7 @@ A suite is plain data (YAML or JSON):
     components: false
     cases:                          # optional: named interventions, as `Intervention.to_json` writes them
       keys only: [{edge: L0H0->L1H0.q, method: mean}, {edge: L0H0->L1H0.v, method: mean}]
+      truncated: [{matrix: L1.W_F, method: without_rank:1}]   # see `truncation`
     metrics: [in_context.accuracy, in_context.loss]
     seed: 0
     draws: 200
@@ -19,7 +20,7 @@ atomically, after every group of cases.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
@@ -38,13 +39,12 @@ from birthlens.analysis.interventions.ablation import (
 from birthlens.analysis.interventions.backends import backend_of
 from birthlens.analysis.interventions.head_sets import HeadSets
 from birthlens.analysis.interventions.runner import CHUNK, evaluate
-from birthlens.analysis.interventions.scoring import BASELINE, Scoring, default_metrics
+from birthlens.analysis.interventions.scoring import BASELINE, Outcomes, Scoring, default_metrics, merged
 from birthlens.analysis.interventions.spec import (
     AnyIntervention,
     Cases,
     EdgeIntervention,
     Intervention,
-    check_cases,
     from_json,
 )
 from birthlens.analysis.interventions.suite_results import (
@@ -58,16 +58,23 @@ from birthlens.analysis.interventions.suite_results import (
 from birthlens.analysis.interventions.suite_results import (
     read_results as read_results,
 )
+from birthlens.analysis.interventions.truncation import MatrixIntervention
 from birthlens.config.base import Count, Section
 from birthlens.errors import BirthlensError
 from birthlens.labels import shown
 from birthlens.model.components import Sizes
+from birthlens.model.weights import Weights
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.corpus import BigramStatistics
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from birthlens.model.hooked import HookedModel
+    from birthlens.model.live import LiveModel
+
+AnySuiteIntervention = AnyIntervention | MatrixIntervention
+SuiteCases = Mapping[str, Sequence[AnySuiteIntervention]]
 GROUP = 64
 """Number of cases between two writes of a checkpoint's results."""
 
@@ -119,9 +126,9 @@ class Suite(Section):
             chosen += component_ablations(sizes, self.methods)
         return {str(one): one for one in chosen}
 
-    def cases_for(self, sizes: Sizes) -> Cases:
+    def cases_for(self, sizes: Sizes) -> SuiteCases:
         """Return every case in full, checked against a model."""
-        out: dict[str, tuple[AnyIntervention, ...]] = {
+        out: dict[str, tuple[AnySuiteIntervention, ...]] = {
             name: one.interventions() for name, one in self.ablations(sizes).items()
         }
         if taken := [name for name in self.cases if name in out or name == BASELINE]:
@@ -130,7 +137,9 @@ class Suite(Section):
         out |= self.cases
         if not out:
             raise BirthlensError("suite: it has no intervention; give heads, components or cases.")
-        check_cases(out, sizes)
+        for case in out.values():
+            for one in case:
+                one.check(sizes)
         return out
 
     def labels(self, sizes: Sizes) -> dict[str, dict[str, str]]:
@@ -141,18 +150,56 @@ class Suite(Section):
         return {name: {"ablated": ablated, "method": method} for name, (ablated, method) in said.items()}
 
 
-def _read_cases(listed: Any) -> dict[str, tuple[AnyIntervention, ...]]:
+def _read_cases(listed: Any) -> dict[str, tuple[AnySuiteIntervention, ...]]:
     if not (isinstance(listed, Mapping) and all(isinstance(ones, list | tuple) for ones in listed.values())):
         raise BirthlensError(f"suite.cases = {shown(listed)}: map each case's name to a list of interventions.")
     if empty := [name for name, ones in listed.items() if not ones]:
         raise BirthlensError(f"suite.cases.{empty[0]} = []: list at least one intervention.")
     if len({str(name) for name in listed}) < len(listed):
         raise BirthlensError(f"suite.cases = {shown(list(listed))}: two of its names are the same text.")
-    known = (Intervention, EdgeIntervention)
-    return {
-        str(name): tuple(one if isinstance(one, known) else from_json(one) for one in ones)
-        for name, ones in listed.items()
-    }
+    cases = {str(name): tuple(map(_read_intervention, ones)) for name, ones in listed.items()}
+    for name, ones in cases.items():
+        if len({isinstance(one, MatrixIntervention) for one in ones}) > 1:
+            raise BirthlensError(f"suite.cases.{name}: a case truncates matrices or replaces activations, not both.")
+    return cases
+
+
+def _read_intervention(data: Any) -> AnySuiteIntervention:
+    if isinstance(data, Intervention | EdgeIntervention | MatrixIntervention):
+        return data
+    if not isinstance(data, Mapping) or "matrix" not in data:
+        return from_json(data)
+    if set(data) != {"matrix", "method"}:
+        raise BirthlensError(f"intervention = {shown(dict(data))}: a matrix has a method and nothing else.")
+    return MatrixIntervention(**data)
+
+
+def _outcomes(
+    model: Weights | HookedModel | LiveModel,
+    cases: SuiteCases,
+    batch: TokenBatch,
+    scoring: Scoring,
+    reference: TokenBatch | None,
+    seed: int,
+    chunk: int,
+    told: Callable[[float], None] | None,
+    initial: Weights | None,
+) -> Outcomes:
+    """Evaluate the unedited model and every case; a case of truncations is an unedited pass over other weights."""
+    edited = {name: case for name, case in cases.items() if not isinstance(case[0], MatrixIntervention)}
+    activations: Cases = edited  # type: ignore[assignment]
+    parts = [evaluate(backend_of(model, activations), activations, batch, scoring, reference, seed, chunk, told)]
+    for name, case in cases.items():
+        if name in edited:
+            continue
+        assert isinstance(model, Weights)
+        truncated = model
+        for one in case:
+            assert isinstance(one, MatrixIntervention)
+            truncated = one.of(truncated, initial)
+        found = evaluate(truncated, {}, batch, scoring, None, seed, chunk)
+        parts.append(Outcomes((name,), found.metrics, found.sums, found.counts))
+    return merged(parts, (BASELINE, *cases))
 
 
 def execute(
@@ -165,11 +212,12 @@ def execute(
     statistics: BigramStatistics | None = None,
     chunk: int = CHUNK,
     progress: Callable[[int, float], None] | None = None,
+    initial: Weights | None = None,
 ) -> pd.DataFrame:
     """Run everything not yet done, and return the whole table: the columns of `ablation.cases_table`, ablated and method.
 
     A checkpoint is repeated if its weights are no longer those that were measured. `progress` is called with a step and the
-    share of its work that is done: 1 when it is complete.
+    share of its work that is done: 1 when it is complete. `initial` are the weights that `change_rank` counts changes from.
 
     Raises:
         BirthlensError: if the directory holds another suite's results, the same suite's results on other data or with other
@@ -193,8 +241,7 @@ def execute(
             told = (
                 None if progress is None else _telling(progress, step, start / len(missing), len(group) / len(missing))
             )
-            backend = backend_of(model, group)
-            outcomes = evaluate(backend, group, batch, scoring, reference, suite.seed, chunk, told)
+            outcomes = _outcomes(model, group, batch, scoring, reference, suite.seed, chunk, told, initial)
             table = outcomes.table(np.random.default_rng(suite.seed) if suite.draws else None, suite.draws)
             fresh = table if not rows else table[table["case"] != BASELINE]
             for row in json.loads(fresh.to_json(orient="records", double_precision=15)):

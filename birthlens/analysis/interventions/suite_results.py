@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from birthlens.analysis.interventions.spec import AnyIntervention
+from birthlens.analysis.interventions.truncation import MatrixIntervention
 from birthlens.errors import BirthlensError
 from birthlens.model.weights import Weights
 from birthlens.runs.files import versions
@@ -46,8 +47,8 @@ def manifest(
     }
 
 
-def spelled_out(cases: Mapping[str, Iterable[AnyIntervention]]) -> dict[str, list[dict[str, Any]]]:
-    """Return every case as plain data that `spec.from_json` can read."""
+def spelled_out(cases: Mapping[str, Iterable[AnyIntervention | MatrixIntervention]]) -> dict[str, list[dict[str, Any]]]:
+    """Return every case as plain data that a suite can read."""
     return {name: [one.to_json() for one in case] for name, case in cases.items()}
 
 

@@ -5,16 +5,23 @@ With W = sum_i s_i u_i v_i^T (s_1 >= s_2 >= ...) and W_0 the matrix at the first
     rank:R           the sum of the first R components of W
     without_rank:R   W without these components
     change_rank:R    W_0 plus the first R components of W - W_0
+
+As an intervention of a suite (`MatrixIntervention`) it replays on every checkpoint.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from birthlens.analysis.memories.projections import largest_components
+from birthlens.config.model import ModelConfig, parameter_names
 from birthlens.errors import BirthlensError
+from birthlens.labels import shown
+from birthlens.model.components import Sizes
+from birthlens.model.weights import Weights
 from birthlens.shapes import Float
 
 Array = np.ndarray
@@ -74,3 +81,52 @@ class Truncation:
         kept = largest_components(whole - start, self.rank)
         found = whole - kept if self.how == "without_rank" else start + kept
         return np.asarray(found.astype(matrix.dtype))
+
+
+@dataclass(frozen=True)
+class MatrixIntervention:
+    """Replace a parameter by a truncation of it; `method` is the text of a `Truncation`.
+
+    Raises:
+        BirthlensError: for a method that is no truncation.
+
+    Example:
+        >>> MatrixIntervention("L1.W_F", "without_rank:1").to_json()
+        {'matrix': 'L1.W_F', 'method': 'without_rank:1'}
+    """
+
+    matrix: str
+    method: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, str) or Truncation.parse(self.method) is None:
+            valid = ", ".join(f"{how}:R" for how in TRUNCATIONS)
+            raise BirthlensError(f"method = {shown(self.method)}: a matrix is truncated by {valid} with R = 1, 2, ...")
+
+    def check(self, sizes: Sizes) -> None:
+        """Raise BirthlensError, listing the valid ones, if the model has no such matrix, or is no model of weights."""
+        if not isinstance(sizes, ModelConfig):
+            raise BirthlensError(
+                f"matrix = {shown(self.matrix)}: matrices are truncated in the checkpoints of a run only."
+            )
+        valid = [name for name in parameter_names(sizes) if name.rpartition(".")[2].startswith("W_")]
+        if self.matrix not in valid:
+            raise BirthlensError(f"matrix = {shown(self.matrix)} does not exist; valid are {', '.join(valid)}.")
+
+    def of(self, weights: Weights, initial: Weights | None) -> Weights:
+        """Return the weights with the truncated matrix.
+
+        Raises:
+            BirthlensError: as `Truncation.of`.
+        """
+        truncation = Truncation.parse(self.method)
+        assert truncation is not None  # checked when it was made
+        before = None if initial is None else initial[self.matrix]
+        return weights.replaced({self.matrix: truncation.of(weights[self.matrix], before)})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {"matrix": self.matrix, "method": self.method}
+
+    def __str__(self) -> str:
+        return f"{self.matrix} {self.method}"

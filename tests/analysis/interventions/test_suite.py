@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from birthlens.analysis.interventions import suite as suite_module
 from birthlens.analysis.interventions.ablation import ablation_table
@@ -282,3 +283,82 @@ def test_a_manifest_of_an_earlier_form_is_continued_and_other_versions_are_named
     path.write_text(json.dumps(manifest | {"versions": earlier | {"torch": "1.0"}}))
     with pytest.raises(BirthlensError, match=r"made with other versions \(torch was 1.0, is "):
         execute(Suite.from_data(DATA), models[:1], *batches, tmp_path)  # type: ignore[call-arg]
+
+
+TRUNCATED = {
+    "name": "truncated",
+    "cases": {
+        "low": [{"matrix": "L1.W_O", "method": "rank:2"}],
+        "rest of two": [
+            {"matrix": "L1.W_O", "method": "without_rank:2"},
+            {"matrix": "L0.W_K", "method": "without_rank:1"},
+        ],
+        "change": [{"matrix": "L1.W_O", "method": "change_rank:1"}],
+        "head": [{"site": "z", "method": "zero", "layer": 1}],
+    },
+    "metrics": ["in_context.loss"],
+    "draws": 20,
+}
+
+
+def without(matrix: Any, rank: int) -> Any:
+    """A matrix less its largest singular components, by eigenvectors of W^T W."""
+    _, vectors = np.linalg.eigh(matrix.T @ matrix)
+    return matrix - matrix @ vectors[:, -rank:] @ vectors[:, -rank:].T
+
+
+def test_matrices_are_truncated_at_every_checkpoint(
+    models: list[tuple[int, Weights]], batches: tuple[TokenBatch, TokenBatch], tmp_path: Path
+) -> None:
+    suite = Suite.from_data(TRUNCATED)
+    assert Suite.from_data(suite.to_data()) == suite
+    initial = models[0][1]
+    table = execute(suite, models, *batches, tmp_path, initial=initial).set_index(["step", "case"])
+    batch = batches[0]
+    for step, weights in models:
+        wide = {name: weights[name][0].astype(np.float64) for name in ("L1.W_O", "L0.W_K")}
+        change = wide["L1.W_O"] - initial["L1.W_O"][0]
+        by_hand = {
+            "none": {},
+            "low": {"L1.W_O": wide["L1.W_O"] - without(wide["L1.W_O"], 2)},
+            "rest of two": {"L1.W_O": without(wide["L1.W_O"], 2), "L0.W_K": without(wide["L0.W_K"], 1)},
+            "change": {"L1.W_O": wide["L1.W_O"] - without(change, 1)},
+            "head": {"L1.W_O": 0 * wide["L1.W_O"]},
+        }
+        for case, changed in by_hand.items():
+            replaced = weights.replaced({name: matrix[None].astype(np.float32) for name, matrix in changed.items()})
+            losses = torch.nn.functional.cross_entropy(
+                build(replaced)(batch.tokens).mT, batch.targets, reduction="none"
+            )[batch.in_context]
+            assert table["value"][step, case] == pytest.approx(losses.mean().item(), abs=2e-5), (step, case)
+    assert table["method"][5, "rest of two"] == "without_rank:2+without_rank:1"
+    assert (table["change_low"] <= table["change"] + 1e-9).all() and (
+        table["change"] <= table["change_high"] + 1e-9
+    ).all()
+    assert table["change"][10, "low"] != 0 != table["change"][10, "change"]
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ([{"matrix": "L1.W_O", "method": "half"}], "method = 'half': a matrix is truncated by rank:R, without_rank:R"),
+        ([{"matrix": "L9.W_O", "method": "rank:1"}], "matrix = 'L9.W_O' does not exist; valid are W_E, W_pos, L0.W_Q"),
+        ([{"matrix": "L1.W_O", "method": "rank:99"}], "write rank:R with R from 1 to 12"),
+        ([{"matrix": "L1.W_O", "method": "change_rank:1"}], "give the initial weights"),
+        ([{"matrix": "L1.W_O", "method": "rank:1", "layer": 1}], "a matrix has a method and nothing else"),
+        ([{"matrix": "L1.W_O", "method": "rank:1"}, {"site": "embed", "method": "zero"}], "not both"),
+    ],
+)
+def test_truncations_that_cannot_be_are_refused(
+    case: Any, message: str, models: list[tuple[int, Weights]], batches: tuple[TokenBatch, TokenBatch], tmp_path: Path
+) -> None:
+    with pytest.raises(BirthlensError) as error:
+        execute(Suite.from_data({"cases": {"x": case}, "draws": 0}), models, *batches, tmp_path)
+    assert message in str(error.value) and str(error.value).count("\n") == 0
+
+
+def test_live_models_have_no_matrices_to_truncate(
+    models: list[tuple[int, Weights]], batches: tuple[TokenBatch, TokenBatch], tmp_path: Path
+) -> None:
+    with pytest.raises(BirthlensError, match="matrices are truncated in the checkpoints of a run only"):
+        execute(Suite.from_data(TRUNCATED), [(0, build(models[0][1]))], *batches, tmp_path)
