@@ -1,6 +1,6 @@
 """Where a call computes: its device, its precision and its sampler; none of them is part of a run's config.
 
-device     cpu, cuda, cuda:N, mps, or auto: a GPU where there is one and the work is worth it
+device     cpu, cuda, cuda:N, mps, or auto: a GPU if there is one and the work is worth it
 precision  float32, or bfloat16 for the products of a forward and backward pass (weights and sums stay float32)
 sampler    numpy draws batches on the CPU; counter draws them on the device, by another generator
 """

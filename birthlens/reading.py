@@ -30,7 +30,7 @@ def read_text(path: str | Path, what: str, longest: int = SMALL) -> str:
     """Read a UTF-8 file of at most `longest` bytes; `what` names it in messages.
 
     Raises:
-        BirthlensError: where the file is missing, too long, or not UTF-8.
+        BirthlensError: if the file is missing, too long, or not UTF-8.
     """
     try:
         with open(path, "rb") as file:
@@ -52,7 +52,7 @@ def read_mapping(path: str | Path, what: str) -> dict[Any, Any]:
     """Read a YAML or JSON file that holds a mapping; an empty file is an empty mapping.
 
     Raises:
-        BirthlensError: where the file cannot be read, is neither, or holds something else.
+        BirthlensError: if the file cannot be read, is neither, or holds something else.
     """
     text = read_text(path, what)
     name = f"{what} = {shown(str(path))}"
@@ -68,7 +68,7 @@ def parse_json(text: str, what: str) -> object:
     """Read JSON.
 
     Raises:
-        BirthlensError: where the text is not JSON, gives a key twice, or is beyond the limits of this module.
+        BirthlensError: if the text is not JSON, gives a key twice, or is beyond the limits of this module.
 
     Example:
         >>> parse_json('{"a": [1, 2.5, null]}', "example")
@@ -83,7 +83,7 @@ def decode_json(text: str, what: str) -> object:
     """Read JSON of any size, a table of counts for instance, whose values the caller checks.
 
     Raises:
-        BirthlensError: where the text is not JSON, gives a key twice, or is nested too deep.
+        BirthlensError: if the text is not JSON, gives a key twice, or is nested too deep.
     """
 
     def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def parse_yaml(text: str, what: str) -> object:
     """Read YAML without aliases and tags; a key may be given once, and dates are text.
 
     Raises:
-        BirthlensError: where the text is not YAML, or beyond the limits of this module.
+        BirthlensError: if the text is not YAML, or beyond the limits of this module.
 
     Example:
         >>> parse_yaml("{a: [1, 2.5, ~], b: 2024-01-01}", "example")
@@ -182,7 +182,7 @@ class _Pairs:
 
 
 def _tagged(event: Any) -> bool:
-    """Say whether a value has a tag; a quoted scalar's "!" says that it is text."""
+    """Return whether a value has a tag; a quoted scalar's "!" says that it is text."""
     return event.tag is not None and event.tag != "!"
 
 
@@ -209,7 +209,7 @@ def _scalar(event: Any, loader: Any, what: str) -> object:
 
 
 def _check_values(tree: object, what: str) -> None:
-    """Raise BirthlensError where a document is too deep or too large, or a text or number in it is not usable."""
+    """Raise BirthlensError if a document is too deep or too large, or a text or number in it is not usable."""
     level = [tree]
     count = 0
     for depth in itertools.count():

@@ -14,7 +14,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` under a temporary name beside `path`, fsync, and rename over it.
 
     Raises:
-        BirthlensError: where the system refuses, with its reason.
+        BirthlensError: if the system refuses, with its reason.
 
     Example:
         >>> import tempfile
@@ -40,7 +40,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Say whether a file is a temporary one of `write_atomically`, which a killed writer leaves behind."""
+    """Return whether a file is a temporary one of `write_atomically`, which a killed writer leaves behind."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
@@ -56,7 +56,7 @@ def _sync_directory(directory: Path) -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that memory is short: Python's, NumPy's for an impossible size, or PyTorch's.
+    """Return whether an error means that memory is short: Python's, NumPy's for an impossible size, or PyTorch's.
 
     Example:
         >>> out_of_memory(MemoryError()), out_of_memory(ValueError("no"))

@@ -128,7 +128,7 @@ def front(report: Mapping[str, Any]) -> str:
 
 
 def comparisons(report: Mapping[str, Any]) -> str:
-    """Tabulate every case but the scaling, one table a case."""
+    """Tabulate every case but the scaling, one table per case."""
     parts = []
     for case in dict.fromkeys(row["case"] for row in report["rows"]):
         if case != "scaling":
@@ -166,7 +166,7 @@ def filled(page: str, report: Mapping[str, Any], name: str = "page") -> str:
     r"""Return a page with its blocks written again.
 
     Raises:
-        BirthlensError: where the page has no block, or one of an unknown name.
+        BirthlensError: if the page has no block, or one of an unknown name.
 
     Example:
         >>> report = {"machine": {"cores": 2}, "quick": False, "rows": []}

@@ -59,7 +59,7 @@ class Commands(click.Group):
         return sorted(HOMES)
 
     def get_command(self, ctx: click.Context | None, cmd_name: str) -> click.Command | None:
-        """Import one command; return None where no command has this name."""
+        """Import one command; return None if no command has this name."""
         if cmd_name in RENAMED:
             old = cmd_name
             cmd_name = RENAMED[old]

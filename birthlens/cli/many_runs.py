@@ -172,7 +172,7 @@ def sweep(
 
 @contextmanager
 def opened_pool(scheduler: str | None, slurm: str | None, out: str) -> Iterator[Executor | None]:
-    """Open the pool of `--scheduler` or `--slurm`; None where neither is given."""
+    """Open the pool of `--scheduler` or `--slurm`; None if neither is given."""
     from birthlens.training.pools import dask_pool, slurm_pool
 
     if scheduler and slurm:
@@ -190,7 +190,7 @@ def opened_pool(scheduler: str | None, slurm: str | None, out: str) -> Iterator[
 
 @contextmanager
 def _continued_by_repeating(more: str = "") -> Iterator[None]:
-    """Say how to continue when the command is interrupted."""
+    """Return how to continue when the command is interrupted."""
     try:
         yield
     except KeyboardInterrupt:

@@ -194,5 +194,5 @@ def _ledger_overview(table: pd.DataFrame) -> None:
 
 
 def bigram_of(run: Run) -> Float[np.ndarray, "d_vocab d_vocab"] | None:
-    """Return the bigrams that a linear feed-forward can store, or None where the run has none."""
+    """Return the bigrams that a linear feed-forward can store, or None if the run has none."""
     return run.statistics.bigram if run.config.model.feed_forward == "linear" else None

@@ -19,7 +19,7 @@ def given(*names: str) -> list[str]:
 
 
 def refuse_idle(why: str, *names: str) -> None:
-    """Raise BirthlensError where the user gave one of these parameters, which do nothing here; `why` follows the name."""
+    """Raise BirthlensError if the user gave one of these parameters, which do nothing here; `why` follows the name."""
     if idle := given(*names):
         raise BirthlensError(f"{', '.join(idle)}: {why}; leave {'it' if len(idle) == 1 else 'them'} out.")
 

@@ -35,7 +35,7 @@ def standard_streams() -> Iterator[None]:
     """Put standard streams under the rule of this module, for the time of a command.
 
     Raises:
-        BirthlensError: where standard output cannot be written, on a full disk for instance.
+        BirthlensError: if standard output cannot be written, on a full disk for instance.
     """
     _fill_missing()
     before = (sys.stdout, sys.stderr)
@@ -84,7 +84,7 @@ class _Stream(io.TextIOBase):
             self._give_up(error)
 
     def isatty(self) -> bool:
-        """Say whether a person looks."""
+        """Return whether a person looks."""
         return self._inner.isatty()
 
     def fileno(self) -> int:

@@ -41,7 +41,7 @@ def sample_options(default: int) -> Callable[[Callable[..., Any]], Callable[...,
 
 
 def names(option: str, text: str) -> list[str]:
-    """Read comma-separated names; raise BirthlensError where there are none."""
+    """Read comma-separated names; raise BirthlensError if there are none."""
     found = [part.strip() for part in text.split(",") if part.strip()]
     if not found:
         raise BirthlensError(f"--{option} = {text!r} names nothing; give one or more, separated by commas.")

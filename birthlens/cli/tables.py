@@ -119,7 +119,7 @@ def check_counts(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """Return the table; name on the error stream the groups of `column` that have no observation at all (n = 0).
 
     Raises:
-        BirthlensError: where no group has any.
+        BirthlensError: if no group has any.
     """
     counts = table.groupby(column, sort=False)["n"].max()
     empty = ", ".join(str(group) for group in counts.index[counts == 0])

@@ -78,7 +78,7 @@ class Section:
         self._check()
 
     def _check(self) -> None:
-        """Raise BirthlensError where values do not fit together."""
+        """Raise BirthlensError if values do not fit together."""
 
     @classmethod
     def chosen(cls, values: Mapping[Any, Any]) -> Section:

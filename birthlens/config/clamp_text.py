@@ -71,7 +71,7 @@ def parsed_all(clamps: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _known(clamp: object) -> object:
-    """Return a clamp as it is; raise BirthlensError where it is a mapping of an unknown kind."""
+    """Return a clamp as it is; raise BirthlensError if it is a mapping of an unknown kind."""
     if isinstance(clamp, dict):
         kind = clamp.get("kind")
         if not isinstance(kind, str) or kind not in KINDS:

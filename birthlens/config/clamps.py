@@ -41,11 +41,11 @@ class Clamp(Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_
         return ()
 
     def acts(self, step: int) -> bool:
-        """Say whether a step is in the span."""
+        """Return whether a step is in the span."""
         return self.start <= step and (self.stop is None or step < self.stop)
 
     def overlaps(self, other: Clamp) -> bool:
-        """Say whether two spans share a step."""
+        """Return whether two spans share a step."""
         return (other.stop is None or self.start < other.stop) and (self.stop is None or other.start < self.stop)
 
     def __str__(self) -> str:
@@ -207,7 +207,7 @@ _FIXED = ("task.kind", "task.context", "optimiser.kind")
 
 
 def can_be_set(key: str) -> bool:
-    """Say whether a setting may change during training: it changes neither the model nor the vocabulary."""
+    """Return whether a setting may change during training: it changes neither the model nor the vocabulary."""
     section, _, name = key.partition(".")
     return key not in _FIXED and (section in ("task", "optimiser") or name in ("loss", "batch_size"))
 

@@ -23,7 +23,7 @@ def overrides(base: RunConfig, wanted: RunConfig) -> list[str]:
 
 
 def differences(first: RunConfig, second: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Return the settings in which two configs differ: name -> (first, second), None where one has no such setting."""
+    """Return the settings in which two configs differ: name -> (first, second), None if one has no such setting."""
     one = settings(first)
     two = settings(second)
     names = dict.fromkeys([*one, *two])

@@ -101,7 +101,7 @@ class ModelConfig(Section):
             )
 
     def has_feed_forward(self, layer: int) -> bool:
-        """Say whether a layer has a feed-forward: the last one of a simplified model, the chosen ones of a full one."""
+        """Return whether a layer has a feed-forward: the last one of a simplified model, the chosen ones of a full one."""
         if self.feed_forward == "none":
             return False
         if self.family == "simplified":

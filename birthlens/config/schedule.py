@@ -26,7 +26,7 @@ class Schedule:
         self._named = {start, config.training.steps, *config.checkpoints.steps}
 
     def planned(self, step: int) -> bool:
-        """Say whether a step is kept for any loss."""
+        """Return whether a step is kept for any loss."""
         settings = self.config.checkpoints
         if step in self._named:
             return True
@@ -35,13 +35,13 @@ class Schedule:
         return settings.schedule == "log" and _is_power(step, settings.per_decade)
 
     def evaluates(self, step: int) -> bool:
-        """Say whether the model is evaluated at a step: every `evaluation.every` steps and wherever it is kept."""
+        """Return whether the model is evaluated at a step: every `evaluation.every` steps and wherever it is kept."""
         return step % self.config.evaluation.every == 0 or self.planned(step)
 
     def keeps(self, step: int, loss: float | None) -> bool:
-        """Say whether an evaluated step is kept: planned, or the loss has changed by the share `sensitivity`.
+        """Return whether an evaluated step is kept: planned, or the loss has changed by the share `sensitivity`.
 
-        `loss` is None where the held-out batch has no such target; then only planned steps are kept.
+        `loss` is None if the held-out batch has no such target; then only planned steps are kept.
         """
         last = self.last_kept_loss
         sensitivity = self.config.checkpoints.sensitivity
@@ -71,7 +71,7 @@ def learning_rate(config: RunConfig, step: int) -> float:
 
 
 def _is_power(step: int, per_decade: int) -> bool:
-    """Say whether a step is a whole number of `per_decade`-ths of a decade, rounded."""
+    """Return whether a step is a whole number of `per_decade`-ths of a decade, rounded."""
     below = math.floor(math.log10(step) * per_decade)
     return any(round(10 ** (power / per_decade)) == step for power in (below, below + 1))
 

@@ -41,7 +41,7 @@ def codebooks(weights: Weights, like: Weights | None = None) -> Float[Array, "en
 
 
 def drift(donor: Weights, recipient: Weights) -> float:
-    """Return how far apart two checkpoints' codebooks are: ||A - B|| / ||B||, 0 where embeddings are frozen."""
+    """Return how far apart two checkpoints' codebooks are: ||A - B|| / ||B||, 0 if embeddings are frozen."""
     target = codebooks(recipient)
     return float(np.linalg.norm(codebooks(donor, recipient) - target) / np.linalg.norm(target))
 
@@ -50,7 +50,7 @@ def rotation(donor: Weights, recipient: Weights) -> Float[Array, "d_model d_mode
     """Return the orthogonal R that brings the donor's codebooks closest to the recipient's: x_donor R ~ x_recipient.
 
     Raises:
-        BirthlensError: where the two are not the same model.
+        BirthlensError: if the two are not the same model.
     """
     if donor.config != recipient.config:
         raise BirthlensError("alignment: donor and recipient are different models; their configs must agree.")
@@ -67,7 +67,7 @@ def rotated(weights: Weights, turn: Float[Array, "d_model d_model"]) -> Weights:
     """Return the same function written in another basis of the residual stream, x' = x @ turn.
 
     Raises:
-        BirthlensError: where layer norms still have gains, or `turn` moves the mean that they subtract.
+        BirthlensError: if layer norms still have gains, or `turn` moves the mean that they subtract.
 
     Example:
         >>> from birthlens.config.model import ModelConfig

@@ -189,7 +189,7 @@ def _missing(steps: list[int]) -> Iterator[Finding]:
 
 
 def _are_neighbours(steps: list[int], chosen: list[int]) -> bool:
-    """Say whether no other step stands between the chosen ones."""
+    """Return whether no other step stands between the chosen ones."""
     return steps[steps.index(chosen[0]) : steps.index(chosen[-1]) + 1] == chosen
 
 

@@ -38,30 +38,30 @@ def heads_at(sizes: Sizes, site: str) -> int:
 
 
 def has_norms(sizes: Sizes) -> bool:
-    """Say whether a model normalises its residual stream."""
+    """Return whether a model normalises its residual stream."""
     return getattr(sizes, "family", None) == "full" or getattr(sizes, "normalization_type", None) is not None
 
 
 def has_mlp(sizes: Sizes, layer: int) -> bool:
-    """Say whether a layer has a feed-forward."""
+    """Return whether a layer has a feed-forward."""
     if not isinstance(sizes, ModelConfig):
         return not getattr(sizes, "attn_only", False)
     return bool(sizes.has_feed_forward(layer))
 
 
 def has_positions(sizes: Sizes) -> bool:
-    """Say whether positions enter the residual stream (rotary, ALiBi and kin act on the attention instead)."""
+    """Return whether positions enter the residual stream (rotary, ALiBi and kin act on the attention instead)."""
     kind = getattr(sizes, "positional_embedding_type", None)
     return getattr(sizes, "positions", None) != "rotary" if kind is None else kind == "standard"
 
 
 def is_parallel(sizes: Sizes) -> bool:
-    """Say whether attention and feed-forward of a block read the same input."""
+    """Return whether attention and feed-forward of a block read the same input."""
     return bool(getattr(sizes, "parallel_attn_mlp", False))
 
 
 def precedes(edge: Edge, parallel: bool) -> bool:
-    """Say whether the sender writes before the receiver reads (`parallel` blocks feed both halves the block's input)."""
+    """Return whether the sender writes before the receiver reads (`parallel` blocks feed both halves the block's input)."""
     sender = edge.sender
     receiver = edge.receiver
     if isinstance(sender, Embedding) or not isinstance(receiver, HeadInput | Mlp):

@@ -30,7 +30,7 @@ def load_causal(path: str | Path) -> Any:
     """Load a causal language model of Transformers from a local directory, in float32, for evaluation.
 
     Raises:
-        BirthlensError: where the directory holds no such model, its files are damaged or run code, or its tensors are not
+        BirthlensError: if the directory holds no such model, its files are damaged or run code, or its tensors are not
             exactly those of the model; the directory or file is named.
     """
     directory = Path(path).absolute()  # a bare name could be looked up elsewhere
@@ -59,7 +59,7 @@ def load_causal(path: str | Path) -> Any:
 
 
 def load_tokenizer(path: str | Path) -> Any:
-    """Load the tokenizer of a directory; None where it has none, so that ids are needed."""
+    """Load the tokenizer of a directory; None if it has none, so that ids are needed."""
     directory = Path(path).absolute()
     transformers = _transformers()
 
@@ -100,7 +100,7 @@ def _transformers() -> Any:
 
 
 def check_directory(directory: Path) -> None:
-    """Raise BirthlensError where a directory holds no model, one whose loading would run code, or damaged files."""
+    """Raise BirthlensError if a directory holds no model, one whose loading would run code, or damaged files."""
     if not (directory / "config.json").is_file():
         raise BirthlensError(
             f"model = {str(directory)!r} is no directory with a Hugging Face model (config.json and weights)."

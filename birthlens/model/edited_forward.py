@@ -154,7 +154,7 @@ class _Stream:
         return out
 
     def feed_forward(self, tensors: Tensors, layer: int) -> None:
-        """Run the MLP of a layer, or W_F, where there is one."""
+        """Run the MLP of a layer, or W_F, if there is one."""
         if has_feed_forward(tensors, layer):
             read = normed(tensors, f"L{layer}.ln2", self.read(Mlp(layer)))
             self.write(Mlp(layer), feed_forward(tensors, layer, read))

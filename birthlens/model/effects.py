@@ -36,7 +36,7 @@ _known: WeakKeyDictionary[HookedModel, dict[tuple[object, ...], bool]] = WeakKey
 
 
 def check_effect(model: HookedModel, point: Point) -> None:
-    """Raise BirthlensError where an edit at a point changes nothing of what is computed from it."""
+    """Raise BirthlensError if an edit at a point changes nothing of what is computed from it."""
     if not _holds(model, _has_effect, point):
         raise BirthlensError(
             f"site {point.site} of layer {point.layer}: an edit there has no effect in this model "
@@ -45,7 +45,7 @@ def check_effect(model: HookedModel, point: Point) -> None:
 
 
 def check_reading(model: HookedModel, point: Point) -> None:
-    """Raise BirthlensError where what a head's queries, keys or values are made from is not the residual stream."""
+    """Raise BirthlensError if what a head's queries, keys or values are made from is not the residual stream."""
     if point.site in READING_SITES[:3] and not _holds(model, _reads_stream, point):
         raise BirthlensError(
             f"edges into {point.site} of layer {point.layer}: in this model ({architecture(model)}) it is not the residual "
@@ -54,7 +54,7 @@ def check_reading(model: HookedModel, point: Point) -> None:
 
 
 def check_edges(model: HookedModel) -> None:
-    """Raise BirthlensError where the residual stream is not the sum of what the senders write; edges then mean nothing."""
+    """Raise BirthlensError if the residual stream is not the sum of what the senders write; edges then mean nothing."""
     if not _holds(model, _is_sum):
         raise BirthlensError(
             f"edges: in this model ({architecture(model)}) the residual stream is not the sum of what heads, feed-forwards "
@@ -63,7 +63,7 @@ def check_edges(model: HookedModel) -> None:
 
 
 def _holds(model: HookedModel, law: Callable[..., bool], *points: Point) -> bool:
-    """Say whether a law holds of a model that was loaded; those that were built have tests of their own."""
+    """Return whether a law holds of a model that was loaded; those that were built have tests of their own."""
     if type(model).__name__ == BUILT:
         return True
     known = _known.setdefault(model, {})

@@ -54,7 +54,7 @@ def fingerprint(directory: Path) -> Fingerprint:
     """Read one checkpoint, tensor by tensor.
 
     Raises:
-        BirthlensError: where the directory holds no model, or its files are damaged.
+        BirthlensError: if the directory holds no model, or its files are damaged.
     """
     check_directory(directory)
     tensors: dict[str, TensorPrint] = {}

@@ -140,7 +140,7 @@ def build(
     `n_ctx` matters for rotary positions only, which have no W_pos to tell it.
 
     Raises:
-        BirthlensError: where `trained` holds a name that is no parameter of the model.
+        BirthlensError: if `trained` holds a name that is not a parameter of the model.
 
     Example:
         >>> from birthlens.model.initialisation import initial_weights
@@ -194,11 +194,11 @@ def load_pretrained(path: str | Path) -> TransformerBridge:
     """Load a Hugging Face causal language model (GPT-2, GPT-NeoX, Llama and kin) from a local directory; nothing is fetched.
 
     What comes back is TransformerLens's bridge to it, which has the hook points and weights of a HookedTransformer. It
-    computes in float32, whatever the files hold. Token ids are enough: the model's `tokenizer` knows nothing where the
+    computes in float32, whatever the files hold. Token ids are enough: the model's `tokenizer` knows nothing if the
     directory has none.
 
     Raises:
-        BirthlensError: where the directory holds no such model, or one that TransformerLens cannot read.
+        BirthlensError: if the directory holds no such model, or one that TransformerLens cannot read.
     """
     theirs = load_causal(path)
     tokenizer = load_tokenizer(path) or _empty_tokenizer()

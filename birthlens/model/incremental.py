@@ -146,7 +146,7 @@ class Trace:
         return after + self.value(Point("mlp_out", layer)) if self.has_mlp(layer) else after
 
     def has_mlp(self, layer: int) -> bool:
-        """Say whether a layer has a feed-forward."""
+        """Return whether a layer has a feed-forward."""
         return has_feed_forward(self.model.tensors, layer)
 
     def _projected(self, site: str, layer: int) -> Float[Tensor, "batch pos head d_head"]:
@@ -197,13 +197,13 @@ class Trace:
         return any(point in self._edits for point in INPUTS)
 
     def _may_skip_z(self) -> bool:
-        """Say whether layer 0 can go from its pattern to its output at once, by a table of W_V W_O."""
+        """Return whether layer 0 can go from its pattern to its output at once, by a table of W_V W_O."""
         sites = [Point(site, 0) for site in ("v", "pattern", "z")]
         unwanted = not any(point in self._edits or point in self._wanted or point in self._known for point in sites)
         return "ov" in self.model.look_ups and unwanted and not self._input_edited()
 
     def _may_fold(self, layer: int) -> bool:
-        """Say whether the layer can attend over its input itself: keys and values are plain products, and unedited."""
+        """Return whether the layer can attend over its input itself: keys and values are plain products, and unedited."""
         edited = any(Point(site, layer) in self._edits for site in ("k", "v", "pattern"))
         worth_it = self._restricted(Point("z", layer)) or not (layer == 0 and self.model.look_ups)
         return worth_it and self.model.folds(layer) and not edited and Point("pattern", layer) not in self._known

@@ -31,7 +31,7 @@ class LiveModel:
     `cfg` has n_layers, n_heads, d_vocab and n_ctx. `hooked` is the copy of a HookedTransformer, else None.
 
     Raises:
-        BirthlensError: where a model is of another kind, cannot be copied, or does not show the pattern of every layer.
+        BirthlensError: if a model is of another kind, cannot be copied, or does not show the pattern of every layer.
     """
 
     def __init__(self, model: object) -> None:
@@ -61,7 +61,7 @@ class LiveModel:
         """Take the present values of the model.
 
         Raises:
-            BirthlensError: where its parameters are no longer those that were copied.
+            BirthlensError: if its parameters are no longer those that were copied.
         """
         with torch.no_grad():
             for kind in ("named_parameters", "named_buffers"):

@@ -38,7 +38,7 @@ class Series:
 
 
 def series_at(path: str | Path) -> Series | None:
-    """Return the series at a path; None where there is none.
+    """Return the series at a path; None if there is none.
 
     Raises:
         BirthlensError: for two directories of one step, a reference without its snapshot, or a file that is no such mapping.

@@ -89,7 +89,7 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Logits:
-    """The last reader: the unembedding (behind the final LayerNorm, where there is one)."""
+    """The last reader: the unembedding (behind the final LayerNorm, if there is one)."""
 
     def __str__(self) -> str:
         return "logits"

@@ -32,7 +32,7 @@ class Weights(Mapping[str, Array]):
     Those of several checkpoints are kept together by `stacked`: what training moves then has a leading step axis.
 
     Raises:
-        BirthlensError: where a name is missing or unknown for the config.
+        BirthlensError: if a name is missing or unknown for the config.
 
     Example:
         >>> from birthlens.model.initialisation import initial_weights
@@ -158,7 +158,7 @@ def load_tensors(path: Path, check: Callable[[bytes], None] | None = None) -> di
     """Read a safetensors file; `check` sees its bytes first, and may raise BirthlensError with a reason.
 
     Raises:
-        BirthlensError: where the file is missing, damaged, or fails the check; the file is named.
+        BirthlensError: if the file is missing, damaged, or fails the check; the file is named.
     """
     return load_with_metadata(path, check)[0]
 

@@ -4,7 +4,7 @@
     tables.safetensors            unigram and bigram distributions of the corpus, ids of the fixed triggers
     constants.safetensors         parameters that training never moves, once
     checkpoints/step_00000120.safetensors   the trained parameters at that step (step = updates applied)
-    metrics.jsonl                 one measurement a line: step, split, metric, value, n
+    metrics.jsonl                 one measurement per line: step, split, metric, value, n
     resume.safetensors            optimiser state at the last kept step, and what the schedules remember
 
 docs/format.md is the written form of this. Analysis never needs the corpus file again.
@@ -61,7 +61,7 @@ def listed_steps(path: Path) -> list[int]:
 
 
 def kept_steps(path: Path) -> list[int]:
-    """List the steps whose weights are kept, ascending, or raise BirthlensError where there is none."""
+    """List the steps whose weights are kept, ascending, or raise BirthlensError if there is none."""
     steps = listed_steps(path)
     if not steps:
         raise BirthlensError(

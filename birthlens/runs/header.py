@@ -34,7 +34,7 @@ def read_header(path: Path) -> dict[str, Any]:
     """Read run.json.
 
     Raises:
-        BirthlensError: where it is missing, damaged, changed, or of a newer format.
+        BirthlensError: if it is missing, damaged, changed, or of a newer format.
     """
     file = path / HEADER
     if path.is_file():
@@ -87,7 +87,7 @@ def seal_of(header: Mapping[str, Any]) -> Seal | None:
 
 
 def check_of(header: Mapping[str, Any], name: str) -> Callable[[bytes], None] | None:
-    """Return what checks the bytes of a safetensors file of the run, or None where the format has no digests."""
+    """Return what checks the bytes of a safetensors file of the run, or None if the format has no digests."""
     seal = seal_of(header)
     if seal is None:
         return None
@@ -102,7 +102,7 @@ def _check_listed(expected: str, data: bytes) -> None:
 
 
 def fault(header: Any) -> str | None:
-    """Return what is wrong with the content of run.json, or None where all is well."""
+    """Return what is wrong with the content of run.json, or None if all is well."""
     if not isinstance(header, dict):
         return f"it holds a {type(header).__name__}, not a mapping"
     kinds = {"format": int, "birthlens": str, "config": dict, "vocab": list, "engine": dict, "versions": dict}

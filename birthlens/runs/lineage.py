@@ -28,7 +28,7 @@ class Parent:
         """Read what run.json of the fork in `home` says; the parent's path is relative to it.
 
         Raises:
-            BirthlensError: where it is damaged.
+            BirthlensError: if it is damaged.
         """
         try:
             path = Path(os.path.normpath(home / data["run"]))

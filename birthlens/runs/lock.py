@@ -33,7 +33,7 @@ def only_writer(directory: Path) -> Iterator[None]:
     """Hold the lock of a run's directory.
 
     Raises:
-        BirthlensError: where another process holds it (its pid and host are named), or the directory cannot be written.
+        BirthlensError: if another process holds it (its pid and host are named), or the directory cannot be written.
 
     Example:
         >>> import tempfile
@@ -60,7 +60,7 @@ def locked(file: Path, wait: bool = False) -> Iterator[None]:
 
 
 def _flocked(file: Path, wait: bool) -> int | None:
-    """Return a descriptor that holds the lock, or None where the file system has no locks."""
+    """Return a descriptor that holds the lock, or None if the file system has no locks."""
     try:
         import fcntl
     except ImportError:
@@ -140,7 +140,7 @@ def _parsed(text: bytes) -> dict[str, Any]:
 
 
 def _alive(pid: object) -> bool:
-    """Say whether a process of this machine exists; True where that is unknown."""
+    """Return whether a process of this machine exists; True if that is unknown."""
     if type(pid) is not int or pid < 1:
         return True
     try:

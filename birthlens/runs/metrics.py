@@ -1,4 +1,4 @@
-"""metrics.jsonl: one measurement a line, to which training only appends.
+"""metrics.jsonl: one measurement per line, to which training only appends.
 
 In format 2 each line ends in a digest of itself and of the digest before it, the first one of that of run.json. So a line
 that is changed, removed, moved, or of another run is found. What is missing at the end is found by resume.safetensors, which
@@ -65,7 +65,7 @@ def read_metrics(path: Path, seal: Seal | None = None, end: str | None = None) -
     """Read the measurements of a run; `end` is the digest of a line that must be there.
 
     Raises:
-        BirthlensError: where a line is damaged or missing; it is named.
+        BirthlensError: if a line is damaged or missing; it is named.
     """
     file = path / METRICS
     try:
@@ -94,7 +94,7 @@ def read_metrics(path: Path, seal: Seal | None = None, end: str | None = None) -
 
 
 def _checked(file: Path, number: int, line: bytes, seal: Seal, before: str) -> str:
-    """Return the digest of a line, or raise BirthlensError where it has another."""
+    """Return the digest of a line, or raise BirthlensError if it has another."""
     found = _SEALED.fullmatch(line)
     if found is None or found[2].decode() != next_digest(seal, before, found[1]):
         raise BirthlensError(
@@ -112,7 +112,7 @@ def _row(file: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def _maybe_row(line: bytes) -> dict[str, Any] | None:
-    """Return the measurement in a line, or None where there is none."""
+    """Return the measurement in a line, or None if there is none."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

@@ -40,7 +40,7 @@ from birthlens.tasks.kinds import chain_of
 
 Standing = Literal["trained", "continued", "reused"]
 Replay = Callable[[Run], int | None]
-"""Replay the first steps of a run with the present code: the last step that is equal to the bit, None where one differs."""
+"""Replay the first steps of a run with the present code: the last step that is equal to the bit, None if one differs."""
 _OURS = {CHECKPOINTS, TABLES, CONSTANTS, METRICS, HEADER, RESUME, COST}
 _DAMAGES = (BirthlensError, OSError, ValueError, TypeError, KeyError, AttributeError)
 """Errors that damaged files raise."""
@@ -50,7 +50,7 @@ def standing(config: RunConfig, path: Path, replay: Replay) -> tuple[Standing, s
     """Say what has to be done for a run, and why; a run that must be trained again is cleared away.
 
     Raises:
-        BirthlensError: where the directory holds something else, which is left as it is, or another process writes it.
+        BirthlensError: if the directory holds something else, which is left as it is, or another process writes it.
     """
     if not path.exists():
         return "trained", ""
@@ -78,7 +78,7 @@ def _is_complete(run: Run) -> bool:
 
 
 def _judged(config: RunConfig, path: Path, replay: Replay) -> tuple[str, str]:
-    """Return why a directory cannot be used (empty where it can), and a note for one that can."""
+    """Return why a directory cannot be used (empty if it can), and a note for one that can."""
     if not (path / HEADER).exists():
         return "it was stopped before its first checkpoint", ""
     try:
@@ -105,7 +105,7 @@ def _judged(config: RunConfig, path: Path, replay: Replay) -> tuple[str, str]:
 
 
 def _by_other_code(run: Run, replay: Replay) -> tuple[str, str]:
-    """Return why a run cannot be used (empty where it can), and a note where other code made the same numbers."""
+    """Return why a run cannot be used (empty if it can), and a note where other code made the same numbers."""
     before = (run.header["birthlens"], run.header.get("code"))
     now = (__version__, training_digest(run.config.task.kind))
     if before == now:
@@ -122,7 +122,7 @@ def _by_other_code(run: Run, replay: Replay) -> tuple[str, str]:
 
 
 def made_by_other_packages(header: Mapping[str, Any]) -> str:
-    """Say by which other packages a run was made; empty where by these."""
+    """Say by which other packages a run was made; empty if by these."""
     then = header["versions"]
     for package, version in versions().items():
         if package != "birthlens" and then.get(package) != version:

@@ -40,7 +40,7 @@ class Run:
     format 1 have no digests; a warning says so, and `verified` is False.
 
     Raises:
-        BirthlensError: where the directory holds no run, a newer or damaged one, or lacks a step; the file is named.
+        BirthlensError: if the directory holds no run, a newer or damaged one, or lacks a step; the file is named.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -90,7 +90,7 @@ class Run:
 
     @property
     def trigger_ids(self) -> Array | None:
-        """Ids of the fixed triggers, or None where each sequence draws its own."""
+        """Ids of the fixed triggers, or None if each sequence draws its own."""
         return self._tables.get("triggers")
 
     @property

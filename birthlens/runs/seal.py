@@ -62,7 +62,7 @@ class Seal:
         return b"".join([view[:start], self.digest(name, view[:start], view[end:]).encode(), view[end:]])
 
     def check(self, name: str, data: bytes) -> None:
-        """Raise BirthlensError where the bytes of a safetensors file do not have the digest that is in them."""
+        """Raise BirthlensError if the bytes of a safetensors file do not have the digest that is in them."""
         start, end = _place(name, data)
         view = memoryview(data)
         if bytes(view[start:end]) != self.digest(name, view[:start], view[end:]).encode():

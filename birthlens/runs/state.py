@@ -26,7 +26,7 @@ def read_state(path: Path, header: Mapping[str, Any]) -> tuple[dict[str, Array],
     """Read the optimiser's tensors and the notes, which hold at least `step`.
 
     Raises:
-        BirthlensError: where the file is missing or damaged.
+        BirthlensError: if the file is missing or damaged.
     """
     file = path / RESUME
     tensors, metadata = load_with_metadata(file, check_of(header, RESUME))
@@ -56,7 +56,7 @@ def check_state(
     state: tuple[Mapping[str, Array], Mapping[str, Any]],
     rows: Sequence[Mapping[str, Any]] | None,
 ) -> None:
-    """Raise BirthlensError where a state is not what the updates in the rows of metrics.jsonl leave behind.
+    """Raise BirthlensError if a state is not what the updates in the rows of metrics.jsonl leave behind.
 
     `shapes` are those of the parameters. A matrix that no update has moved yet has no state; any other has all tensors of
     the optimiser, in the matrix's shape. Without `rows` (a fork, a run with clamps) any matrix may have been moved or not.

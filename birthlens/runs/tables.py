@@ -26,7 +26,7 @@ def read_tables(path: Path, header: Mapping[str, Any], config: RunConfig) -> dic
     """Read `unigram`, `bigram` and, where they are fixed, `triggers`.
 
     Raises:
-        BirthlensError: where the file is damaged, or does not hold what the config and the vocabulary ask for.
+        BirthlensError: if the file is damaged, or does not hold what the config and the vocabulary ask for.
     """
     file = path / TABLES
     tables = load_tensors(file, check_of(header, TABLES))
@@ -53,7 +53,7 @@ def statistics_in(tables: Mapping[str, Array], vocab: tuple[str, ...]) -> Bigram
 
 
 def table_fault(tables: Mapping[str, Array], vocab: tuple[str, ...], config: RunConfig) -> str | None:
-    """Return what is wrong with tables, or None where all is well."""
+    """Return what is wrong with tables, or None if all is well."""
     n = len(vocab)
     shapes: dict[str, tuple[int, ...]] = {"unigram": (n,), "bigram": (n, n)}
     if missing := [name for name in shapes if name not in tables]:

@@ -51,7 +51,7 @@ def verify(path: str | Path) -> Verdict:
     A run that is being trained may look unfinished, but not damaged.
 
     Raises:
-        BirthlensError: where there is no run.json at all.
+        BirthlensError: if there is no run.json at all.
     """
     path = Path(path)
     if not (path / HEADER).exists():
@@ -69,7 +69,7 @@ def runs_below(folder: str | Path) -> list[Path]:
     """List the runs in a folder and in the folders below it, sorted; the folder itself may be one.
 
     Raises:
-        BirthlensError: where there is none.
+        BirthlensError: if there is none.
     """
     folder = Path(folder)
     found = [folder] if (folder / HEADER).exists() else sorted(file.parent for file in folder.rglob(HEADER))

@@ -45,7 +45,7 @@ def directory_of(out: str | Path) -> Path:
     """Return the directory for a new run, which is made where it does not exist.
 
     Raises:
-        BirthlensError: where there is something else than a run or an empty directory, or it cannot be made.
+        BirthlensError: if there is something else than a run or an empty directory, or it cannot be made.
     """
     if not str(out):
         raise BirthlensError("out = '' is not a name; choose a new directory.")
@@ -67,7 +67,7 @@ class RunWriter:
     A writer does not lock the run; whoever trains holds `lock.only_writer`.
 
     Raises:
-        BirthlensError: where the directory already holds something, or (resuming) no run.
+        BirthlensError: if the directory already holds something, or (resuming) no run.
     """
 
     def __init__(self, path: Path, seal: Seal | None) -> None:
@@ -150,7 +150,7 @@ class RunWriter:
     def rewind(self, run: Run) -> tuple[dict[str, Array], dict[str, Any]] | None:
         """Go back to the last resumable step, and forget what came after.
 
-        Return its tensors (weights and the optimiser's) and notes. Return None where training starts again from step 0: a
+        Return its tensors (weights and the optimiser's) and notes. Return None if training starts again from step 0: a
         kill came before the first such step, or the weights of that step are gone.
         """
         if not (self.path / RESUME).exists() and not any(listed_steps(self.path)):
@@ -174,7 +174,7 @@ class RunWriter:
 
 
 def _is_fresh(path: Path) -> bool:
-    """Say whether a directory holds nothing but what is left of a run that was killed before its header was written."""
+    """Return whether a directory holds nothing but what is left of a run that was killed before its header was written."""
     ours = {CHECKPOINTS, TABLES, CONSTANTS, LOCK}
     strangers = [file for file in path.iterdir() if file.name not in ours and not is_temporary(file)]
     folder = path / CHECKPOINTS

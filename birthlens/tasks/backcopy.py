@@ -31,7 +31,7 @@ class BackcopyTask(Task):
     """Sample batches in which a trigger is followed by the token before it.
 
     Raises:
-        BirthlensError: where the corpus leaves no token that is not a trigger.
+        BirthlensError: if the corpus leaves no token that is not a trigger.
     """
 
     Config = BackcopyConfig

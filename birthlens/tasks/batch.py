@@ -14,7 +14,7 @@ from birthlens.shapes import Bool, Int
 class TokenBatch:
     """A batch of sequences with everything that is known about them.
 
-    `occurrence` is 0 where the token is not a trigger, else how many times that trigger has occurred up to and including the
+    `occurrence` is 0 if the token is not a trigger, else how many times that trigger has occurred up to and including the
     position. `absorbed` marks triggers from which the sequence runs through triggers indefinitely. The list of triggers in
     front (show_latents) carries no count and is never absorbed.
 

@@ -30,7 +30,7 @@ class BigramTask(Task):
     """Sample batches of the task.
 
     Raises:
-        BirthlensError: where the triggers do not fit the vocabulary, or no output token is left to draw.
+        BirthlensError: if the triggers do not fit the vocabulary, or no output token is left to draw.
 
     Example:
         >>> from birthlens.tasks.corpus import from_text
@@ -77,12 +77,12 @@ class BigramTask(Task):
 
     @property
     def fixed_triggers(self) -> Int[Array, "n_triggers"] | None:
-        """Ids of the fixed triggers, or None where every sequence draws its own."""
+        """Ids of the fixed triggers, or None if every sequence draws its own."""
         return self._triggers_of_all
 
     @property
     def exact(self) -> str | None:
-        """The predictor that is the exact law of the next token given the prefix; None where there is none."""
+        """The predictor that is the exact law of the next token given the prefix; None if there is none."""
         return "bayes"
 
     @property
@@ -117,7 +117,7 @@ class BigramTask(Task):
         )
 
     def check_loss(self, loss: str) -> None:
-        """Raise BirthlensError where `training.loss` names no role that positions of this task can have."""
+        """Raise BirthlensError if `training.loss` names no role that positions of this task can have."""
         super().check_loss(loss)
         if loss != "all" and loss != "global" and self.config.n_triggers == 0:
             raise BirthlensError(
@@ -203,7 +203,7 @@ class BigramTask(Task):
 
 
 def fixed_triggers(config: TaskConfig, statistics: BigramStatistics) -> Int[Array, "n_triggers"] | None:
-    """Return the ids of the fixed triggers, or None where every sequence draws its own."""
+    """Return the ids of the fixed triggers, or None if every sequence draws its own."""
     return statistics.most_frequent(config.n_triggers, config.offset) if config.triggers == "fixed" else None
 
 

@@ -104,7 +104,7 @@ def from_counts(
     """Normalise a table of bigram counts (rows: current token); unigrams default to how often a token starts or ends a pair.
 
     Raises:
-        BirthlensError: where the table is not square, not as large as the vocabulary, negative, or empty.
+        BirthlensError: if the table is not square, not as large as the vocabulary, negative, or empty.
     """
     counts = np.asarray(counts)
     n = len(vocab)
@@ -173,7 +173,7 @@ def text_of(config: CorpusConfig) -> str:
 def from_file(path: Path, source: str | None = None) -> BigramStatistics:
     """Read a UTF-8 text, or a table of counts (.json or .csv, unless `source` says otherwise).
 
-    JSON: {"vocab": [...], "counts": [[...]], "unigram": [...] (optional)}. CSV: a header of labels, then one row a token,
+    JSON: {"vocab": [...], "counts": [[...]], "unigram": [...] (optional)}. CSV: a header of labels, then one row per token,
     its label first.
     """
     if source is None:
@@ -209,7 +209,7 @@ def _counts_from_json(text: str, name: str) -> BigramStatistics:
 
 
 def _numbers(rows: object, otherwise: str) -> Num[Array, "rows columns"]:
-    """Make an array of nested lists; raise BirthlensError where they are ragged or hold something other than numbers."""
+    """Make an array of nested lists; raise BirthlensError if they are ragged or hold something other than numbers."""
     wrong = BirthlensError(otherwise)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, list) for row in rows):
         raise wrong
@@ -238,5 +238,5 @@ def _counts_from_csv(text: str, name: str) -> BigramStatistics:
 
 
 def _is_text(token: str) -> bool:
-    """Say whether a label has no lone surrogates."""
+    """Return whether a label has no lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in token)

@@ -27,7 +27,7 @@ _ROUNDS = 10
 
 
 def check_countable(task: Task) -> None:
-    """Raise BirthlensError where a task has no sampler by counter."""
+    """Raise BirthlensError if a task has no sampler by counter."""
     if type(task) is not BigramTask:
         raise BirthlensError(f"sampler = 'counter': the task {task.config.kind!r} has none; use sampler numpy.")
 

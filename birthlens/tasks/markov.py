@@ -140,7 +140,7 @@ def histories_of(tokens: Int[Array, "batch pos"], states: int, order: int) -> In
 
 
 def occurrences(values: Int[Array, "batch pos"], n: int) -> Int[Array, "batch pos"]:
-    """Count how many times the value at each position has occurred up to and including it; 0 where it is negative."""
+    """Count how many times the value at each position has occurred up to and including it; 0 if it is negative."""
     batch, length = values.shape
     each = np.arange(batch)
     counts = np.zeros((batch, n + 1), dtype=np.int64)

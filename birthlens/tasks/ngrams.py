@@ -60,7 +60,7 @@ class NGrams:
         return self._backed_off(1, last, lower).reshape(*tokens.shape, self.d_vocab)
 
     def trigram(self, tokens: Int[Array, "batch pos"]) -> Float[Array, "batch pos d_vocab"]:
-        """Give p(w | z_{t-1}, z_t) at every position; at the first, where there is one token only, p(w | z_t)."""
+        """Give p(w | z_{t-1}, z_t) at every position; at the first, if there is one token only, p(w | z_t)."""
         found = self.bigram(tokens)
         history = (tokens[:, :-1] * self.d_vocab + tokens[:, 1:]).reshape(-1)
         lower = found[:, 1:].reshape(-1, self.d_vocab)

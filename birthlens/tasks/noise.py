@@ -32,7 +32,7 @@ class NoiseTask(Task):
     """Sample batches in which a trigger's output is replaced by the noise token with probability alpha.
 
     Raises:
-        BirthlensError: where the corpus is too small for the triggers, or holds the noise token.
+        BirthlensError: if the corpus is too small for the triggers, or holds the noise token.
     """
 
     Config = NoiseConfig

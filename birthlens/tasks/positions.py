@@ -94,7 +94,7 @@ def repeated_tokens(
     left out, for its target is not known. `distinct` draws the tokens of a sequence without replacement.
 
     Raises:
-        BirthlensError: where `distinct` asks for more tokens than the vocabulary has.
+        BirthlensError: if `distinct` asks for more tokens than the vocabulary has.
     """
     if distinct and length > d_vocab:
         raise BirthlensError(f"length = {length}: only {d_vocab} distinct tokens exist; use at most that many.")
@@ -111,7 +111,7 @@ def repeated_tokens(
 
 
 def check_tokens(batch: TokenBatch, d_vocab: int, n_ctx: int, name: str = "the batch") -> None:
-    """Raise BirthlensError where a batch does not fit a model's vocabulary or context."""
+    """Raise BirthlensError if a batch does not fit a model's vocabulary or context."""
     for field, ids in (("tokens", batch.tokens), ("targets", batch.targets)):
         if ids.numel() == 0:
             raise BirthlensError(f"{name} holds no {field}; give at least one sequence of at least one position.")

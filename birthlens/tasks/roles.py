@@ -47,7 +47,7 @@ def losses(logits: Float[Tensor, "batch pos d_vocab"], targets: Int[Tensor, "bat
 
 
 def correct(logits: Float[Tensor, "*axes d_vocab"], targets: Int[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-    """Return 1 where the target has the largest logit, 0 where another token has, and NaN where a logit is NaN."""
+    """Return 1 where the target has the largest logit, 0 if another token has, and NaN if a logit is NaN."""
     # argmax takes NaN for the largest number, so that NaN anywhere in a row is found where argmax points.
     found = logits.argmax(-1)
     best = logits.gather(-1, found[..., None])[..., 0]

@@ -110,7 +110,7 @@ def _chain_in_numpy(
 
 @cache
 def _kernel() -> Any:
-    """Compile the loop once (cached on disk by numba), or return None where it cannot be."""
+    """Compile the loop once (cached on disk by numba), or return None if it cannot be."""
     try:
         from birthlens.tasks import sampling_kernel
     except (ImportError, RuntimeError):  # RuntimeError: numba finds no directory for its cache

@@ -8,7 +8,7 @@ from numba import njit
 
 @njit(cache=True, nogil=True)
 def chain(start, flat, guide, overrides, uniform, tokens, occurrence):
-    """Fill `tokens` and `occurrence`, one sequence after the other; return False where a number is out of range.
+    """Fill `tokens` and `occurrence`, one sequence after the other; return False if a number is out of range.
 
     Compiled code does not check indices, so what comes in from arrays is checked before it becomes one.
     """

@@ -81,7 +81,7 @@ class Task(ABC):
 
     @classmethod
     def chain(cls, config: Any, corpus: BigramStatistics | None) -> BigramStatistics:
-        """Return the global chain over the task's vocabulary, made from the corpus's (None where it needs none)."""
+        """Return the global chain over the task's vocabulary, made from the corpus's (None if it needs none)."""
         assert corpus is not None
         return corpus
 
@@ -92,7 +92,7 @@ class Task(ABC):
 
     @property
     def fixed_triggers(self) -> Int[Array, "n_triggers"] | None:
-        """Ids of the triggers that all sequences share, or None where there are none."""
+        """Ids of the triggers that all sequences share, or None if there are none."""
         return None
 
     @property
@@ -102,12 +102,12 @@ class Task(ABC):
 
     @property
     def exact(self) -> str | None:
-        """The predictor that is the exact law of the next token given the prefix; None where there is none."""
+        """The predictor that is the exact law of the next token given the prefix; None if there is none."""
         return None
 
     @property
     def approximation(self) -> str:
-        """How far `exact` is from the exact law where it only approximates it; empty where it is exact."""
+        """How far `exact` is from the exact law where it only approximates it; empty if it is exact."""
         return ""
 
     def shown_as(self, predictor: str) -> str:
@@ -155,14 +155,14 @@ class Task(ABC):
 
     @property
     def predictors(self) -> Mapping[str, Predictor]:
-        """The reference predictors by name, from the least to the best informed; empty where the task has none."""
+        """The reference predictors by name, from the least to the best informed; empty if the task has none."""
         if not self.predictors_home:
             return {}
         module, _, name = self.predictors_home.partition(":")
         return getattr(import_module(module), name)
 
     def check_loss(self, loss: str) -> None:
-        """Raise BirthlensError where `training.loss` names no role that positions of this task can have."""
+        """Raise BirthlensError if `training.loss` names no role that positions of this task can have."""
         valid = ("all", *(role for role in self.roles if role != "all"))
         if loss not in valid:
             raise BirthlensError(f"training.loss = {loss!r} is not a role of this task; valid are {', '.join(valid)}.")
@@ -183,7 +183,7 @@ def checked_batch(task: Task, batch: object, n: int) -> TokenBatch:
     """Return a batch that a task of somebody's own drew, or say which part of it breaks the protocol.
 
     Raises:
-        BirthlensError: where `sample` returned anything but a TokenBatch of the right shape, vocabulary and marks.
+        BirthlensError: if `sample` returned anything but a TokenBatch of the right shape, vocabulary and marks.
     """
     where = f"{type(task).__name__}.sample({n})"
     if not isinstance(batch, TokenBatch):

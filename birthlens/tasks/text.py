@@ -31,7 +31,7 @@ class TextTask(Task):
     """Sample windows of a text.
 
     Raises:
-        BirthlensError: where the text is too short for one window in each of its two parts.
+        BirthlensError: if the text is too short for one window in each of its two parts.
     """
 
     Config = TextConfig

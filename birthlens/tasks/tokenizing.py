@@ -25,7 +25,7 @@ def built(text: str, alphabet: Sequence[str], vocabulary: int) -> str:
     """Build byte pairs from a text, and return the tokenizer as JSON; `alphabet` lists the single characters.
 
     Raises:
-        BirthlensError: where the alphabet alone is larger than the vocabulary, or the text has too few pairs to fill it.
+        BirthlensError: if the alphabet alone is larger than the vocabulary, or the text has too few pairs to fill it.
     """
     if len(alphabet) >= vocabulary:
         raise BirthlensError(

@@ -133,7 +133,7 @@ def choose(config: RunConfig, d_vocab: int, execution: Execution = DEFAULT) -> t
     """Return the name of the engine and the reason for it.
 
     Raises:
-        BirthlensError: where the config names an engine that cannot train it, or not on this device.
+        BirthlensError: if the config names an engine that cannot train it, or not on this device.
     """
     wanted = config.training.engine
     if not execution.on_cpu:
@@ -164,7 +164,7 @@ def choose(config: RunConfig, d_vocab: int, execution: Execution = DEFAULT) -> t
 
 
 def obstacle_to_folding(config: RunConfig, d_vocab: int) -> str | None:
-    """Say why the handwritten and fused engines cannot train a config, or return None where they can."""
+    """Return why the handwritten and fused engines cannot train a config, or return None if they can."""
     model = config.model
     if model.family != "simplified" or model.n_layers != 2:
         return f"it needs the two-layer simplified model, not a {model.n_layers}-layer {model.family} one"
@@ -179,7 +179,7 @@ def obstacle_to_folding(config: RunConfig, d_vocab: int) -> str | None:
 
 
 def obstacle_to_stacking(config: RunConfig) -> str | None:
-    """Say why a config cannot be a member of an ensemble, or train on another device; None where it can."""
+    """Return why a config cannot be a member of an ensemble, or train on another device; None if it can."""
     if config.training.engine not in ("auto", "functional"):
         return f"training.engine = {config.training.engine!r} trains one run on the CPU in float32"
     if config.model.attention != "softmax":

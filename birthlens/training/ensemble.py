@@ -42,7 +42,7 @@ def shape_of(config: RunConfig, d_vocab: int) -> dict[str, object]:
 
 
 def check_one_shape(configs: Sequence[RunConfig], sizes: Sequence[int]) -> None:
-    """Raise BirthlensError where runs cannot be members of one ensemble; `sizes` are those of their vocabularies."""
+    """Raise BirthlensError if runs cannot be members of one ensemble; `sizes` are those of their vocabularies."""
     if not configs:
         raise BirthlensError("an ensemble needs at least one config.")
     first = shape_of(configs[0], sizes[0])
@@ -63,7 +63,7 @@ class Ensemble:
     `states` continue members from what `Trainer.snapshot` gave; None starts one at step 0.
 
     Raises:
-        BirthlensError: where the members do not share a shape, or one cannot be trained.
+        BirthlensError: if the members do not share a shape, or one cannot be trained.
     """
 
     def __init__(

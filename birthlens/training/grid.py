@@ -44,7 +44,7 @@ class Grid:
         """Return the config of every (case, seed).
 
         Raises:
-            BirthlensError: where a case sets a seed that `seeds` sets too, or an override does not fit.
+            BirthlensError: if a case sets a seed that `seeds` sets too, or an override does not fit.
         """
         tree = self.base.to_data()
         found: dict[tuple[str, int], RunConfig] = {}
@@ -141,7 +141,7 @@ def _values(axis: str, values: Sequence[object] | None) -> list[str]:
 
 
 def _check_once(overrides: list[str], cases: Mapping[str, list[str]], axes: Mapping[str, Any], count: object) -> None:
-    """Raise BirthlensError where two parts of a sweep set the same thing, so that one of them would be without effect."""
+    """Raise BirthlensError if two parts of a sweep set the same thing, so that one of them would be without effect."""
     inside = {_name(word): f"cases.{case}" for case, words in cases.items() for word in words}
     if both := [axis for axis in axes if axis.strip() in inside]:
         raise BirthlensError(f"sweep: {both[0]} is set in {inside[both[0].strip()]} and listed in axes; leave one out.")

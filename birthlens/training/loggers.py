@@ -15,7 +15,7 @@ def log_to(kind: str, path: Path) -> Callable[[StepRecord], None]:
     Nothing is opened before the first record, since until then the directory may turn out to hold another run.
 
     Raises:
-        BirthlensError: where the extra is not installed; the message says how to install it.
+        BirthlensError: if the extra is not installed; the message says how to install it.
     """
     if kind == "tensorboard":
         try:

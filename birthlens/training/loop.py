@@ -85,7 +85,7 @@ class Trainer:
     `built` makes the engine where it is not the trainer's own (a member of an ensemble).
 
     Raises:
-        BirthlensError: where the config cannot be trained, or the state does not fit it.
+        BirthlensError: if the config cannot be trained, or the state does not fit it.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Trainer:
         self.enter()
 
     def update(self) -> float | None:
-        """Take one step on a fresh batch; return its loss, or None where the batch held no position of the loss."""
+        """Take one step on a fresh batch; return its loss, or None if the batch held no position of the loss."""
         draw = self.draw()
         loss = None
         if draw.mask.any():

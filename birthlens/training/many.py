@@ -34,7 +34,7 @@ def train_many(
     on disk when it is yielded stays there when the process is killed.
 
     Raises:
-        BirthlensError: where members do not share a shape, do not fit the memory, or a folder cannot be used.
+        BirthlensError: if members do not share a shape, do not fit the memory, or a folder cannot be used.
 
     Example:
         >>> base = RunConfig.parse({"model": {"d_model": 8}, "task": {"context": 12}}, ["training.steps=2"])
@@ -56,7 +56,7 @@ def train_many(
 
 
 def check_memory(configs: Sequence[RunConfig], chains: Sequence[BigramStatistics], execution: Execution) -> None:
-    """Raise BirthlensError where the weights of the members and one piece of their sequences do not fit the memory."""
+    """Raise BirthlensError if the weights of the members and one piece of their sequences do not fit the memory."""
     fit = how_many_fit(configs[0], len(chains[0]), free_memory(execution.device))
     if fit < len(configs):
         raise BirthlensError(
@@ -79,13 +79,13 @@ def _opened(config: RunConfig, folder: Path, locks: ExitStack) -> Run | None:
 
 
 def obstacle_to_joining(run: Run) -> str | None:
-    """Say why a run that was begun before cannot go on in an ensemble; None where it can."""
+    """Return why a run that was begun before cannot go on in an ensemble; None if it can."""
     engine = run.header["engine"]["name"]
     return None if engine == Member.name else f"was begun with the engine {engine}, which trains one run at a time"
 
 
 def joins(path: Path) -> bool:
-    """Say whether the run in a directory can go on in an ensemble; one that cannot be read is judged elsewhere."""
+    """Return whether the run in a directory can go on in an ensemble; one that cannot be read is judged elsewhere."""
     try:
         return obstacle_to_joining(Run(path)) is None
     except BirthlensError:

@@ -19,7 +19,7 @@ def new_optimiser(config: RunConfig, parameters: Parameters) -> torch.optim.Opti
     """Return torch's optimiser for the trained parameters.
 
     Raises:
-        BirthlensError: where there is nothing to train.
+        BirthlensError: if there is nothing to train.
     """
     settings = config.optimiser
     tensors = list(parameters.values())
@@ -48,7 +48,7 @@ def load_state(optimiser: torch.optim.Optimizer, parameters: Parameters, tensors
     """Give the optimiser the state that `saved_state` returned; other tensors are ignored.
 
     Raises:
-        BirthlensError: where a shape is not that of its parameter.
+        BirthlensError: if a shape is not that of its parameter.
     """
     for name, parameter in parameters.items():
         found = {key.removesuffix(f"/{name}"): value for key, value in tensors.items() if key.endswith(f"/{name}")}

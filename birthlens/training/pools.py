@@ -29,7 +29,7 @@ def dask_pool(address: str, patience: float = PATIENCE) -> Iterator[tuple[Execut
     """Connect to a Dask scheduler; give its pool and the address of its dashboard.
 
     Raises:
-        BirthlensError: where Dask is not installed, or nothing answers at the address.
+        BirthlensError: if Dask is not installed, or nothing answers at the address.
     """
     try:
         from distributed import Client
@@ -51,7 +51,7 @@ def slurm_pool(file: str | Path, folder: str | Path) -> Iterator[Executor]:
     The key `cluster` chooses submitit's executor: slurm where it is left out, or local for processes of this machine.
 
     Raises:
-        BirthlensError: where submitit is not installed, or refuses a parameter.
+        BirthlensError: if submitit is not installed, or refuses a parameter.
     """
     try:
         from submitit import AutoExecutor

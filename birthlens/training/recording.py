@@ -33,7 +33,7 @@ def train_to_disk(
     The directory is locked until the last record, or until the iterator is closed.
 
     Raises:
-        BirthlensError: where the directory holds anything already, another process writes it, or the config cannot be
+        BirthlensError: if the directory holds anything already, another process writes it, or the config cannot be
             trained.
     """
     yield from begun(Trainer(config, chain_of(config), execution=execution), config, out)
@@ -66,7 +66,7 @@ def resume(out: str | Path, steps: int | None = None, device: str | None = None)
     rounding. A warning is logged where the number of threads has changed and the last bits of the engine depend on it.
 
     Raises:
-        BirthlensError: where there is no run, it is damaged, another process writes it, or its engine or device is
+        BirthlensError: if there is no run, it is damaged, another process writes it, or its engine or device is
             unavailable, and for `steps` that would change what is past.
     """
     with only_writer(Run(out).path):
@@ -134,7 +134,7 @@ def rewound(run: Run) -> tuple[RunWriter, RunConfig, State | None]:
 
 
 def check_constants(run: Run, trainer: Trainer) -> None:
-    """Raise BirthlensError where a trainer that continues a run has other frozen weights than the run."""
+    """Raise BirthlensError if a trainer that continues a run has other frozen weights than the run."""
     for name, constant in run.constants.items():
         if not np.array_equal(constant, trainer.initial[name]):
             raise BirthlensError(
@@ -146,7 +146,7 @@ def check_constants(run: Run, trainer: Trainer) -> None:
 def saved_trainer(run: Run, up_to: int | None) -> Trainer | None:
     """Return a trainer of a run, with the engine that it began with, that is ready to continue; nothing is written.
 
-    It stands at the step whose optimiser the run keeps, or, where `up_to` is None, at step 0. The result is None where that
+    It stands at the step whose optimiser the run keeps, or, where `up_to` is None, at step 0. The result is None if that
     step lies after `up_to`, or there is none.
     """
     config = config_begun_with(run)
@@ -194,7 +194,7 @@ def _recorded(recorder: Recorder) -> Iterator[StepRecord]:
 
 
 def check_resumable(config: RunConfig, out: str | Path) -> None:
-    """Raise BirthlensError where a run on disk was made by another config than the one given."""
+    """Raise BirthlensError if a run on disk was made by another config than the one given."""
     run = Run(out)
     if run.config != config:
         raise BirthlensError(

@@ -19,7 +19,7 @@ LONGEST = 300
 
 
 def replayed(run: Run, longest: int = LONGEST) -> int | None:
-    """Return the step up to which a replay is equal to the bit, or None where it differs or would take too long.
+    """Return the step up to which a replay is equal to the bit, or None if it differs or would take too long.
 
     It trains on the threads of this process first. Where that gives other bits, it trains on as many as the run did, since
     they change the last bits of some engines.

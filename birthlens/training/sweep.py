@@ -183,7 +183,7 @@ def runs_of(grid: Grid, folder: str | Path, processes: int | None = None) -> dic
     """Train what is missing of a grid and open all its runs.
 
     Raises:
-        BirthlensError: where a run failed; the message is its reason.
+        BirthlensError: if a run failed; the message is its reason.
     """
     configs = grid.configs()
     for outcome in sweep(list(configs.values()), folder, processes):
@@ -196,7 +196,7 @@ def trained(config: RunConfig, folder: str | Path) -> Run:
     """Return the finished run of a config: trained or continued in `folder`, or used again where it matches.
 
     Raises:
-        BirthlensError: where it is unavailable; the message is the reason.
+        BirthlensError: if it is unavailable; the message is the reason.
     """
     outcome = prepare(config, run_path(config, folder))
     if outcome.state == "failed":
@@ -234,7 +234,7 @@ def _prepare(config: RunConfig, path: Path) -> Outcome:
 
 
 def _reason(error: Exception) -> str:
-    """Say why a run failed."""
+    """Return why a run failed."""
     if isinstance(error, BirthlensError | OSError):
         return str(error)
     if out_of_memory(error):

@@ -159,7 +159,7 @@ def _points_at_nan(
 
 
 def _known(value: Tensor, unknown: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
-    """Return a boolean as 1.0 or 0.0, and NaN where it is unknown."""
+    """Return a boolean as 1.0 or 0.0, and NaN if it is unknown."""
     return torch.where(unknown, torch.nan, value.float())
 
 

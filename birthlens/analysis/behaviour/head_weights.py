@@ -160,7 +160,7 @@ def _own(scores: Float[Array, "query key"]) -> float:
 
 
 def _won(scores: Float[Array, "query key"], right: Int[Array, "query"]) -> Float[Array, "query"]:
-    """Return 1 where the right key has the largest score, 0 where another has, and NaN where a score is NaN."""
+    """Return 1 where the right key has the largest score, 0 if another has, and NaN if a score is NaN."""
     found = scores.argmax(1)  # the first NaN, if there is one
     best = scores[np.arange(len(scores)), found]
     return np.where(np.isnan(best), np.nan, found == right)

@@ -64,7 +64,7 @@ def memories_over(
 def behaviour_over(run: Run, steps: Iterable[int] | None = None, batch: TokenBatch | None = None) -> pd.DataFrame:
     """Measure loss and accuracy by role at each step: columns step, role, metric, value, chance, n.
 
-    The batch defaults to fresh sequences of the run's own task, from the run's evaluation seed.
+    The batch defaults to new sequences of the run's own task, from the run's evaluation seed.
     """
     import torch
 

@@ -65,7 +65,7 @@ def _blocks(mask: Array) -> list[tuple[Array, Array]]:
 
 
 def _log_gain(made: Array, rates: Array, times: Array) -> Array:
-    """Log Poisson(m - n; rate) / Poisson(m; rate) = log m! / (m - n)! rate^n, and log 0 where n > m."""
+    """Log Poisson(m - n; rate) / Poisson(m; rate) = log m! / (m - n)! rate^n, and log 0 if n > m."""
     gain = gammaln(made + 1) - gammaln(np.maximum(made - times, 0) + 1) - times * np.log(rates)
     return np.where(times <= made, gain, _LEAST_LOG)
 

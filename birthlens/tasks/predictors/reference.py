@@ -6,7 +6,7 @@
     bayes     P(z_{t+1} | z_1..z_t), nothing left to learn: its loss is the floor under every loss curve
 
 Bayes, triggers known (fixed, or shown by show_latents): pi_b(. | z_t) for z_t no trigger; the output seen before for a
-trigger that has occurred before; else the law of its output. In the list of triggers (show_latents), which is no part of
+trigger that has occurred before; else the law of its output. In the list of triggers (show_latents), which is not a part of
 the chain, the next of them, then pi_u. Triggers unknown: P(z_t is a trigger | prefix), from `trigger_posterior`, mixes
 copying (or the output law) with pi_b; exact except with cycles="clean", where that module states the approximation.
 """

@@ -3,7 +3,7 @@
 Triggers Q are K draws from pi_u without replacement: the K first of independent clocks T_a ~ Exp(pi_a). Given Q, a prefix
 has likelihood prod_{a in Q} I_a prod_{a not in Q} O_a, up to what does not depend on Q, where over the successors seen of a
 
-    O_a = prod pi_b(successor | a)          I_a = law of a's output at the one successor, 0 where two differ, 1 where none
+    O_a = prod pi_b(successor | a)          I_a = law of a's output at the one successor, 0 if two differ, 1 where none
 
 Conditioning on the time s of the K-th clock makes tokens independent, so that the sum over all sets Q is one integral:
 

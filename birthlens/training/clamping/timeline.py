@@ -27,7 +27,7 @@ class Timeline:
     """The settings of every step of a run.
 
     Raises:
-        BirthlensError: where a changed task or loss does not fit the corpus, or needs another vocabulary.
+        BirthlensError: if a changed task or loss does not fit the corpus, or needs another vocabulary.
     """
 
     def __init__(self, config: RunConfig, statistics: BigramStatistics) -> None:
@@ -64,7 +64,7 @@ def changed_chain(before: RunConfig, after: RunConfig, statistics: BigramStatist
     """Return the chain of a task that has changed in mid-run.
 
     Raises:
-        BirthlensError: where it has another vocabulary, or reads a text, whose vocabulary and parts are made once.
+        BirthlensError: if it has another vocabulary, or reads a text, whose vocabulary and parts are made once.
     """
     task = task_class(after.task.kind)
     if task.needs_text and after.task != before.task:

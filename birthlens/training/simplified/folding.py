@@ -102,7 +102,7 @@ class FoldedStep(ABC):
     others are frozen, and what depends on them alone is computed once, here.
 
     Raises:
-        BirthlensError: where these are not the weights of a two-layer simplified model, or `trained` names something else.
+        BirthlensError: if these are not the weights of a two-layer simplified model, or `trained` names something else.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class FoldedStep(ABC):
         """Return the mean cross-entropy over the positions of the mask, and its gradients.
 
         Raises:
-            BirthlensError: where shapes or ids do not fit, or no position is marked, so that there is no mean loss.
+            BirthlensError: if shapes or ids do not fit, or no position is marked, so that there is no mean loss.
         """
         batch = self._checked(tokens, targets, mask)
         if not len(batch.targets):
@@ -217,7 +217,7 @@ class FoldedStep(ABC):
 
 
 def obstacle(n_ctx: int, d_vocab: int) -> str | None:
-    """Say why a context and a vocabulary are too large to be folded, or return None where they are not."""
+    """Return why a context and a vocabulary are too large to be folded, or return None if they are not."""
     if n_ctx + d_vocab <= MAX_ENTRIES:
         return None
     return f"n_ctx + d_vocab = {n_ctx + d_vocab}: the tables of the simplified step hold at most {MAX_ENTRIES}"

@@ -37,7 +37,7 @@ _SEQUENCES_PER_PART = 16
 
 
 def obstacle() -> str | None:
-    """Say why the kernels cannot be used in this environment, or return None where they can."""
+    """Return why the kernels cannot be used in this environment, or return None if they can."""
     try:
         import birthlens.training.simplified.kernels  # noqa: F401
     except (ImportError, RuntimeError) as error:  # RuntimeError: Numba finds no directory for its cache

@@ -65,7 +65,7 @@ class SimplifiedStep(FoldedStep):
 
 
 class _Chunk(NamedTuple):
-    """Some sequences, with their targets padded to the same number; `valid` is False where a target is padding."""
+    """Some sequences, with their targets padded to the same number; `valid` is False if a target is padding."""
 
     tokens: Int[Tensor, "batch pos"]
     positions: Int[Tensor, "batch target"]
