@@ -82,12 +82,8 @@ def test_a_withheld_output_memory_is_born_later(runs: Any) -> None:
     shifts = table.set_index("event")
     assert set(shifts.index) == {"output_memory", "trigger_memory", "prev_token_memory", "in_context_accuracy"}
     assert shifts.loc["output_memory", "n"] == 2
-    assert shifts.loc["output_memory", "shift"] > 5  # type: ignore[arg-type, operator]
-    assert (
-        shifts.loc["output_memory", "low"]  # type: ignore[arg-type, operator]
-        <= shifts.loc["output_memory", "shift"]
-        <= shifts.loc["output_memory", "high"]
-    )
+    low, shift, high = (shifts[name]["output_memory"] for name in ("low", "shift", "high"))
+    assert shift > 5 and low <= shift <= high
 
 
 def test_differences_are_those_of_the_runs(runs: Any, tmp_path: Path) -> None:
@@ -104,10 +100,10 @@ def test_differences_are_those_of_the_runs(runs: Any, tmp_path: Path) -> None:
             metrics = load_run(runs / f"{name}{seed}").metrics()
             both.append(metrics.query("metric == 'in_context_accuracy' and step == 40")["value"].iloc[0])
         values.append(both[0] - both[1])
-    row = table.loc["in_context_accuracy", 40]
-    assert row["difference"] == pytest.approx(np.mean(values))  # type: ignore[call-overload, index]
+    row: Any = table.loc["in_context_accuracy", 40]
+    assert row["difference"] == pytest.approx(np.mean(values))
     half = 12.706 * abs(values[0] - values[1]) / 2  # Student's t of one degree of freedom
-    assert row["high"] - row["low"] == pytest.approx(2 * half, rel=1e-3)  # type: ignore[call-overload, index, operator]
+    assert row["high"] - row["low"] == pytest.approx(2 * half, rel=1e-3)
     result = run("contrast", runs / "control0", runs / "late0", "--what", "first", "--format", "json")
     first = pd.read_json(StringIO(result.stdout))
     assert first.set_index("metric").loc["output_memory", "first"] == 10

@@ -78,7 +78,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
-def test_bayes_is_exact(case: dict) -> None:  # type: ignore[type-arg]
+def test_bayes_is_exact(case: dict[str, Any]) -> None:
     task = BigramTask(TaskConfig(context=7, n_triggers=2, **case), chain())
     batch = task.batch(6, seed=1)
     found = oracles.predict("bayes", task, batch)
@@ -164,7 +164,7 @@ def as_batch(task: BigramTask, sequences: list[tuple[int, ...]]) -> TokenBatch:
 def test_bag_is_between_the_exact_blind_predictor_and_the_law_of_one_output() -> None:
     task = BigramTask(TaskConfig(context=7, n_triggers=1, cycles="clean"), chain(4, seed=2))
     sequences = all_sequences(task, 8)
-    joint: dict[tuple, np.ndarray] = {}  # type: ignore[type-arg]
+    joint: dict[tuple[Any, ...], np.ndarray] = {}
     for s, p in sequences:
         key = (s[6], tuple(sorted(s[:7])))
         joint.setdefault(key, np.zeros(4))[s[7]] += p
@@ -239,7 +239,7 @@ def test_bag_does_not_see_order() -> None:
 
 @pytest.mark.parametrize("triggers", ["fixed", "random"])
 @pytest.mark.parametrize("switches", [{}, {"cycles": "clean"}, {"show_latents": True}, {"outputs": "bigram"}])
-def test_predictors_are_laws_and_bayes_is_best(triggers: Any, switches: dict) -> None:  # type: ignore[type-arg]
+def test_predictors_are_laws_and_bayes_is_best(triggers: Any, switches: dict[str, Any]) -> None:
     task = BigramTask(TaskConfig(context=48, n_triggers=3, triggers=triggers, **switches), chain(12))
     batch = task.batch(200, seed=5)
     targets, loss = batch.targets.numpy(), {}

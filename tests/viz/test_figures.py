@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from seeing_runs import run
 
 from birthlens.analysis.behaviour.trajectory import memories_over
@@ -27,6 +28,18 @@ from birthlens.viz.figures.tick_labels import printable
 def texts(figure: Any) -> Any:
     """All text of a figure, legends and ticks included."""
     return [t.get_text() for t in figure.findobj(mpl.text.Text) if t.get_text()]
+
+
+def cells_of(figure: Figure, panel: int = 0) -> np.ndarray:
+    """The values of a map, NaN where it is blank."""
+    return np.ma.filled(np.ma.asarray(figure.axes[panel].images[0].get_array(), dtype=float), np.nan)
+
+
+def legend_of(figure: Figure) -> list[str]:
+    """The texts of the first panel's legend."""
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    return [text.get_text() for text in legend.get_texts()]
 
 
 def overlaps(figure: Any) -> Any:
@@ -157,7 +170,7 @@ def test_a_ledger_stacks_to_one_and_keeps_the_small_cells_together() -> None:
             for step in (0, 10) for name, share in shares.items()]  # fmt: skip
     rows += [(20, "M", "previous", "association", float("nan"))]
     figure = figures.ledger_areas(pd.DataFrame(rows, columns=["step", "matrix", "family", "kind", "share"]))
-    labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]  # type: ignore[union-attr]
+    labels = legend_of(figure)
     assert labels == ["residual", "the 2 smaller cells", "cell c", "cell b", "cell a", "previous"]
     top = max(path.vertices[:, 1].max() for collection in figure.axes[0].collections for path in collection.get_paths())  # type: ignore[index, union-attr]
     assert top == pytest.approx(1.0)
@@ -196,7 +209,7 @@ def test_a_timeline_colours_what_moves_and_greys_the_rest() -> None:
             for n in range(5) for step in (0, 10, 20)]  # fmt: skip
     columns = ["step", "case", "metric", "change", "change_low", "change_high"]
     figure = figures.timeline(pd.DataFrame(rows, columns=columns), value="change", most=2)
-    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["head 3", "head 4"]  # type: ignore[union-attr]
+    assert legend_of(figure) == ["head 3", "head 4"]
     assert len(figure.axes[0].collections) == 2  # bands
     assert drawn_lines(figure.axes[0])["head 4"] == ([0, 10, 20], [0, -0.4, -0.8])
 
@@ -204,7 +217,7 @@ def test_a_timeline_colours_what_moves_and_greys_the_rest() -> None:
 def test_heatmaps_put_each_value_into_its_cell() -> None:
     table = pd.DataFrame([("b", 10, 1.0), ("a", 2, 2.0), ("b", 2, 3.0)], columns=["kind", "size", "value"])
     figure = figures.heatmap(table, "size", "kind")
-    image = figure.axes[0].images[0].get_array().filled(np.nan)  # type: ignore[union-attr]
+    image = cells_of(figure)
     np.testing.assert_array_equal(image, [[3.0, 1.0], [2.0, np.nan]])
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["2", "10"]
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["b", "a"]
@@ -213,7 +226,7 @@ def test_heatmaps_put_each_value_into_its_cell() -> None:
 def test_a_sweep_averages_seeds_and_a_map_refuses_doubles() -> None:
     table = pd.DataFrame([(1, 1, 0.2), (1, 1, 0.4), (2, 1, 1.0)], columns=["x", "y", "value"])
     figure = gallery.draw_table(table, "sweep", x="x", y="y")
-    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), [[0.3, 1.0]])  # type: ignore[arg-type]
+    np.testing.assert_allclose(cells_of(figure), [[0.3, 1.0]])
     with pytest.raises(BirthlensError, match="several rows share one x and y"):
         figures.heatmap(table, "x", "y")
 
@@ -238,7 +251,7 @@ def test_a_sweep_averages_seeds_but_no_other_setting() -> None:
     with pytest.raises(BirthlensError, match=r"they differ in task\.context"):
         gallery.draw_table(table, "sweep", **axes)
     figure = gallery.draw_table(table, "sweep", **axes, **{"task.context": "64"})
-    np.testing.assert_allclose(np.asarray(figure.axes[0].images[0].get_array()), [[0.3]])
+    np.testing.assert_allclose(cells_of(figure), [[0.3]])
 
 
 def test_a_head_has_the_colour_of_its_place_in_the_table() -> None:
@@ -252,11 +265,11 @@ def test_weight_patching_has_a_panel_for_each_matrix_with_the_models_step_upward
     rows = [("A", 0, 0, 0.1), ("A", 5, 0, 0.2), ("A", 0, 5, 0.3), ("A", 5, 5, 0.4)]
     table = pd.DataFrame(rows, columns=["matrix", "from_step", "to_step", "value"]).assign(metric="accuracy")
     figure = figures.weight_patching_map(table)
-    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), [[0.3, 0.4], [0.1, 0.2]])  # type: ignore[arg-type]
+    np.testing.assert_allclose(cells_of(figure), [[0.3, 0.4], [0.1, 0.2]])
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["5", "0"]
     with pytest.warns(DeprecationWarning, match="transplant_map is now called weight_patching_map"):
         renamed = figures.transplant_map(table)
-    np.testing.assert_array_equal(renamed.axes[0].images[0].get_array(), figure.axes[0].images[0].get_array())
+    np.testing.assert_array_equal(cells_of(renamed), cells_of(figure))
 
 
 def test_steps_under_narrow_panels_do_not_run_together() -> None:
@@ -275,7 +288,7 @@ def test_steps_under_narrow_panels_do_not_run_together() -> None:
 def test_attention_maps_hide_the_future() -> None:
     frames = run_frames(run(), [0, 12], length=10)
     figure = figures.attention_maps(frames)
-    image = figure.axes[1].images[0].get_array().filled(np.nan)  # type: ignore[union-attr]
+    image = cells_of(figure, 1)
     assert np.isnan(image[np.triu_indices(10, 1)]).all()
     np.testing.assert_allclose(np.nansum(image, 1), 1, atol=1e-5)
     assert [ax.get_title("left") for ax in figure.axes[:4]] == [
@@ -422,7 +435,7 @@ def test_options_are_read_as_what_they_are() -> None:
     rows = [(step, f"head {n}", n) for n in range(3) for step in (0, 10)]
     table = pd.DataFrame(rows, columns=["step", "case", "value"])
     figure = gallery.draw_table(table, "timeline", most="2", reference="0.5")
-    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["head 1", "head 2"]  # type: ignore[union-attr]
+    assert legend_of(figure) == ["head 1", "head 2"]
     cells = pd.DataFrame([(1, 1, 0.2)], columns=["x", "y", "value"])
     figure = gallery.draw_table(cells, "heatmap", x="x", y="y", limits="-1,1", numbers="no")
     assert figure.axes[0].images[0].get_clim() == (-1, 1) and not figure.axes[0].texts

@@ -36,6 +36,13 @@ from birthlens.viz.report.numbers import Facts
 VOID = {"meta", "link", "input", "br", "line", "path"}
 
 
+def group(pattern: str, text: str, place: int = 0, flags: int = 0) -> str:
+    """The part of a text that a pattern, or one of its groups, matches."""
+    found = re.search(pattern, text, flags)
+    assert found is not None
+    return found[place]
+
+
 class Well(HTMLParser):
     """Checks that every element is closed in its turn, and keeps attributes and visible text."""
 
@@ -88,7 +95,7 @@ def test_the_key_numbers_are_the_runs_own() -> None:
     accuracy = metrics[(metrics["metric"] == "in_context_accuracy") & (metrics["split"] == "held_out")]["value"].iloc[
         -1
     ]
-    row = re.search(r'<th scope="row">in-context accuracy<small>.*?</th>(.*?)</tr>', html)[1]  # type: ignore[index]
+    row = group(r'<th scope="row">in-context accuracy<small>.*?</th>(.*?)</tr>', html, place=1)
     cells = re.findall(r"<td>(.*?)</td>", row)
     assert cells[:2] == [f"{accuracy:.3f}", f"{1 / len(source.statistics):.3f}"]
     table = memories_over(source, source.steps[-1:], bases=("raw",)).to_pandas().query("metric == 'recall'")
@@ -97,15 +104,15 @@ def test_the_key_numbers_are_the_runs_own() -> None:
         ("prev_token_memory", "previous-token memory, 23 positions"),
     ):
         value = table[(table["memory"] == memory) & (table["candidates"] == "all")]["value"].iloc[0]
-        row = re.search(rf'<th scope="row">recall of the {said}</th>(.*?)</tr>', html)[1]  # type: ignore[index]
+        row = group(rf'<th scope="row">recall of the {said}</th>(.*?)</tr>', html, place=1)
         assert re.findall(r"<td>(.*?)</td>", row)[0] == f"{value:.3f}"
 
 
 def test_curves_in_the_page_are_the_measured_ones() -> None:
     source = run()
     html, _ = page_of(source)
-    figure = re.search(r"<figcaption>In-context accuracy</figcaption>.*?</figure>", html, re.S)[0]  # type: ignore[index]
-    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', figure)[1])  # type: ignore[index]
+    figure = group(r"<figcaption>In-context accuracy</figcaption>.*?</figure>", html, flags=re.S)
+    data = json.loads(group(r'<script type="application/json">(.*?)</script>', figure, place=1))
     rows = source.metrics().query("metric == 'in_context_accuracy'")
     assert data["series"][0]["steps"] == list(rows["step"])
     assert data["series"][0]["shown"] == [number(value) for value in rows["value"]]
@@ -113,7 +120,7 @@ def test_curves_in_the_page_are_the_measured_ones() -> None:
 
 def test_a_number_is_spelled_the_same_wherever_it_stands() -> None:
     html = Chart("t", [Curve("model", [0, 9], [0.5, 0.9994957])]).html()
-    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', html)[1])  # type: ignore[index]
+    data = json.loads(group(r'<script type="application/json">(.*?)</script>', html, place=1))
     assert data["series"][0]["shown"] == ["0.500", "0.999"]
     assert '<output data-series="0">0.999</output>' in html and "0.999 at step 9" in html
 
@@ -259,13 +266,13 @@ def test_a_comparison_says_when_each_run_learned() -> None:
 
 def test_memory_tables_have_labels_a_scale_and_their_step() -> None:
     html, _ = page_of(run())
-    table = re.search(r'<figure class="table">.*?</figure>', html, re.S)[0]  # type: ignore[index]
+    table = group(r'<figure class="table">.*?</figure>', html, flags=re.S)
     assert '<figcaption>output memory <small>at step <span class="at">12</span></small></figcaption>' in table
     rows = re.findall(r'<span style="top:([\d.]+)%">(.*?)</span>', table)
     labels = [legible(token) for token in run().statistics.vocab]
     assert [label for _, label in rows] == [escape(label) for label in labels[:: 64 // len(rows)]]
     assert float(rows[1][0]) == pytest.approx(100 * (64 // len(rows) + 0.5) / 64, abs=0.01)
-    bound = json.loads(re.search(r'<script type="application/json">(.*?)</script>', table)[1])["bound"]  # type: ignore[index]
+    bound = json.loads(group(r'<script type="application/json">(.*?)</script>', table, place=1))["bound"]
     assert f'<p class="scale">{-bound:.3g} <span class="ramp"></span> {bound:.3g}</p>' in table
 
 
@@ -293,7 +300,7 @@ def test_a_one_layer_model_has_heads_but_no_edges() -> None:
 def test_a_comparison_shows_every_run_and_what_differs() -> None:
     html, parsed = page_of(run(), run("other"), unfinished())
     assert "3 runs compared" in html and {"paper", "other", "unfinished"} <= set(parsed.words)
-    settings = re.search(r'<section id="settings".*?</section>', html, re.S)[0]  # type: ignore[index]
+    settings = group(r'<section id="settings".*?</section>', html, flags=re.S)
     assert re.findall(r'<th scope="row">(.*?)</th>', settings) == ["model.d_model", "seeds.init"]
     assert html.count("<pre") == 3
 
@@ -349,7 +356,7 @@ def test_charts_draw_any_series_inside_their_frame(points: Any) -> None:
     points = sorted(points)
     html = Chart("<t>", [Curve("s", [s for s, _ in points], [v for _, v in points])], [Level("level", 1.0)]).html()
     assert "&lt;t&gt;" in html and "nan" not in html.lower().replace("<svg", "")
-    path = re.search(r'<path class="series c0" d="(.*?)"', html)[1]  # type: ignore[index]
+    path = group(r'<path class="series c0" d="(.*?)"', html, place=1)
     numbers = [tuple(map(float, pair.split())) for pair in re.findall(r"[ML]([-\d.]+ [-\d.]+)", path)]
     assert len(numbers) == sum(math.isfinite(v) for _, v in points)
     assert all(47 <= x <= 447 and 11 <= y <= 231 for x, y in numbers)

@@ -62,8 +62,8 @@ def test_pattern_scores_equal_plain_loops(full: Weights, batch: TokenBatch) -> N
     tokens = batch.tokens.tolist()
     for layer in range(2):
         for head in range(2):
-            found = {"previous_token": [], "duplicate_token": [], "induction": []}  # type: ignore[var-annotated]
-            chance = {score: [] for score in found}  # type: ignore[var-annotated]
+            found: dict[str, list[float]] = {"previous_token": [], "duplicate_token": [], "induction": []}
+            chance: dict[str, list[float]] = {score: [] for score in found}
             for b, row in enumerate(tokens):
                 for t in range(T):
                     goals = {
@@ -76,10 +76,10 @@ def test_pattern_scores_equal_plain_loops(full: Weights, batch: TokenBatch) -> N
                             found[score].append(float(patterns[layer][b, head, t, goal].sum()))
                             chance[score].append(len(goal) / (t + 1))
             for score in found:
-                row = table.loc[str(Head(layer, head)), score]
-                assert row["value"] == pytest.approx(np.mean(found[score]), abs=1e-5)  # type: ignore[call-overload, index]
-                assert row["chance"] == pytest.approx(np.mean(chance[score]), abs=1e-6)  # type: ignore[call-overload, index]
-                assert row["n"] == len(found[score]) and row["step"] == 3  # type: ignore[call-overload, index]
+                said: Any = table.loc[str(Head(layer, head)), score]
+                assert said["value"] == pytest.approx(np.mean(found[score]), abs=1e-5)
+                assert said["chance"] == pytest.approx(np.mean(chance[score]), abs=1e-6)
+                assert said["n"] == len(found[score]) and said["step"] == 3
 
 
 def test_even_attention_scores_at_chance(batch: TokenBatch) -> None:
@@ -98,7 +98,7 @@ def test_probes_equal_plain_loops(full: Weights, batch: TokenBatch) -> None:
     first, later = seen.patterns[0][:, 1].argmax(-1).tolist(), seen.patterns[1][:, 0].argmax(-1).tolist()
     predicted, tokens = seen.logits.argmax(-1).tolist(), batch.tokens.tolist()
     occurrence = batch.occurrence.tolist()
-    probes = {name: [] for name in ("previous", "match", "attended", "conditional", "repeats")}  # type: ignore[var-annotated]
+    probes: dict[str, list[Any]] = {name: [] for name in ("previous", "match", "attended", "conditional", "repeats")}
     for b in range(20):
         for t in range(T):
             if t and occurrence[b][t - 1] >= 1:
@@ -127,7 +127,8 @@ def test_the_ideal_model_passes_every_probe(task: BigramTask, batch: TokenBatch)
 
 
 def test_transfer_shows_that_only_the_triggers_are_matched(task: BigramTask) -> None:
-    triggers = task.fixed_triggers.tolist()  # type: ignore[union-attr]
+    assert task.fixed_triggers is not None
+    triggers = task.fixed_triggers.tolist()
     table = transfer_table([(0, ideal(triggers)), (1, ideal())], np.random.default_rng(0), 64, 12, triggers)
     found = table.set_index(["step", "head", "group", "score"])["value"].to_dict()
     chance = table.set_index(["step", "head", "group", "score"])["chance"].to_dict()
@@ -199,8 +200,8 @@ def test_composition_equals_its_definition_and_random_pairs_meet_the_reference(f
     tokens = whole["W_E"] / np.linalg.norm(whole["W_E"], axis=1, keepdims=True)
     narrow = whole.replaced({"L0.W_V": (tokens.T @ tokens @ whole["L0.W_V"][0])[None]})
     good = composition_table([(0, narrow)], np.random.default_rng(0)).set_index("via")
-    assert good.loc["k", "value"] > 1.5 * good.loc["k", "reference_high"]  # type: ignore[arg-type, operator]
-    assert good.loc["q", "value"] < good.loc["q", "reference_high"]  # type: ignore[arg-type, operator]
+    assert good["value"]["k"] > 1.5 * good["reference_high"]["k"]
+    assert good["value"]["q"] < good["reference_high"]["q"]
 
 
 def test_bad_questions(full: Weights, batch: TokenBatch) -> None:
