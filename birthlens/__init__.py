@@ -1,4 +1,4 @@
-"""birthlens: watch an induction head being born, and read transformers as associative memories.
+"""birthlens: watch the birth of an induction head, and read transformers as associative memories.
 
 Packages, from the ground up (a module imports from its own package and from those below it):
 
@@ -8,7 +8,7 @@ Packages, from the ground up (a module imports from its own package and from tho
     runs            the directory on disk
     training        the loop, its engines, and sweeps
     analysis        memories, interventions, behaviour, theory
-    claims, bench   the paper's claims, checked; what this machine can do
+    claims, bench   the paper's claims, checked; the speed of this machine
     viz             figures, report, notebook
     cli             the command line
 """
@@ -57,7 +57,7 @@ __all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name where it is first used, so that `import birthlens` stays instant."""
+    """Import a public name when it is first used, so that `import birthlens` stays fast."""
     if name not in _HOMES:
         raise AttributeError(f"module 'birthlens' has no attribute {name!r}; it has {', '.join(sorted(_HOMES))}.")
     return getattr(import_module(f"birthlens.{_HOMES[name]}"), name)

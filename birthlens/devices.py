@@ -1,6 +1,6 @@
 """Where a call computes: its device, its precision and its sampler; none of them is part of a run's config.
 
-device     cpu, cuda, cuda:N, mps, or auto: a GPU if there is one and the work is worth it
+device     cpu, cuda, cuda:N, mps, or auto: a GPU if there is one and the work is large enough
 precision  float32, or bfloat16 for the products of a forward and backward pass (weights and sums stay float32)
 sampler    numpy draws batches on the CPU; counter draws them on the device, by another generator
 """
@@ -18,12 +18,12 @@ DEVICES = "cpu, cuda, cuda:N, mps or auto"
 PRECISIONS = ("float32", "bfloat16")
 SAMPLERS = ("numpy", "counter")
 WORTH_A_GPU = 50_000_000
-"""From this number of trained tokens `auto` takes a GPU; below it, starting one costs more than it saves."""
+"""From this number of trained tokens on, `auto` takes a GPU; below it, starting one costs more than it saves."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How a call computes. `device` names one that exists: `chosen` turns the text of an option into it.
+    """How a call computes. `device` names an existing one: `chosen` turns the text of an option into it.
 
     Raises:
         BirthlensError: for a precision or a sampler that does not exist.
@@ -43,7 +43,7 @@ class Execution:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether products are taken on the CPU in float32, where every engine works."""
+        """Whether products are computed on the CPU in float32, where every engine works."""
         return self.device == "cpu" and self.precision == "float32"
 
     def to_data(self) -> dict[str, str]:
@@ -52,11 +52,11 @@ class Execution:
 
 
 DEFAULT = Execution()
-"""Products on the CPU in float32, and batches of numpy: what nothing else is said of."""
+"""The default: products on the CPU in float32, and batches drawn by numpy."""
 
 
 def chosen(text: object, tokens: int | None = None) -> tuple[str, str]:
-    """Return the device that a text names, and why. `tokens` is the number of trained tokens, where that is known.
+    """Return the device that a text names, and why. `tokens` is the number of trained tokens, if it is known.
 
     Raises:
         BirthlensError: for a text that names no device, or a device that this machine does not have.

@@ -1,11 +1,11 @@
-"""The one exception that birthlens raises for input it cannot use."""
+"""The exception that birthlens raises for input it cannot use."""
 
 LONGEST = 1000
-"""Characters of the longest message; what is longer is cut in the middle, so that the advice at its end stays."""
+"""The most characters in a message; a longer one is cut in the middle, so that the advice at its end stays."""
 
 
 class BirthlensError(ValueError):
-    r"""Say in one sentence what was expected, what came, and what to do.
+    r"""One sentence that says what was expected, what was given, and what to do.
 
     The command line turns it into exit status 2; in Python it is a `ValueError`.
 

@@ -1,4 +1,4 @@
-"""Tokens and names as people can read them: spaces and line ends visible, invisible characters by their code points."""
+"""Tokens and names in readable form: spaces and line ends are visible, invisible characters are shown as code points."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _VISIBLE = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍", "": "∅"}
 
 
 def legible(token: str) -> str:
-    r"""Spell a token so that each character of it can be seen and none of it steers the text around it.
+    r"""Return a token with every character visible and without characters that affect the surrounding text.
 
     Example:
         >>> legible(" "), legible("to\n"), legible("\u202e"), legible("é")
@@ -34,7 +34,7 @@ def legible(token: str) -> str:
 
 
 def label(name: str) -> str:
-    """Spell a name of the code as words, the same wherever readers meet it.
+    """Return a name of the code as words, the same in all places.
 
     Example:
         >>> label("in_context_loss"), label("prev_token_memory"), label("bag")
@@ -46,7 +46,7 @@ def label(name: str) -> str:
 
 
 def in_words(address: str) -> str:
-    """Spell an edge, a circuit or a cell of a ledger for readers who do not know the code's addresses.
+    """Return an edge, a circuit or a cell of a ledger in words.
 
     Example:
         >>> in_words("L0H0->L1H0.k"), in_words("W_E>L0H0.OV x W_U")
@@ -66,7 +66,7 @@ def in_words(address: str) -> str:
 
 
 def shown(value: object, longest: int = 200) -> str:
-    r"""Return the repr of a value for a message: on one line, cut to `longest` characters, and never an error.
+    r"""Return the repr of a value for a message: on one line, cut to `longest` characters; it never raises an error.
 
     Example:
         >>> shown("a\x1b[2J"), shown([1, 2, 3], 6)
@@ -80,7 +80,7 @@ def shown(value: object, longest: int = 200) -> str:
 
 
 def neutral(text: str) -> str:
-    r"""Replace each character that could steer a terminal or hide text by its code point; line ends and tabs stay.
+    r"""Replace each character that could control a terminal or hide text by its code point; line ends and tabs stay.
 
     Example:
         >>> neutral("run\x1b[2J"), neutral("a\u202eb"), neutral("π = 3")
@@ -97,7 +97,7 @@ def neutral(text: str) -> str:
 
 
 def shortened(text: str, longest: int) -> str:
-    """Cut a label that would take the room of what it labels.
+    """Cut a label that would take too much space.
 
     Example:
         >>> shortened("abc", 3), shortened("abcd", 3)
@@ -107,7 +107,7 @@ def shortened(text: str, longest: int) -> str:
 
 
 def suggestion(name: str, valid: Iterable[str]) -> str:
-    """Return " The closest is ..." with the valid name that is most like a wrong one, or nothing.
+    """Return " The closest is ..." with the valid name most similar to a wrong one, or an empty text.
 
     Example:
         >>> suggestion("trian", ["train", "probe"]), suggestion("x", ["train"])
@@ -120,7 +120,7 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
 
 
 def counted(n: int, noun: str) -> str:
-    """Spell a count with its noun.
+    """Return a count with its noun.
 
     Example:
         >>> counted(1, "layer"), counted(2, "layer")

@@ -1,7 +1,8 @@
-"""One reader for every text from outside: YAML, JSON and plain text, with bounded work and errors of one sentence.
+"""One reader for all text from outside: YAML, JSON and plain text, with bounded work and errors of one sentence.
 
-A document may hold what JSON can hold: null, booleans, numbers of 64 bits, text, lists and mappings. YAML's aliases and tags
-are refused, since a few of them can describe more data than a machine can hold. Sizes and depths are bounded.
+A document may contain what JSON can contain: null, booleans, numbers of 64 bits, text, lists and mappings. YAML's
+aliases and tags are refused, because a few of them can describe more data than a machine can hold. Sizes and depths are
+limited.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from birthlens.errors import BirthlensError
 from birthlens.labels import shown
 
 SMALL = 2**20
-"""Bytes of the longest config, sweep or suite."""
+"""The most bytes in a config, sweep or suite."""
 LARGE = 2**28
-"""Bytes of the longest corpus or table of counts."""
+"""The most bytes in a corpus or table of counts."""
 DEEPEST = 32
-"""Levels of lists and mappings in a document."""
+"""The most levels of lists and mappings in a document."""
 MOST = 100_000
-"""Values in a document."""
+"""The most values in a document."""
 
 
 def read_text(path: str | Path, what: str, longest: int = SMALL) -> str:
@@ -49,10 +50,10 @@ def read_text(path: str | Path, what: str, longest: int = SMALL) -> str:
 
 
 def read_mapping(path: str | Path, what: str) -> dict[Any, Any]:
-    """Read a YAML or JSON file that holds a mapping; an empty file is an empty mapping.
+    """Read a YAML or JSON file that contains a mapping; an empty file is an empty mapping.
 
     Raises:
-        BirthlensError: if the file cannot be read, is neither, or holds something else.
+        BirthlensError: if the file cannot be read, is neither YAML nor JSON, or contains something else.
     """
     text = read_text(path, what)
     name = f"{what} = {shown(str(path))}"
@@ -132,7 +133,7 @@ def parse_yaml(text: str, what: str) -> object:
 
 
 def _built(events: Iterator[Any], what: str) -> object:
-    """Build plain data from YAML's events, and stop at the first that is not allowed."""
+    """Build plain data from YAML's events, and stop at the first event that is not allowed."""
     import yaml
 
     loader = yaml.SafeLoader("")
@@ -160,7 +161,7 @@ def _built(events: Iterator[Any], what: str) -> object:
 
 
 class _Pairs:
-    """A mapping while it is built: keys and values come in turn."""
+    """A mapping under construction: keys and values alternate."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -169,7 +170,7 @@ class _Pairs:
         self.waiting = False
 
     def append(self, value: Any) -> None:
-        """Take the next key or value."""
+        """Add the next key or value."""
         self.waiting = not self.waiting
         if not self.waiting:
             self.found[self.key] = value
@@ -187,7 +188,7 @@ def _tagged(event: Any) -> bool:
 
 
 def _scalar(event: Any, loader: Any, what: str) -> object:
-    """Return a scalar as YAML 1.1 reads it, with dates as text; the loader knows the spellings of numbers."""
+    """Return a scalar as YAML 1.1 reads it, with dates as text; the loader knows the formats of numbers."""
     import yaml
 
     text: str = event.value

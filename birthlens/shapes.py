@@ -1,8 +1,8 @@
-"""jaxtyping's shape annotations, at no price for a program that never evaluates one.
+"""jaxtyping's shape annotations, without cost for a program that never evaluates one.
 
-Annotations are strings (`from __future__ import annotations`), read by people, by type checkers, and in the tests by
-beartype. Importing jaxtyping takes a sixth of the time in which `birthlens probe` reads 200 checkpoints, so it waits until
-the first annotation is evaluated.
+Annotations are strings (`from __future__ import annotations`), used by readers, by type checkers, and in the tests by
+beartype. Importing jaxtyping takes a sixth of the time in which `birthlens probe` reads 200 checkpoints, so it is imported
+only when the first annotation is evaluated.
 """
 
 from __future__ import annotations

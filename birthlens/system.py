@@ -1,4 +1,4 @@
-"""The machine: durable writes, which leave either the old file or the whole new one, and the cores of this process."""
+"""The machine: durable writes, which leave either the old file or the complete new one, and the cores of this process."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def is_temporary(path: Path) -> bool:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make the rename itself durable, where the platform lets a directory be synced."""
+    """Make the rename itself durable, on platforms where a directory can be synced."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,4 +1,4 @@
-"""Sequences to evaluate a run on: fresh ones of its own task, the same for all who ask."""
+"""Sequences for evaluating a run: new ones of its own task, the same for all callers."""
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@
     constants.safetensors         parameters that training never moves, once
     checkpoints/step_00000120.safetensors   the trained parameters at that step (step = updates applied)
     metrics.jsonl                 one measurement per line: step, split, metric, value, n
-    resume.safetensors            optimiser state at the last kept step, and what the schedules remember
+    resume.safetensors            optimiser state at the last kept step, and the state of the schedules
 
-docs/format.md is the written form of this. Analysis never needs the corpus file again.
+docs/format.md specifies this format. Analysis never needs the corpus file again.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ CHECKPOINTS = "checkpoints"
 
 
 def checkpoint_file(path: Path, step: int) -> Path:
-    """Name the file of a step."""
+    """Return the file of a step."""
     return path / CHECKPOINTS / f"step_{step:08d}.safetensors"
 
 
 def checkpoint_name(step: int) -> str:
-    """Name the file of a step as its digest knows it, from the run's directory."""
+    """Return the name of a step's file, relative to the run's directory, as used in its digest."""
     return f"{CHECKPOINTS}/step_{step:08d}.safetensors"
 
 
 def temporaries(path: Path) -> list[Path]:
-    """List what killed writers left of the run's own files; nobody else writes them, as a run has one writer."""
+    """List the temporary files of killed writers; no other process writes them, because a run has one writer."""
     ours = (HEADER, TABLES, CONSTANTS, METRICS, RESUME, COST)
     found = [file for name in ours for file in path.glob(f".{name}.*.tmp")]
     found += (path / CHECKPOINTS).glob(".step_*.tmp")
@@ -47,7 +47,7 @@ def temporaries(path: Path) -> list[Path]:
 
 
 def remove_temporaries(path: Path) -> None:
-    """Remove what killed writers left of a run; the caller holds the run's lock."""
+    """Remove the temporary files of killed writers; the caller holds the run's lock."""
     for file in temporaries(path):
         file.unlink(missing_ok=True)
 
@@ -72,7 +72,7 @@ def kept_steps(path: Path) -> list[int]:
 
 
 def versions() -> dict[str, str]:
-    """Return what made a result: the versions of Python and of the packages that compute, and the machine."""
+    """Return the environment of a result: the versions of Python and of the packages that compute, and the machine."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
@@ -86,9 +86,9 @@ def versions() -> dict[str, str]:
 
 @cache
 def commit(root: Path = Path(__file__).parents[2]) -> str | None:
-    """Return the commit of the checkout at `root`, with "-dirty" where files differ from it; None outside a checkout.
+    """Return the commit of the checkout at `root`, with "-dirty" if files differ from it; None outside a checkout.
 
-    It is there for people. Whether a result may be used again is decided by `provenance`, which reads the code.
+    It is for information. `provenance`, which reads the code, decides whether a result may be used again.
     """
     import subprocess
 

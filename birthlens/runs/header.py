@@ -1,7 +1,7 @@
-"""run.json: what a run was made from and by, with the digests that the run's other files depend on.
+"""run.json: what a run was made from and with, and the digests that the run's other files depend on.
 
-Format 2 has a digest of the file's own content, and those of the tables and constants in it. Format 1 has neither; its runs
-are read and resumed as they are, and are unverified.
+In format 2 it contains a digest of its own content, and those of the tables and constants. Format 1 has neither; its
+runs can be read and resumed, and are unverified.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from birthlens.system import write_atomically
 FORMAT = 2
 """The format that is written."""
 LONGER = "longer"
-"""The field that says to how many steps a run was continued beyond its config's; it has a digest of its own, so that those
-of the run's other files stay what they are."""
+"""The field with the number of steps to which a run was continued beyond its config's. It has a digest of its own, so that
+the digests of the run's other files stay valid."""
 _APART = ("digest", LONGER)
 ENGINES = ("reference", "functional", "handwritten", "fused")
 _LARGEST = 1 << 28
@@ -42,7 +42,7 @@ def read_header(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise BirthlensError(f"run = {str(path)!r} does not exist; give the directory that `birthlens train` wrote.")
     if not file.exists():
-        raise BirthlensError(f"run = {str(path)!r} holds no run.json; it is no run, or its training never started.")
+        raise BirthlensError(f"run = {str(path)!r} holds no run.json; it is not a run, or its training never started.")
     if file.is_file() and file.stat().st_size > _LARGEST:
         raise BirthlensError(f"{file} is damaged (it has more than {_LARGEST:,} bytes); restore it or train again.")
     try:
@@ -62,14 +62,14 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def write_header(path: Path, header: Mapping[str, Any]) -> Seal:
     """Write run.json with the digest of its content; return the seal for the run's other files."""
-    text = json.dumps(header)  # what is digested is what will be read: numbers and strings as JSON spells them
+    text = json.dumps(header)  # digest what will be read: numbers and strings as JSON formats them
     digest = content_digest(json.loads(text), _APART)
     write_atomically(path / HEADER, json.dumps({**header, "digest": digest}, indent=1, ensure_ascii=False).encode())
     return Seal(digest)
 
 
 def lengthen(path: Path, header: Mapping[str, Any], steps: int) -> None:
-    """Write into run.json that the run is continued to so many steps; nothing else of the run changes."""
+    """Record in run.json that the run is continued to a number of steps; nothing else of the run changes."""
     seal = Seal(header["digest"])
     longer = {"steps": steps, "digest": seal.digest(LONGER, str(steps).encode())}
     content = {**header, LONGER: longer}
@@ -77,7 +77,7 @@ def lengthen(path: Path, header: Mapping[str, Any], steps: int) -> None:
 
 
 def steps_of(header: Mapping[str, Any]) -> int | None:
-    """Return the number of steps that a run was lengthened to, or None."""
+    """Return the number of steps to which a run was continued, or None."""
     return header[LONGER]["steps"] if LONGER in header else None
 
 
@@ -87,7 +87,7 @@ def seal_of(header: Mapping[str, Any]) -> Seal | None:
 
 
 def check_of(header: Mapping[str, Any], name: str) -> Callable[[bytes], None] | None:
-    """Return what checks the bytes of a safetensors file of the run, or None if the format has no digests."""
+    """Return a function that checks the bytes of a safetensors file of the run, or None if the format has no digests."""
     seal = seal_of(header)
     if seal is None:
         return None

@@ -1,4 +1,4 @@
-"""Where a fork comes from: the run and the step that it began from, and what it changed."""
+"""The origin of a fork: the run and the step that it started from, and what it changed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from birthlens.errors import BirthlensError
 
 @dataclass(frozen=True)
 class Parent:
-    """The run and the step that a fork began from, and what it changed: settings and clamps, as text."""
+    """The run and the step that a fork started from, and what it changed: settings and clamps, as text."""
 
     path: Path
     step: int
@@ -25,7 +25,7 @@ class Parent:
 
     @classmethod
     def read(cls, home: Path, data: Any) -> Parent:
-        """Read what run.json of the fork in `home` says; the parent's path is relative to it.
+        """Read the parent from run.json of the fork in `home`; the parent's path is relative to it.
 
         Raises:
             BirthlensError: if it is damaged.

@@ -1,11 +1,11 @@
 """One writer for a run: a lock on its directory that the system releases when its holder ends.
 
-The lock is flock(2) on a small file, which names the process that holds it. Between processes of one machine it is exact,
-and a killed holder leaves nothing that blocks the next one. On NFS, Linux turns it into a lock of the server, which holds
-between machines too. It holds on one machine only where the mount keeps locks local (the options `nolock` and
-`local_lock=flock` or `all`); the next writer is then warned if the last one was on another machine and did not finish. Where
-the file system has no locks at all, a file that only one process can create takes their place. Such a file stays when its
-holder is killed: it is removed by the next writer on the same machine, and must be deleted by hand on another.
+The lock is flock(2) on a small file, which names the process that holds it. Between processes of one machine it is
+exact, and a killed holder leaves nothing that blocks the next one. On NFS, Linux turns it into a lock of the server,
+which also works between machines. If the mount keeps locks local (the options `nolock` and `local_lock=flock` or
+`all`), it works on one machine only; the next writer is then warned if the last one was on another machine and did not
+finish. On a file system without locks, a file that only one process can create replaces them. Such a file stays when
+its holder is killed: the next writer on the same machine removes it, and on another machine it must be deleted by hand.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _flocked(file: Path, wait: bool) -> int | None:
                 f"{file.parent} is on a file system without locks ({error.strerror}); a lock file replaces them."
             )
             return None
-        # The file may have been removed by its last holder while this process waited; then the lock is on nothing.
+        # The last holder may have removed the file while this process waited; the lock is then on a deleted file.
         with suppress(OSError):
             if os.path.samestat(os.fstat(descriptor), file.stat()):
                 break

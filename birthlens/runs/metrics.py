@@ -1,8 +1,9 @@
 """metrics.jsonl: one measurement per line, to which training only appends.
 
-In format 2 each line ends in a digest of itself and of the digest before it, the first one of that of run.json. So a line
-that is changed, removed, moved, or of another run is found. What is missing at the end is found by resume.safetensors, which
-knows the digest of the last line at its step. A kill can only tear the last line, which then does not end; it is dropped.
+In format 2 each line ends in a digest of itself and of the previous digest; the first one includes that of run.json. A line
+that was changed, removed, moved, or belongs to another run is therefore detected. Missing lines at the end are detected by
+resume.safetensors, which contains the digest of the last line at its step. A kill can only truncate the last line,
+which then has no line end; it is dropped.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def next_digest(seal: Seal, before: str, text: bytes) -> str:
 
 
 def lines_of(rows: Iterable[Mapping[str, Any]], seal: Seal | None, digest: str = "") -> tuple[bytes, str]:
-    """Write rows as lines, after a line of the given digest; return them, and the digest of the last."""
+    """Format rows as lines, after a line with the given digest; return them, and the digest of the last."""
     lines = []
     for row in rows:
         text = json.dumps({key: row[key] for key in row if key != "digest"}).encode()
@@ -62,10 +63,10 @@ def rewrite(path: Path, rows: Iterable[Mapping[str, Any]], seal: Seal | None) ->
 
 
 def read_metrics(path: Path, seal: Seal | None = None, end: str | None = None) -> list[dict[str, Any]]:
-    """Read the measurements of a run; `end` is the digest of a line that must be there.
+    """Read the measurements of a run; `end` is the digest of a line that must be present.
 
     Raises:
-        BirthlensError: if a line is damaged or missing; it is named.
+        BirthlensError: if a line is damaged or missing; the message names it.
     """
     file = path / METRICS
     try:
@@ -125,5 +126,5 @@ def _maybe_row(line: bytes) -> dict[str, Any] | None:
 
 
 def updates(rows: Sequence[Mapping[str, Any]], first: int, last: int) -> int:
-    """Count the updates after step `first` up to step `last` that had a loss; the others moved nothing."""
+    """Count the updates after step `first` up to step `last` that had a loss; the others changed nothing."""
     return sum(row["split"] == "train" and row["metric"] == "loss" and first < row["step"] <= last for row in rows)

@@ -1,17 +1,16 @@
-"""What made a number: digests of the code and of the corpus that it came from.
+"""The provenance of a number: digests of the code and of the corpus that it came from.
 
-The digest of a module covers its statements and those of every module of birthlens that it imports, directly or not. It is
-meant to change where a number could change, and nowhere else:
+The digest of a module covers its statements and those of every module of birthlens that it imports, directly or not. It
+should change if and only if a number could change:
 
 - Statements are digested as syntax trees without docstrings, so comments and layout do not count.
-- Names of modules, and the order of top-level statements, do not count: they are digested one by one and sorted. A function
-  that moves to another module keeps its digest.
-- A module that is named in a string, as "birthlens.tasks.bigram:BigramTask", counts as imported.
-- Imports from birthlens do not count, but where a name is changed, or defined in several modules: then the name counts
-  together with the statement that defines it. Imports of other packages count as they are. Imports for type checkers only do
-  not count.
+- Names of modules and the order of top-level statements do not count: statements are digested one by one and sorted. A
+  function that moves to another module keeps its digest.
+- A module that is named in a string, such as "birthlens.tasks.bigram:BigramTask", counts as imported.
+- Imports from birthlens do not count, unless a name is changed or defined in several modules: then the name counts together
+  with the statement that defines it. Imports of other packages count as they are. Imports for type checkers do not count.
 
-Code that only draws, prints or writes pages is not imported by what computes, so it is left out.
+Code that only draws, prints or writes pages is not imported by code that computes, so it is left out.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from birthlens.tasks.corpus import BigramStatistics
 
 TRAINING = "birthlens.training.recording"
-"""The module whose digest says what a run was made by."""
+"""The module whose digest identifies the code that made a run."""
 _HOME = Path(__file__).parents[2]
 _DIGITS = 16
 _REFERENCE = re.compile(r"birthlens(\.\w+)+:\w+")
@@ -38,7 +37,7 @@ _REFERENCE = re.compile(r"birthlens(\.\w+)+:\w+")
 
 @cache
 def code_digest(module: str, home: Path = _HOME) -> str:
-    """Return the digest of a module and of all it imports from the package birthlens that lies in `home`.
+    """Return the digest of a module and of everything it imports from the package birthlens in `home`.
 
     Example:
         >>> len(code_digest(TRAINING)), code_digest(TRAINING) == code_digest("birthlens.tasks.corpus")
@@ -58,7 +57,7 @@ def code_digest(module: str, home: Path = _HOME) -> str:
 
 
 def training_digest(kind: str) -> str:
-    """Return the digest of what trains a kind of task: that of training, with the module of a task that a user wrote."""
+    """Return the digest of the code that trains a kind of task: that of training, and the module of a user's own task."""
     from birthlens.tasks.kinds import task_class
 
     training = code_digest(TRAINING)
@@ -70,7 +69,7 @@ def training_digest(kind: str) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """What a module is digested by: its statements, and what it imports from birthlens (module, name, name here)."""
+    """What is digested of a module: its statements, and its imports from birthlens (module, name, name here)."""
 
     statements: tuple[str, ...]
     own: tuple[tuple[str, str, str], ...]
@@ -79,7 +78,7 @@ class Source:
 
 
 def sources(module: str, home: Path = _HOME) -> dict[str, Source]:
-    """Return what is digested, by module."""
+    """Return the digested sources, by module."""
     waiting = [module]
     found: dict[str, Source] = {}
     while waiting:
@@ -111,13 +110,13 @@ def _file(name: str, home: Path) -> Path | None:
     for file in (place.with_suffix(".py"), place / "__init__.py"):
         if file.is_file():
             return file
-    elsewhere = getattr(sys.modules.get(name), "__file__", None)  # a statistic that a user wrote
+    elsewhere = getattr(sys.modules.get(name), "__file__", None)  # a user's own statistic
     return Path(elsewhere) if elsewhere and name.split(".")[0] != "birthlens" else None
 
 
 @cache
 def _read(file: Path) -> Source:
-    """Read a module without its docstrings and without what only type checkers read."""
+    """Read a module without its docstrings and without the code for type checkers."""
     tree = ast.parse(file.read_bytes())
     imports: list[str] = []
     own: list[tuple[str, str, str]] = []

@@ -1,10 +1,10 @@
 """Whether a run's directory may be used again or continued, or must be trained again, and why.
 
-A run is used again only where all of this holds: its config is the one asked for, its corpus tables are those of the text
-as it is now, the packages are those that made it, and nothing that the schedule keeps or measures is missing or damaged.
-Where the training code has another digest, the run is judged by effect: a replay of its first steps with the present code
-must give its weights and measurements to the bit. A run that fails this, or is damaged, is trained again. A run of another
-config or another text is refused, since it was put there on purpose.
+A run is used again only if all of this holds: its config is the requested one, its corpus tables are those of the current
+text, it was made with the current packages, and nothing that the schedule keeps or measures is missing or damaged. If the
+training code has another digest, the run is judged by effect: a replay of its first steps with the current code must
+give its weights and measurements to the bit. A run that fails this, or is damaged, is trained again. A run of another
+config or another text is refused, because it was put there on purpose.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from birthlens.tasks.kinds import chain_of
 
 Standing = Literal["trained", "continued", "reused"]
 Replay = Callable[[Run], int | None]
-"""Replay the first steps of a run with the present code: the last step that is equal to the bit, None if one differs."""
+"""Replay the first steps of a run with the current code: the last step that is equal to the bit, None if one differs."""
 _OURS = {CHECKPOINTS, TABLES, CONSTANTS, METRICS, HEADER, RESUME, COST}
 _DAMAGES = (BirthlensError, OSError, ValueError, TypeError, KeyError, AttributeError)
 """Errors that damaged files raise."""
 
 
 def standing(config: RunConfig, path: Path, replay: Replay) -> tuple[Standing, str]:
-    """Say what has to be done for a run, and why; a run that must be trained again is cleared away.
+    """Return what has to be done for a run, and why; a run that must be trained again is removed.
 
     Raises:
-        BirthlensError: if the directory holds something else, which is left as it is, or another process writes it.
+        BirthlensError: if the directory contains something else, which is not touched, or another process writes it.
     """
     if not path.exists():
         return "trained", ""
@@ -73,7 +73,7 @@ def standing(config: RunConfig, path: Path, replay: Replay) -> tuple[Standing, s
 
 
 def _is_complete(run: Run) -> bool:
-    """Whether a run has its last step, and the state there: a kill may come between the two."""
+    """Return whether a run has its last step and the state at it: a kill can come between the two."""
     return run.finished and (not (run.path / RESUME).exists() or run.state()[1]["step"] == run.steps[-1])
 
 
@@ -105,7 +105,7 @@ def _judged(config: RunConfig, path: Path, replay: Replay) -> tuple[str, str]:
 
 
 def _by_other_code(run: Run, replay: Replay) -> tuple[str, str]:
-    """Return why a run cannot be used (empty if it can), and a note where other code made the same numbers."""
+    """Return why a run cannot be used (empty if it can), and a note if other code made the same numbers."""
     before = (run.header["birthlens"], run.header.get("code"))
     now = (__version__, training_digest(run.config.task.kind))
     if before == now:
@@ -122,7 +122,7 @@ def _by_other_code(run: Run, replay: Replay) -> tuple[str, str]:
 
 
 def made_by_other_packages(header: Mapping[str, Any]) -> str:
-    """Say by which other packages a run was made; empty if by these."""
+    """Return which other packages a run was made with; empty if it was made with these."""
     then = header["versions"]
     for package, version in versions().items():
         if package != "birthlens" and then.get(package) != version:
@@ -131,7 +131,7 @@ def made_by_other_packages(header: Mapping[str, Any]) -> str:
 
 
 def _damage(run: Run) -> str:
-    """Look for what the schedule kept or measured and is no longer there; damaged files raise an error."""
+    """Look for anything that the schedule kept or measured and that is now missing; damaged files raise an error."""
     cost(run.path)
     schedule = Schedule(run.config)
     steps = run.steps
@@ -171,7 +171,7 @@ def cost(path: Path) -> tuple[float, float]:
 
 
 def write_cost(path: Path, spent: Sequence[float]) -> None:
-    """Keep what a run has cost."""
+    """Save what a run has cost."""
     report: dict[str, Any] = {"seconds": round(spent[0], 3), "cpu_seconds": round(spent[1], 3)}
     if (seal := seal_of(read_header(path))) is not None:
         report["digest"] = seal.digest(COST, content_digest(report).encode())

@@ -36,11 +36,12 @@ _log = logging.getLogger("birthlens")
 class Run:
     """Read a run: its config, its task, its metrics and the weights at any kept step.
 
-    Every file is checked against its digest when it is read, and its content for being what the config asks for. Runs of
-    format 1 have no digests; a warning says so, and `verified` is False.
+    Every file is checked against its digest when it is read, and its content against the config. Runs of format 1 have no
+    digests; a warning says so, and `verified` is False.
 
     Raises:
-        BirthlensError: if the directory holds no run, a newer or damaged one, or lacks a step; the file is named.
+        BirthlensError: if the directory contains no run, a newer or damaged one, or lacks a step; the message names the
+        file.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -60,13 +61,13 @@ class Run:
 
     @property
     def parent(self) -> Parent | None:
-        """Where a fork comes from; None for a run that began at step 0."""
+        """The origin of a fork; None for a run that started at step 0."""
         found = self.header.get("parent")
         return None if found is None else Parent.read(self.path, found)
 
     @property
     def steps(self) -> list[int]:
-        """Steps whose weights are kept, ascending; read from the directory each time, so a live run grows."""
+        """The steps whose weights are kept, ascending; read from the directory each time, so they grow in a live run."""
         return kept_steps(self.path)
 
     @property
@@ -95,7 +96,7 @@ class Run:
 
     @property
     def triggers(self) -> list[int] | None:
-        """The same as a list of numbers."""
+        """The same ids as a list."""
         return None if self.trigger_ids is None else self.trigger_ids.tolist()
 
     @cached_property
@@ -125,7 +126,7 @@ class Run:
         return self._load(file, checkpoint_name(step), {name: self._shapes[name] for name in self._trained})
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Return what training continues from: the optimiser's tensors, and notes that say at least the `step`."""
+        """Return the state from which training continues: the optimiser's tensors, and notes with at least the `step`."""
         state = read_state(self.path, self.header)
         plain = self.parent is None and not self.config.training.clamps
         check_state(self.path, self.config, self._shapes, state, self.rows() if plain else None)
@@ -156,7 +157,7 @@ class Run:
             yield step, self.weights(step)
 
     def stacked(self, names: Iterable[str], steps: Iterable[int] | None = None) -> dict[str, Array]:
-        """Return parameters as arrays with a leading step axis; constants are repeated without a copy."""
+        """Return parameters as arrays with a leading step axis; constants are repeated without copying."""
         steps = list(self.steps if steps is None else steps)
         names = list(names)
         moving = [self.checkpoint(step) for step in steps]
@@ -179,7 +180,7 @@ class Run:
         return build(self.weights(step), n_ctx=self.config.task.context)
 
     def metrics(self) -> pd.DataFrame:
-        """Return what training measured: columns step, split ('train' or 'held_out'), metric, value, n."""
+        """Return the measurements of training: columns step, split ('train' or 'held_out'), metric, value, n."""
         import pandas as pd
 
         return pd.DataFrame(self.rows(), columns=list(COLUMNS))
@@ -193,7 +194,7 @@ class Run:
         return read_metrics(self.path, seal, end)
 
     def select(self, text: str) -> list[int]:
-        """Read a choice of kept steps: 'all', 'last', 'every:N' (of the kept ones), or a list such as '0,100,-1'."""
+        """Parse a choice of kept steps: 'all', 'last', 'every:N' (of the kept ones), or a list such as '0,100,-1'."""
         return chosen_steps(text, self.steps, self.path)
 
 

@@ -1,10 +1,10 @@
-"""Digests of the files of a run, which show every change of a byte, and every file that belongs elsewhere.
+"""Digests of the files of a run, which detect every changed byte and every file that belongs elsewhere.
 
-    run.json        digest of its own content; with those of tables.safetensors and constants.safetensors in it
+    run.json        digest of its own content, which includes those of tables.safetensors and constants.safetensors
     other files     digest of (the digest of run.json, the file's name, its content)
 
-A checkpoint that was renamed, or copied from another run, has the digest of other things than it claims to be. The digests
-are XXH3 with 128 bits: they find accidents and edits, and can be computed again by anyone who wants to deceive.
+A checkpoint that was renamed, or copied from another run, therefore has a wrong digest. The digests are XXH3 with 128 bits.
+They detect accidents and edits, but anyone who wants to deceive can compute them again.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from xxhash import xxh3_128
 from birthlens.errors import BirthlensError
 
 BLANK = "0" * 32
-"""What stands for the digest in a safetensors file while the digest is computed."""
+"""The placeholder of the digest in a safetensors file while the digest is computed."""
 _FIELD = re.compile(rb'"digest":"([0-9a-f]{32})"')
 
 
 def digest_of(*parts: bytes | memoryview) -> str:
-    """Return the digest of some bytes; where one part ends and the next begins counts too."""
+    """Return the digest of some bytes; the boundaries between parts count too."""
     found = xxh3_128()
     for part in parts:
         found.update(len(part).to_bytes(8, "little"))
@@ -62,7 +62,7 @@ class Seal:
         return b"".join([view[:start], self.digest(name, view[:start], view[end:]).encode(), view[end:]])
 
     def check(self, name: str, data: bytes) -> None:
-        """Raise BirthlensError if the bytes of a safetensors file do not have the digest that is in them."""
+        """Raise BirthlensError if the bytes of a safetensors file do not have the digest that they contain."""
         start, end = _place(name, data)
         view = memoryview(data)
         if bytes(view[start:end]) != self.digest(name, view[:start], view[end:]).encode():

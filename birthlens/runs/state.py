@@ -1,4 +1,4 @@
-"""resume.safetensors: the optimiser's tensors at the last kept step, checked to be those that training left there."""
+"""resume.safetensors: the optimiser's tensors at the last kept step, checked against the updates before it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from birthlens.runs.metrics import updates
 
 Array = np.ndarray
 CLAMP = "clamp/"
-"""What the tensors begin with that clamps remember of earlier steps, as clamp/NUMBER/NAME."""
+"""The prefix of tensors that clamps keep from earlier steps, as in clamp/NUMBER/NAME."""
 
 
 def read_state(path: Path, header: Mapping[str, Any]) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Read the optimiser's tensors and the notes, which hold at least `step`.
+    """Read the optimiser's tensors and the notes, which contain at least `step`.
 
     Raises:
         BirthlensError: if the file is missing or damaged.
@@ -56,10 +56,10 @@ def check_state(
     state: tuple[Mapping[str, Array], Mapping[str, Any]],
     rows: Sequence[Mapping[str, Any]] | None,
 ) -> None:
-    """Raise BirthlensError if a state is not what the updates in the rows of metrics.jsonl leave behind.
+    """Raise BirthlensError if a state does not match the updates in the rows of metrics.jsonl.
 
-    `shapes` are those of the parameters. A matrix that no update has moved yet has no state; any other has all tensors of
-    the optimiser, in the matrix's shape. Without `rows` (a fork, a run with clamps) any matrix may have been moved or not.
+    `shapes` are those of the parameters. A matrix that no update has changed yet has no state; any other has all tensors of
+    the optimiser, in the matrix's shape. Without `rows` (a fork, a run with clamps), any matrix may or may not have changed.
     """
     file = path / RESUME
     tensors, notes = state
@@ -88,7 +88,7 @@ def check_state(
 
 
 def _shapes_of(optimiser: OptimiserConfig, name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Return the tensors that torch's optimiser keeps for a matrix that it has moved."""
+    """Return the tensors that torch's optimiser keeps for a matrix that it has changed."""
     if optimiser.kind == "adamw":
         return {f"step/{name}": (1,), f"exp_avg/{name}": shape, f"exp_avg_sq/{name}": shape}
     return {f"momentum_buffer/{name}": shape} if optimiser.momentum else {}

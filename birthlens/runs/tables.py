@@ -1,4 +1,4 @@
-"""tables.safetensors: the global chain of the task, checked to be one before anything is drawn from it."""
+"""tables.safetensors: the global chain of the task, validated before anything is drawn from it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from birthlens.tasks.corpus import BigramStatistics
 
 Array = np.ndarray
 _ROUNDING = 1e-9
-"""How far a distribution may be from a sum of 1."""
+"""The largest difference of a distribution's sum from 1."""
 
 
 def read_tables(path: Path, header: Mapping[str, Any], config: RunConfig) -> dict[str, Array]:
-    """Read `unigram`, `bigram` and, where they are fixed, `triggers`.
+    """Read `unigram`, `bigram` and, if they are fixed, `triggers`.
 
     Raises:
-        BirthlensError: if the file is damaged, or does not hold what the config and the vocabulary ask for.
+        BirthlensError: if the file is damaged, or does not contain what the config and the vocabulary require.
     """
     file = path / TABLES
     tables = load_tensors(file, check_of(header, TABLES))
@@ -36,7 +36,7 @@ def read_tables(path: Path, header: Mapping[str, Any], config: RunConfig) -> dic
 
 
 def tables_of(statistics: BigramStatistics) -> dict[str, Array]:
-    """Return the tables of a chain, as they are written; a text's ids and its tokenizer are among them."""
+    """Return the tables of a chain in the form in which they are saved, including a text's ids and its tokenizer."""
     tables: dict[str, Array] = {"unigram": statistics.unigram, "bigram": statistics.bigram}
     if statistics.stream is not None:
         tables["stream"] = statistics.stream.astype(np.int32)
@@ -46,14 +46,14 @@ def tables_of(statistics: BigramStatistics) -> dict[str, Array]:
 
 
 def statistics_in(tables: Mapping[str, Array], vocab: tuple[str, ...]) -> BigramStatistics:
-    """Return the chain of tables that `read_tables` has checked."""
+    """Return the chain in tables that `read_tables` has checked."""
     stream = tables["stream"].astype(np.int64) if "stream" in tables else None
     tokenizer = tables["tokenizer"].tobytes().decode() if "tokenizer" in tables else ""
     return BigramStatistics(vocab, tables["unigram"], tables["bigram"], stream=stream, tokenizer=tokenizer)
 
 
 def table_fault(tables: Mapping[str, Array], vocab: tuple[str, ...], config: RunConfig) -> str | None:
-    """Return what is wrong with tables, or None if all is well."""
+    """Return what is wrong with tables, or None if they are valid."""
     n = len(vocab)
     shapes: dict[str, tuple[int, ...]] = {"unigram": (n,), "bigram": (n, n)}
     if missing := [name for name in shapes if name not in tables]:

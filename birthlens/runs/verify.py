@@ -1,4 +1,4 @@
-"""Every file of a run checked, and what can be saved of a damaged one."""
+"""A check of every file of a run, and of what can be saved from a damaged one."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from birthlens.runs.run import Run
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check of a run found.
+    """The result of checking a run.
 
-    `damages` is a sentence for each damaged or missing file, each with its name; `saved` says what can still be used;
-    `verified` is False for runs of format 1, whose content was checked as far as that is possible without digests.
+    `damages` has a sentence for each damaged or missing file, with its name; `saved` says what can still be used;
+    `verified` is False for runs of format 1, whose content was checked as far as possible without digests.
     """
 
     path: Path
@@ -46,12 +46,12 @@ class Verdict:
 
 
 def verify(path: str | Path) -> Verdict:
-    """Check every file of a run: its digest, and that its content is what the config asks for.
+    """Check every file of a run: its digest, and its content against the config.
 
     A run that is being trained may look unfinished, but not damaged.
 
     Raises:
-        BirthlensError: if there is no run.json at all.
+        BirthlensError: if there is no run.json.
     """
     path = Path(path)
     if not (path / HEADER).exists():
@@ -69,17 +69,17 @@ def runs_below(folder: str | Path) -> list[Path]:
     """List the runs in a folder and in the folders below it, sorted; the folder itself may be one.
 
     Raises:
-        BirthlensError: if there is none.
+        BirthlensError: if there are none.
     """
     folder = Path(folder)
     found = [folder] if (folder / HEADER).exists() else sorted(file.parent for file in folder.rglob(HEADER))
     if not found:
-        Run(folder)  # it says what is wrong with a path that is no run
+        Run(folder)  # its error says what is wrong with a path that is not a run
     return found
 
 
 class _Check:
-    """One run under check; each step adds what it found."""
+    """A run being checked; each step adds its findings."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -99,7 +99,7 @@ class _Check:
         return True
 
     def verdict(self) -> Verdict:
-        """Check all files and say what can be saved."""
+        """Check all files and find what can be saved."""
         run = self.run
         shared = self._try(TABLES, lambda: (run.statistics, run.task))
         shared = self._try(CONSTANTS, lambda: run.constants) and shared
@@ -116,7 +116,7 @@ class _Check:
         return Verdict(run.path, tuple(self.damages), tuple(saved), run.verified, self.checked)
 
     def _measured(self, steps: list[int]) -> bool:
-        """Check metrics.jsonl by itself; whether it ends where the last checkpoint says is checked with the state."""
+        """Check metrics.jsonl alone; whether it ends where the last checkpoint says is checked with the state."""
         run = self.run
         if (run.path / METRICS).exists():
             return self._try(METRICS, lambda: read_metrics(run.path, seal_of(run.header)))
@@ -138,7 +138,7 @@ class _Check:
         return None
 
     def _find_missing(self, steps: list[int], last: int | None) -> None:
-        """Add the planned checkpoints up to the last step that are not there."""
+        """Add the planned checkpoints up to the last step that are missing."""
         run = self.run
         end = max([*steps, -1 if last is None else last], default=-1)
         first = 0 if run.parent is None else run.parent.step

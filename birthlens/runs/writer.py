@@ -42,10 +42,10 @@ _log = logging.getLogger("birthlens")
 
 
 def directory_of(out: str | Path) -> Path:
-    """Return the directory for a new run, which is made where it does not exist.
+    """Return the directory for a new run, creating it if it does not exist.
 
     Raises:
-        BirthlensError: if there is something else than a run or an empty directory, or it cannot be made.
+        BirthlensError: if it contains anything other than a run, or it cannot be created.
     """
     if not str(out):
         raise BirthlensError("out = '' is not a name; choose a new directory.")
@@ -62,12 +62,12 @@ def directory_of(out: str | Path) -> Path:
 
 
 class RunWriter:
-    """Write a run. Only whole files appear, in an order that lets a run be resumed after a kill at any moment.
+    """Write a run. Only complete files appear, in an order that allows a run to be resumed after a kill at any moment.
 
-    A writer does not lock the run; whoever trains holds `lock.only_writer`.
+    A writer does not lock the run; the code that trains holds `lock.only_writer`.
 
     Raises:
-        BirthlensError: if the directory already holds something, or (resuming) no run.
+        BirthlensError: if the directory already contains something, or (when resuming) no run.
     """
 
     def __init__(self, path: Path, seal: Seal | None) -> None:
@@ -86,7 +86,7 @@ class RunWriter:
         engine: Mapping[str, Any],
         parent: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Start a new run directory; nothing that exists is overwritten. `parent` is where a fork comes from."""
+        """Start a new run directory; existing files are not overwritten. `parent` is the origin of a fork."""
         path = directory_of(path)
         if (path / HEADER).exists():
             raise BirthlensError(
@@ -114,12 +114,12 @@ class RunWriter:
                 CONSTANTS: digest_of(save_tensors(path / CONSTANTS, constants)),
             },
         }
-        # The header comes last: a directory with a header is a whole run.
+        # The header is written last: a directory with a header is a complete run.
         return cls(path, write_header(path, header))
 
     @classmethod
     def reopen(cls, run: Run) -> Self:
-        """Go on writing a run, in the format that it has."""
+        """Continue writing a run, in its own format."""
         return cls(run.path, seal_of(run.header))
 
     def keep(
@@ -130,7 +130,7 @@ class RunWriter:
         state: Mapping[str, Array],
         notes: Mapping[str, Any],
     ) -> None:
-        """Keep a step: its metrics so far, its weights, then what resuming needs, which names the step."""
+        """Save a step: its metrics so far, its weights, then the state for resuming, which names the step."""
         self.log(metrics)
         self._save(checkpoint_file(self.path, step), checkpoint_name(step), tensors, {})
         end = {} if self._seal is None else {"metrics": self._digest}
@@ -143,15 +143,15 @@ class RunWriter:
             save_tensors(file, tensors, {**metadata, "digest": BLANK}, lambda data: seal.sealed(name, data))
 
     def log(self, metrics: Iterable[Mapping[str, Any]]) -> None:
-        """Append measurements; a line that a kill tears is dropped when read."""
+        """Append measurements; a line that a kill truncates is dropped when read."""
         text, self._digest = lines.lines_of(metrics, self._seal, self._digest)
         lines.append(self.path, text)
 
     def rewind(self, run: Run) -> tuple[dict[str, Array], dict[str, Any]] | None:
-        """Go back to the last resumable step, and forget what came after.
+        """Go back to the last resumable step, and discard everything after it.
 
-        Return its tensors (weights and the optimiser's) and notes. Return None if training starts again from step 0: a
-        kill came before the first such step, or the weights of that step are gone.
+        Return its tensors (weights and the optimiser's) and notes. Return None if training starts again from step 0, because
+        a kill came before the first such step, or the weights of that step are missing.
         """
         if not (self.path / RESUME).exists() and not any(listed_steps(self.path)):
             self._forget_after(run, -1)
@@ -174,7 +174,7 @@ class RunWriter:
 
 
 def _is_fresh(path: Path) -> bool:
-    """Return whether a directory holds nothing but what is left of a run that was killed before its header was written."""
+    """Return whether a directory contains only the remains of a run that was killed before its header was written."""
     ours = {CHECKPOINTS, TABLES, CONSTANTS, LOCK}
     strangers = [file for file in path.iterdir() if file.name not in ours and not is_temporary(file)]
     folder = path / CHECKPOINTS
