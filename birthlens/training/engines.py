@@ -65,7 +65,7 @@ class Engine(ABC):
         """Return the loss and the predicted token at every position."""
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Copy the trained parameters out."""
+        """Return a copy of the trained parameters."""
         return {name: parameter.detach().cpu().numpy().copy() for name, parameter in self.parameters.items()}
 
 
@@ -188,7 +188,7 @@ def obstacle_to_stacking(config: RunConfig) -> str | None:
 
 
 def _clamp_in_the_forward_pass(config: RunConfig) -> str | None:
-    """Name the first clamp that changes the forward pass, which only the functional engine can do."""
+    """Return the first clamp that changes the forward pass, which only the functional engine supports."""
     found = next((clamp for clamp in config.training.clamps if isinstance(clamp, FORWARD)), None)
     return None if found is None else f"the clamp '{found}' acts in the forward pass, which is the functional engine's"
 

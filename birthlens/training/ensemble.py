@@ -2,7 +2,7 @@
 
 Members share the model's shape, the context, the vocabulary and the kind of optimiser. Everything else may differ: seeds,
 rates, momentum, decay, freezing and clamps of matrices, triggers, outputs, corpora, initialisation, and the batch size.
-Each keeps its own schedule, step and state, so that it stops, fails and is continued without the others.
+Each keeps its own schedule, step and state, so it stops, fails and continues independently of the others.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def check_one_shape(configs: Sequence[RunConfig], sizes: Sequence[int]) -> None:
 class Ensemble:
     """Trainers on the rows of a stack.
 
-    `states` continue members from what `Trainer.snapshot` gave; None starts one at step 0.
+    `states` continue members from the result of `Trainer.snapshot`; None starts a member at step 0.
 
     Raises:
         BirthlensError: if the members do not share a shape, or one cannot be trained.
@@ -138,7 +138,7 @@ class Ensemble:
         return settings
 
     def _moving(self, numbers: Sequence[int], draws: Sequence[Draw]) -> dict[str, Array]:
-        """Say of each matrix which members train it at their steps."""
+        """Return, for each matrix, which members train it at their steps."""
         moving = {name: np.zeros(len(numbers), dtype=bool) for name in self.stack.trained}
         for i, (number, draw) in enumerate(zip(numbers, draws, strict=True)):
             trainer = self.trainers[number]
@@ -147,7 +147,7 @@ class Ensemble:
         return moving
 
     def _advance(self, number: int) -> None:
-        """Go to the next step; where clamps may change the optimiser's state, torch's optimiser has it meanwhile."""
+        """Go to the next step; if clamps may change the optimiser's state, torch's optimiser holds it in the meantime."""
         trainer = self.trainers[number]
         if not trainer.config.training.clamps:
             trainer.advance()
@@ -157,7 +157,7 @@ class Ensemble:
         self._optimiser.load(number, trainer.optimiser, trainer.engine.parameters)
 
     def store(self, number: int) -> None:
-        """Give a member's trainer the state of its optimiser, which the stack holds, before `Trainer.snapshot`."""
+        """Give a member's trainer the state of its optimiser, which is in the stack, before `Trainer.snapshot`."""
         trainer = self.trainers[number]
         self._optimiser.store(number, trainer.optimiser, trainer.engine.parameters)
 

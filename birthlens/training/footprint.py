@@ -1,9 +1,9 @@
-"""How much memory an ensemble takes, and so how many runs fit.
+"""How much memory an ensemble needs, and therefore how many runs fit.
 
     bytes = 4 ((2 + buffers) weights + gradients)  for each run, and 4 x the numbers that the backward pass keeps
             for each sequence of a piece
 
-Both are estimates from the shapes; a quarter of the free memory is left to what they do not know.
+Both are estimates from the shapes; a quarter of the free memory is reserved for everything else.
 """
 
 from __future__ import annotations
@@ -45,6 +45,6 @@ def how_many_fit(config: RunConfig, d_vocab: int, free: int) -> int:
 
 
 def sequences_that_fit(config: RunConfig, d_vocab: int, n_runs: int, free: int) -> int:
-    """Return how many sequences a piece may have beside the weights of `n_runs` runs; 1 at least."""
+    """Return how many sequences a piece may have besides the weights of `n_runs` runs; at least 1."""
     left = _SHARE * free - n_runs * bytes_of_a_run(config, d_vocab)
     return max(1, int(left / bytes_of_a_sequence(config, d_vocab)))

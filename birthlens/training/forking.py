@@ -1,7 +1,7 @@
 """Forks: runs that begin at any step of another run, with changed settings or clamps, or unchanged.
 
-Runs are deterministic, so the exact state at a step, the optimiser's included, is found by training again: from the step
-that the run keeps its optimiser's state of, from where a fork began, or from step 0. Kept weights on the way are compared.
+Runs are deterministic, so the exact state at a step, including the optimiser's, is found by training again: from the step
+whose optimiser state the run keeps, from the start of a fork, or from step 0. Kept weights on the way are compared.
 """
 
 from __future__ import annotations

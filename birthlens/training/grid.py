@@ -18,14 +18,14 @@ from birthlens.labels import shown
 from birthlens.reading import read_mapping
 
 MOST_RUNS = 10_000
-"""Runs of the largest grid."""
+"""The most runs in a grid."""
 KEYS = ("preset", "overrides", "cases", "axes", "seeds")
 _SEEDS = ("seeds.init", "seeds.data")
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Named cases of one base config (each a list of overrides), every one with every seed.
+    """Named cases of one base config (each a list of overrides), each of them with every seed.
 
     A seed sets the initial weights and the training data; the held-out batch stays the same. Without `seeds`, every case is
     one run with the seeds of its config.

@@ -12,7 +12,7 @@ from birthlens.training.loop import StepRecord
 def log_to(kind: str, path: Path) -> Callable[[StepRecord], None]:
     """Return a function that logs a record: event files under path/tensorboard, or a W&B run named after the directory.
 
-    Nothing is opened before the first record, since until then the directory may turn out to hold another run.
+    Nothing is opened before the first record, because until then the directory may turn out to contain another run.
 
     Raises:
         BirthlensError: if the extra is not installed; the message says how to install it.

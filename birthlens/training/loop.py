@@ -50,9 +50,9 @@ class DivergedError(BirthlensError):
 
 @dataclass
 class StepRecord:
-    """What is known after `step` updates.
+    """The state of training after `step` updates.
 
-    `loss` is the training loss of the last update (None at step 0, and where the batch held no position of the loss).
+    `loss` is the training loss of the last update (None at step 0, and if the batch had no position of the loss).
     `metrics` are rows (step, split, metric, value, n), with held-out rows only where the model was evaluated.
     `keep` says that the schedule keeps this step on disk.
     """
@@ -71,7 +71,7 @@ class StepRecord:
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """What an update is made from: the settings of its step, its batch, and the positions of its loss."""
+    """The inputs of an update: the settings of its step, its batch, and the positions of its loss."""
 
     config: RunConfig
     batch: TokenBatch
@@ -79,10 +79,10 @@ class Draw:
 
 
 class Trainer:
-    """A model in training: its data, its weights, the engine that takes gradients, the optimiser and the schedule.
+    """A model in training: its data, its weights, the engine that computes gradients, the optimiser and the schedule.
 
-    `state` is what `snapshot` and `weights` gave at the step to continue from. `last_kept` is the last step that was kept.
-    `built` makes the engine where it is not the trainer's own (a member of an ensemble).
+    `state` is the result of `snapshot` and `weights` at the step to continue from. `last_kept` is the last step that was
+    kept. `built` makes the engine if it is not the trainer's own (a member of an ensemble).
 
     Raises:
         BirthlensError: if the config cannot be trained, or the state does not fit it.
@@ -122,7 +122,7 @@ class Trainer:
         self.enter(0 if state is None else len(config.training.clamps))
 
     def _restore(self, tensors: Mapping[str, Array], notes: Mapping[str, Any]) -> None:
-        """Go to the step of a saved state: its weights, the optimiser's tensors, and what the schedule remembers."""
+        """Go to the step of a saved state: its weights, the optimiser's tensors, and the state of the schedule."""
         saved = self.initial.replaced({name: array for name, array in tensors.items() if "/" not in name})
         with torch.no_grad():
             for name, parameter in self.engine.parameters.items():
@@ -133,13 +133,13 @@ class Trainer:
         self.last_kept = self.step
 
     def enter(self, first: int = 0) -> None:
-        """Let the clamps from number `first` on act at the present step; those before have done so when it was saved."""
+        """Apply the clamps from number `first` on at the current step; earlier ones were applied before it was saved."""
         if self.config.training.clamps:
             parameters = self.engine.parameters
             self.clamps.enter(self.step, parameters, self.optimiser, self.initial, self.held_out.tokens, first)
 
     def _held_out(self) -> TokenBatch:
-        """Draw the batch that the model is evaluated on, and hold a task of somebody's own to the protocol."""
+        """Draw the batch that the model is evaluated on, and check that a user's own task follows the protocol."""
         n = self.config.evaluation.batch_size
         return checked_batch(self.task, self.task.batch(n, self.config.seeds.evaluation, HELD_OUT), n)
 
@@ -153,7 +153,7 @@ class Trainer:
         return {**saved_state(self.optimiser, self.engine.parameters), **self.clamps.state()}, notes
 
     def draw(self) -> Draw:
-        """Draw the batch of the update that follows the present step, under the settings of that step."""
+        """Draw the batch of the next update, under the settings of the current step."""
         settings = self.clamps.settings.at(self.step)
         training = settings.config.training
         seed = self.config.seeds.data
@@ -164,7 +164,7 @@ class Trainer:
         return Draw(settings.config, batch, settings.task.loss_mask(batch, training.loss))
 
     def resting(self, config: RunConfig) -> set[str]:
-        """Return the trained matrices that the update after the present step leaves as they are."""
+        """Return the trained matrices that the next update does not change."""
         frozen = {name for name, until in config.training.freeze_until.items() if self.step < until}
         return frozen | self.clamps.matrices.skipped(self.step)
 
@@ -175,7 +175,7 @@ class Trainer:
         self.enter()
 
     def update(self) -> float | None:
-        """Take one step on a fresh batch; return its loss, or None if the batch held no position of the loss."""
+        """Take one step on a new batch; return its loss, or None if the batch had no position of the loss."""
         draw = self.draw()
         loss = None
         if draw.mask.any():
@@ -189,7 +189,7 @@ class Trainer:
         return loss
 
     def check_loss(self, loss: float) -> None:
-        """Raise DivergedError where the loss of an update is not finite."""
+        """Raise DivergedError if the loss of an update is not finite."""
         self._check(math.isfinite(loss), f"the training loss is {loss}")
 
     def evaluate(self) -> list[dict[str, Any]]:
@@ -201,7 +201,7 @@ class Trainer:
         ]
 
     def record(self, loss: float | None) -> StepRecord:
-        """Evaluate where the schedule says so, and say whether to keep the step; kept weights are checked to be finite."""
+        """Evaluate if the schedule says so, and return whether to keep the step; kept weights must be finite."""
         metrics: list[dict[str, Any]] = []
         if loss is not None:
             n = self.config.training.batch_size

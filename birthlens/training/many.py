@@ -1,4 +1,4 @@
-"""Training many runs together to disk: each member is an ordinary run, which is also continued, read and locked as one."""
+"""Training many runs together to disk: each member is an ordinary run, and is continued, read and locked as one."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def train_many(
 ) -> Iterator[Event]:
     """Train runs of one shape as one tensor program; yield (number, record) for every step of every member.
 
-    A member that diverges stops alone: its event holds the error instead of a record. With `folders`, member i is written
-    to folders[i] as an ordinary run: a new one is begun, and an unfinished one continued from its last kept step. What is
-    on disk when it is yielded stays there when the process is killed.
+    A member that diverges stops alone: its event contains the error instead of a record. With `folders`, member i is
+    written to folders[i] as an ordinary run: a new one is started, and an unfinished one is continued from its last kept
+    step. A kept step is on disk when it is yielded, and survives if the process is killed.
 
     Raises:
         BirthlensError: if members do not share a shape, do not fit the memory, or a folder cannot be used.
@@ -65,7 +65,7 @@ def check_memory(configs: Sequence[RunConfig], chains: Sequence[BigramStatistics
 
 
 def _opened(config: RunConfig, folder: Path, locks: ExitStack) -> Run | None:
-    """Lock a member's directory, and return the run that was begun there."""
+    """Lock a member's directory, and return the run in it, if there is one."""
     if not (folder / HEADER).exists():
         locks.enter_context(only_writer(directory_of(folder)))
         return None
@@ -79,13 +79,13 @@ def _opened(config: RunConfig, folder: Path, locks: ExitStack) -> Run | None:
 
 
 def obstacle_to_joining(run: Run) -> str | None:
-    """Return why a run that was begun before cannot go on in an ensemble; None if it can."""
+    """Return why an existing run cannot continue in an ensemble; None if it can."""
     engine = run.header["engine"]["name"]
     return None if engine == Member.name else f"was begun with the engine {engine}, which trains one run at a time"
 
 
 def joins(path: Path) -> bool:
-    """Return whether the run in a directory can go on in an ensemble; one that cannot be read is judged elsewhere."""
+    """Return whether the run in a directory can continue in an ensemble; one that cannot be read is judged elsewhere."""
     try:
         return obstacle_to_joining(Run(path)) is None
     except BirthlensError:

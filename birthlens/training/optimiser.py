@@ -1,4 +1,4 @@
-"""The optimiser of a run, and its state as named arrays that a file can hold."""
+"""The optimiser of a run, and its state as named arrays for saving to a file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def new_optimiser(config: RunConfig, parameters: Parameters) -> torch.optim.Opti
 
 
 def saved_state(optimiser: torch.optim.Optimizer, parameters: Parameters) -> dict[str, Array]:
-    """Copy the optimiser's tensors out, each named `quantity/parameter`, such as `momentum_buffer/L0.W_K`."""
+    """Return a copy of the optimiser's tensors, each named `quantity/parameter`, such as `momentum_buffer/L0.W_K`."""
     state: dict[str, Array] = {}
     for name, parameter in parameters.items():
         for quantity, value in optimiser.state.get(parameter, {}).items():
@@ -45,7 +45,7 @@ def saved_state(optimiser: torch.optim.Optimizer, parameters: Parameters) -> dic
 
 
 def load_state(optimiser: torch.optim.Optimizer, parameters: Parameters, tensors: Mapping[str, Array]) -> None:
-    """Give the optimiser the state that `saved_state` returned; other tensors are ignored.
+    """Restore the state that `saved_state` returned; other tensors are ignored.
 
     Raises:
         BirthlensError: if a shape is not that of its parameter.

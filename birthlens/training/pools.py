@@ -1,7 +1,7 @@
 """Pools on other machines, as executors of the standard library: a Dask scheduler, or Slurm through submitit.
 
-What a task computes goes to a folder that all machines share; only names and outcomes come back. A run is continued from its
-last checkpoint wherever its task is taken up again, so a worker that is killed costs the steps since then.
+The results of a task are written to a folder that all machines share; only names and outcomes come back. A run is continued
+from its last checkpoint wherever its task is started again, so a killed worker loses only the steps since then.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from birthlens.errors import BirthlensError
 from birthlens.reading import read_mapping
 
 PATIENCE = 20
-"""Seconds after which a scheduler that does not answer is given up."""
+"""Seconds to wait for an answer from a scheduler."""
 ATTEMPTS = 3
-"""How often a task is begun, where workers are killed."""
+"""How often a task is started if workers are killed."""
 _TOGETHER = 0.3
-"""Seconds in which tasks are gathered into one job array."""
+"""Seconds during which tasks are collected into one job array."""
 
 
 @contextmanager
 def dask_pool(address: str, patience: float = PATIENCE) -> Iterator[tuple[Executor, str]]:
-    """Connect to a Dask scheduler; give its pool and the address of its dashboard.
+    """Connect to a Dask scheduler; yield its pool and the address of its dashboard.
 
     Raises:
         BirthlensError: if Dask is not installed, or nothing answers at the address.
@@ -46,9 +46,9 @@ def dask_pool(address: str, patience: float = PATIENCE) -> Iterator[tuple[Execut
 
 @contextmanager
 def slurm_pool(file: str | Path, folder: str | Path) -> Iterator[Executor]:
-    """Open a pool of Slurm jobs; `file` holds what submitit's `update_parameters` takes, and logs go to `folder`.
+    """Open a pool of Slurm jobs; `file` contains arguments of submitit's `update_parameters`, and logs go to `folder`.
 
-    The key `cluster` chooses submitit's executor: slurm where it is left out, or local for processes of this machine.
+    The key `cluster` chooses submitit's executor: slurm by default, or local for processes of this machine.
 
     Raises:
         BirthlensError: if submitit is not installed, or refuses a parameter.
@@ -72,7 +72,7 @@ def slurm_pool(file: str | Path, folder: str | Path) -> Iterator[Executor]:
 
 
 class _Jobs(Executor):
-    """Tasks as jobs of submitit; those that are submitted within a moment form one job array."""
+    """Tasks as jobs of submitit; tasks submitted at about the same time form one job array."""
 
     def __init__(self, executor: Any) -> None:
         self._executor = executor
@@ -83,14 +83,14 @@ class _Jobs(Executor):
         self._thread.start()
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Future[Any]:
-        """Hand a task to the next job array."""
+        """Add a task to the next job array."""
         task = _Task(function, args, keywords)
         with self._guard:
             self._new.append(task)
         return task.future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the jobs that still run, where `cancel_futures` says so, and wait for the rest."""
+        """End the running jobs if `cancel_futures`, and wait for the rest."""
         if cancel_futures:
             self._closing.set()
         if wait:
@@ -116,7 +116,7 @@ class _Jobs(Executor):
                 task.attempts += 1
 
     def _ended(self, task: _Task) -> bool:
-        """Pass on what a job has returned; one that was killed is begun again, up to `ATTEMPTS` times in all."""
+        """Pass on the result of a job; a killed job is started again, up to `ATTEMPTS` times in all."""
         from submitit.core.utils import UncompletedJobError
 
         if not task.job.done():
@@ -129,13 +129,13 @@ class _Jobs(Executor):
                 return False
             last = str(error).splitlines()[-1]
             task.future.set_exception(BirthlensError(f"its job was killed {ATTEMPTS} times; the last said: {last}"))
-        except Exception as error:  # whatever the task raised is the caller's to judge
+        except Exception as error:  # the caller handles whatever the task raised
             task.future.set_exception(error)
         return True
 
 
 class _Task:
-    """A call, its future, and its present job."""
+    """A call, its future, and its current job."""
 
     def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         self.function = function

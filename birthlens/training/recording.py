@@ -40,14 +40,14 @@ def train_to_disk(
 
 
 def begun(trainer: Trainer, config: RunConfig, out: str | Path, parent: Parent | None = None) -> Iterator[StepRecord]:
-    """Write a new run of a trainer that stands at its first step, under a config that may name another engine."""
+    """Write a new run of a trainer at its first step, under a config that may name another engine."""
     path = directory_of(out)
     with only_writer(path):
         yield from _recorded(new_recorder(trainer, config, path, parent))
 
 
 def new_recorder(trainer: Trainer, config: RunConfig, path: Path, parent: Parent | None = None) -> Recorder:
-    """Write the head of a new run; the caller holds the lock of its directory."""
+    """Write the header of a new run; the caller holds the lock of its directory."""
     engine = {
         "name": trainer.engine_name,
         "reason": trainer.engine_reason,
@@ -61,13 +61,13 @@ def new_recorder(trainer: Trainer, config: RunConfig, path: Path, parent: Parent
 def resume(out: str | Path, steps: int | None = None, device: str | None = None) -> Iterator[StepRecord]:
     """Continue a run from its last kept step, or from the start; its weights equal those of an uninterrupted run to the bit.
 
-    `steps` makes the run longer than its config says, from then on: a finished run goes on. `device` is where it goes on,
-    by default where it began; on another device than the CPU, and for a run that began in an ensemble, weights are equal to
-    rounding. A warning is logged where the number of threads has changed and the last bits of the engine depend on it.
+    `steps` makes the run longer than its config says, so that a finished run continues. `device` is the device to continue
+    on (default: the one it started on). On a device other than the CPU, and for a run that started in an ensemble, weights
+    are equal up to rounding. A warning is logged if the number of threads has changed and affects the engine's last bits.
 
     Raises:
         BirthlensError: if there is no run, it is damaged, another process writes it, or its engine or device is
-            unavailable, and for `steps` that would change what is past.
+            unavailable, and for `steps` that would change the past.
     """
     with only_writer(Run(out).path):
         if steps is not None:
@@ -110,19 +110,19 @@ def _continued(run: Run, device: str | None) -> Iterator[StepRecord]:
 
 
 def execution_of(run: Run, device: str | None = None) -> Execution:
-    """Return how a run was begun, on its own device or on another one; runs of before devices began on the CPU."""
+    """Return how a run was started, on its own device or another one; runs from before devices started on the CPU."""
     recorded = run.header["engine"]
     known = {key: recorded[key] for key in ("precision", "sampler") if key in recorded}
     return Execution(**known, device=chosen(recorded.get("device", "cpu") if device is None else device)[0])
 
 
 def config_begun_with(run: Run) -> RunConfig:
-    """Return a run's config with the engine that it began with, since another one differs in the last bits."""
+    """Return a run's config with the engine that it started with, because another one differs in the last bits."""
     return run.config.changed(training=run.config.training.changed(engine=run.header["engine"]["name"]))
 
 
 def rewound(run: Run) -> tuple[RunWriter, RunConfig, State | None]:
-    """Go back to a run's last kept step: return its writer, its config with the engine that it began with, and its state.
+    """Go back to a run's last kept step: return its writer, its config with its first engine, and its state.
 
     The caller holds the lock of its directory.
     """
@@ -144,9 +144,9 @@ def check_constants(run: Run, trainer: Trainer) -> None:
 
 
 def saved_trainer(run: Run, up_to: int | None) -> Trainer | None:
-    """Return a trainer of a run, with the engine that it began with, that is ready to continue; nothing is written.
+    """Return a trainer of a run, with the engine that it started with, that is ready to continue; nothing is written.
 
-    It stands at the step whose optimiser the run keeps, or, where `up_to` is None, at step 0. The result is None if that
+    It is at the step whose optimiser the run keeps, or at step 0 if `up_to` is None. The result is None if that
     step lies after `up_to`, or there is none.
     """
     config = config_begun_with(run)
@@ -162,7 +162,7 @@ def saved_trainer(run: Run, up_to: int | None) -> Trainer | None:
 
 
 class Recorder:
-    """Write the records of one trainer: measurements wait until a step is kept."""
+    """Write the records of one trainer: measurements are written when a step is kept."""
 
     def __init__(self, writer: RunWriter, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -170,7 +170,7 @@ class Recorder:
         self._pending: list[dict[str, Any]] = []
 
     def take(self, record: StepRecord) -> None:
-        """Take a record in; on return, a step that the schedule keeps is on disk."""
+        """Process a record; afterwards, a step that the schedule keeps is on disk."""
         self._pending += record.metrics
         if record.keep:
             state, notes = self.trainer.snapshot()
@@ -178,7 +178,7 @@ class Recorder:
             self._pending = []
 
     def diverged(self) -> None:
-        """Write the measurements up to a divergence, which show what happened."""
+        """Write the measurements up to a divergence, to show what happened."""
         self._writer.log(self._pending)
         self._pending = []
 

@@ -1,8 +1,8 @@
-"""A stored run judged by effect: its first steps, trained again by the present code, must give the same numbers.
+"""A stored run judged by effect: its first steps, trained again by the current code, must give the same numbers.
 
 The replay starts at step 0 and ends at the first kept step after it. Compared to the bit are the constants, the weights at
 both steps, and every measurement up to the second one. It shows that initialisation, batches, gradients, optimiser and
-evaluation are the same; it says nothing of what the config does only later (a `freeze_until` beyond that step).
+evaluation are the same; it does not cover what the config does only later (a `freeze_until` beyond that step).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from birthlens.training.loop import Trainer, train
 from birthlens.training.recording import config_begun_with, execution_of
 
 LONGEST = 300
-"""Steps of the longest replay; where the first kept step comes later, the run is not compared."""
+"""The most steps in a replay; if the first kept step comes later, the run is not compared."""
 
 
 def replayed(run: Run, longest: int = LONGEST) -> int | None:
     """Return the step up to which a replay is equal to the bit, or None if it differs or would take too long.
 
-    It trains on the threads of this process first. Where that gives other bits, it trains on as many as the run did, since
+    It first trains on the threads of this process. If that gives other bits, it trains on as many threads as the run, since
     they change the last bits of some engines.
     """
     last = next((step for step in run.steps if step > 0), None)

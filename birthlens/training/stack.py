@@ -26,17 +26,17 @@ from birthlens.tasks.batch import TokenBatch
 from birthlens.training.engines import Engine
 
 ON_CPU = 16
-"""Sequences of a piece on the CPU, where its data should stay in the cache."""
+"""Sequences in a piece on the CPU, whose data should stay in the cache."""
 ON_GPU = 32_768
-"""Most sequences x heads of a piece on a GPU: the backward passes of fused attention refuse 65,536."""
+"""The most sequences x heads in a piece on a GPU: the backward passes of fused attention refuse 65,536."""
 
 Evaluation = tuple[Float[Tensor, "batch pos"], Int[Tensor, "batch pos"]]
 
 
 class Stack:
-    """Stacked weights: `values[name]` has the weight's own shape behind a leading axis of runs.
+    """Stacked weights: `values[name]` has the weight's own shape after a leading axis of runs.
 
-    `trained` names what any of the runs trains. `sequences` is the most sequences of a piece.
+    `trained` names everything that any of the runs trains. `sequences` is the most sequences in a piece.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Stack:
         weight = counted.flatten(1)
         goal = targets.flatten(1)
         rows = None
-        if self.device.type == "cpu":  # elsewhere, choosing positions costs more than the products that it saves
+        if self.device.type == "cpu":  # elsewhere, selecting positions costs more than it saves
             most = max(1, int(weight.sum(1).max()))
             rows = weight.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
             weight = weight.gather(1, rows)
@@ -144,7 +144,7 @@ class Stack:
             yield slice(first, min(first + size, batch))
 
     def _padded(self, parts: Sequence[Shaped[Tensor, "_batch pos"]]) -> Shaped[Tensor, "run batch pos"]:
-        """Stack what each run has, filled up with zeros to the largest batch."""
+        """Stack the batches of each run, padded with zeros to the largest one."""
         largest = max(len(part) for part in parts)
         if all(len(part) == largest for part in parts):
             return torch.stack(list(parts)).to(self.device, non_blocking=True)
@@ -157,7 +157,7 @@ class Stack:
 class Member(Engine):
     """One run of a stack as an engine: its parameters are views of the stack, so what changes one changes the other.
 
-    `evaluation` holds what the stack has found for the present step together with the other runs.
+    `evaluation` is the stack's result for the current step, computed together with the other runs.
     """
 
     name = "functional"
@@ -178,7 +178,7 @@ class Member(Engine):
         return float(losses[0])
 
     def evaluate(self, batch: TokenBatch) -> Evaluation:
-        """Return what the stack has found, or run its forward pass for this run alone."""
+        """Return the stack's result, or run its forward pass for this run alone."""
         found = self.evaluation
         self.evaluation = None
         return self.stack.evaluate([self.run], [batch])[0] if found is None else found

@@ -4,7 +4,7 @@ SGD     g <- g + decay * w;  m <- momentum * m + g;  w <- w - rate * m
 AdamW   w <- (1 - rate * decay) * w;  m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2
         w <- w - rate / (1 - beta1^n) * m / (sqrt(v / (1 - beta2^n)) + 1e-8)      at the matrix's update number n
 
-Settings stand in columns, one number for each run.
+Settings are columns, with one number for each run.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class StackedOptimiser:
         settings: Sequence[OptimiserConfig],
         moving: Mapping[str, Bool[Array, " run"]],
     ) -> None:
-        """Update the given runs; `settings` hold each one's present rate, and `moving` says which matrices it trains now."""
+        """Update the given runs; `settings` are each one's current settings, and `moving` says which matrices it trains."""
         index = torch.tensor(list(runs), device=self._stack.device)
         for name, gradient in gradients.items():
             moves = moving[name]
@@ -76,7 +76,7 @@ class StackedOptimiser:
             optimiser.state[parameter] = state | {key: whole[name][run] for key, whole in self._buffers.items()}
 
     def load(self, run: int, optimiser: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> None:
-        """Take over the state of torch's optimiser of one run."""
+        """Copy the state of torch's optimiser of one run."""
         for name, parameter in parameters.items():
             state = optimiser.state.get(parameter, {})
             count = state.get("step")
@@ -119,6 +119,6 @@ def _adamw(
 
 
 def _column(values: Sequence[float] | Float[Array, " run"], like: Float[Tensor, "run ..."]) -> Tensor:
-    """Return one number, or one truth value, for each run, in a shape that multiplies the run's tensor."""
+    """Return one number, or one boolean, for each run, in a shape that broadcasts with the run's tensor."""
     dtype = torch.bool if isinstance(values[0], bool) else like.dtype
     return torch.tensor(np.asarray(values), dtype=dtype, device=like.device).view(-1, *[1] * (like.ndim - 1))

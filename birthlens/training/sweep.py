@@ -1,7 +1,7 @@
-"""Grids of runs on the cores of this machine: what is missing is trained, what is unfinished continued, the rest used again.
+"""Grids of runs on the cores of this machine: missing runs are trained, unfinished ones continued, finished ones reused.
 
-A run lives in  folder / digest of its config , so that equal configs share one run, whatever asked for them. A directory
-counts only where it is whole and its config, its corpus and the code that made it are those asked for (`standing`).
+The path of a run is  folder / digest of its config , so that equal configs share one run. A directory is used only if it is
+complete and its config, its corpus and the code that made it are the requested ones (`standing`).
 
 Each core gets one process of one thread (`workers`: runs share nothing, and the fused engine gives the same bits for any
 number of threads); `processes=1` trains one run after the other in this process, with its own threads.
@@ -41,9 +41,9 @@ State = Literal["trained", "continued", "reused", "failed"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run: `message` says why it failed, why it was trained again, or why other code's run is reused.
+    """The outcome of one run: `message` says why it failed, why it was trained again, or why other code's run is reused.
 
-    `seconds` and `cpu_seconds` are what the whole run has cost, over all its sessions.
+    `seconds` and `cpu_seconds` are the cost of the whole run, over all its sessions.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class Outcome:
 
 
 def run_path(config: RunConfig, folder: str | Path) -> Path:
-    """Name the directory of a config's run: the first 16 digits of the SHA-256 of its canonical JSON."""
+    """Return the directory of a config's run: the first 16 digits of the SHA-256 of its canonical JSON."""
     text = json.dumps(config.to_data(), sort_keys=True, separators=(",", ":"))
     return Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -67,12 +67,12 @@ def sweep(
     pool: Executor | None = None,
     bundle: int = 1,
 ) -> Iterator[Outcome]:
-    """Bring every run to its end and yield outcomes as they come; equal configs are trained once.
+    """Bring every run to its end and yield outcomes as they arrive; equal configs are trained once.
 
-    A run that fails in any way (it diverges, its directory holds something else, its process is killed) is an outcome
-    "failed" with the reason, and the others go on. On another device than the CPU, runs of one shape are trained together
-    in this process, as many at a time as fit its memory; on the CPU each run is one task, since there processes are faster
-    than ensembles (docs/many_runs.md). `pool` takes the tasks instead of this machine's processes, `bundle` runs in each.
+    A run that fails in any way (it diverges, its directory contains something else, its process is killed) has the outcome
+    "failed" with the reason, and the others continue. On a device other than the CPU, runs of one shape are trained together
+    in this process, as many at a time as fit its memory. On the CPU each run is one task, because processes are faster there
+    than ensembles (docs/many_runs.md). `pool` runs the tasks instead of this machine's processes, `bundle` runs in each.
     """
     paths = {run_path(config, folder): config for config in configs}
     rest = paths
@@ -96,15 +96,15 @@ def prepare_all(runs: Sequence[tuple[Path, RunConfig]]) -> list[Outcome]:
 
 
 def outcomes_of(future: Future[list[Outcome]], paths: Sequence[Path]) -> list[Outcome]:
-    """Return the outcomes of a task's runs, also where its worker was killed or lost."""
+    """Return the outcomes of a task's runs, even if its worker was killed or lost."""
     try:
         return future.result()
-    except Exception as error:  # a pool of another library has errors of its own
+    except Exception as error:  # pools of other libraries have errors of their own
         return [Outcome(path, "failed", message=f"{path}: {_reason(error)}") for path in paths]
 
 
 def outcome_of(future: Future[Outcome], path: Path) -> Outcome:
-    """Return the outcome of a run that was prepared in a pool, also where its process was killed."""
+    """Return the outcome of a run that was prepared in a pool, even if its process was killed."""
     try:
         return future.result()
     except WorkerKilledError as error:
@@ -114,7 +114,7 @@ def outcome_of(future: Future[Outcome], path: Path) -> Outcome:
 def stacks_of(
     runs: Mapping[Path, RunConfig], execution: Execution
 ) -> tuple[list[dict[Path, RunConfig]], dict[Path, RunConfig]]:
-    """Divide runs into ensembles, each of one shape and no larger than the memory, and those that cannot be members."""
+    """Divide runs into ensembles, each of one shape and no larger than the memory, and runs that cannot be members."""
     groups: dict[str, dict[Path, RunConfig]] = {}
     rest: dict[Path, RunConfig] = {}
     limits: dict[str, int] = {}
@@ -128,7 +128,7 @@ def stacks_of(
             chain = chains_of([config])[0]
             task_of(config.task, chain).check_loss(config.training.loss)
         except (BirthlensError, OSError):
-            rest[path] = config  # it fails there alone, with its own sentence
+            rest[path] = config  # it fails there alone, with its own message
             continue
         shape = json.dumps(shape_of(config, len(chain)), sort_keys=True)
         groups.setdefault(shape, {})[path] = config
@@ -154,7 +154,7 @@ def prepare_together(runs: Mapping[Path, RunConfig], execution: Execution) -> It
                 path.parent.mkdir(parents=True, exist_ok=True)
                 locks.enter_context(locked(path.with_name(f".{path.name}.lock"), wait=True))
                 states[path] = standing(config, path, replayed)
-            except Exception as error:  # one run must not take the others with it
+            except Exception as error:  # one failing run must not stop the others
                 yield Outcome(path, "failed", message=f"{path}: {_reason(error)}")
         for path, (state, why) in states.items():
             if state == "reused":
@@ -180,7 +180,7 @@ def prepare_together(runs: Mapping[Path, RunConfig], execution: Execution) -> It
 
 
 def runs_of(grid: Grid, folder: str | Path, processes: int | None = None) -> dict[tuple[str, int], Run]:
-    """Train what is missing of a grid and open all its runs.
+    """Train the missing runs of a grid and open all of them.
 
     Raises:
         BirthlensError: if a run failed; the message is its reason.
@@ -193,7 +193,7 @@ def runs_of(grid: Grid, folder: str | Path, processes: int | None = None) -> dic
 
 
 def trained(config: RunConfig, folder: str | Path) -> Run:
-    """Return the finished run of a config: trained or continued in `folder`, or used again where it matches.
+    """Return the finished run of a config: trained or continued in `folder`, or reused if it matches.
 
     Raises:
         BirthlensError: if it is unavailable; the message is the reason.
@@ -207,14 +207,14 @@ def trained(config: RunConfig, folder: str | Path) -> Run:
 def prepare(config: RunConfig, path: Path) -> Outcome:
     """Train, continue or reuse the run at `path`; a run that fails is an outcome, not an error.
 
-    Where another process is at work on it, this one waits, and then uses what the other made.
+    If another process is working on it, wait, and then use what it made.
     """
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_name(f".{path.name}.lock"), wait=True):
             return _prepare(config, path)
-    except Exception as error:  # one run must not take the others of a grid with it; the outcome says what it was
+    except Exception as error:  # one failing run must not stop the others of a grid; the outcome has the reason
         spent = (time.perf_counter() - wall, time.process_time() - cpu)
         return Outcome(path, "failed", *spent, f"{path}: {_reason(error)}")
 

@@ -1,7 +1,7 @@
 """A pool for training and measuring: a process of one thread for each core, each replaced if it is killed.
 
-Every process has a thread of this process that waits for it, so that the death of one (out of memory, say) fails the one
-task it worked on, and the others go on.
+Every process has a thread of this process that waits for it, so that the death of one (out of memory, for example)
+fails only the task it worked on, and the others continue.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from birthlens.errors import BirthlensError
 from birthlens.system import cores
 
 _PATIENCE = 0.5
-"""Seconds to wait, when a process has died, for the whole pool to be closed: an interrupt ends processes first."""
+"""Seconds to wait, when a process has died, in case the whole pool is being closed: an interrupt ends processes first."""
 
 
 class WorkerKilledError(BirthlensError):
@@ -32,7 +32,7 @@ class WorkerKilledError(BirthlensError):
 def workers(processes: int | None = None) -> Iterator[Executor]:
     """Open a pool: one process for each core by default; `processes=1` is a thread of this process.
 
-    On leaving, tasks that have not begun are dropped.
+    On leaving, tasks that have not started are dropped.
 
     Raises:
         BirthlensError: for a number below 1.
@@ -62,7 +62,7 @@ class _Processes(Executor):
         return self._threads.submit(self._call, function, args, keywords)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Wait for what is running, then end the processes."""
+        """Wait for the running tasks, then end the processes."""
         self._closing.set()
         self._threads.shutdown(wait, cancel_futures=cancel_futures)
         while not self._idle.empty():

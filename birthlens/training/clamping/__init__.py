@@ -1,1 +1,1 @@
-"""Clamps at work: what they do to the weights, to the settings, and to the forward pass of a training."""
+"""The effect of clamps on the weights, the settings, and the forward pass of training."""

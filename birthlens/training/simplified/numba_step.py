@@ -46,7 +46,7 @@ def obstacle() -> str | None:
 
 
 def available() -> bool:
-    """Tell whether Numba, and what it needs, can be loaded."""
+    """Return whether Numba and its dependencies can be loaded."""
     return obstacle() is None
 
 
@@ -57,7 +57,7 @@ class FusedStep(FoldedStep):
     same bits for any number. Use one object from one thread at a time.
 
     Raises:
-        BirthlensError: as `FoldedStep` does, and where Numba cannot be loaded.
+        BirthlensError: as in `FoldedStep`, and if Numba cannot be loaded.
     """
 
     def __init__(

@@ -73,7 +73,7 @@ class _Chunk(NamedTuple):
     valid: Bool[Tensor, "batch target"]
 
     def slice(self, start: int, stop: int) -> _Chunk:
-        """Take some of the targets of every sequence."""
+        """Select some of the targets of every sequence."""
         return _Chunk(self.tokens, *(part[:, start:stop] for part in self[1:]))
 
 
@@ -142,7 +142,7 @@ def _run_layer_1(
     weight: float,
     d_resid: Float[Tensor, "batch pos d_model"],
 ) -> tuple[Float[Tensor, "batch target"], Int[Tensor, "batch target"], Float[Tensor, "batch target d_vocab"]]:
-    """Run some targets of a chunk from x1 to the loss and, where gradients are needed, back to x1."""
+    """Run some targets of a chunk from x1 to the loss and, if gradients are needed, back to x1."""
     reach = int(chunk.positions.max()) + 1
     past = resid[:, :reach]
     d_past = d_resid[:, :reach]
