@@ -32,9 +32,9 @@ class ModelConfig(Section):
     n_heads: Positive = 1
     """Heads in each layer; the simplified model has one."""
     d_mlp: Positive | None = None
-    """Hidden width of a ReLU MLP; null means 4 d_model."""
-    feed_forward: Literal["none", "linear", "relu"] = "none"
-    """No MLP, the linear W_F of the paper in the last layer, or a ReLU MLP."""
+    """Hidden width of an MLP; null means 4 d_model."""
+    feed_forward: Literal["none", "linear", "relu", "gelu"] = "none"
+    """No MLP, the linear W_F of the paper in the last layer, or an MLP with ReLU or (full model only) GELU."""
     positions: Literal["random", "sinusoidal", "rotary"] = "random"
     """Random (or learned) position embeddings, fixed sinusoids, or rotary embeddings in layer 0."""
     scaled_scores: bool = True
@@ -67,7 +67,9 @@ class ModelConfig(Section):
                 f"model.d_mlp = {self.d_mlp}: only feed_forward: relu has a hidden width; leave it out otherwise."
             )
         if self.family == "full" and self.feed_forward == "linear":
-            raise BirthlensError("model.feed_forward = 'linear': the full model has a ReLU MLP; use relu or none.")
+            raise BirthlensError("model.feed_forward = 'linear': the full model has an MLP; use relu, gelu or none.")
+        if self.family == "simplified" and self.feed_forward == "gelu":
+            raise BirthlensError("model.feed_forward = 'gelu': only the full model has this option; use family: full.")
         if self.family == "full" and self.positions != "random":
             raise BirthlensError(
                 f"model.positions = {self.positions!r}: the full model learns its positions; use random."
@@ -120,7 +122,7 @@ class ModelConfig(Section):
 
     @property
     def hidden(self) -> int:
-        """Width of a ReLU MLP: d_mlp, or 4 d_model where it is not given."""
+        """Width of an MLP: d_mlp, or 4 d_model where it is not given."""
         return self.d_mlp if self.d_mlp is not None else 4 * self.d_model
 
 
@@ -151,7 +153,7 @@ def parameter_shapes(config: ModelConfig, d_vocab: int, n_ctx: int) -> dict[str,
             block |= {"ln2.w": (d_model,), "ln2.b": (d_model,)}
         if config.feed_forward == "linear" and has_feed_forward:
             block |= {"W_F": (d_model, d_model)}
-        if config.feed_forward == "relu" and has_feed_forward:
+        if config.feed_forward in ("relu", "gelu") and has_feed_forward:
             block |= {"W_in": (d_model, config.hidden), "W_out": (config.hidden, d_model)}
             if full:
                 block |= {"b_in": (config.hidden,), "b_out": (d_model,)}

@@ -157,4 +157,4 @@ class _Stream:
         """Run the MLP of a layer, or W_F, if there is one."""
         if has_feed_forward(tensors, layer):
             read = normed(tensors, f"L{layer}.ln2", self.read(Mlp(layer)))
-            self.write(Mlp(layer), feed_forward(tensors, layer, read))
+            self.write(Mlp(layer), feed_forward(tensors, self.config, layer, read))

@@ -159,7 +159,7 @@ def _write(
     if not has_feed_forward(tensors, layer):
         return after
     read = normed(tensors, f"L{layer}.ln2", x if config.parallel_attn_mlp else after)
-    return feed_forward(tensors, layer, read, after)
+    return feed_forward(tensors, config, layer, read, after)
 
 
 def has_feed_forward(tensors: Tensors, layer: int) -> bool:
@@ -169,13 +169,15 @@ def has_feed_forward(tensors: Tensors, layer: int) -> bool:
 
 def feed_forward(
     tensors: Tensors,
+    config: ModelConfig,
     layer: int,
     read: Float[Tensor, "*rows d_model"],
     onto: Float[Tensor, "*rows d_model"] | None = None,
 ) -> Float[Tensor, "*rows d_model"]:
     """Return what a layer's feed-forward writes where it reads `read`, added to `onto` where that is given.
 
-    The linear one writes read W_F, the MLP relu(read W_in + b_in) W_out + b_out; simplified models have no biases.
+    The linear one writes read W_F, the MLP f(read W_in + b_in) W_out + b_out with f ReLU or GELU (x times the normal
+    distribution function of x); simplified models have no biases.
     """
     if f"L{layer}.W_F" in tensors:
         written = read @ tensors[f"L{layer}.W_F"]
@@ -183,7 +185,8 @@ def feed_forward(
     hidden = read @ tensors[f"L{layer}.W_in"]
     if f"L{layer}.b_in" in tensors:
         hidden = hidden + tensors[f"L{layer}.b_in"]
-    written = hidden.relu() @ tensors[f"L{layer}.W_out"]
+    active = functional.gelu(hidden) if config.feed_forward == "gelu" else hidden.relu()
+    written = active @ tensors[f"L{layer}.W_out"]
     # The order of these sums is part of what a run computes, to the last bit.
     written = written if onto is None else onto + written
     return written + tensors[f"L{layer}.b_out"] if f"L{layer}.b_out" in tensors else written

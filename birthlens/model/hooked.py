@@ -113,7 +113,7 @@ def hooked_config(config: ModelConfig, d_vocab: int, n_ctx: int, dtype: torch.dt
         n_ctx=n_ctx,
         d_vocab=d_vocab,
         attn_only=not has_mlp,
-        act_fn="relu" if has_mlp else None,
+        act_fn=("gelu" if config.feed_forward == "gelu" else "relu") if has_mlp else None,
         normalization_type="LN" if full else None,
         eps=1e-5,
         parallel_attn_mlp=config.parallel_attn_mlp and has_mlp,

@@ -229,7 +229,7 @@ class Trace:
         read = self.value(Point("resid_read", layer))
         if not model.config.parallel_attn_mlp:
             read = read + self.value(Point("attn_out", layer))
-        return feed_forward(model.tensors, layer, model.normed(f"L{layer}.ln2", read))
+        return feed_forward(model.tensors, model.config, layer, model.normed(f"L{layer}.ln2", read))
 
 
 def causal_attention(

@@ -99,4 +99,4 @@ def _written(
     if not has_feed_forward(tensors, layer):
         return after
     read = _normed(tensors, f"L{layer}.ln2", x if config.parallel_attn_mlp else after)
-    return feed_forward(tensors, layer, read, after)
+    return feed_forward(tensors, config, layer, read, after)

@@ -28,7 +28,7 @@ def bytes_of_a_run(config: RunConfig, d_vocab: int) -> int:
 def bytes_of_a_sequence(config: RunConfig, d_vocab: int) -> int:
     """Return the bytes that a forward and backward pass keeps for one sequence."""
     model = config.model
-    hidden = model.hidden if model.feed_forward == "relu" else 0
+    hidden = model.hidden if model.feed_forward in ("relu", "gelu") else 0
     each_layer = 10 * model.d_model + 2 * hidden + model.n_heads
     return _FLOAT * config.task.context * (model.n_layers * each_layer + 4 * d_vocab + 2 * model.d_model)
 

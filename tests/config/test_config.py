@@ -92,6 +92,7 @@ MLP = [*FULL, "model.feed_forward=relu"]
         (["task.no_repeat=1"], ["task.no_repeat = 1", "bool"]),
         (["model.positions=rotary", "model.d_model=9"], ["d_model", "9", "even"]),
         (["model.attention=relu"], ["model.attention = 'relu'", "only the full model", "family: full"]),
+        (["model.feed_forward=gelu"], ["model.feed_forward = 'gelu'", "only the full model"]),
         (["model.block=sequential"], ["model.block = 'sequential'", "only the full model"]),
         ([*FULL, "model.block=sequential"], ["model.block = 'sequential'", "no MLP", "feed_forward: relu"]),
         ([*FULL, "model.feed_forward_layers=[0]"], ["model.feed_forward_layers = [0]", "no MLP"]),

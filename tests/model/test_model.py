@@ -33,6 +33,7 @@ SIMPLIFIED = [
 FULL = [
     {"family": "full", "n_heads": 4, "feed_forward": "relu"},
     {"family": "full", "n_heads": 2, "n_layers": 3},
+    {"family": "full", "n_heads": 2, "n_layers": 1, "feed_forward": "gelu"},
     {"family": "full", "n_heads": 2, "attention": "relu"},
     {"family": "full", "n_layers": 1, "attention": "linear", "scaled_scores": False},
     {"family": "full", "n_heads": 2, "n_layers": 3, "feed_forward": "relu", "feed_forward_layers": (0, 2)},
@@ -102,7 +103,9 @@ def papers_model(p: dict[str, torch.Tensor], config: ModelConfig, tokens: torch.
                     before = xs[t] if config.block == "parallel" else y
                     inner = norm(before, f"L{layer}.ln2") if full else y
                     hidden = p[f"L{layer}.W_in"].T @ inner + (p[f"L{layer}.b_in"] if full else 0)
-                    y = y + p[f"L{layer}.W_out"].T @ torch.relu(hidden) + (p[f"L{layer}.b_out"] if full else 0)
+                    normal = (1 + torch.erf(hidden / math.sqrt(2))) / 2
+                    active = hidden * normal if config.feed_forward == "gelu" else torch.relu(hidden)
+                    y = y + p[f"L{layer}.W_out"].T @ active + (p[f"L{layer}.b_out"] if full else 0)
                 new.append(y)
             xs = new
         final = [norm(x, "ln_final") for x in xs] if full else xs

@@ -187,7 +187,7 @@ MODELS = [
     {"feed_forward": "relu"},
     {"positions": "rotary"},
     {"family": "full", "n_heads": 2, "feed_forward": "relu"},
-    {"family": "full", "feed_forward": "relu", "feed_forward_layers": (1,), "block": "sequential", "attention": "relu"},
+    {"family": "full", "feed_forward": "gelu", "feed_forward_layers": (1,), "block": "sequential", "attention": "relu"},
 ]
 
 

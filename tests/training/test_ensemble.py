@@ -81,7 +81,7 @@ def test_a_member_of_a_full_model_is_its_solo_run() -> None:
 
 def test_full_models_with_chosen_layers_in_sequence_are_stacked() -> None:
     config = ModelConfig(
-        family="full", d_model=16, n_heads=2, feed_forward="relu", block="sequential", feed_forward_layers=(1,)
+        family="full", d_model=16, n_heads=2, feed_forward="gelu", block="sequential", feed_forward_layers=(1,)
     )
     solo = [tensors_of(initial_weights(config, 7, 12, np.random.default_rng(seed)), torch.float64) for seed in (0, 1)]
     tokens = torch.randint(0, 7, (2, 3, 10), generator=torch.Generator().manual_seed(0))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.special import ndtr
 
 from birthlens.analysis.memories.memory import Array
 from birthlens.errors import BirthlensError
@@ -203,7 +204,8 @@ def _feed_forward(weights: Weights, block: str, terms: Terms, paths: bool) -> Te
         return {}
     x = np.sum(list(_normalised(weights, f"{block}.ln2", terms).values()), axis=0)
     biases = [_exact(weights, f"{block}.{name}") if f"{block}.{name}" in weights else 0.0 for name in ("b_in", "b_out")]
-    hidden = np.maximum(x @ _exact(weights, f"{block}.W_in") + biases[0], 0)
+    hidden = x @ _exact(weights, f"{block}.W_in") + biases[0]
+    hidden = hidden * ndtr(hidden) if weights.config.feed_forward == "gelu" else np.maximum(hidden, 0)
     return {f"{block}.mlp": hidden @ _exact(weights, f"{block}.W_out") + biases[1]}
 
 

@@ -23,7 +23,7 @@ MODELS = {
     "full, attention only": {"family": "full", "n_heads": 2, "n_layers": 3},
     "full, rectified, in sequence": {
         "family": "full",
-        "feed_forward": "relu",
+        "feed_forward": "gelu",
         "feed_forward_layers": (0,),
         "block": "sequential",
         "attention": "relu",

@@ -30,7 +30,7 @@ KINDS = {
     "rotary": ModelConfig(d_model=12, n_layers=1, positions="rotary"),
     "full": ModelConfig(family="full", d_model=12, n_layers=3, n_heads=2, feed_forward="relu"),
     "in sequence": ModelConfig(
-        family="full", d_model=12, n_layers=3, feed_forward="relu", feed_forward_layers=(0, 2), block="sequential"
+        family="full", d_model=12, n_layers=3, feed_forward="gelu", feed_forward_layers=(0, 2), block="sequential"
     ),
 }
 METRICS = ("in_context.accuracy", "in_context.loss", "in_context.logit", "global.loss")
@@ -189,7 +189,7 @@ def test_attention_without_softmax_is_intervened_on_by_hooks(attention: str) -> 
     np.testing.assert_allclose(found.values[found.cases.index("L0H1")], by_hand.values[0], atol=1e-5)
     assert np.abs(found.values - found.values[0]).max(1)[1:].min() > 1e-6
     with pytest.raises(BirthlensError, match=f"model.attention = '{attention}': this pass has softmax attention only"):
-        BlockLayout(weights)
+        PreparedWeights(weights)
 
 
 def test_an_edit_recomputes_only_what_lies_downstream(monkeypatch: pytest.MonkeyPatch) -> None:
