@@ -21,7 +21,7 @@ PLAN = {
     "": "errors shapes labels _version < devices reading system",
     "config": "base clamps own_class < clamp_text model task < run < comments differences presets schedule",
     "tasks": """
-        batch corpus sampling_kernel < roles sampling < positions task < baselines
+        batch corpus sampling_kernel < prompts roles sampling < positions task < baselines
         < ngrams tokenizing < bigram markov facts noise < backcopy text
         < kinds < predictors.prefix predictors.trigger_posterior < predictors.bag_of_tokens < predictors.reference
         < predictors.scores counter_sampling""",
@@ -43,8 +43,8 @@ PLAN = {
         bootstrap head_sets metrics spec truncation < scoring weight_patching < corruptions replacements suite_results
         < edges < backends < runner < ablation attribution < patching suite < causal_tables edge_tables""",
     "analysis.behaviour": """
-        attention contrast decomposition excess head_weights noisy_recall sinks sweep_results < head_scores trajectory
-        < monitor""",
+        attention contrast decomposition excess head_weights noisy_recall sinks sweep_results
+        < head_onsets head_scores trajectory < monitor""",
     "analysis.theory": """
         fact_stages gradients width < first_step outer_products < memory_capacity memory_scaling three_steps updates""",
     "claims": """
@@ -61,7 +61,7 @@ PLAN = {
         < figures report.leads report.page < figures.gallery report.scorecard
         < report.compare report.memories < report.story < report""",
     "cli": """
-        options streams < __init__ subjects tables training < basics benching forking many_runs probing
+        options prompting streams < __init__ subjects tables training < basics benching forking many_runs probing
         < causal demo memory seeing < weight_patching""",
     "top": "__init__ __main__",
 }

@@ -42,12 +42,23 @@ def corpus(file: str | None, style: str) -> None:
 
 
 @click.command(epilog="Example: birthlens steps runs/demo --format json")
-@click.argument("run", type=click.Path())
+@click.argument("run", metavar="RUN|SERIES", type=click.Path())
 @format_option
 def steps(run: str, style: str) -> None:
-    """List the steps of a RUN at which its weights were kept."""
+    """List the steps of a RUN at which its weights were kept, or those of a SERIES of model directories."""
+    from birthlens.model.series import series_at
     from birthlens.runs.run import load_run
 
+    series = series_at(run)
+    if series is not None:
+        if style == "json":
+            tell(json.dumps(series.steps))
+        elif style in ("csv", "spreadsheet"):
+            _csv(style, ["step"], [[str(step)] for step in series.steps])
+        else:
+            tell(f"{run}: {len(series.steps)} model directories")
+            tell(" ".join(map(str, series.steps)))
+        return
     loaded = load_run(run)
     kept = loaded.steps
     if style == "json":

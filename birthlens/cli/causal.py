@@ -9,11 +9,14 @@ import click
 
 from birthlens.cli.options import refuse_idle
 from birthlens.cli.probing import steps_option
+from birthlens.cli.prompting import on_prompts
 from birthlens.cli.subjects import load, load_run, names, sample_options, working_folder
 from birthlens.cli.tables import check_counts, deliver, format_option, out_option
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from birthlens.tasks.batch import TokenBatch
 
 
 def draws_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,6 +50,9 @@ def quantities_option(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--suite", "suite_file", type=click.Path(), help="A YAML or JSON description instead of the options above."
 )
+@click.option(
+    "--prompts", type=click.Path(), help="Sentences or ids of your own with answers, as YAML or JSON (docs/how_to.md)."
+)
 @steps_option("last")
 @sample_options(256)
 @out_option
@@ -58,6 +64,7 @@ def ablate(
     components: bool,
     metrics: str | None,
     suite_file: str | None,
+    prompts: str | None,
     steps: str,
     batch_size: int,
     seed: int,
@@ -84,7 +91,16 @@ def ablate(
         data |= {"seed": seed} | ({} if metrics is None else {"metrics": names("metrics", metrics)})
         suite = Suite.from_data(data)
     loaded = load(subject, steps, suite.seed)
-    batch, reference = loaded.batch(batch_size, 0), loaded.batch(batch_size, 1)
+    described = loaded.described
+    wrong = None
+    if prompts is None:
+        batch = loaded.batch(batch_size, 0)
+        reference: TokenBatch | None = loaded.batch(batch_size, 1)
+    else:
+        refuse_idle("--prompts says which sequences", "batch_size")
+        asked = loaded.prompts(prompts)
+        suite, batch, reference, wrong = on_prompts(suite, asked)
+        described = {**described, "prompts": [vars(prompt) for prompt in asked]}
     with working_folder(out) as folder, loaded.progress() as advance:
         table = execute(
             suite,
@@ -92,10 +108,11 @@ def ablate(
             batch,
             reference,
             folder,
-            loaded.described,
+            described,
             loaded.statistics,
             progress=advance,
             initial=None if loaded.run is None else loaded.run.weights(loaded.run.steps[0]),
+            alternatives=wrong,
         )
     deliver(check_counts(table, "role"), out, style)
 

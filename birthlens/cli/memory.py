@@ -9,6 +9,7 @@ import click
 from birthlens.cli.options import refuse_idle
 from birthlens.cli.probing import overview, steps_option
 from birthlens.cli.streams import note, tell
+from birthlens.cli.subjects import holds_models, load
 from birthlens.cli.tables import deliver, format_option, out_option, show_rows
 from birthlens.errors import BirthlensError
 from birthlens.labels import label
@@ -104,7 +105,7 @@ def associations(
 
 
 @click.command(epilog="Example: birthlens order runs/seed0 runs/seed1 runs/seed2")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(), metavar="RUN...")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(), metavar="RUN...|SERIES")
 @click.option("--width", default=4.0, show_default=True, help="Width of the null band, in standard deviations.")
 @click.option("--sensitivity", is_flag=True, help="Show how the order depends on probe, threshold and candidate sets.")
 @out_option
@@ -114,7 +115,15 @@ def order(runs: tuple[str, ...], width: float, sensitivity: bool, out: str | Non
 
     A memory is born at the step from which its right entries stay outside the band that shifted pairings of the same table
     span. The RUNs may differ in their seeds only.
+
+    Of one SERIES of model directories: from which step each score of each head stays above half of its largest excess over
+    chance, on random sequences that repeat.
     """
+    if len(runs) == 1 and holds_models(runs[0]):
+        refuse_idle("a series has scores of heads, not the paper's memories", "width", "sensitivity")
+        table = _order_of_series(runs[0])
+        deliver(table.replace(float("inf"), "never") if out is None and style == "table" else table, out, style)
+        return
     import numpy as np
     import pandas as pd
 
@@ -137,6 +146,15 @@ def order(runs: tuple[str, ...], width: float, sensitivity: bool, out: str | Non
     if out is None and style == "table":
         table = table.replace(np.inf, "never")
     deliver(table, out, style)
+
+
+def _order_of_series(path: str) -> pd.DataFrame:
+    from birthlens.analysis.behaviour.head_onsets import head_onsets_table
+    from birthlens.analysis.behaviour.head_scores import scores_table
+
+    loaded = load(path, "all", 0)
+    with loaded.progress() as advance:
+        return head_onsets_table(scores_table(loaded.models(advance), loaded.batch(64, 0)))
 
 
 def _note_moving(moving: list[str]) -> None:

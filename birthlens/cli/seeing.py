@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -10,7 +11,10 @@ import click
 from birthlens.cli.options import refuse_idle
 from birthlens.cli.probing import steps_option
 from birthlens.cli.streams import note, tell
+from birthlens.cli.subjects import holds_models, load
 
+MOST_PICTURES = 50
+"""Prompts that are drawn on one page."""
 RUN_KINDS = ("birth", "behaviour", "recall", "memories", "ledger", "ablation", "edges", "patching",
              "weight-patching", "attention")  # fmt: skip
 RENAMED_KINDS = {"transplant": "weight-patching"}
@@ -94,26 +98,58 @@ def report(runs: tuple[str, ...], out: str, quick: bool) -> None:
 
 
 @click.command(epilog="Example: birthlens attention runs/demo --steps every:5 --out attention.html")
-@click.argument("run", type=click.Path())
+@click.argument("subject", metavar="RUN|MODEL_DIR|SERIES", type=click.Path())
 @click.option(
     "--out", default="attention.html", show_default=True, type=click.Path(dir_okay=False), help="An .html file."
 )
 @click.option("--steps", help="all, last, every:N, or a list 0,100,-1; by default up to twenty.")
 @click.option("--text", help="A text of your own instead of a held-out sequence of the task.")
+@click.option("--prompts", type=click.Path(), help="Several sentences or ids of your own, as YAML or JSON.")
 @click.option("--row", default=0, show_default=True, type=click.IntRange(min=0), help="Which held-out sequence.")
 @click.option("--heads", help="Heads such as L0H0,L1H0; by default all.")
 @click.option("--length", default=64, show_default=True, type=click.IntRange(min=1), help="How many positions.")
 def attention(
-    run: str, out: str, steps: str | None, text: str | None, row: int, heads: str | None, length: int
+    subject: str,
+    out: str,
+    steps: str | None,
+    text: str | None,
+    prompts: str | None,
+    row: int,
+    heads: str | None,
+    length: int,
 ) -> None:
-    """Write the attention patterns of a RUN as one page with a slider over its checkpoints."""
-    from birthlens.viz.notebook import show_attention
+    """Write the attention patterns of a RUN or of model directories as one page with a slider over checkpoints.
 
-    if text is not None:
-        refuse_idle("with --text there is one sequence", "row")
+    A model directory is shown on random tokens that repeat, or on your own --text or --prompts.
+    """
+    from birthlens.viz.notebook import save_pictures, series_pictures, show_attention, thinned
+
+    if text is not None or prompts is not None:
+        refuse_idle("the sequences are given", "row")
+    if prompts is not None:
+        refuse_idle("--prompts has the text", "text")
     chosen = heads.split(",") if heads else None
-    picture = show_attention(run, steps, tokens=text, row=row, heads=chosen, length=length)
-    tell(str(picture.save(out)))
+    if not holds_models(subject) and prompts is None:
+        picture = show_attention(subject, steps, tokens=text, row=row, heads=chosen, length=length)
+        tell(str(picture.save(out)))
+        return
+    loaded = load(subject, steps or "all", 0)
+    if steps is None:
+        loaded = replace(loaded, steps=thinned(loaded.steps, 20))  # with the first step, which is opened already
+    if prompts is not None:
+        sequences = [list(prompt.text) for prompt in loaded.prompts(prompts)]
+        if len(sequences) > MOST_PICTURES:
+            note(f"the page shows the first {MOST_PICTURES} of {len(sequences)} prompts.")
+            sequences = sequences[:MOST_PICTURES]
+    elif text is not None:
+        sequences = [loaded.encoded(text)]
+    else:
+        sequences = [loaded.batch(row + 1, 0).tokens[row].tolist()]
+    if loaded.run is not None:
+        pictures = [show_attention(loaded.run, steps, ids, heads=chosen, length=length) for ids in sequences]
+    else:
+        pictures = series_pictures(loaded.models(), sequences, chosen, length, Path(subject).name)
+    tell(str(save_pictures(pictures, out)))
 
 
 @click.command(epilog="Example: birthlens watch runs/demo")

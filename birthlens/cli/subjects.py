@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from birthlens.errors import BirthlensError
+from birthlens.labels import shown
 
 if TYPE_CHECKING:
     from birthlens.analysis.interventions.ablation import Models
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from birthlens.runs.run import Run
     from birthlens.tasks.batch import TokenBatch
     from birthlens.tasks.corpus import BigramStatistics
+    from birthlens.tasks.prompts import Encode, Prompt
 
 _FRESH = 2**40 + 1  # index of batches that neither training nor its evaluation ever drew
 
@@ -131,6 +133,35 @@ class Subject:
         vocabulary = 0 if self.statistics is None else len(self.statistics)
         return corrupt(corruption, self.batch(n, 0), np.random.default_rng([self.seed, 11]), vocabulary)
 
+    def prompts(self, file: str) -> list[Prompt]:
+        """Read a file of prompts, whose text needs the tokenizer of the run or of the first model directory."""
+        from birthlens.tasks.prompts import read_prompts
+
+        encode, encode_answer = self._encoders()
+        return read_prompts(file, encode, encode_answer, self.path)
+
+    def encoded(self, text: str) -> list[int]:
+        """Return the ids of a text."""
+        encode, _ = self._encoders()
+        if encode is None:
+            raise BirthlensError(f"text = {shown(text, 40)}: {self.path} has no tokenizer; give ids by --prompts.")
+        return encode(text)
+
+    def _encoders(self) -> tuple[Encode, Encode] | tuple[None, None]:
+        """Return how text becomes ids, with the special tokens that a model begins with and without; None: not at all."""
+        if self.run is not None:
+            from birthlens.tasks.tokenizing import encoded
+
+            statistics = self.run.statistics
+            return (lambda text: encoded(statistics, text),) * 2
+        from birthlens.model.directory import load_tokenizer
+
+        assert self.series is not None
+        tokenizer = load_tokenizer(self.series.directories[self.steps[0]])
+        if tokenizer is None:
+            return None, None
+        return tokenizer.encode, lambda text: tokenizer.encode(text, add_special_tokens=False)
+
     @contextmanager
     def progress(self) -> Iterator[Callable[[int, float], None]]:
         """Show a bar over steps, and the share of the present one, on a terminal (and nothing elsewhere)."""
@@ -202,6 +233,13 @@ def working_folder(out: str | None) -> Iterator[Path]:
     else:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
+
+
+def holds_models(path: str) -> bool:
+    """Say whether a path is a model directory or a series of them, and no run."""
+    from birthlens.model.series import series_at
+
+    return _holds_model(path) or series_at(path) is not None
 
 
 def _holds_model(path: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from birthlens._version import __version__
 from birthlens.errors import BirthlensError
+from birthlens.model.series import series_at
 from birthlens.runs.files import CONSTANTS, HEADER, TABLES
 from birthlens.runs.seal import Seal, content_digest, digest_of
 from birthlens.system import write_atomically
@@ -37,6 +38,10 @@ def read_header(path: Path) -> dict[str, Any]:
         BirthlensError: if it is missing, damaged, changed, or of a newer format.
     """
     file = path / HEADER
+    if (path / "config.json").exists() and not file.exists():
+        raise _no_run(path, "a directory with a Hugging Face model")
+    if series_at(path) is not None:
+        raise _no_run(path, "a series of model directories")
     if path.is_file():
         raise BirthlensError(f"run = {str(path)!r} is a file; give the directory that `birthlens train` wrote.")
     if not path.is_dir():
@@ -58,6 +63,10 @@ def read_header(path: Path) -> dict[str, Any]:
     if reason := fault(header):
         raise BirthlensError(f"{file} is damaged ({reason}); restore it or train again.")
     return dict(header)
+
+
+def _no_run(path: Path, what: str) -> BirthlensError:
+    return BirthlensError(f"run = {str(path)!r} is {what}; this command takes a run, whose task and config it needs.")
 
 
 def write_header(path: Path, header: Mapping[str, Any]) -> Seal:

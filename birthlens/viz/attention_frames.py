@@ -11,8 +11,8 @@ Roles of a position (several may hold):
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -154,11 +154,31 @@ def model_frames(
     patterns = np.stack([found[points[head.layer]][0, head.head].float().cpu().numpy() for head in chosen])
     if labels is None:
         known = getattr(model, "tokenizer", None)
+        if known is not None and len(known) < 2:  # a directory without a tokenizer gets an empty one
+            known = None
         labels = [str(i) if known is None else known.decode([i]) for i in ids.tolist()]
     if len(labels) < len(ids):
         raise BirthlensError(f"labels = {len(labels)} strings; give one for each of {len(ids)} tokens.")
     shown = tuple(legible(label) for label in labels[: len(ids)])
     return AttentionFrames((0,), tuple(map(str, chosen)), shown, ((),) * len(ids), patterns[None])
+
+
+def series_frames(
+    models: Iterable[tuple[int, HookedModel]],
+    sequences: Sequence[object],
+    heads: Sequence[Head] | None = None,
+    length: int = 64,
+) -> list[AttentionFrames]:
+    """Run sequences of ids through each model of a series, one model after another: the frames of each sequence."""
+    steps = []
+    found: list[list[AttentionFrames]] = []
+    for step, model in models:
+        steps.append(step)
+        found.append([model_frames(model, ids, None, heads, length) for ids in sequences])
+    return [
+        replace(frames[0], steps=tuple(steps), patterns=np.concatenate([one.patterns for one in frames]))
+        for frames in zip(*found, strict=True)
+    ]
 
 
 def batch_roles(batch: TokenBatch, row: int = 0) -> tuple[tuple[str, ...], ...]:

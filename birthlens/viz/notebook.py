@@ -7,7 +7,7 @@ with those of the page or of another picture.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +18,7 @@ from birthlens.labels import counted
 from birthlens.model.sites import Head
 from birthlens.runs.run import Run, load_run
 from birthlens.tasks.batch import TokenBatch
-from birthlens.viz.attention_frames import ROLE_MARKS, AttentionFrames, model_frames, run_frames
+from birthlens.viz.attention_frames import ROLE_MARKS, AttentionFrames, model_frames, run_frames, series_frames
 from birthlens.viz.html import asset, circuitsvis_bundle, escape, page, script_json, write_page
 
 if TYPE_CHECKING:
@@ -138,6 +138,20 @@ def show_attention(
         ids = tokens.tokens[row]
     frames = model_frames(source, ids, labels, chosen, length)
     return AttentionPicture(frames, title or "Attention")
+
+
+def series_pictures(
+    models: Iterable[tuple[int, HookedModel]],
+    sequences: Sequence[object],
+    heads: Sequence[str | Head] | None = None,
+    length: int = 64,
+    name: str = "a series",
+) -> list[AttentionPicture]:
+    """Show the attention patterns of a series of models on sequences of ids: a picture each, with a slider over steps."""
+    chosen = None if heads is None else [Head.parse(head) if isinstance(head, str) else head for head in heads]
+    frames = series_frames(models, sequences, chosen, length)
+    numbers = [f", prompt {n}" if len(frames) > 1 else "" for n in range(1, len(frames) + 1)]
+    return [AttentionPicture(one, f"Attention in {name}{number}") for one, number in zip(frames, numbers, strict=True)]
 
 
 def pictures_page(pictures: Sequence[AttentionPicture], title: str = "Attention") -> str:

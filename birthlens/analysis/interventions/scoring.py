@@ -80,11 +80,15 @@ class Scoring:
         batch: TokenBatch,
         metrics: Sequence[Metric | str] = DEFAULT_METRICS,
         statistics: BigramStatistics | None = None,
+        alternatives: Int[Tensor, "batch pos"] | None = None,
     ) -> Scoring:
-        """Score the targets of a batch by role of the token; `statistics` allow the quantity kl."""
+        """Score the targets of a batch by role of the token.
+
+        `statistics` allow the quantity kl, `alternatives` the quantity logit_difference.
+        """
         bigram = None if statistics is None else torch.from_numpy(statistics.bigram).float()
         return cls(
-            parsed(metrics), role_masks_with_successors(batch), batch.targets, None, batch.tokens, bigram
+            parsed(metrics), role_masks_with_successors(batch), batch.targets, alternatives, batch.tokens, bigram
         ).trimmed()
 
     def trimmed(self) -> Scoring:

@@ -69,9 +69,11 @@ from birthlens.tasks.corpus import BigramStatistics
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
     from birthlens.model.hooked import HookedModel
     from birthlens.model.live import LiveModel
+    from birthlens.shapes import Int
 
 AnySuiteIntervention = AnyIntervention | MatrixIntervention
 SuiteCases = Mapping[str, Sequence[AnySuiteIntervention]]
@@ -213,18 +215,20 @@ def execute(
     chunk: int = CHUNK,
     progress: Callable[[int, float], None] | None = None,
     initial: Weights | None = None,
+    alternatives: Int[Tensor, "batch pos"] | None = None,
 ) -> pd.DataFrame:
     """Run everything not yet done, and return the whole table: the columns of `ablation.cases_table`, ablated and method.
 
     A checkpoint is repeated if its weights are no longer those that were measured. `progress` is called with a step and the
     share of its work that is done: 1 when it is complete. `initial` are the weights that `change_rank` counts changes from.
+    `alternatives` are the wrong answers of logit_difference, and `subject` must say which.
 
     Raises:
         BirthlensError: if the directory holds another suite's results, the same suite's results on other data or with other
             versions, or a damaged file.
     """
     suite = suite.changed(metrics=suite.metrics or tuple(map(str, default_metrics(statistics))))
-    scoring = Scoring.of(batch, suite.metrics or (), statistics)
+    scoring = Scoring.of(batch, suite.metrics or (), statistics, alternatives)
     steps: list[int] = []
     for step, model in models:
         cases = suite.cases_for(sizes_of(model))
