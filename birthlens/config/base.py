@@ -59,7 +59,7 @@ class Section:
     kinds: ClassVar[dict[str, Any]] = {}
     """The type of every field, in order."""
     added: ClassVar[frozenset[str]] = frozenset()
-    """Fields that came after the first format; plain data leaves them out at their defaults, and so stays the same."""
+    """Fields added after the first format; plain data leaves them out at their defaults, and therefore stays the same."""
 
     def __init_subclass__(cls) -> None:
         hints = get_type_hints(cls, include_extras=True)
@@ -82,7 +82,7 @@ class Section:
 
     @classmethod
     def chosen(cls, values: Mapping[Any, Any]) -> Section:
-        """Return the section that plain values stand for; a section of several kinds chooses one of them."""
+        """Return the section for plain values; a section with several kinds chooses one of them."""
         return cls(**{str(name): value for name, value in values.items()})
 
     def _path(self, name: str) -> str:
@@ -109,7 +109,7 @@ class Section:
         return type(self)(**{**self.__dict__, **fields})
 
     def to_data(self) -> dict[str, Any]:
-        """Return plain data for JSON or YAML, from which the same section can be made."""
+        """Return plain data for JSON or YAML, from which an equal section can be made."""
         return {
             name: _plain(value)
             for name, value in self.__dict__.items()
@@ -118,7 +118,7 @@ class Section:
 
 
 def _converted(path: str, kind: Any, value: Any) -> Any:
-    """Return the value as its field's type."""
+    """Return the value converted to its field's type."""
     if isinstance(kind, type) and issubclass(kind, Section):
         if isinstance(value, Mapping):
             return kind.chosen(value)
@@ -136,7 +136,7 @@ def _converted(path: str, kind: Any, value: Any) -> Any:
 
 
 def _leaves(kind: Any) -> Iterator[Any]:
-    """Yield the types, and the values of Literals, that a type is made of."""
+    """Yield the types, and the values of Literals, that a type consists of."""
     inner = get_args(kind)[:1] if get_origin(kind) is Annotated else get_args(kind)
     if inner:
         for part in inner:
@@ -146,7 +146,7 @@ def _leaves(kind: Any) -> Iterator[Any]:
 
 
 def _sentence(path: str, kind: Any, value: Any, complaint: str) -> str:
-    """Turn an error of msgspec into one sentence with the field, its value and what is valid."""
+    """Convert an error of msgspec to one sentence with the field, its value and the valid values."""
     complaint, _, where = complaint.replace("`", "").partition(" - at $")
     for index in re.findall(r"\[(\d+)\]", where):
         path = f"{path}.{index}"

@@ -57,7 +57,7 @@ def from_text(text: str) -> dict[str, Any]:
 
 
 def parsed(clamps: object) -> object:
-    """Read the texts among some clamps as plain data; everything else is returned as it is."""
+    """Convert the texts among some clamps to plain data; everything else is returned unchanged."""
     if isinstance(clamps, str):
         clamps = [clamps]
     if isinstance(clamps, Sequence):
@@ -71,7 +71,7 @@ def parsed_all(clamps: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _known(clamp: object) -> object:
-    """Return a clamp as it is; raise BirthlensError if it is a mapping of an unknown kind."""
+    """Return a clamp unchanged; raise BirthlensError if it is a mapping of an unknown kind."""
     if isinstance(clamp, dict):
         kind = clamp.get("kind")
         if not isinstance(kind, str) or kind not in KINDS:
@@ -80,7 +80,7 @@ def _known(clamp: object) -> object:
 
 
 def _placed(name: str, word: str) -> dict[str, Any]:
-    """Read one word without a name; step:N and rank:N name a source and its number at once."""
+    """Parse one word without a name; step:N and rank:N give a source and its number at once."""
     if name == "held":
         return {"held": word == "held"}
     source, colon, number = word.partition(":")

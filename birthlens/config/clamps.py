@@ -3,7 +3,7 @@
     freeze         a matrix gets no updates
     hold           a matrix is zero, its value at another step, its ideal memory, its projection on its ledger, or of rank R
     add            a multiple of its ideal memory is added to a matrix, once, or kept in it
-    reset          the optimiser forgets what it has gathered, once
+    reset          the optimiser's state is cleared, once
     set            a setting of the task, the loss or the optimiser has another value
     ablate         a head or an edge of the forward pass is replaced by zero or by its mean
     pin            the attention pattern of a head is the previous token, uniform, or the one that the model had at `from`
@@ -30,14 +30,14 @@ Source = Literal["zero", "initial", "step", "ideal", "ideal_dual", "ledger", "wi
 
 
 class Clamp(Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_fields=True, omit_defaults=True):
-    """What all clamps have: the first step at which it acts, and the first at which it no longer does (None: never)."""
+    """The fields of all clamps: the first step at which it acts, and the first at which it no longer does (None: never)."""
 
     start: Step = field(default=0, name="from")
     stop: Step | None = field(default=None, name="until")
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """What the clamp fixes; two clamps that fix the same thing contradict each other where their spans overlap."""
+        """What the clamp fixes; two clamps that fix the same thing contradict each other if their spans overlap."""
         return ()
 
     def acts(self, step: int) -> bool:
@@ -60,7 +60,7 @@ class Clamp(Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_
 
 
 class Freeze(Clamp, frozen=True, kw_only=True, tag="freeze"):
-    """Leave a matrix as it is: no gradient, no weight decay, no momentum."""
+    """Keep a matrix unchanged: no gradient, no weight decay, no momentum."""
 
     matrix: str
 
@@ -119,7 +119,7 @@ class Add(Clamp, frozen=True, kw_only=True, tag="add"):
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """The matrix, where it is held."""
+        """The matrix, if it is held."""
         return (self.matrix,) if self.held else ()
 
     def _words(self) -> list[str]:
@@ -127,7 +127,7 @@ class Add(Clamp, frozen=True, kw_only=True, tag="add"):
 
 
 class Reset(Clamp, frozen=True, kw_only=True, tag="reset"):
-    """Forget the optimiser's state at step `from`, of one matrix or of all."""
+    """Clear the optimiser's state at step `from`, for one matrix or for all."""
 
     matrix: str | None = None
 
@@ -169,7 +169,7 @@ class Ablate(Clamp, frozen=True, kw_only=True, tag="ablate"):
 
 
 class Pin(Clamp, frozen=True, kw_only=True, tag="pin"):
-    """Fix the attention pattern of a head: all to the previous token, uniform, or as the model at step `from` attends."""
+    """Fix the attention pattern of a head: all to the previous token, uniform, or the model's pattern at step `from`."""
 
     head: str
     pattern: Literal["previous", "uniform", "frozen"]
@@ -184,7 +184,7 @@ class Pin(Clamp, frozen=True, kw_only=True, tag="pin"):
 
 
 class StopGradient(Clamp, frozen=True, kw_only=True, tag="stop_gradient"):
-    """Let no gradient pass an edge such as L0H0->L1H0.k."""
+    """Stop the gradient through an edge such as L0H0->L1H0.k."""
 
     edge: str
 

@@ -19,7 +19,7 @@ def meanings(section: type[Section]) -> dict[str, str]:
     for base in reversed(section.__mro__[:-1]):
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        except OSError:  # made while the program runs, from a user's own class
+        except OSError:  # created at run time, from a user's own class
             continue
         assert isinstance(tree, ast.ClassDef)
         for field, after in pairwise(tree.body):

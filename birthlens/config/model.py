@@ -112,7 +112,7 @@ class ModelConfig(Section):
 
     @property
     def parallel_attn_mlp(self) -> bool:
-        """Whether attention and MLP of a layer read the same input (TransformerLens has the same name for it)."""
+        """Whether attention and MLP of a layer read the same input (the name is TransformerLens's)."""
         return self.family == "full" and self.block == "parallel"
 
     @property
@@ -122,12 +122,12 @@ class ModelConfig(Section):
 
     @property
     def hidden(self) -> int:
-        """Width of an MLP: d_mlp, or 4 d_model where it is not given."""
+        """Width of an MLP: d_mlp, or 4 d_model if it is not given."""
         return self.d_mlp if self.d_mlp is not None else 4 * self.d_model
 
 
 def parameter_shapes(config: ModelConfig, d_vocab: int, n_ctx: int) -> dict[str, tuple[int, ...]]:
-    """Name every parameter of the model with its shape, in the order of the forward pass.
+    """Return the name and shape of every parameter of the model, in the order of the forward pass.
 
     Example:
         >>> list(parameter_shapes(ModelConfig(d_model=8, n_layers=1), d_vocab=5, n_ctx=4))
@@ -172,7 +172,7 @@ def parameter_names(config: ModelConfig) -> tuple[str, ...]:
 
 
 def trained_by_default(config: ModelConfig) -> tuple[str, ...]:
-    """List what the paper trains: every W_K, the last W_O and W_F or the MLP (simplified), or everything (full).
+    """List the matrices that the paper trains: every W_K, the last W_O, and W_F or the MLP (simplified); or all (full).
 
     Example:
         >>> trained_by_default(ModelConfig(feed_forward="linear"))

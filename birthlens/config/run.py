@@ -274,7 +274,7 @@ def _sections(data: Any) -> dict[str, dict[str, Any]]:
 
 
 def _of_the_kind(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Drop what an override of `task.kind` leaves behind: keys of the kind before, at their defaults, that nobody set."""
+    """Drop the remains of an overridden `task.kind`: keys of the earlier kind, at their defaults, that nobody set."""
     then = before.get("kind", TaskConfig.kind)
     if after.get("kind", then) == then:
         return after

@@ -77,7 +77,7 @@ def _is_power(step: int, per_decade: int) -> bool:
 
 
 def chosen_steps(text: str, kept: Sequence[int], path: Path) -> list[int]:
-    """Read a choice of kept steps: 'all', 'last', 'every:N' (of the kept ones), or a list such as '0,100,-1'.
+    """Parse a choice of kept steps: 'all', 'last', 'every:N' (of the kept ones), or a list such as '0,100,-1'.
 
     Raises:
         BirthlensError: for anything else, and for a step that is not kept in `path`.
@@ -109,7 +109,7 @@ def chosen_steps(text: str, kept: Sequence[int], path: Path) -> list[int]:
 
 
 def not_kept(step: int, kept: Sequence[int], path: Path) -> BirthlensError:
-    """Return the error for a step that is not kept, with those that are."""
+    """Return the error for a step that is not kept, which lists those that are."""
     listed = [str(each) for each in kept]
     if len(listed) > 12:
         listed = [*listed[:6], "...", *listed[-3:]]

@@ -25,7 +25,7 @@ ENTRY_POINTS = "birthlens.tasks"
 
 
 class TaskSection(Section):
-    """What every task has: its kind, and how many input tokens a sequence has."""
+    """The settings of every task: its kind, and the number of input tokens in a sequence."""
 
     section: ClassVar[str] = "task"
     kind: ClassVar[str] = ""
@@ -34,7 +34,7 @@ class TaskSection(Section):
 
     @classmethod
     def chosen(cls, values: Mapping[Any, Any]) -> Section:
-        """Return the section of the kind that `values` name, made of the other values; without a name, the bigram task."""
+        """Return the section of the kind that `values` name, with the other values; the default is the bigram task."""
         others = {str(name): value for name, value in values.items() if name != "kind"}
         return section_of(values.get("kind", TaskConfig.kind))(**others)
 
@@ -44,11 +44,11 @@ class TaskSection(Section):
         return ()
 
     def possible_outputs(self, d_vocab: int, fixed_triggers: Sequence[int] | None) -> list[int] | None:
-        """List the tokens that can be copied from the context, where the task rules some out; else None."""
+        """List the tokens that can be copied from the context, if the task excludes some; otherwise None."""
         return None
 
     def to_data(self) -> dict[str, Any]:
-        """Return plain data; the kind is left out for the bigram task, as in configs that were written before."""
+        """Return plain data; the kind is left out for the bigram task, as in earlier configs."""
         named = {} if self.kind == TaskConfig.kind else {"kind": self.kind}
         return {**named, **super().to_data()}
 
@@ -57,7 +57,7 @@ class TaskConfig(TaskSection):
     """The bigram task (paper section 4.1): K in-context bigrams in a global chain, over `context` input tokens.
 
     `cycles="published"` leaves triggers that lead into each other indefinitely in the data, as the authors do;
-    `cycles="clean"` draws outputs from the tokens that are no trigger of the sequence, so that nothing is absorbed.
+    `cycles="clean"` draws outputs from the tokens that are not triggers of the sequence, so that nothing is absorbed.
     """
 
     kind: ClassVar[str] = "bigram"
@@ -89,7 +89,7 @@ class TaskConfig(TaskSection):
             )
 
     def possible_outputs(self, d_vocab: int, fixed_triggers: Sequence[int] | None) -> list[int] | None:
-        """List the tokens that can be outputs, where the config rules some out for every sequence; else None."""
+        """List the tokens that can be outputs, if the config excludes some for every sequence; otherwise None."""
         border = int(self.split_fraction * d_vocab)
         excluded: set[int] = set()
         if self.split == "train":
@@ -172,7 +172,7 @@ class MarkovConfig(TaskSection):
 
 
 class FactsConfig(TaskSection):
-    """Factual recall (Nichani, Lee, Bietti 2024): the answer to a subject and a relation that stand among noise tokens.
+    """Factual recall (Nichani, Lee, Bietti 2024): the answer to a subject and a relation among noise tokens.
 
     `<eos>` comes last, and its target is the answer. Each relation has `answers` possible answers of its own. `structured`
     spreads them evenly over the subjects; otherwise they are drawn uniformly with `facts_seed`.

@@ -1,13 +1,14 @@
-"""Two checkpoints in one basis: orthogonal Procrustes between their codebooks, for models whose embeddings are trained.
+"""Two checkpoints in one basis: orthogonal Procrustes between their codebooks, for models with trained embeddings.
 
-A model means the same in every orthonormal basis of its residual stream: with x' = x R,
+A model has the same meaning in every orthonormal basis of its residual stream: with x' = x R,
 
     W_E' = W_E R,   W_pos' = W_pos R,   W_Q' = R^T W_Q  (W_K, W_V, W_in, W_U alike),   W_O' = W_O R  (W_out, b_O alike)
 
-gives the same logits, and so does turning the d_head axis of a head, W_Q' = W_Q S and W_K' = W_K S. An axis of one
-checkpoint need therefore not be the same axis of another. `rotation` is the R that brings the donor's codebooks next to the
-recipient's, argmin || A R - B || over orthogonal R, and S follows from the partner (W_Q of W_K, W_V of W_O) likewise.
-Layer norms see the axes, but only through their gains and the mean: fold the gains first, and R keeps the mean's direction.
+gives the same logits, and so does rotating the d_head axis of a head, W_Q' = W_Q S and W_K' = W_K S. An axis of one
+checkpoint therefore need not be the same axis of another. `rotation` is the R that brings the donor's codebooks closest
+to the recipient's, argmin || A R - B || over orthogonal R. S follows from the partner (W_Q of W_K, W_V of W_O) in the
+same way. Layer norms depend on the axes only through their gains and the mean: fold the gains first; R then keeps the
+mean's direction.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Array = np.ndarray
 _READERS = ("W_Q", "W_K", "W_V", "W_in", "W_F")
 _WRITERS = ("W_O", "W_out", "b_O", "b_out", "W_F")
 PARTNERS = {"W_Q": "W_K", "W_K": "W_Q", "b_Q": "W_K", "b_K": "W_Q", "W_V": "W_O", "b_V": "W_O", "W_O": "W_V"}
-"""Which matrix shares the d_head axis of another one."""
+"""The matrix that shares the d_head axis of another one."""
 
 
 def codebooks(weights: Weights, like: Weights | None = None) -> Float[Array, "entry d_model"]:
@@ -98,10 +99,10 @@ def rotated(weights: Weights, turn: Float[Array, "d_model d_model"]) -> Weights:
 
 
 def aligned(donor: Weights, recipient: Weights, names: Sequence[str]) -> dict[str, Float[Array, "..."]]:
-    """Return some tensors of the donor in the recipient's bases, of the residual stream and of each head.
+    """Return some tensors of the donor in the recipient's bases, those of the residual stream and of each head.
 
-    A head's own axes follow the partner that stays behind; where both come along, they need no turning. The hidden axis of a
-    ReLU feed-forward is left as it is.
+    A head's own axes follow the partner that stays behind; if both are replaced, they are not rotated. The hidden axis of a
+    ReLU feed-forward is not changed.
     """
     turned = rotated(donor, rotation(donor, recipient))
     found = {}

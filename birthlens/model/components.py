@@ -1,6 +1,6 @@
-"""What a model has: layers and heads, feed-forwards, positions, LayerNorms, and the edges between them.
+"""The components of a model: layers and heads, feed-forwards, positions, LayerNorms, and the edges between them.
 
-Everything is read from its config, of either kind: a ModelConfig or that of a TransformerLens model.
+Everything is read from its config: a ModelConfig, or the config of a TransformerLens model.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def has_mlp(sizes: Sizes, layer: int) -> bool:
 
 
 def has_positions(sizes: Sizes) -> bool:
-    """Return whether positions enter the residual stream (rotary, ALiBi and kin act on the attention instead)."""
+    """Return whether positions enter the residual stream (rotary, ALiBi and similar ones act on the attention instead)."""
     kind = getattr(sizes, "positional_embedding_type", None)
     return getattr(sizes, "positions", None) != "rotary" if kind is None else kind == "standard"
 
@@ -72,7 +72,7 @@ def precedes(edge: Edge, parallel: bool) -> bool:
 
 
 def senders_of(sizes: Sizes) -> list[Sender]:
-    """List what writes to the residual stream, in the order of the pass."""
+    """List the components that write to the residual stream, in the order of the pass."""
     out: list[Sender] = [Embedding("embed"), *([Embedding("pos_embed")] if has_positions(sizes) else [])]
     for layer in range(sizes.n_layers):
         out += [Head(layer, number) for number in range(sizes.n_heads)]
@@ -82,7 +82,7 @@ def senders_of(sizes: Sizes) -> list[Sender]:
 
 
 def receivers_of(sizes: Sizes) -> list[Receiver]:
-    """List what reads the residual stream, in the order of the pass."""
+    """List the inputs that read the residual stream, in the order of the pass."""
     out: list[Receiver] = []
     for layer in range(sizes.n_layers):
         for number in range(sizes.n_heads):
@@ -125,7 +125,7 @@ def check_head(head: Head, sizes: Sizes, site: str = "z") -> None:
 
 
 def check_edge(edge: Edge, sizes: Sizes) -> None:
-    """Raise BirthlensError, listing what is valid, where an end does not exist or the sender comes after the receiver."""
+    """Raise BirthlensError, listing the valid ones, if an end does not exist or the sender comes after the receiver."""
     for end in (edge.sender, edge.receiver):
         if isinstance(end, Head):
             check_head(end, sizes)

@@ -1,7 +1,7 @@
-"""A Hugging Face model in a local directory: what is in it is checked before and after it is read, and nothing is fetched.
+"""A Hugging Face model in a local directory, checked before and after it is read; nothing is fetched.
 
-Every tensor of the model must come from the files, and every tensor of the files must go into the model: Transformers would
-otherwise fill what it does not find with random numbers.
+Every tensor of the model must come from the files, and every tensor in the files must go into the model. Otherwise
+Transformers would fill missing tensors with random numbers.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def load_causal(path: str | Path) -> Any:
     """Load a causal language model of Transformers from a local directory, in float32, for evaluation.
 
     Raises:
-        BirthlensError: if the directory holds no such model, its files are damaged or run code, or its tensors are not
-            exactly those of the model; the directory or file is named.
+        BirthlensError: if the directory contains no such model, its files are damaged or run code, or its tensors are not
+            exactly those of the model; the message names the directory or file.
     """
     directory = Path(path).absolute()  # a bare name could be looked up elsewhere
     check_directory(directory)
@@ -77,7 +77,7 @@ def load_tokenizer(path: str | Path) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what other libraries print while they load off the streams."""
+    """Keep the output of other libraries during loading off the streams."""
     transformers = _transformers()
     level = transformers.logging.get_verbosity()
     bars = transformers.utils.logging.is_progress_bar_enabled()
@@ -95,12 +95,12 @@ def quiet() -> Iterator[None]:
 
 
 def _transformers() -> Any:
-    """Import Transformers, whose functions have no types."""
+    """Import Transformers, whose functions are untyped."""
     return import_module("transformers")
 
 
 def check_directory(directory: Path) -> None:
-    """Raise BirthlensError if a directory holds no model, one whose loading would run code, or damaged files."""
+    """Raise BirthlensError if a directory contains no model, one whose loading would run code, or damaged files."""
     if not (directory / "config.json").is_file():
         raise BirthlensError(
             f"model = {str(directory)!r} is no directory with a Hugging Face model (config.json and weights)."
@@ -128,7 +128,7 @@ def check_directory(directory: Path) -> None:
 
 
 def check_file(file: Path) -> None:
-    """Raise BirthlensError, naming it, where a safetensors file is a pointer to one, is cut off, or is none at all."""
+    """Raise BirthlensError, naming the file, if a safetensors file is a pointer, is truncated, or is something else."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(max(8, len(_LFS)))
@@ -171,7 +171,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _check_causal(directory: Path, model: Any) -> None:
-    """Change the last token: no earlier logit may move."""
+    """Check that changing the last token does not change earlier logits."""
     vocabulary = int(model.config.vocab_size)
     length = 4
     tokens = torch.arange(length)[None] % vocabulary

@@ -1,12 +1,13 @@
 """The forward pass with edited heads, attention patterns and edges, as a differentiable function of named tensors.
 
 Every component writes a term of its own, and every reader reads the sum of the terms before it (`components`), so that one
-edge can carry something else than the others:
+edge can carry something different from the others:
 
     read(r) = sum of the terms of all senders before r,   where an edited edge s->r carries a constant, or s without gradient
     z       = pattern @ v,                                where an edited head has another pattern, or a constant z
 
-Without edits it equals `forward.logits` to rounding. It forms every pattern and term, so it is slower and needs more memory.
+Without edits it equals `forward.logits` up to rounding. It forms every pattern and term, so it is slower and needs more
+memory.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Pattern = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "... pos pos"]]
 
 @dataclass(frozen=True, eq=False)
 class Edits:
-    """What a forward pass does otherwise.
+    """The edits of a forward pass.
 
     `heads`: constant outputs z [d_head]; `patterns`: functions of the tokens; `edges`: constants [d_model], or None for an
     edge that no gradient passes.
@@ -41,7 +42,7 @@ class Edits:
 
     @property
     def any(self) -> bool:
-        """Whether there is an edit at all."""
+        """Whether there is any edit."""
         return bool(self.heads or self.patterns or self.edges)
 
 
@@ -109,7 +110,7 @@ class _Stream:
         self.written[sender] = term
 
     def read(self, receiver: Receiver) -> Float[Tensor, "batch pos d_model"]:
-        """Sum what a receiver reads, each term as its edge carries it."""
+        """Return the sum that a receiver reads, each term as its edge carries it."""
         parallel = is_parallel(self.config)
         total = self._bias_of(receiver)
         for sender, term in self.written.items():
@@ -119,7 +120,7 @@ class _Stream:
         return total
 
     def _bias_of(self, receiver: Receiver) -> Tensor:
-        """Return the sum of the attention biases of the layers before; a parallel block's own comes after its MLP."""
+        """Return the sum of the attention biases of earlier layers; a parallel block's own comes after its MLP."""
         behind = isinstance(receiver, Mlp) and is_parallel(self.config)
         return self._bias_before if behind else self.bias
 

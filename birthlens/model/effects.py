@@ -1,7 +1,7 @@
-"""Whether edits of a model from a directory do what they say, found by trying them on a few tokens.
+"""Whether edits of a model from a directory have the effect that they should, found by trying them on a few tokens.
 
-A hook can fire and change nothing, where a model's own code goes on with values that the hook did not see. What is built
-from weights has tests of its own; a model that was loaded is tried when a point or an edge is first asked for.
+A hook can fire and change nothing, if a model's own code continues with values that the hook did not see. Models built from
+weights have tests of their own. A loaded model is tried when a point or an edge is first used.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _NEXT = {
 """What an edit of a site must change, in the same layer."""
 _TOLERANCE = 1e-3
 BUILT = "HookedTransformer"
-"""The class of TransformerLens that runs its own code; others wrap the code of somebody else."""
+"""The class of TransformerLens that runs its own code; others wrap the code of another library."""
 
 _known: WeakKeyDictionary[HookedModel, dict[tuple[object, ...], bool]] = WeakKeyDictionary()
 """Which laws hold, by model: each is tried once."""
 
 
 def check_effect(model: HookedModel, point: Point) -> None:
-    """Raise BirthlensError if an edit at a point changes nothing of what is computed from it."""
+    """Raise BirthlensError if an edit at a point does not change what is computed from it."""
     if not _holds(model, _has_effect, point):
         raise BirthlensError(
             f"site {point.site} of layer {point.layer}: an edit there has no effect in this model "
@@ -54,7 +54,7 @@ def check_reading(model: HookedModel, point: Point) -> None:
 
 
 def check_edges(model: HookedModel) -> None:
-    """Raise BirthlensError if the residual stream is not the sum of what the senders write; edges then mean nothing."""
+    """Raise BirthlensError if the residual stream is not the sum of what the senders write; edges then have no meaning."""
     if not _holds(model, _is_sum):
         raise BirthlensError(
             f"edges: in this model ({architecture(model)}) the residual stream is not the sum of what heads, feed-forwards "
@@ -63,7 +63,7 @@ def check_edges(model: HookedModel) -> None:
 
 
 def _holds(model: HookedModel, law: Callable[..., bool], *points: Point) -> bool:
-    """Return whether a law holds of a model that was loaded; those that were built have tests of their own."""
+    """Return whether a law holds for a loaded model; models that were built have tests of their own."""
     if type(model).__name__ == BUILT:
         return True
     known = _known.setdefault(model, {})
@@ -73,7 +73,7 @@ def _holds(model: HookedModel, law: Callable[..., bool], *points: Point) -> bool
 
 
 def architecture(model: HookedModel) -> str:
-    """Name the architecture of a model."""
+    """Return the name of a model's architecture."""
     return str(getattr(model.cfg, "architecture", None) or type(model).__name__)
 
 
@@ -101,7 +101,7 @@ def _has_effect(model: HookedModel, point: Point) -> bool:
 
 
 def _after(model: HookedModel, point: Point) -> list[Point]:
-    """Return the point that an edit must change; none where it is the logits."""
+    """Return the point that an edit must change, or None for the logits."""
     if point.site in ("embed", "pos_embed"):
         return [Point("resid_pre", 0)]
     if point.layer is None or point.site not in _NEXT:

@@ -1,4 +1,4 @@
-"""The forward pass as a function of named tensors, with fused attention: the fast twin of the HookedTransformer.
+"""The forward pass as a function of named tensors, with fused attention: a fast equivalent of the HookedTransformer.
 
 Simplified model (paper section 4.2; superscripts 1, 2 are layers 0, 1), with h = number of the layer:
 
@@ -7,7 +7,7 @@ Simplified model (paper section 4.2; superscripts 1, 2 are layers 0, 1), with h 
     logits_t = (x_t + x_t W_F) W_U
 
 The full model adds LayerNorm, heads, biases, and a ReLU feed-forward that reads the block's input (section 3.2), or that
-with what its attention has written. Its attention can do without a softmax (`attention`).
+input plus the output of its attention. Its attention can do without a softmax (`attention`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def tensors_of(weights: Weights, dtype: torch.dtype = torch.float32) -> dict[str
 def logits(
     tensors: Tensors, config: ModelConfig, tokens: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch pos d_vocab"]:
-    """Return the logits; equal to the HookedTransformer's to rounding, and differentiable in every tensor."""
+    """Return the logits; equal to the HookedTransformer's up to rounding, and differentiable in every tensor."""
     return unembed(tensors, config, residual(tensors, config, tokens))
 
 
@@ -53,7 +53,7 @@ def logits_at(
 ) -> Float[Tensor, "row d_vocab"]:
     """Return the logits at the positions of the mask only, in row-major order.
 
-    Past the last layer's attention no position reads another, so the others go no further.
+    After the last layer's attention no position reads another, so the other positions are dropped there.
     """
     return unembed(tensors, config, residual(tensors, config, tokens, mask))
 
@@ -93,14 +93,14 @@ def _attended(
     k: Float[Tensor, "batch head pos d_head"],
     v: Float[Tensor, "batch head pos d_head"],
 ) -> Float[Tensor, "batch head pos d_head"]:
-    """Mix values by attention; a softmax never forms its pattern."""
+    """Average values by attention; with a softmax, the pattern is never formed."""
     if config.attention == "softmax":
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=score_scale(config))
     return attention_pattern(config, score_scale(config) * q @ k.transpose(-1, -2)) @ v
 
 
 def score_scale(config: ModelConfig) -> float:
-    """Return what attention scores are multiplied by."""
+    """Return the factor of attention scores."""
     return float(config.d_head**-0.5) if config.scaled_scores else 1.0
 
 
@@ -110,7 +110,7 @@ def _embed(tensors: Tensors, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, 
 
 
 def normed(tensors: Tensors, name: str, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-    """Apply a LayerNorm, where the model has it."""
+    """Apply a LayerNorm, if the model has it."""
     if f"{name}.w" not in tensors:
         return x
     return functional.layer_norm(x, x.shape[-1:], tensors[f"{name}.w"], tensors[f"{name}.b"], eps=1e-5)
@@ -134,7 +134,7 @@ def _queries_keys_values(
 
 
 def rotated(x: Float[Tensor, "batch head pos d_head"]) -> Float[Tensor, "batch head pos d_head"]:
-    """Turn adjacent pairs of axes (2i, 2i+1) by the angle pos / 10000^(2i/d_head)."""
+    """Rotate adjacent pairs of axes (2i, 2i+1) by the angle pos / 10000^(2i/d_head)."""
     d = x.shape[-1]
     n = x.shape[-2]
     frequency = 10000 ** (torch.arange(0, d, 2, dtype=x.dtype, device=x.device) / d)
@@ -152,7 +152,7 @@ def _write(
     x: Float[Tensor, "*rows d_model"],
     z: Float[Tensor, "*rows head d_head"],
 ) -> Float[Tensor, "*rows d_model"]:
-    """Add what attention and feed-forward write; in a parallel block the feed-forward reads the block's input."""
+    """Add the outputs of attention and feed-forward; in a parallel block the feed-forward reads the block's input."""
     after = x + einsum(z, tensors[f"L{layer}.W_O"], "... head d_head, head d_head d_model -> ... d_model")
     if f"L{layer}.b_O" in tensors:
         after = after + tensors[f"L{layer}.b_O"]
@@ -174,7 +174,7 @@ def feed_forward(
     read: Float[Tensor, "*rows d_model"],
     onto: Float[Tensor, "*rows d_model"] | None = None,
 ) -> Float[Tensor, "*rows d_model"]:
-    """Return what a layer's feed-forward writes where it reads `read`, added to `onto` where that is given.
+    """Return what a layer's feed-forward writes when it reads `read`, added to `onto` if it is given.
 
     The linear one writes read W_F, the MLP f(read W_in + b_in) W_out + b_out with f ReLU or GELU (x times the normal
     distribution function of x); simplified models have no biases.
@@ -187,7 +187,7 @@ def feed_forward(
         hidden = hidden + tensors[f"L{layer}.b_in"]
     active = functional.gelu(hidden) if config.feed_forward == "gelu" else hidden.relu()
     written = active @ tensors[f"L{layer}.W_out"]
-    # The order of these sums is part of what a run computes, to the last bit.
+    # The order of these sums affects the last bits of what a run computes.
     written = written if onto is None else onto + written
     return written + tensors[f"L{layer}.b_out"] if f"L{layer}.b_out" in tensors else written
 

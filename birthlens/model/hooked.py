@@ -1,7 +1,7 @@
 """Models as `HookedTransformer`s, filled from `Weights` and read back; the only importer of transformer_lens.
 
 TransformerLens's own initialisation and seeding are never used (`seed=None, init_weights=False`): every tensor comes from
-`Weights`. Biases that TransformerLens always has and the paper does not are frozen at zero.
+`Weights`. Biases that TransformerLens always has and the paper does not have are frozen at zero.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from birthlens.model.directory import load_causal, load_tokenizer, quiet
 from birthlens.model.weights import Weights
 
 HookedModel = HookedTransformer | TransformerBridge
-"""A model with TransformerLens's hook points: one of birthlens's own, or one that was loaded from a directory."""
+"""A model with TransformerLens's hook points: one of birthlens's own, or one loaded from a directory."""
 
 
 class PlainAttention(Attention):  # type: ignore[misc]
@@ -75,7 +75,7 @@ class PlainAttention(Attention):  # type: ignore[misc]
 class LinearFeedForward(CanBeUsedAsMLP):  # type: ignore[misc]
     """The paper's W_F as a TransformerLens MLP: mlp_out = x @ W_F (`W_in`), with an identity `W_out` that never moves.
 
-    `active=False` writes zeros: TransformerLens wants an MLP in every block, a model here may have some without.
+    `active=False` writes zeros: TransformerLens needs an MLP in every block, and a model here may have blocks without one.
     """
 
     def __init__(self, cfg: HookedTransformerConfig, active: bool) -> None:
@@ -98,7 +98,7 @@ class LinearFeedForward(CanBeUsedAsMLP):  # type: ignore[misc]
 
 
 def hooked_config(config: ModelConfig, d_vocab: int, n_ctx: int, dtype: torch.dtype) -> HookedTransformerConfig:
-    """Spell a ModelConfig as a TransformerLens config.
+    """Convert a ModelConfig to a TransformerLens config.
 
     The full model uses `parallel_attn_mlp` by default: the authors' pre-norm block feeds both halves the same input.
     """
@@ -137,7 +137,7 @@ def build(
 ) -> HookedTransformer:
     """Build the HookedTransformer of some weights; only the parameters in `trained` require gradients.
 
-    `n_ctx` matters for rotary positions only, which have no W_pos to tell it.
+    `n_ctx` matters for rotary positions only, because there is no W_pos to determine it.
 
     Raises:
         BirthlensError: if `trained` holds a name that is not a parameter of the model.
@@ -183,7 +183,7 @@ def build(
 
 
 def _check_tokens(model: nn.Module, arguments: tuple[object, ...]) -> None:
-    """Refuse a whole TokenBatch, which the model would fail on with an AttributeError."""
+    """Refuse a whole TokenBatch, for which the model would raise an AttributeError."""
     if arguments and hasattr(arguments[0], "tokens") and hasattr(arguments[0], "targets"):
         raise BirthlensError(
             f"input = a {type(arguments[0]).__name__}: give the model its tokens, as model(batch.tokens)."
@@ -191,14 +191,14 @@ def _check_tokens(model: nn.Module, arguments: tuple[object, ...]) -> None:
 
 
 def load_pretrained(path: str | Path) -> TransformerBridge:
-    """Load a Hugging Face causal language model (GPT-2, GPT-NeoX, Llama and kin) from a local directory; nothing is fetched.
+    """Load a Hugging Face causal language model (GPT-2, GPT-NeoX, Llama and similar) from a local directory.
 
-    What comes back is TransformerLens's bridge to it, which has the hook points and weights of a HookedTransformer. It
-    computes in float32, whatever the files hold. Token ids are enough: the model's `tokenizer` knows nothing if the
-    directory has none.
+    Nothing is fetched. The result is TransformerLens's bridge to the model, which has the hook points and weights of a
+    HookedTransformer. It computes in float32, whatever the files contain. Token ids are enough: if the directory has no
+    tokenizer, the model's `tokenizer` is empty.
 
     Raises:
-        BirthlensError: if the directory holds no such model, or one that TransformerLens cannot read.
+        BirthlensError: if the directory contains no such model, or one that TransformerLens cannot read.
     """
     theirs = load_causal(path)
     tokenizer = load_tokenizer(path) or _empty_tokenizer()
@@ -218,7 +218,7 @@ def load_pretrained(path: str | Path) -> TransformerBridge:
 
 
 def _empty_tokenizer() -> Any:
-    """Return a tokenizer without tokens; TransformerLens would look for one elsewhere if it were given none."""
+    """Return a tokenizer without tokens; without one, TransformerLens would look for one elsewhere."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
 
@@ -239,7 +239,7 @@ def load_weights(model: HookedTransformer, weights: Weights) -> None:
 
 
 def weights_of(model: HookedTransformer, config: ModelConfig) -> Weights:
-    """Copy a model's parameters out, bit for bit."""
+    """Return a copy of a model's parameters, bit for bit."""
     return Weights(config, {name: t.detach().numpy().copy() for name, t in parameters(model, config).items()})
 
 

@@ -1,7 +1,7 @@
-"""Edits of a live TransformerLens model, inside a `with` and never after it.
+"""Edits of a live TransformerLens model, active only inside a `with` block.
 
-TransformerLens lets several hooks do nothing, silently: names that do not exist, and points that are passed only while a
-flag is set. Here the names are checked, the flags are set and restored, and every hook is known to have fired.
+In TransformerLens, hooks can silently do nothing: those with names that do not exist, and those at points that are used only
+while a flag is set. Here names are checked, flags are set and restored, and every hook is checked to have fired.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from birthlens.model.hooked import HookedModel
 
 FLAGS = {**dict.fromkeys(READING_SITES[:3], "use_split_qkv_input"), "mlp_in": "use_hook_mlp_in"}
-"""The flag that opens each reading site."""
+"""The flag that enables each reading site."""
 
 
 @contextlib.contextmanager
 def edited(model: HookedModel, edits: Edits) -> Iterator[None]:
-    """Replace activations while the block runs, each by what its edits return in turn.
+    """Replace activations inside the block, each by the results of its edits in turn.
 
-    On the way out, also after an exception, exactly these hooks are removed and the flags are as before.
+    On exit, also after an exception, exactly these hooks are removed and the flags are restored.
 
     Raises:
-        BirthlensError: for a point the model does not have, and, when the body ends, for a hook that never fired.
+        BirthlensError: for a point the model does not have, and, at the end of the block, for a hook that never fired.
     """
     fired: set[Point] = set()
     handles: list[tuple[Any, Any]] = []
@@ -111,7 +111,7 @@ class HookedTrace:
 
 
 def captured(model: HookedModel, tokens: Int[Tensor, "batch pos"], points: Iterable[Point]) -> dict[Point, Tensor]:
-    """Return the unedited activations at some points (one pass, or none where there are no points)."""
+    """Return the unedited activations at some points (in one pass, or none if there are no points)."""
     points = list(points)
     return captured_with_logits(model, tokens, points)[0] if points else {}
 

@@ -1,12 +1,13 @@
-"""One forward pass as a graph of named activations, evaluated on demand: the shortcut behind suites of interventions.
+"""One forward pass as a graph of named activations, evaluated on demand: it makes suites of interventions fast.
 
     embed, pos_embed -> resid_pre[0];  resid_pre[l] -> q, k, v;  q, k -> pattern;  pattern, v -> z -> attn_out
     resid_pre[l], attn_out -> mlp_out;  resid_pre[l], attn_out, mlp_out -> resid_post[l] -> resid_pre[l + 1] or logits
     (resid_read is resid_pre at the read positions)
 
-An edited pass recomputes what lies downstream of its edits and takes everything else from the unedited pass, so that many
-interventions share their prefixes. In the last layer queries, and all that follows, exist only at the `Rows` that are read.
-Shapes are TransformerLens's: q, k, v, z are [batch pos head d_head], the pattern is [batch head query_pos key_pos].
+An edited pass recomputes what is downstream of its edits and takes everything else from the unedited pass, so that many
+interventions share their prefixes. In the last layer, queries and everything after them exist only at the `Rows` that
+are read. Shapes are TransformerLens's: q, k, v, z are [batch pos head d_head], the pattern is [batch head query_pos
+key_pos].
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from birthlens.model.sites import Point
 from birthlens.shapes import Float, Int
 
 FROM_QUERIES = ("resid_read", "q", "mean_input", "pattern", "z", "attn_out", "mlp_out", "resid_post")
-"""Sites that exist at the read positions only, in the last layer."""
+"""Sites of the last layer that exist only at the read positions."""
 
 
 WIDE = 64
 BLOCK = 64
-"""From this width of a head on, causal attention goes by blocks of so many queries (measured against torch's own)."""
+"""For heads of at least this width, causal attention is computed in blocks of queries (measured against torch's own)."""
 
 
 class Trace:
-    """The activations of one pass, each computed when it is first asked for.
+    """The activations of one pass, each computed when it is first needed.
 
     Example:
         >>> import numpy as np
@@ -72,7 +73,7 @@ class Trace:
         return out + model.tensors["b_U"] if "b_U" in model.tensors else out
 
     def value(self, point: Point) -> Tensor:
-        """Return an activation, edits applied."""
+        """Return an activation, with edits applied."""
         if self._base is not None and not self._is_changed(point):
             return self._base.value(point)
         if point not in self._known:
@@ -85,13 +86,13 @@ class Trace:
         return self._known[point]
 
     def _unedited(self, point: Point) -> Tensor:
-        """Return an activation before its own edits: the base's, where nothing upstream has changed."""
+        """Return an activation before its own edits: that of the base pass if nothing upstream has changed."""
         if self._base is not None and not any(map(self._is_changed, self.model.inputs(point))):
             return self._base.value(point)
         return self._computed(point)
 
     def _blank(self, point: Point) -> Tensor:
-        """Return a tensor of an activation's shape and no particular value, where the shape is easily known."""
+        """Return a tensor with an activation's shape and arbitrary values, if the shape is easily known."""
         if point.site not in ("q", "k", "v", "z"):
             return self._unedited(point)
         n = self.rows.index.shape[1] if self.rows is not None and self._restricted(point) else self.tokens.shape[1]
@@ -136,7 +137,7 @@ class Trace:
             if layer == 0 and self._may_skip_z():
                 return self._attended(0, self.model.looked_up("ov", self.tokens)[:, None])[:, 0]
             z = self.value(Point("z", layer)).flatten(-2)
-            constant = z.stride()[:2] == (0, 0)  # a broadcast replacement, as zero or a mean: one product serves all
+            constant = z.stride()[:2] == (0, 0)  # a broadcast zero or mean: one product is enough
             out = z[:1, :1] @ self.model.outputs[layer] if constant else z @ self.model.outputs[layer]
             out = out.expand(*z.shape[:2], -1)
             return out + tensors[f"L{layer}.b_O"] if f"L{layer}.b_O" in tensors else out
@@ -165,7 +166,7 @@ class Trace:
         q = self.value(Point("q", layer)).transpose(1, 2)
         k = self.value(Point("k", layer)).transpose(1, 2)
         if self.model.config.positions == "rotary" and layer == 0:
-            # As in TransformerLens, q and k are seen (and edited) before they are turned.
+            # As in TransformerLens, q and k are seen (and edited) before they are rotated.
             return _turned(q, self.rows if self._restricted(Point("q", layer)) else None, k.shape[-2]), rotated(k)
         return q, k
 
@@ -197,7 +198,7 @@ class Trace:
         return any(point in self._edits for point in INPUTS)
 
     def _may_skip_z(self) -> bool:
-        """Return whether layer 0 can go from its pattern to its output at once, by a table of W_V W_O."""
+        """Return whether layer 0 can compute its output directly from its pattern, with a table of W_V W_O."""
         sites = [Point(site, 0) for site in ("v", "pattern", "z")]
         unwanted = not any(point in self._edits or point in self._wanted or point in self._known for point in sites)
         return "ov" in self.model.look_ups and unwanted and not self._input_edited()
@@ -209,7 +210,7 @@ class Trace:
         return worth_it and self.model.folds(layer) and not edited and Point("pattern", layer) not in self._known
 
     def _mean_input(self, layer: int) -> Float[Tensor, "batch row d_model"]:
-        """Average the layer's input by its attention: W_K goes to the queries, of which there may be few."""
+        """Average the layer's input by its attention: W_K is applied to the queries, of which there may be few."""
         x = self.value(Point("resid_pre", layer))
         scale = self.model.scale
         queries = self.value(Point("q", layer))[:, :, 0] @ self.model.keys_folded[layer]
@@ -238,9 +239,10 @@ def causal_attention(
     v: Float[Tensor, "batch head pos d"],
     scale: float,
 ) -> Float[Tensor, "batch head pos d"]:
-    """Return softmax(scale q k^T) v over each query's past, as torch's attention does, the wide heads faster.
+    """Return softmax(scale q k^T) v over each query's past; equal to torch's attention, and faster for wide heads.
 
-    A block of queries meets the keys up to its last one only, in one batched product; narrow heads gain nothing by that.
+    A block of queries is multiplied only with the keys up to its last query, in one batched product. This does not help
+    narrow heads.
     """
     if q.shape[-1] < WIDE:
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
@@ -259,7 +261,7 @@ def causal_attention(
 def _turned(
     q: Float[Tensor, "batch head row d_head"], rows: Rows | None, length: int
 ) -> Float[Tensor, "batch head row d_head"]:
-    """Turn queries by the angle of their position, also where only some positions are there."""
+    """Rotate queries by the angle of their position, also if only some positions are present."""
     if rows is None:
         return rotated(q)
     full = q.new_zeros(*q.shape[:2], length, q.shape[-1])

@@ -1,4 +1,4 @@
-"""Initial weights, every tensor from one explicit generator; TransformerLens's own are never used (paper section 4.2).
+"""Initial weights, with every tensor from one explicit generator; TransformerLens's own are never used (section 4.2).
 
 authors     w_E, p ~ N(0, 1); linear maps and W_U uniform in +-1/sqrt(d_model); W_Q = identity in the simplified model
 scaled      the same, with embeddings divided by sqrt(d_model)
@@ -55,7 +55,7 @@ def orthonormal_frames(
 ) -> Float[Array, "count d_model"]:
     """Return `count` unit vectors in the span of `basis`, orthogonal as far as its dimension allows.
 
-    The first `dimension` vectors are orthonormal; each further group of that many is another random orthonormal frame.
+    The first `dimension` vectors are orthonormal; each further group of this size is another random orthonormal frame.
     """
     frames: list[Array] = []
     while sum(map(len, frames)) < count:
@@ -86,13 +86,13 @@ def _draw(name: str, shape: tuple[int, ...], config: ModelConfig, generator: np.
 def _orthogonal(
     config: ModelConfig, d_vocab: int, n_ctx: int, tensors: dict[str, Array], generator: np.random.Generator
 ) -> dict[str, Array]:
-    """Lay out the codebooks on one random orthonormal basis; what no longer fits goes where it disturbs least."""
+    """Place the codebooks on one random orthonormal basis; what no longer fits goes where it interferes least."""
     d = config.d_model
     basis = random_orthogonal(d, generator)
     used = 0
 
     def directions(count: int, avoid: int) -> Array:
-        """Take `count` fresh directions; where too few are left, frames outside the first `avoid` directions."""
+        """Take `count` new directions; if too few are left, take frames outside the first `avoid` directions."""
         nonlocal used
         if used + count <= d:
             used += count

@@ -1,4 +1,4 @@
-"""Addresses inside a transformer, and the only spelling of TransformerLens hook names.
+"""Addresses inside a transformer, and the only place where TransformerLens hook names are formed.
 
 Layers count from 0 as in TransformerLens; the paper's superscripts 1 and 2 are layers 0 and 1.
 """
@@ -155,10 +155,10 @@ ATTENTION_SITES = ("q", "k", "v", "z", "pattern", "attn_scores")
 """Activations of an attention block that have a head axis."""
 
 RESIDUAL_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
-"""Activations in the residual stream's space, one a layer."""
+"""Activations in the residual stream's space, one in each layer."""
 
 INPUT_SITES = ("embed", "pos_embed")
-"""What enters the residual stream before layer 0."""
+"""The inputs of the residual stream before layer 0."""
 
 READING_SITES = ("q_input", "k_input", "v_input", "mlp_in")
 """What queries, keys, values and feed-forward read: hook points that exist only while a flag of the model is set."""
@@ -186,7 +186,7 @@ INTERVENTION_SITES = (
 
 
 class Point(NamedTuple):
-    """A site and, where the site has one, its layer."""
+    """A site and, if the site has one, its layer."""
 
     site: str
     layer: int | None = None
@@ -198,10 +198,10 @@ class Point(NamedTuple):
 
 
 def hook_name(site: str, layer: int | None = None) -> str:
-    """Spell the TransformerLens hook point of `site` (and `layer`, where the site has one).
+    """Return the TransformerLens hook point of `site` (and `layer`, if the site has one).
 
     Raises:
-        BirthlensError: for an unknown site, or a layer missing where the site needs one.
+        BirthlensError: for an unknown site, or a missing layer.
 
     Example:
         >>> hook_name("pattern", 1), hook_name("embed"), hook_name("ln1.scale", 0)

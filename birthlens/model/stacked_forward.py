@@ -1,7 +1,7 @@
 """The forward pass of many models of one shape at once: every tensor has a leading axis of runs.
 
-The equations are those of `forward`, run by run: products with weights become batched products over the runs, and attention,
-which has no weights, takes all sequences of all runs as one batch. No run reads another.
+The equations are those of `forward`, run by run. Products with weights become batched products over the runs. Attention
+has no weights, so it takes all sequences of all runs as one batch. No run reads another.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def stacked_logits(
 ) -> Float[Tensor, "run row d_vocab"]:
     """Return the logits of every run at the given rows of its flattened positions (batch x pos), or at all of them.
 
-    Past the last layer's attention no position reads another, so the others go no further.
+    After the last layer's attention no position reads another, so the other positions are dropped there.
     """
     runs, batch, pos = tokens.shape
-    # Vectors get an axis of rows, so that they broadcast as those of one model do.
+    # Vectors get an axis of rows, so that they broadcast like those of one model.
     tensors = {name: value[:, None] if value.ndim == 2 else value for name, value in tensors.items()}
     x = _embedded(tensors, tokens)
     for layer in range(config.n_layers):
@@ -56,7 +56,7 @@ def _embedded(tensors: Tensors, tokens: Int[Tensor, "run batch pos"]) -> Float[T
 
 
 def _normed(tensors: Tensors, name: str, x: Float[Tensor, "run row d_model"]) -> Float[Tensor, "run row d_model"]:
-    """Apply each run's LayerNorm, where the model has it."""
+    """Apply each run's LayerNorm, if the model has it."""
     if f"{name}.w" not in tensors:
         return x
     normed = functional.layer_norm(x, x.shape[-1:], eps=1e-5)
@@ -66,7 +66,7 @@ def _normed(tensors: Tensors, name: str, x: Float[Tensor, "run row d_model"]) ->
 def _attended(
     tensors: Tensors, config: ModelConfig, layer: int, x: Float[Tensor, "run row d_model"], batch: int
 ) -> Float[Tensor, "run row head_and_width"]:
-    """Return what the heads of a layer read, side by side: z of `forward`, with heads and widths in one axis."""
+    """Return z of `forward` for all heads, with heads and widths in one axis."""
     runs, n_rows, d_model = x.shape
     pos = n_rows // batch
     x = _normed(tensors, f"L{layer}.ln1", x)
@@ -92,7 +92,7 @@ def _written(
     x: Float[Tensor, "run row d_model"],
     z: Float[Tensor, "run row head_and_width"],
 ) -> Float[Tensor, "run row d_model"]:
-    """Add what attention and feed-forward write; in a parallel block the feed-forward reads the block's input."""
+    """Add the outputs of attention and feed-forward; in a parallel block the feed-forward reads the block's input."""
     after = x + z @ tensors[f"L{layer}.W_O"].flatten(1, 2)
     if f"L{layer}.b_O" in tensors:
         after = after + tensors[f"L{layer}.b_O"]

@@ -3,9 +3,9 @@
 Vectors are rows and maps act from the right, `x @ W`. The circuits are transposes of the paper's matrices:
 
     qk(head) = W_Q @ W_K.T   score(query t, key s) = x_t @ qk @ x_s   (paper: x_s^T W_K x_t, read the other way round)
-    ov(head) = W_V @ W_O     x_s @ ov is what the head writes where it attends to s   (paper: W_O W_V x_s)
+    ov(head) = W_V @ W_O     x_s @ ov is what the head writes when it attends to s   (paper: W_O W_V x_s)
 
-Nothing here imports torch, so weights are read in an instant.
+Nothing here imports torch, so reading weights is fast.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Array = np.ndarray
 class Weights(Mapping[str, Array]):
     """All parameters of one model at one step, by the names of `architecture.parameter_shapes`.
 
-    Those of several checkpoints are kept together by `stacked`: what training moves then has a leading step axis.
+    `stacked` joins those of several checkpoints: tensors that training moves then have a leading step axis.
 
     Raises:
         BirthlensError: if a name is missing or unknown for the config.
@@ -84,13 +84,13 @@ class Weights(Mapping[str, Array]):
 
     @property
     def moving(self) -> set[str]:
-        """Names of the tensors that have a step axis, which `stacked` gives to what differs between checkpoints."""
+        """Names of the tensors with a step axis, which `stacked` gives to those that differ between checkpoints."""
         shapes = parameter_shapes(self.config, d_vocab=1, n_ctx=1)
         return {name for name, tensor in self.items() if tensor.ndim > len(shapes[name])}
 
     @property
     def score_scale(self) -> float:
-        """What attention scores are multiplied with: 1/sqrt(d_head), or 1 for unscaled models."""
+        """The factor of attention scores: 1/sqrt(d_head), or 1 for unscaled models."""
         return float(self.config.d_head**-0.5) if self.config.scaled_scores else 1.0
 
     @property
@@ -110,7 +110,7 @@ class Weights(Mapping[str, Array]):
         return np.asarray(self.of_head(head, "W_Q") @ self.of_head(head, "W_K").swapaxes(-1, -2))
 
     def ov(self, head: Head) -> Float[Array, "*step d_model d_model"]:
-        """Return the OV circuit W_V W_O of a head: what is attended left, what is written right."""
+        """Return the OV circuit W_V W_O of a head: attended side left, written side right."""
         return np.asarray(self.of_head(head, "W_V") @ self.of_head(head, "W_O"))
 
     def replaced(self, tensors: Mapping[str, Array]) -> Weights:
@@ -122,9 +122,9 @@ class Weights(Mapping[str, Array]):
 
 
 def stacked(checkpoints: Sequence[Weights]) -> Weights:
-    """Return the weights of several checkpoints of one model as one, with a leading step axis where they differ.
+    """Return the weights of several checkpoints of one model as one, with a leading step axis for tensors that differ.
 
-    What is the same in all of them is kept once, without that axis.
+    Tensors that are the same in all checkpoints are stored once, without this axis.
     """
     first, *others = checkpoints
 
@@ -155,10 +155,10 @@ def save_tensors(
 
 
 def load_tensors(path: Path, check: Callable[[bytes], None] | None = None) -> dict[str, Array]:
-    """Read a safetensors file; `check` sees its bytes first, and may raise BirthlensError with a reason.
+    """Read a safetensors file; `check` gets its bytes first, and may raise BirthlensError with a reason.
 
     Raises:
-        BirthlensError: if the file is missing, damaged, or fails the check; the file is named.
+        BirthlensError: if the file is missing, damaged, or fails the check; the message names the file.
     """
     return load_with_metadata(path, check)[0]
 
@@ -166,7 +166,7 @@ def load_tensors(path: Path, check: Callable[[bytes], None] | None = None) -> di
 def load_with_metadata(
     path: Path, check: Callable[[bytes], None] | None = None
 ) -> tuple[dict[str, Array], dict[str, str]]:
-    """Read the tensors and the metadata of a safetensors file; it raises what `load_tensors` raises."""
+    """Read the tensors and the metadata of a safetensors file; errors are those of `load_tensors`."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -190,7 +190,7 @@ def load_with_metadata(
 
 
 def check_tensors(file: Path, tensors: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise BirthlensError, naming the file, where tensors are not exactly those of `shapes`, in finite float32."""
+    """Raise BirthlensError, naming the file, if tensors are not exactly those of `shapes`, in finite float32."""
     if missing := [name for name in shapes if name not in tensors]:
         raise BirthlensError(f"{file} lacks {', '.join(missing)}; the run is damaged.")
     if unknown := sorted(name for name in tensors if name not in shapes):
@@ -212,5 +212,5 @@ def _is_finite(tensor: Array) -> bool:
     with np.errstate(all="ignore"):
         square = np.dot(
             flat, flat
-        )  # one pass; it overflows for very large numbers, which are then looked at one by one
+        )  # a single pass; it overflows for very large numbers, which are then checked one by one
     return bool(np.isfinite(square)) or bool(np.isfinite(flat).all())

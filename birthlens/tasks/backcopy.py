@@ -1,4 +1,4 @@
-"""Bigram-Backcopy (Guo et al. 2024): a task on which heads rest their attention on the first token.
+"""Bigram-Backcopy (Guo et al. 2024): a task on which heads attend to the first token when they have nothing to copy.
 
     position 0 is <bos>      z_1 ~ pi_u without the triggers      after a trigger: the token before it      else pi_b
 
@@ -51,7 +51,7 @@ class BackcopyTask(Task):
 
     @classmethod
     def chain(cls, config: BackcopyConfig, corpus: BigramStatistics | None) -> BigramStatistics:
-        """Return the corpus's chain with `<bos>`, which nothing leads to and a token that is not a trigger follows."""
+        """Return the corpus's chain with `<bos>`, which never follows a token and is followed by a non-trigger."""
 
         def row(unigram: Float[Array, "d_vocab"]) -> Float[Array, "d_vocab"]:
             assert corpus is not None
@@ -78,7 +78,7 @@ class BackcopyTask(Task):
 
     @property
     def setting(self) -> str:
-        """How many triggers there are."""
+        """The number of triggers."""
         return f"K = {self.config.n_triggers}"
 
     @property
@@ -87,7 +87,7 @@ class BackcopyTask(Task):
         return PREDICTORS
 
     def story(self, source: str, labels: Sequence[str]) -> str:
-        """Say what sequences follow; see `Task.story`."""
+        """Return what sequences follow; see `Task.story`."""
         which = " ".join(labels[i] for i in self._triggers)
         return (
             f"of {self.config.context} tokens that start with <bos> and follow {source} except after "
@@ -121,7 +121,7 @@ def _triggers(config: BackcopyConfig, statistics: BigramStatistics) -> Int[Array
 
 
 def law(task: BackcopyTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the exact law: the token before a trigger, else the global bigrams."""
+    """Give the exact law: the token before a trigger, otherwise the global bigrams."""
     tokens = batch.tokens.numpy()
     probabilities = global_bigram(task, batch)
     rows, places = np.nonzero(np.isin(tokens, task.fixed_triggers))

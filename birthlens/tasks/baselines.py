@@ -1,4 +1,4 @@
-"""Predictors that need nothing but a task's global chain: what can be known without looking back."""
+"""Predictors that need only a task's global chain: what can be known without the context."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def unigram(task: Task, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
 
 
 def global_bigram(task: Task, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give pi_b(. | z_t), as if nothing were a trigger."""
+    """Give pi_b(. | z_t), as if no token were a trigger."""
     return np.asarray(task.statistics.bigram[batch.tokens.numpy()])

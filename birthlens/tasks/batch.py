@@ -14,11 +14,11 @@ from birthlens.shapes import Bool, Int
 class TokenBatch:
     """A batch of sequences with everything that is known about them.
 
-    `occurrence` is 0 if the token is not a trigger, else how many times that trigger has occurred up to and including the
-    position. `absorbed` marks triggers from which the sequence runs through triggers indefinitely. The list of triggers in
-    front (show_latents) carries no count and is never absorbed.
+    `occurrence` is 0 if the token is not a trigger, otherwise how many times that trigger has occurred up to and including
+    the position. `absorbed` marks triggers from which the sequence never leaves the triggers. The list of triggers in front
+    (show_latents) is not counted and is never absorbed.
 
-    `marks` holds the masks of the roles that the task defines itself; they come before the ones that are read from
+    `marks` are the masks of the roles that the task defines itself; they take precedence over those that are derived from
     `occurrence` and `absorbed` (`roles.role_masks`). A mark "all" says which positions have a target at all.
     """
 
@@ -37,23 +37,23 @@ class TokenBatch:
         return self.taken(rows)
 
     def taken(self, rows: slice | Int[Tensor, "row"]) -> TokenBatch:
-        """Return some sequences of the batch: a slice of them, or those of the given indices in that order."""
+        """Return some sequences of the batch: a slice of them, or those with the given indices in that order."""
         tensors = {each.name: getattr(self, each.name)[rows] for each in fields(self) if each.name != "marks"}
         return TokenBatch(**tensors, marks={role: mask[rows] for role, mask in self.marks.items()})
 
     @property
     def in_context(self) -> Bool[Tensor, "batch pos"]:
-        """Positions whose target can be predicted from the context only: occurrence >= 2, or what the task marks so."""
+        """Positions whose target can be predicted from the context only: occurrence >= 2, or marked so by the task."""
         return self.marks.get("in_context", self.occurrence >= 2)
 
     @property
     def listed(self) -> Bool[Tensor, "batch pos"]:
-        """Positions of the list of triggers in front (show_latents): triggers that carry no count."""
+        """Positions of the list of triggers in front (show_latents): triggers that are not counted."""
         return (self.occurrence == 0) & (self.tokens[..., None] == self.triggers[:, None]).any(-1)
 
     @property
     def is_global(self) -> Bool[Tensor, "batch pos"]:
-        """Positions whose target follows the global bigrams: the token is not a trigger, or what the task marks so."""
+        """Positions whose target follows the global bigrams: the token is not a trigger, or is marked so by the task."""
         return self.marks.get("global", (self.occurrence == 0) & ~self.listed)
 
     def chunks(self, size: int) -> Iterator[TokenBatch]:

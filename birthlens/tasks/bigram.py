@@ -87,7 +87,7 @@ class BigramTask(Task):
 
     @property
     def approximation(self) -> str:
-        """How far the Bayes-optimal predictor is from the exact law with random triggers and clean cycles; else empty."""
+        """How far the Bayes-optimal predictor is from the exact law, with random triggers and clean cycles; else empty."""
         config = self.config
         if config.triggers != "random" or config.cycles != "clean" or config.show_latents or config.n_triggers < 2:
             return ""
@@ -99,11 +99,11 @@ class BigramTask(Task):
 
     @property
     def setting(self) -> str:
-        """How many triggers there are, and of which kind."""
+        """The number and kind of the triggers."""
         return f"K = {self.config.n_triggers} {self.config.triggers}"
 
     def story(self, source: str, labels: Sequence[str]) -> str:
-        """Say what sequences follow; see `Task.story`."""
+        """Return what sequences follow; see `Task.story`."""
         n = self.config.n_triggers
         said = f"of {self.config.context} tokens, which follow {source} ({len(labels)} tokens)"
         if n == 0:
@@ -126,13 +126,13 @@ class BigramTask(Task):
 
     @property
     def roles_are_known(self) -> bool:
-        """Whether the prefix tells the role of its last token, so that entropies may stand for losses."""
+        """Whether the prefix determines the role of its last token, so that entropies can replace losses."""
         return self.fixed_triggers is not None or self.config.show_latents
 
     def output_distribution(self, triggers: Int[Array, "batch n_triggers"]) -> Float[Array, "batch n_triggers d_vocab"]:
         """Return the exact law of each trigger's output.
 
-        Where the exclusions leave a bigram row without mass, the output is uniform over what they allow.
+        If the exclusions leave a bigram row without probability, the output is uniform over the allowed tokens.
         """
         config = self.config
         n = len(self.statistics)
@@ -210,7 +210,7 @@ def fixed_triggers(config: TaskConfig, statistics: BigramStatistics) -> Int[Arra
 def cycling(
     triggers: Int[Array, "batch n_triggers"], outputs: Int[Array, "batch n_triggers"]
 ) -> Bool[Array, "batch n_triggers"]:
-    """Say of each trigger whether following outputs from it meets triggers indefinitely."""
+    """Return, for each trigger, whether following outputs from it meets triggers indefinitely."""
     match = outputs[:, :, None] == triggers[:, None, :]
     alive = match.any(-1)
     each = np.arange(len(triggers))[:, None]

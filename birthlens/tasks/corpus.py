@@ -18,18 +18,18 @@ from birthlens.shapes import Float, Int, Num
 Array = np.ndarray
 _ROWS = "must hold rows of numbers, all of the same length."
 MOST_TOKENS = 2**14
-"""Tokens of the largest vocabulary; its table of bigrams has 2 GB."""
+"""The most tokens in a vocabulary; its table of bigrams has 2 GB."""
 MOST_COUNTED = 2.0**53
-"""The largest sum of counts, beyond which single counts are lost in rounding."""
+"""The largest sum of counts; above it, single counts are lost in rounding."""
 
 
 @dataclass(frozen=True, eq=False)
 class BigramStatistics:
     """The global chain: token labels, unigram distribution, and rows P(next | current).
 
-    `counts` holds the bigram counts where the chain was counted, else None. A token that was never seen with a successor
+    `counts` are the bigram counts if the chain was counted, otherwise None. A token that was never seen with a successor
     continues with the unigram distribution, so that every row is a distribution. A task that reads windows of a text keeps
-    the text's token ids in `stream`, and how a text is cut into byte pairs in `tokenizer` (JSON).
+    the text's token ids in `stream`, and how a text is divided into byte pairs in `tokenizer` (JSON).
     """
 
     vocab: tuple[str, ...]
@@ -67,7 +67,7 @@ def from_text(text: str, name: str = "corpus") -> BigramStatistics:
     """Count the characters of a text and all consecutive pairs; the vocabulary is its characters in code-point order.
 
     Raises:
-        BirthlensError: for an empty text, one that holds NUL (a binary file), or one with a single distinct character.
+        BirthlensError: for an empty text, one that contains NUL (a binary file), or one with a single distinct character.
 
     Example:
         >>> statistics = from_text("abab")

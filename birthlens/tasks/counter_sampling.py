@@ -2,9 +2,9 @@
 
     uniform(seed, index, sequence, position) = Philox4x32-10(counter, key) / 2^32
 
-The key is the seed, and the counter holds the batch's index, the sequence and the place of the draw in it. Nothing else
-enters, so any part of any batch can be made again, on any device, and equal bits come out. The draws are by inverse CDF from
-these uniforms, with the tables of `sampling`; the law is exactly that of `BigramTask.sample`, the batches are others.
+The key is the seed, and the counter contains the batch's index, the sequence and the place of the draw in it. Nothing else
+enters, so any part of any batch can be made again, on any device, with equal bits. The draws use inverse CDFs of these
+uniforms, with the tables of `sampling`. The law is exactly that of `BigramTask.sample`; the batches are different.
 
 Philox: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 """
@@ -51,7 +51,7 @@ def counter_batch(task: Task, n: int, seed: int, index: int = 0, device: str = "
 
 @torch.no_grad()
 def counter_batches(task: Task, n: int, seeds: list[int], indices: list[int], device: str = "cpu") -> list[TokenBatch]:
-    """Draw several batches in one program, where a program for each would leave a GPU idle: `counter_batch` of each pair."""
+    """Draw several batches in one program, because separate programs would leave a GPU idle: `counter_batch` of each."""
     check_countable(task)
     assert isinstance(task, BigramTask)
     config = task.config
@@ -182,7 +182,7 @@ def _chain(
 def _cycling(
     triggers: Int[Tensor, "sequence n_triggers"], outputs: Int[Tensor, "sequence n_triggers"]
 ) -> Bool[Tensor, "sequence n_triggers"]:
-    """Say of each trigger whether following outputs from it meets triggers indefinitely (`bigram.cycling`, on a device)."""
+    """Return, for each trigger, whether following outputs from it meets triggers indefinitely (`bigram.cycling`)."""
     match = outputs[:, :, None] == triggers[:, None, :]
     alive = match.any(-1)
     if match.shape[-1]:

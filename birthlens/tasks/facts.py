@@ -2,9 +2,9 @@
 
     noise ... subject ... noise ... relation ... noise <eos>   ->   a(subject, relation)
 
-Subject and relation are uniform and stand at different uniform places, in any order. Relation r owns its own answers. The
-published model has a vocabulary of its own for answers; here they are the last tokens of one vocabulary for both sides, so
-that a model scores all tokens, and has to learn first that answers follow `<eos>`. Only that target counts.
+Subject and relation are uniform and at different uniform places, in any order. Relation r has its own answers. The published
+model has a separate vocabulary for answers. Here they are the last tokens of one vocabulary for both sides, so a model
+scores all tokens, and has to learn first that answers follow `<eos>`. Only that target counts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class FactsTask(Task):
 
     @classmethod
     def chain(cls, config: FactsConfig, corpus: BigramStatistics | None) -> BigramStatistics:
-        """Return the vocabulary; its chain is uniform, since nothing follows from the last token alone."""
+        """Return the vocabulary; its chain is uniform, because the last token alone determines nothing."""
         answers = [f"r{r}a{a}" for r in range(config.relations) for a in range(config.answers)]
         vocab = (
             *(f"s{i}" for i in range(config.subjects)),
@@ -77,7 +77,7 @@ class FactsTask(Task):
 
     @property
     def setting(self) -> str:
-        """How many facts there are."""
+        """The number of facts."""
         return f"{self.config.subjects} subjects x {self.config.relations} relations"
 
     @property
@@ -94,7 +94,7 @@ class FactsTask(Task):
         )
 
     def story(self, source: str, labels: Sequence[str]) -> str:
-        """Say what sequences follow; see `Task.story`."""
+        """Return what sequences follow; see `Task.story`."""
         config = self.config
         return (
             f"of {config.context} tokens: one of {counted(config.subjects, 'subject')} and one of "

@@ -1,4 +1,4 @@
-"""From a config to its task: the tasks that come with birthlens, and those of somebody's own."""
+"""From a config to its task: the tasks that come with birthlens, and a user's own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def task_class(kind: str) -> type[Task]:
 
 
 def chain_of(config: RunConfig) -> BigramStatistics:
-    """Return the global chain that a run's task has: the corpus's, with the task's special tokens."""
+    """Return the global chain of a run's task: the corpus's, with the task's special tokens."""
     found = task_class(config.task.kind)
     if found.needs_text:
         return found.chain_of_text(config.task, text_of(config.corpus))

@@ -4,8 +4,8 @@ Each sequence has a chain of its own. With order m, the next token follows the r
 
     rows ~ Dirichlet(concentration, ..., concentration)      z_1 .. z_m uniform      z_{t+1} ~ row(z_{t-m+1} .. z_t)
 
-With a uniform start the Dirichlet posterior of the row is the exact law of the next token. The published start, from the
-stationary law of the chain, says a little more about the rows than that; no predictor here is exact then.
+With a uniform start, the Dirichlet posterior of the row is the exact law of the next token. The published start, from the
+stationary law of the chain, contains some more information about the rows; no predictor here is exact then.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class MarkovTask(Task):
 
     @property
     def histories(self) -> int:
-        """How many rows a chain has: one for each sequence of `order` tokens."""
+        """The number of rows of a chain: one for each sequence of `order` tokens."""
         return self.config.states**self.config.order
 
     @cached_property
     def pool(self) -> Float[Array, "chain history d_vocab"] | None:
-        """The chains that sequences follow, where their number is finite; each is as probable as any other."""
+        """The chains that sequences follow, if their number is finite; all are equally probable."""
         if not self.config.chains:
             return None
         return self._rows(self.config.chains, np.random.default_rng(self.config.chains_seed))
@@ -66,7 +66,7 @@ class MarkovTask(Task):
 
     @property
     def setting(self) -> str:
-        """How many states there are, and how many chains."""
+        """The numbers of states and chains."""
         chains = f", {self.config.chains} chains" if self.config.chains else ""
         return f"{self.config.states} states, order {self.config.order}{chains}"
 
@@ -81,7 +81,7 @@ class MarkovTask(Task):
         return found
 
     def story(self, source: str, labels: Sequence[str]) -> str:
-        """Say what sequences follow; see `Task.story`."""
+        """Return what sequences follow; see `Task.story`."""
         config = self.config
         last = "last token" if config.order == 1 else f"last {config.order} tokens"
         where = (
@@ -132,7 +132,7 @@ def history_of(tokens: Int[Array, "*batch order"], states: int) -> Int[Array, "*
 
 
 def histories_of(tokens: Int[Array, "batch pos"], states: int, order: int) -> Int[Array, "batch pos"]:
-    """Return the history at every position, -1 where fewer than `order` tokens have been seen."""
+    """Return the history at every position, or -1 if fewer than `order` tokens have been seen."""
     found = np.full(tokens.shape, -1, dtype=np.int64)
     for t in range(order - 1, tokens.shape[1]):
         found[:, t] = history_of(tokens[:, t - order + 1 : t + 1], states)
@@ -163,7 +163,7 @@ def stationary_laws(rows: Float[Array, "chain state state"]) -> Float[Array, "ch
 
 
 def _drawn(steps: Float[Array, "batch d_vocab"], uniform: Float[Array, "batch"]) -> Int[Array, "batch"]:
-    """Invert distribution functions; the last step stands for 1, whatever it was rounded to."""
+    """Invert distribution functions; the last step counts as 1, whatever it was rounded to."""
     return (steps[:, :-1] <= uniform[:, None]).sum(-1)
 
 
@@ -179,7 +179,7 @@ def bigram(task: MarkovTask, batch: TokenBatch) -> Float[Array, "batch pos d_voc
 
 
 def trigram(task: MarkovTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the same for the last two tokens; uniform where there is only one."""
+    """Give the same for the last two tokens; uniform if there is only one."""
     return _posterior(_followed(task, batch, 2), task.config.concentration)
 
 
@@ -205,7 +205,7 @@ def retrieval(task: MarkovTask, batch: TokenBatch) -> Float[Array, "batch pos d_
 
 
 def _followed(task: MarkovTask, batch: TokenBatch, order: int) -> Float[Array, "batch pos d_vocab"]:
-    """Count, at each position, what has followed its history of `order` tokens before."""
+    """Count, at each position, the earlier successors of its history of `order` tokens."""
     tokens = batch.tokens.numpy()
     states = task.config.states
     histories = histories_of(tokens, states, order)

@@ -2,9 +2,9 @@
 
     p(w | h) = (c(h, w) + T(h) p(w | h')) / (c(h) + T(h))
 
-c counts in the training part of the text, h' is the history h without its first token, and T(h) is how many different tokens
-have followed h. A history that never occurred backs off to h' altogether. Below the unigram lies the uniform law, so that
-every token has some probability.
+c counts in the training part of the text, h' is the history h without its first token, and T(h) is the number of different
+tokens that have followed h. A history that never occurred backs off to h' completely. Below the unigram is the uniform law,
+so that every token has some probability.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class NGrams:
         return self._backed_off(1, last, lower).reshape(*tokens.shape, self.d_vocab)
 
     def trigram(self, tokens: Int[Array, "batch pos"]) -> Float[Array, "batch pos d_vocab"]:
-        """Give p(w | z_{t-1}, z_t) at every position; at the first, if there is one token only, p(w | z_t)."""
+        """Give p(w | z_{t-1}, z_t) at every position; at the first, which has one token only, p(w | z_t)."""
         found = self.bigram(tokens)
         history = (tokens[:, :-1] * self.d_vocab + tokens[:, 1:]).reshape(-1)
         lower = found[:, 1:].reshape(-1, self.d_vocab)

@@ -3,7 +3,7 @@
     z_1 ~ pi_u        after a trigger q_k: <noise> with probability alpha, else o_k       after <noise>: pi_u
     else              z_{t+1} ~ pi_b(. | z_t)
 
-Outputs o_k are uniform over the tokens that are no trigger, so that nothing is absorbed. `<noise>` is a token of its own,
+Outputs o_k are uniform over the tokens that are not triggers, so that nothing is absorbed. `<noise>` is a token of its own,
 the last of the vocabulary; the authors' code uses one of the characters instead. The law of what follows it is our choice.
 """
 
@@ -64,7 +64,7 @@ class NoiseTask(Task):
 
     @classmethod
     def chain(cls, config: NoiseConfig, corpus: BigramStatistics | None) -> BigramStatistics:
-        """Return the corpus's chain with the noise token, which nothing leads to and pi_u follows."""
+        """Return the corpus's chain with the noise token, which never follows a token and is followed by pi_u."""
         return with_token(corpus, NOISE, lambda unigram: unigram)
 
     @property
@@ -79,12 +79,12 @@ class NoiseTask(Task):
 
     @property
     def roles_are_known(self) -> bool:
-        """The prefix does not tell whether the noise token or the output follows."""
+        """False: the prefix does not determine whether the noise token or the output follows."""
         return False
 
     @property
     def setting(self) -> str:
-        """How many triggers there are, and how often noise follows them."""
+        """The number of triggers, and how often noise follows them."""
         return f"K = {self.config.n_triggers}, alpha = {self.config.alpha:g}"
 
     @property
@@ -99,7 +99,7 @@ class NoiseTask(Task):
         return (ExpectedMemory("noise_memory", "feed_forward_memory", queries, (self.noise,) * len(queries)),)
 
     def story(self, source: str, labels: Sequence[str]) -> str:
-        """Say what sequences follow; see `Task.story`."""
+        """Return what sequences follow; see `Task.story`."""
         which = " ".join(labels[i] for i in self._triggers)
         return (
             f"of {self.config.context} tokens, which follow {source} except after {counted(len(self._triggers), 'trigger')} "
@@ -168,7 +168,7 @@ def labelled(
 
 
 def with_token(corpus: BigramStatistics | None, label: str, row: Any) -> BigramStatistics:
-    """Append a special token that nothing leads to; `row` maps the unigram law to the law of what follows it."""
+    """Append a special token that never follows a token; `row` maps the unigram law to the law of what follows it."""
     assert corpus is not None
     if label in corpus.vocab:
         raise BirthlensError(f"the corpus holds the token {label!r}, which this task uses itself; rename it there.")
@@ -186,7 +186,7 @@ def distributional(task: NoiseTask, batch: TokenBatch) -> Float[Array, "batch po
 
 
 def bayes_optimal(task: NoiseTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the law of the next token given the whole prefix: exact, as the triggers are known."""
+    """Give the law of the next token given the whole prefix: exact, because the triggers are known."""
     tokens = batch.tokens.numpy()
     n, context = tokens.shape
     each = np.arange(n)
@@ -206,7 +206,7 @@ def bayes_optimal(task: NoiseTask, batch: TokenBatch) -> Float[Array, "batch pos
 def _law(
     task: NoiseTask, batch: TokenBatch, copied: Float[Array, "batch pos d_vocab"]
 ) -> Float[Array, "batch pos d_vocab"]:
-    """Mix noise and output after triggers; the output is `copied` where that is not all zero, else uniform."""
+    """Mix noise and output after triggers; the output is `copied` if that is not all zero, otherwise uniform."""
     tokens = batch.tokens.numpy()
     guess = np.zeros(len(task.statistics))
     guess[task.outputs] = 1 / len(task.outputs)

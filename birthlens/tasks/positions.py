@@ -2,7 +2,7 @@
 
 The roles of `roles.role_masks` belong to the token at a position. Here there are also roles of the next position:
 
-    first_successor    the position after a trigger's first occurrence, which holds the output for the first time
+    first_successor    the position after a trigger's first occurrence, where the output occurs for the first time
     later_successor    the position after a later occurrence
     other              neither a trigger nor right after one
 """
@@ -58,17 +58,17 @@ def token_roles(batch: TokenBatch) -> Int[Tensor, "batch pos"]:
 
 
 def take(batch: TokenBatch, rows: Int[Tensor, "row"]) -> TokenBatch:
-    """Return some sequences of a batch, in the order given."""
+    """Return some sequences of a batch, in the given order."""
     return batch.taken(rows)
 
 
 def batch_of_tokens(
     sequences: Int[Tensor, "batch pos_plus_one"], scored: Bool[Tensor, "batch pos"] | None = None
 ) -> TokenBatch:
-    """Make a TokenBatch of any token sequences, for models that know nothing of the task.
+    """Make a TokenBatch of any token sequences, for models without a task.
 
-    Each sequence holds inputs and, one place on, targets. `scored` marks the positions that count as in-context; without
-    it they are those whose token occurred before with the same successor as now.
+    Each sequence contains the inputs and, shifted by one place, the targets. `scored` marks the positions that count as
+    in-context; by default they are those whose token occurred before with the same successor as now.
 
     Example:
         >>> batch = batch_of_tokens(torch.tensor([[3, 1, 3, 1]]))
@@ -90,8 +90,8 @@ def repeated_tokens(
 ) -> TokenBatch:
     """Draw random sequences that repeat: `length` uniform tokens, `repeats` times over.
 
-    Every token of the first copy counts as a first occurrence (1), of the second as 2, and so on; the last position is
-    left out, for its target is not known. `distinct` draws the tokens of a sequence without replacement.
+    Every token of the first copy counts as a first occurrence (1), of the second as 2, and so on. The last position is left
+    out, because its target is unknown. `distinct` draws the tokens of a sequence without replacement.
 
     Raises:
         BirthlensError: if `distinct` asks for more tokens than the vocabulary has.

@@ -1,9 +1,9 @@
-"""What a model does, by role of the token: loss and accuracy (paper section 5, behaviour probes).
+"""The behaviour of a model by role of the token: loss and accuracy (paper section 5, behavioural probes).
 
 Roles are masks over the positions of a TokenBatch:
 
     in_context             occurrence >= 2: predictable from the context and from nothing else
-    in_context_unabsorbed  the same without absorbed positions, which are free copies
+    in_context_unabsorbed  the same without absorbed positions, which can be copied for free
     first_occurrence       occurrence 1: unpredictable
     trigger                occurrence >= 1
     global                 no trigger: the global bigrams
@@ -48,7 +48,7 @@ def losses(logits: Float[Tensor, "batch pos d_vocab"], targets: Int[Tensor, "bat
 
 def correct(logits: Float[Tensor, "*axes d_vocab"], targets: Int[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
     """Return 1 where the target has the largest logit, 0 if another token has, and NaN if a logit is NaN."""
-    # argmax takes NaN for the largest number, so that NaN anywhere in a row is found where argmax points.
+    # argmax treats NaN as the largest number, so if a row contains NaN, argmax points to it.
     found = logits.argmax(-1)
     best = logits.gather(-1, found[..., None])[..., 0]
     return torch.where(best.isnan(), best, (found == targets).to(logits.dtype))
@@ -59,7 +59,7 @@ def summary(
 ) -> dict[tuple[str, str], tuple[float, int]]:
     """Average loss and accuracy over each role: (role, 'loss' or 'accuracy') -> (mean, number of positions).
 
-    Roles without a position are left out. Where the loss is NaN, so is the accuracy: a prediction was then read off
+    Roles without positions are left out. If the loss is NaN, so is the accuracy, because the prediction was then made from
     logits that are NaN.
     """
     right = torch.where(loss.isnan(), torch.nan, (prediction == batch.targets).double())

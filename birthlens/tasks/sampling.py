@@ -1,4 +1,4 @@
-"""The chain's inner loop: many sequences from one table of uniforms, compiled where numba is at hand, else in numpy.
+"""The chain's inner loop: many sequences from one table of uniforms, compiled if numba is available, otherwise in numpy.
 
 Both paths draw by inverse CDF from the same uniforms and give the same tokens to the bit. Uniforms are multiples of
 2^-32, so that `row + u` is exact and one sorted array holds the CDFs of all rows.
@@ -19,10 +19,10 @@ _OUT_OF_RANGE = "A token of start or overrides is not in the vocabulary, or a un
 
 
 class Categorical:
-    """Rows of distributions, ready to be drawn from by inverse CDF.
+    """Rows of distributions, prepared for drawing by inverse CDF.
 
     Raises:
-        ValueError: where a row holds a number that is negative or not finite, or does not sum to a positive number.
+        ValueError: if a row contains a number that is negative or not finite, or does not sum to a positive number.
     """
 
     def __init__(self, rows: Float[Array, "rows d_vocab"]) -> None:
@@ -59,14 +59,14 @@ def chain(
     uniform: Float[Array, "batch length"],
     compiled: bool | None = None,
 ) -> tuple[Int[Array, "batch length"], Int[Array, "batch length"]]:
-    """Continue each prefix to `length` tokens: z_{t+1} = overrides[z_t] where that is >= 0, else ~ rows[z_t].
+    """Continue each prefix to `length` tokens: z_{t+1} = overrides[z_t] if that is >= 0, else ~ rows[z_t].
 
-    Returns the tokens, and for each position how often its token has occurred so far if it has an override, else 0.
-    The chain begins with the last token of the prefix: what stands before it is copied and not counted.
-    Column t of `uniform` serves the draw of token t. `compiled=None` takes numba where it can be used.
+    Returns the tokens and, for each position, how often its token has occurred so far if it has an override, else 0.
+    The chain begins with the last token of the prefix: earlier ones are copied and not counted.
+    Column t of `uniform` is used to draw token t. `compiled=None` uses numba if possible.
 
     Raises:
-        ValueError: where shapes do not fit, or a token or a uniform is out of range.
+        ValueError: if shapes do not fit, or a token or a uniform is out of range.
     """
     n = rows.shape[1]
     if rows.shape[0] != n or overrides.shape != (len(start), n) or uniform.shape != (len(start), length):

@@ -1,4 +1,4 @@
-"""What a task is: everything that training, probes, interventions and reports ask, and that differs from task to task.
+"""The interface of a task: everything that training, probes, interventions and reports need and that depends on the task.
 
 A task is a class with a config section, a vocabulary with a global chain, and a law from which token batches are drawn. Only
 `sample` must be written; the other parts have defaults that say "this task has none".
@@ -25,7 +25,7 @@ from birthlens.tasks.roles import role_masks
 
 Array = np.ndarray
 HELD_OUT = 2**40
-"""Index of the held-out batch of training; no training run gets there, so that equal seeds share no batch."""
+"""Index of the held-out batch of training; no training run reaches it, so equal seeds share no batch."""
 
 Predictor = Callable[[Any, TokenBatch], Float[Array, "batch pos d_vocab"]]
 """Maps a task and a batch to the probabilities of the next token at every position."""
@@ -56,7 +56,7 @@ class ExpectedMemory:
 class Task(ABC):
     """A law of token sequences, and what is known about it.
 
-    `statistics` is the global chain over the task's whole vocabulary, special tokens included. `roles` describes the roles
+    `statistics` is the global chain over the task's whole vocabulary, including special tokens. `roles` describes the roles
     of positions that matter for the task; their masks come with each batch. `corruptions` names those that make sense for
     patching (`interventions.corruptions`).
     """
@@ -97,7 +97,7 @@ class Task(ABC):
 
     @property
     def roles_are_known(self) -> bool:
-        """Whether the prefix tells the role of its last token, so that entropies may stand for losses."""
+        """Whether the prefix determines the role of its last token, so that entropies can replace losses."""
         return True
 
     @property
@@ -107,11 +107,11 @@ class Task(ABC):
 
     @property
     def approximation(self) -> str:
-        """How far `exact` is from the exact law where it only approximates it; empty if it is exact."""
+        """How far `exact` is from the exact law if it is an approximation; empty if it is exact."""
         return ""
 
     def shown_as(self, predictor: str) -> str:
-        """Return the name of a predictor in tables: `exact` is marked where it is an approximation.
+        """Return the name of a predictor in tables: `exact` is marked if it is an approximation.
 
         Example:
             >>> from birthlens.config.task import TaskConfig
@@ -125,24 +125,24 @@ class Task(ABC):
 
     @property
     def headline(self) -> str:
-        """The role whose accuracy tells whether the task has been learned."""
+        """The role whose accuracy shows whether the task has been learned."""
         return next(iter(self.shown_roles))
 
     @property
     def setting(self) -> str:
-        """The task's own settings in a few words, for a line that stays short."""
+        """The task's own settings in a few words, for a single line."""
         return str(self.config.kind)
 
     def story(self, source: str, labels: Sequence[str]) -> str:
-        """Say what sequences follow, to end the sentence "... was trained to predict the next token in sequences".
+        """Return what sequences follow, as the end of "... was trained to predict the next token in sequences".
 
-        `source` names the corpus, `labels` are the tokens as they can be shown.
+        `source` names the corpus; `labels` are the tokens in readable form.
         """
         return f"of {self.config.context} tokens of the task {self.config.kind} ({len(self.statistics)} tokens)."
 
     @property
     def memories(self) -> tuple[ExpectedMemory, ...]:
-        """The associations that a solution should store, beside those of the paper's two-layer model."""
+        """The associations that a solution should store, besides those of the paper's two-layer model."""
         return ()
 
     @abstractmethod
@@ -180,7 +180,7 @@ class Task(ABC):
 
 
 def checked_batch(task: Task, batch: object, n: int) -> TokenBatch:
-    """Return a batch that a task of somebody's own drew, or say which part of it breaks the protocol.
+    """Return a batch that a user's own task drew, or say which part of it violates the protocol.
 
     Raises:
         BirthlensError: if `sample` returned anything but a TokenBatch of the right shape, vocabulary and marks.
@@ -213,7 +213,7 @@ def plain_batch(
     occurrence: Int[Array, "batch pos"],
     marks: Mapping[str, Bool[Array, "batch pos"]],
 ) -> TokenBatch:
-    """Make a batch of whole sequences (inputs and, one place on, targets) without outputs of their own."""
+    """Make a batch of whole sequences (inputs and, shifted by one place, targets) without outputs of their own."""
     sequences = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))
     nothing = sequences.new_zeros(len(sequences), 0)
     return TokenBatch(

@@ -1,4 +1,4 @@
-"""Windows of a real text: what an induction head is for, with nothing planted.
+"""Windows of a real text: the natural setting of an induction head, with nothing planted.
 
 A sequence is `context` + 1 consecutive tokens from a uniform place of the text. The last part of the text is held out:
 batches from `HELD_OUT` on, which is what every evaluation draws, come from there.
@@ -24,7 +24,7 @@ from birthlens.tasks.tokenizing import built, encoded, encoded_pairs, vocabulary
 
 Array = np.ndarray
 PAIRS = 512
-"""Byte pairs of a vocabulary, where `task.vocabulary` does not say."""
+"""The number of byte pairs in a vocabulary if `task.vocabulary` is not given."""
 
 
 class TextTask(Task):
@@ -60,7 +60,7 @@ class TextTask(Task):
 
     @classmethod
     def chain_of_text(cls, config: TextConfig, text: str) -> BigramStatistics:
-        """Cut the text into tokens and count pairs of neighbours in its training part."""
+        """Divide the text into tokens and count pairs of neighbours in its training part."""
         characters = from_text(text)
         tokenizer = ""
         vocab = characters.vocab
@@ -80,12 +80,12 @@ class TextTask(Task):
 
     @property
     def roles_are_known(self) -> bool:
-        """Whether the prefix tells the role: it does not, since roles depend on the target."""
+        """False: roles depend on the target, so the prefix does not determine them."""
         return False
 
     @property
     def setting(self) -> str:
-        """How many tokens the vocabulary and the text have."""
+        """The numbers of tokens in the vocabulary and in the text."""
         return f"{len(self.statistics)} {self.config.tokens}, {len(self.stream):,} tokens of text"
 
     @cached_property
@@ -99,7 +99,7 @@ class TextTask(Task):
         return PREDICTORS
 
     def story(self, source: str, labels: Sequence[str]) -> str:
-        """Say what sequences follow; see `Task.story`."""
+        """Return what sequences follow; see `Task.story`."""
         kind = "characters" if self.config.tokens == "characters" else "byte pairs, built from the text"
         return (
             f"of {self.config.context} tokens: windows of {source}. The vocabulary has {len(labels)} tokens ({kind}); the "
@@ -108,7 +108,7 @@ class TextTask(Task):
         )
 
     def batch(self, n: int, seed: int, index: int = 0) -> TokenBatch:
-        """Draw batch number `index` of the stream `seed`: from `HELD_OUT` on, of the held-out part of the text."""
+        """Draw batch number `index` of the stream `seed`; from `HELD_OUT` on, it is from the held-out part of the text."""
         first, end = (self.cut, len(self.stream)) if index >= HELD_OUT else (0, self.cut)
         return self._windows(n, np.random.default_rng([seed, index]), first, end)
 
@@ -123,7 +123,7 @@ class TextTask(Task):
 
 
 def training_part(config: TextConfig, length: int) -> int:
-    """Return how many tokens (or characters) of a text of so many come before its held-out part."""
+    """Return how many tokens (or characters) of a text with this many come before its held-out part."""
     return length - round(length * config.held_out)
 
 
@@ -144,7 +144,7 @@ def labelled(sequences: Int[Array, "batch pos_plus_one"], d_vocab: int) -> Token
 
 
 def repeated(values: Int[Array, "batch pos"]) -> np.ndarray:
-    """Say at each position whether its value has occurred before in the row."""
+    """Return, at each position, whether its value has occurred before in the row."""
     order = np.argsort(values, axis=1, kind="stable")
     ordered = np.take_along_axis(values, order, 1)
     again = np.zeros(values.shape, dtype=bool)

@@ -1,7 +1,7 @@
-"""How a text is cut into tokens: characters, or byte pairs that the `tokenizers` library builds from the text itself.
+"""How a text is divided into tokens: characters, or byte pairs that the `tokenizers` library builds from the text itself.
 
-Byte pairs never cross the border of a word: a word is a space (if there is one) with the letters after it, and every other
-character stands for itself. The tokenizer is kept as its JSON, so that a run needs no file beside it.
+Byte pairs never cross the boundary of a word. A word is a space (if there is one) with the letters after it, and every other
+character is a word of its own. The tokenizer is saved as JSON, so that a run needs no other file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from birthlens.tasks.corpus import BigramStatistics
 
 Array = np.ndarray
 WORD = r" ?\w+|[^\w]"
-"""What byte pairs may not cross."""
+"""The boundaries that byte pairs may not cross."""
 
 
 def built(text: str, alphabet: Sequence[str], vocabulary: int) -> str:

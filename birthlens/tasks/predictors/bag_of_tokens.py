@@ -6,14 +6,14 @@ multiset and lambda_j = pi_u(j) + sum over non-triggers a of (times a was left) 
 
     P(multiset | outputs) ~ prod_j Poisson( m_j - sum_{k: o_k = j} n_k ; lambda_j )
 
-This takes the background for Poisson counts, which neglects which orders of the multiset are possible (counting them is
-intractable), and sums over the outputs of the other triggers by belief propagation, with at most two triggers meeting in one
-output. The exact predictor is somewhat better. Where it can be enumerated (N = 5, K = 2, T = 9), its accuracy and
-loss at in-context targets are 0.869 and 0.300 against 0.817 and 0.377 here on published data, 0.796 and 0.376 against 0.776
-and 0.385 on clean data; at N = 65, K = 5 the gap is not known.
+The background is treated as Poisson counts, which ignores which orders of the multiset are possible (counting them is
+intractable). The outputs of the other triggers are summed over by belief propagation, with at most two triggers meeting in
+one output. The exact predictor is somewhat better. In a case where it can be enumerated (N = 5, K = 2, T = 9), its accuracy
+and loss at in-context targets are 0.869 and 0.300 against 0.817 and 0.377 here on published data, and 0.796 and 0.376
+against 0.776 and 0.385 on clean data; at N = 65, K = 5 the gap is unknown.
 
-Random triggers: the reader is told which tokens are triggers in its sequence, more than the multiset says. A one-layer
-transformer also sees positions. So this is a natural rather than a proven ceiling.
+Random triggers: the predictor is told which tokens are triggers in its sequence, which is more than the multiset says. A
+one-layer transformer also sees positions. This is therefore a natural ceiling, not a proven one.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Array = np.ndarray
 _BLOCK = 1024
 _SWEEPS = 4
 _LEAST_RATE = 1e-6
-_LEAST_LOG = -1e4  # stands for log 0 where minus infinity would meet itself
+_LEAST_LOG = -1e4  # replaces log 0, where minus infinity would give NaN
 
 
 def bag_of_tokens(task: BigramTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Return the prediction at every position; positions that list the triggers (show_latents) are not treated apart."""
+    """Return the prediction at every position; positions that list the triggers (show_latents) are not special here."""
     tokens = batch.tokens.numpy()
     n = len(task.statistics)
     shown = shown_prefix(task)

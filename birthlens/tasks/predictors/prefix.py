@@ -1,4 +1,4 @@
-"""What a prefix holds: successors of its last token, its multiset of tokens, and the triggers where they are known."""
+"""The content of a prefix: successors of its last token, its multiset of tokens, and the triggers if they are known."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.bigram import BigramTask
 
 Array = np.ndarray
-_ENTRIES = 4_000_000  # of all tables of pairs that are held at once
+_ENTRIES = 4_000_000  # of all tables of pairs that are in memory at once
 
 
 def successor_counts(
@@ -41,12 +41,12 @@ def token_counts(tokens: Int[Array, "batch pos"], d_vocab: int) -> Float[Array, 
 
 
 def shown_prefix(task: BigramTask) -> int:
-    """Return how many of the first tokens are no part of the chain: the list of triggers of show_latents."""
+    """Return how many of the first tokens are not part of the chain: the list of triggers of show_latents."""
     return task.config.n_triggers if task.config.show_latents else 0
 
 
 def known_triggers(task: BigramTask, batch: TokenBatch) -> Int[Array, "batch n_triggers"] | None:
-    """Return the triggers where a reader of the prefix knows them (fixed, or shown, or none at all), else None."""
+    """Return the triggers if the prefix reveals them (they are fixed, or listed, or there are none), else None."""
     known = task.fixed_triggers is not None or task.config.show_latents or task.config.n_triggers == 0
     return batch.triggers.numpy() if known else None
 
@@ -54,7 +54,7 @@ def known_triggers(task: BigramTask, batch: TokenBatch) -> Int[Array, "batch n_t
 def trigger_outputs(
     task: BigramTask, triggers: Int[Array, "batch n_triggers"], tokens: Int[Array, "batch pos"]
 ) -> tuple[Float[Array, "batch pos d_vocab"], Bool[Array, "batch pos"]]:
-    """Return at each position the output law of its token (zeros for no trigger), and whether it is a trigger."""
+    """Return at each position the output law of its token (zeros for a non-trigger), and whether it is a trigger."""
     table = np.zeros((len(tokens), len(task.statistics), len(task.statistics)))
     np.put_along_axis(table, triggers[..., None], task.output_distribution(triggers), axis=1)
     is_trigger = (tokens[..., None] == triggers[:, None]).any(-1)

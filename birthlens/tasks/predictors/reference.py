@@ -3,11 +3,11 @@
     uniform   1/N                                  unigram  pi_u                    bigram  pi_b(. | z_t)
     copy      successors of the earlier occurrences of z_t in the prefix, in proportion; uniform at the first occurrence
     bag       z_t and the multiset of the prefix, in any order: nearly the best of these (`bag_of_tokens`, approximate)
-    bayes     P(z_{t+1} | z_1..z_t), nothing left to learn: its loss is the floor under every loss curve
+    bayes     P(z_{t+1} | z_1..z_t), nothing left to learn: its loss is the floor of every loss curve
 
-Bayes, triggers known (fixed, or shown by show_latents): pi_b(. | z_t) for z_t no trigger; the output seen before for a
-trigger that has occurred before; else the law of its output. In the list of triggers (show_latents), which is not a part of
-the chain, the next of them, then pi_u. Triggers unknown: P(z_t is a trigger | prefix), from `trigger_posterior`, mixes
+Bayes, triggers known (fixed, or listed by show_latents): pi_b(. | z_t) if z_t is not a trigger; the output seen before for a
+trigger that has occurred before; otherwise the law of its output. In the list of triggers (show_latents), which is not part
+of the chain, the next of them, then pi_u. Triggers unknown: P(z_t is a trigger | prefix), from `trigger_posterior`, mixes
 copying (or the output law) with pi_b; exact except with cycles="clean", where that module states the approximation.
 """
 
@@ -34,7 +34,7 @@ def predict(name: str, task: Task, batch: TokenBatch) -> Float[Array, "batch pos
     """Return the probabilities that a reference predictor gives to the next token at every position.
 
     Raises:
-        BirthlensError: for a name that is none of the task's predictors.
+        BirthlensError: for a name that is not one of the task's predictors.
 
     Example:
         >>> from birthlens.config.run import TaskConfig
@@ -51,7 +51,7 @@ def predict(name: str, task: Task, batch: TokenBatch) -> Float[Array, "batch pos
 
 
 def in_context_copy(task: BigramTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give what followed the current token earlier in the prefix, in proportion; uniform where nothing did."""
+    """Give what followed the current token earlier in the prefix, in proportion; uniform if nothing did."""
     counts = successor_counts(batch.tokens.numpy(), len(task.statistics))
     totals = counts.sum(-1, keepdims=True)
     return np.where(totals > 0, counts / np.maximum(totals, 1), 1 / len(task.statistics))
@@ -112,7 +112,7 @@ PREDICTORS: dict[str, Callable[[BigramTask, TokenBatch], Float[Array, "batch pos
 
 
 def smoothed(probabilities: Float[Array, "*axes d_vocab"], share: float) -> Float[Array, "*axes d_vocab"]:
-    """Mix in `share` of the uniform law: predictors other than Bayes rule out tokens that do occur.
+    """Mix in `share` of the uniform law, because predictors other than Bayes exclude tokens that do occur.
 
     Example:
         >>> smoothed(np.array([1.0, 0.0]), 0.5).tolist()

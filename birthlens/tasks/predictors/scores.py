@@ -1,4 +1,4 @@
-"""What the reference predictors score by role: the lines under a loss curve and over an accuracy curve."""
+"""The scores of the reference predictors by role: the lines in plots of loss and accuracy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SMOOTHING = 0.01
-"""Share of the uniform law mixed into every predictor but the exact one where its loss is taken: they rule out tokens."""
+"""Share of the uniform law mixed into every predictor except the exact one for its loss, because they exclude tokens."""
 
 
 def reference_table(
@@ -22,8 +22,8 @@ def reference_table(
 ) -> pd.DataFrame:
     """Score reference predictors on a batch: columns predictor, role, metric ("loss", "accuracy"), value, n.
 
-    Accuracy is the expected one of the most probable token, ties broken at random. Roles without a position are left out.
-    The exact predictor is called "bayes (approximate)" where its law is an approximation (`Task.approximation`).
+    Accuracy is the expected one of the most probable token, with ties broken at random. Roles without positions are left
+    out. The exact predictor is called "bayes (approximate)" if its law is an approximation (`Task.approximation`).
 
     Raises:
         BirthlensError: for an unknown predictor, or a smoothing outside 0 to 1.
