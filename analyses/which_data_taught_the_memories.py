@@ -1,6 +1,6 @@
-"""Which data taught the memories? The change of each memory's margin in every ten updates, by the trigger's occurrence.
+"""Which data taught the memories? What each occurrence of the triggers added to each memory's margin over training.
 
-The loss counts only second and later occurrences of a trigger. The rows of a window sum to the change of the margin.
+The loss counts at second and later occurrences of a trigger only. The rows of a memory sum to the change of its margin.
 
 python analyses/which_data_taught_the_memories.py --tier laptop
 """
@@ -17,15 +17,14 @@ from birthlens.viz.figures.attribution import data_parts
 from birthlens.viz.figures.style import save
 
 MEMORIES = ("output_memory", "trigger_memory", "prev_token_memory")
-WINDOW = 10
 LARGEST = 6
 """The last occurrence with a row of its own; later ones are counted together."""
 
 
 def taught(path: str, seed: int, memory: str) -> pd.DataFrame:
-    """Return the change that the data of every window caused in one memory of a run."""
+    """Return what each occurrence changed in one memory of a run."""
     run: Run = load_run(path)
-    table = data_attribution_table(run, memory, 0, run.steps[-1], "occurrence", WINDOW)
+    table = data_attribution_table(run, memory, 0, run.steps[-1], "occurrence")
     parts = [
         f"occurrence {part if int(part) < LARGEST else f'{LARGEST} and later'}" if by == "occurrence" else part
         for by, part in zip(table["by"], table["part"], strict=True)

@@ -43,8 +43,8 @@ PLAN = {
         bootstrap head_sets metrics spec truncation < scoring weight_patching < corruptions replacements suite_results
         < edges < backends < runner < ablation attribution < patching suite < causal_tables edge_tables""",
     "analysis.behaviour": """
-        attention contrast decomposition excess head_weights noisy_recall sinks sweep_results
-        < head_onsets head_scores trajectory < monitor""",
+        attention births decomposition excess head_weights noisy_recall sinks < contrast head_scores phase sweep_results
+        trajectory < monitor""",
     "analysis.theory": """
         fact_stages gradients width < first_step outer_products < memory_capacity memory_scaling three_steps updates""",
     "claims": """
@@ -56,13 +56,13 @@ PLAN = {
     "bench": "baselines pages scaling timing < cases < whole_runs",
     "viz": """
         attention_frames figures.style html report.numbers report.command_of_run watch
-        < figures.tick_labels < figures.areas figures.attribution figures.contrast figures.curves figures.heatmaps notebook
-        report.charts
+        < figures.tick_labels < figures.areas figures.attribution figures.contrast figures.curves figures.heatmaps
+        figures.phase notebook report.charts
         < figures report.leads report.page < figures.gallery report.scorecard
         < report.compare report.memories < report.story < report""",
     "cli": """
-        options prompting streams < __init__ subjects tables training < basics benching forking many_runs probing
-        < causal demo memory seeing < weight_patching""",
+        options streams < __init__ subjects tables training < basics benching forking many_runs probing
+        < causal demo memory phases seeing < weight_patching""",
     "top": "__init__ __main__",
 }
 """Packages from the ground up, and the modules of each from the ground up: one behind a < may import those before it."""

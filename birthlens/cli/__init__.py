@@ -45,6 +45,7 @@ HOMES = {
     "order": "memory",
     "reproduce": "many_runs",
     "sweep": "many_runs",
+    "phase": "phases",
 }
 """The module that holds each command."""
 RENAMED = {"memory": "associations", "transplant": "weight-patch"}

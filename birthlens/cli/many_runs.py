@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from birthlens.errors import BirthlensError
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+    from birthlens.config.run import RunConfig
     from birthlens.training.sweep import Outcome
 
 
@@ -96,7 +97,7 @@ def reproduce(
     def draw(card: Scorecard) -> None:
         write_scorecard_page(card, page)
 
-    with _continued_by_repeating(f"; what was judged so far is in {page}"):
+    with continued_by_repeating(f"; what was judged so far is in {page}"):
         for number, event in enumerate(reproduce(chosen, scale, out, processes, seeds, draw), start=1):
             if isinstance(event, Result):
                 results.append(event)
@@ -104,7 +105,7 @@ def reproduce(
                 why = f" ({anew} of {len(event.measured)} seeds {event.again})" if anew else ""
                 tell(f"{event.verdict:12} {event.claim.id}{why}", err=True)
             else:
-                _say(event, number)
+                say_outcome(event, number)
     results.sort(key=lambda result: [claim.id for claim in chosen].index(result.claim.id))
     table = scorecard_table(results)
     short = ["verdict", "claim", "quantity", "wanted", "holds", "value", "low", "high", "seeds", "cpu_seconds"]
@@ -146,28 +147,52 @@ def sweep(
     `birthlens plot` draws a grid of it.
     """
     from birthlens.analysis.behaviour.sweep_results import sweep_results_table
-    from birthlens.devices import Execution
     from birthlens.training.grid import Grid
     from birthlens.training.sweep import run_path
-    from birthlens.training.sweep import sweep as train
 
     configs = Grid.load(grid, seeds).configs()
-    if scheduler or slurm:
-        refuse_idle("the workers of a cluster train on their CPUs", "processes", "device", "precision", "sampler")
-    else:
-        refuse_idle("it needs --scheduler or --slurm", "bundle")
-    how = Execution(chosen_device(device, list(configs.values())), precision, sampler)
+    every = list(configs.values())
     found = {}
-    with _continued_by_repeating(), opened_pool(scheduler, slurm, out) as pool:
-        every = list(configs.values())
-        for number, outcome in enumerate(train(every, out, processes, how, pool, bundle), start=1):
+    with (
+        continued_by_repeating(),
+        how_to_train(every, out, processes, (device, precision, sampler), scheduler, slurm, bundle) as train,
+    ):
+        for number, outcome in enumerate(train(every), start=1):
             found[outcome.path] = outcome
-            _say(outcome, number)
+            say_outcome(outcome, number)
     table = sweep_results_table({key: (config, found[run_path(config, out)]) for key, config in configs.items()})
     write(table, str(Path(out) / "sweep.csv"))
     show(table, style)
     if failed := [outcome.message for outcome in found.values() if outcome.state == "failed"]:
         raise BirthlensError(f"{len(failed)} of {len(found)} runs failed; the first: {failed[0]}")
+
+
+@contextmanager
+def how_to_train(
+    configs: Sequence[RunConfig],
+    out: str,
+    processes: int | None,
+    how: tuple[str, str, str],
+    scheduler: str | None,
+    slurm: str | None,
+    bundle: int,
+) -> Iterator[Callable[[Sequence[RunConfig]], Iterator[Outcome]]]:
+    """Return the function that trains runs as the options say; `how` is device, precision and sampler.
+
+    Raises:
+        BirthlensError: for options that do nothing together.
+    """
+    from birthlens.devices import Execution
+    from birthlens.training.sweep import sweep
+
+    if scheduler or slurm:
+        refuse_idle("the workers of a cluster train on their CPUs", "processes", "device", "precision", "sampler")
+    else:
+        refuse_idle("it needs --scheduler or --slurm", "bundle")
+    device, precision, sampler = how
+    execution = Execution(chosen_device(device, list(configs)), precision, sampler)
+    with opened_pool(scheduler, slurm, out) as pool:
+        yield lambda wanted: sweep(wanted, out, processes, execution, pool, bundle)
 
 
 @contextmanager
@@ -189,8 +214,8 @@ def opened_pool(scheduler: str | None, slurm: str | None, out: str) -> Iterator[
 
 
 @contextmanager
-def _continued_by_repeating(more: str = "") -> Iterator[None]:
-    """Return how to continue when the command is interrupted."""
+def continued_by_repeating(more: str = "") -> Iterator[None]:
+    """Say how to continue when the command is interrupted."""
     try:
         yield
     except KeyboardInterrupt:
@@ -198,7 +223,8 @@ def _continued_by_repeating(more: str = "") -> Iterator[None]:
         sys.exit(130)
 
 
-def _say(outcome: Outcome, number: int) -> None:
+def say_outcome(outcome: Outcome, number: int) -> None:
+    """Say on the error stream what became of a run."""
     what = outcome.message
     if outcome.state != "failed":
         what = f"{outcome.path} ({outcome.cpu_seconds:.1f} s of CPU time){what and ' ' + what}"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from birthlens.analysis.memories.birth_order import onset, onset_table, standardised_table
+from birthlens.analysis.behaviour.births import accuracies, accuracy_birth, memory_births, one_reading_each
+from birthlens.analysis.memories.birth_order import onset, standardised_table
 from birthlens.analysis.memories.names import is_paper_model
-from birthlens.analysis.memories.order_tables import MATCHED
 from birthlens.errors import BirthlensError
 from birthlens.runs.run import Run
 from birthlens.shapes import Float
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Array = np.ndarray
-BORN = 0.5
-"""In-context accuracy counts as born at the step from which it stays above this share."""
 _METRICS = ("in_context_accuracy", "in_context_loss", "global_accuracy", "global_loss", "all_loss")
 
 
@@ -164,23 +162,10 @@ def _values(run: Run) -> pd.Series[float]:
     table = table[(table["split"] == "held_out") & table["metric"].isin(_METRICS)]
     parts = [table.set_index(["metric", "step"])["value"]]
     if is_paper_model(run.config.model):
-        scores = _chosen(standardised_table(run.checkpoints(), run.triggers))
+        scores = one_reading_each(standardised_table(run.checkpoints(), run.triggers))
         parts.append(scores.rename(columns={"memory": "metric"}).set_index(["metric", "step"])["value"])
     found = pd.concat(parts)
     return found[~found.index.duplicated(keep="last")]
-
-
-def _chosen(scores: pd.DataFrame) -> pd.DataFrame:
-    """Keep one candidate set for each memory, the same as in the order of birth."""
-    import pandas as pd
-
-    kept = []
-    for memory, rows in scores.groupby("memory", sort=False):
-        there = set(rows["candidates"])
-        name = next((name for name in MATCHED.get(str(memory), ()) if name in there), None)
-        if name is not None:
-            kept.append(rows[rows["candidates"] == name])
-    return pd.concat(kept, ignore_index=True)
 
 
 def _births(run: Run, pair: Pair, width: float) -> dict[str, float]:
@@ -190,19 +175,8 @@ def _births(run: Run, pair: Pair, width: float) -> dict[str, float]:
         raise BirthlensError(
             f"run = {str(pair.changed.path)!r} and its control {str(pair.control.path)!r} keep no step in common."
         )
-    found: dict[str, float] = {}
-    if is_paper_model(run.config.model):
-        onsets = onset_table(_chosen(standardised_table(run.checkpoints(kept), run.triggers)), width)
-        found = {str(row["memory"]): float(row["onset"]) for _, row in onsets.iterrows()}
-    both = [_series(one, "in_context_accuracy") for one in (pair.control, pair.changed)]
-    shared = sorted(set(both[0]) & set(both[1]))
-    if shared:
-        mine = _series(run, "in_context_accuracy")
-        found["in_context_accuracy"] = onset(shared, np.array([mine[step] >= BORN for step in shared]))
+    found = memory_births(run, kept, width)
+    measured = [set(accuracies(one)) for one in (pair.control, pair.changed)]
+    if shared := sorted(measured[0] & measured[1]):
+        found["in_context_accuracy"] = accuracy_birth(run, shared)
     return found
-
-
-def _series(run: Run, metric: str) -> dict[int, float]:
-    table = run.metrics()
-    table = table[(table["split"] == "held_out") & (table["metric"] == metric)]
-    return dict(zip(table["step"].tolist(), table["value"].tolist(), strict=True))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from birthlens.analysis.behaviour.births import accuracies, accuracy_birth
 from birthlens.config.run import RunConfig
 from birthlens.runs.run import Run
 from birthlens.training.sweep import Outcome
@@ -13,16 +14,13 @@ from birthlens.training.sweep import Outcome
 if TYPE_CHECKING:
     import pandas as pd
 
-BORN = 0.5
-"""The in-context accuracy at which copying counts as born."""
-
 
 def sweep_results_table(runs: Mapping[tuple[str, int], tuple[RunConfig, Outcome]]) -> pd.DataFrame:
     """Return the last measurements and the outcome of every (case, seed); a run that failed has no measurements.
 
     Columns: case, seed, every setting in which the configs differ except seeds (such as `task.n_triggers`), run, accuracy
-    (in context, held out), loss (over all positions), birth (the first measured step with an accuracy of `BORN` or more; NaN
-    if there is none), last_step, state, seconds, cpu_seconds.
+    (in context, held out), loss (over all positions), birth (the first measured step from which the accuracy stays at
+    one half or above; NaN if there is none), last_step, state, seconds, cpu_seconds.
     """
     import pandas as pd
 
@@ -66,16 +64,11 @@ def _measured(outcome: Outcome) -> dict[str, float]:
     if outcome.state == "failed":
         return {"accuracy": nan, "loss": nan, "birth": nan, "last_step": nan}
     run = Run(outcome.path)
-    held_out = [row for row in run.rows() if row["split"] == "held_out"]
-
-    def values(metric: str) -> list[tuple[int, float]]:
-        return [(row["step"], row["value"]) for row in held_out if row["metric"] == metric]
-
-    accuracy = values("in_context_accuracy")
-    loss = values("all_loss")
+    accuracy = accuracies(run)
+    loss = [row["value"] for row in run.rows() if (row["split"], row["metric"]) == ("held_out", "all_loss")]
     return {
-        "accuracy": accuracy[-1][1] if accuracy else nan,
-        "loss": loss[-1][1] if loss else nan,
-        "birth": next((float(step) for step, value in accuracy if value >= BORN), nan),
+        "accuracy": accuracy[max(accuracy)] if accuracy else nan,
+        "loss": loss[-1] if loss else nan,
+        "birth": accuracy_birth(run),
         "last_step": float(run.steps[-1]),
     }

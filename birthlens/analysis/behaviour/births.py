@@ -1,0 +1,58 @@
+"""When the events of a run happen: the birth of each memory, and that of the in-context accuracy.
+
+A memory is born where its right entries leave the null band for good (`memories.birth_order`), the accuracy where it comes
+to stay at one half or above. An event that has not happened by the last step has the step NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from birthlens.analysis.memories.birth_order import onset, onset_table, standardised_table
+from birthlens.analysis.memories.names import is_paper_model
+from birthlens.analysis.memories.order_tables import MATCHED
+from birthlens.runs.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BORN = 0.5
+"""The share of right predictions from which in-context accuracy counts as born, where it stays there."""
+
+
+def memory_births(run: Run, steps: Sequence[int] | None = None, width: float = 4.0) -> dict[str, float]:
+    """Return the step of birth of each memory, read at some of the kept steps; empty for other models than the paper's."""
+    if not is_paper_model(run.config.model):
+        return {}
+    scores = standardised_table(run.checkpoints(run.steps if steps is None else steps), run.triggers)
+    births = onset_table(one_reading_each(scores), width)
+    return {str(row["memory"]): float(row["onset"]) for _, row in births.iterrows()}
+
+
+def accuracy_birth(run: Run, steps: Sequence[int] | None = None) -> float:
+    """Return the first measured step from which the held-out in-context accuracy stays at `BORN` or above."""
+    measured = accuracies(run)
+    chosen = sorted(measured) if steps is None else steps
+    return onset(chosen, np.array([measured[step] >= BORN for step in chosen])) if chosen else float("nan")
+
+
+def accuracies(run: Run) -> dict[int, float]:
+    """Return the held-out in-context accuracy at every measured step."""
+    wanted = ("held_out", "in_context_accuracy")
+    return {row["step"]: row["value"] for row in run.rows() if (row["split"], row["metric"]) == wanted}
+
+
+def one_reading_each(scores: pd.DataFrame) -> pd.DataFrame:
+    """Keep one set of candidates for each memory of a `standardised_table`, as the order of birth does."""
+    import pandas as pd
+
+    kept = []
+    for memory, rows in scores.groupby("memory", sort=False):
+        there = set(rows["candidates"])
+        name = next((name for name in MATCHED.get(str(memory), ()) if name in there), None)
+        if name is not None:
+            kept.append(rows[rows["candidates"] == name])
+    return pd.concat(kept, ignore_index=True)
