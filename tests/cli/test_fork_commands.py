@@ -160,7 +160,7 @@ def test_data_attribution_prints_writes_and_draws(runs: Any, tmp_path: Path) -> 
     words = ("data-attribution", runs / "control0", "trigger_memory", "--until", 10)
     table = pd.read_json(StringIO(run(*words, "--format", "json").stdout))
     assert table[table["by"] != "total"]["value"].sum() == pytest.approx(table["value"].iloc[-1], rel=1e-3, abs=1e-6)
-    for more in ((), ("--every", 5), ("--by", "token")):
+    for more in ((), ("--every", 5), ("--by", "token"), ("--by", "position", "--from", 2)):
         figure = tmp_path / f"taught{len(more)}.svg"
         run(*words, *more, "--out", tmp_path / "taught.csv", "--figure", figure)
         assert figure.stat().st_size > 5000
