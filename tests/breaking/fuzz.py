@@ -96,10 +96,19 @@ def overrides(rng: Any, place: Any, _: Any) -> None:
 
 
 def sweep(rng: Any, place: Any, _: Any) -> None:
+    from birthlens.analysis.behaviour.phase import Diagram
+    from birthlens.reading import read_mapping
     from birthlens.training.grid import Grid
     from birthlens.training.sweep import run_path
 
-    grid = Grid.load(written(place, *hostile.document(rng, hostile.SWEEP)))
+    path = written(place, *hostile.document(rng, hostile.SWEEP))
+    if rng.random() < 0.3:
+        names = ["task.n_triggers", "model.d_model", "training.steps", "x"]
+        diagram = Diagram(read_mapping(path, "sweep"), rng.choice(names), rng.choice(names))
+        for point in diagram.points[:20]:
+            diagram.configs(point)
+        return
+    grid = Grid.load(path)
     for found in grid.configs().values():
         run_path(found, place)
 

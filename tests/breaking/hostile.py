@@ -176,6 +176,8 @@ OPTIONS = {
               "--steps"],
     "scores": ["--kind", "--steps", "--batch-size", "--seed", "--format"],
     "steps": ["--format"],
+    "data-attribution": ["--from", "--until", "--by", "--every", "--figure", "--format", "--out"],
+    "contrast": ["--what", "--width", "--figure", "--format", "--out"],
     "watch": ["--once"],
     "plot": ["--kind", "--out", "--steps", "--option"],
     "attention": ["--out", "--steps", "--text", "--row", "--heads", "--length"],
@@ -196,6 +198,9 @@ VALUES = {
     "--integration-steps": ["1", "2", "0"], "--width": ["0", "4", "-1", "nan", "inf", "1e308"],
     "--corruption": ["other_outputs", "first_replaced", "triggers_swapped", "shifted", "x"],
     "--direction": ["clean_into_corrupted", "corrupted_into_clean", "x"], "--basis": ["raw", "dual", "x"],
+    "--until": ["0", "1", "2", "-1", "x", "9" * 30], "--every": ["1", "2", "0", "x"],
+    "--by": ["role", "occurrence", "token", "target", "position", "sequence", "step", "layer", "x"],
+    "--figure": ["a.svg", "absent/a.svg", "a.x", ""],
     "--option": ["x=step", "y=value", "metric=loss", "x", "=", "title=\x1b[2J", "value=value"],
     "--metric": ["in_context_accuracy", "global_loss", "x"], "--text": ["to be or not", "", "\ud800", "qqqq", "\x1b"],
 }  # fmt: skip
@@ -217,8 +222,10 @@ def arguments(rng: random.Random, place: str, run: str) -> list[str]:
         if rng.random() < 0.9
         else rng.choice([place, f"{run}/run.json", "\udcff", "", "absent\x1b[2J", "/dev/null"]),
     ]
-    if command == "report" and rng.random() < _ONE_WAY:
+    if command == "contrast" or (command == "report" and rng.random() < _ONE_WAY):
         found.append(run)
+    if command == "data-attribution":
+        found.append(rng.choice(["output_memory", "trigger_memory", "L0H0.OV", "L1.W_F", *WORDS]))
     given = rng.sample(OPTIONS[command], k=rng.randrange(min(4, len(OPTIONS[command])) + 1))
     if command == "watch":
         given = ["--once"]
