@@ -43,8 +43,8 @@ PLAN = {
         bootstrap head_sets metrics spec truncation < scoring weight_patching < corruptions replacements suite_results
         < edges < backends < runner < ablation attribution < patching suite < causal_tables edge_tables""",
     "analysis.behaviour": """
-        attention births decomposition excess head_weights noisy_recall sinks < contrast head_scores phase sweep_results
-        trajectory < monitor""",
+        attention births decomposition excess head_weights noisy_recall sinks
+        < contrast head_onsets head_scores phase sweep_results trajectory < monitor""",
     "analysis.theory": """
         fact_stages gradients width < first_step outer_products < memory_capacity memory_scaling three_steps updates""",
     "claims": """
@@ -61,7 +61,7 @@ PLAN = {
         < figures report.leads report.page < figures.gallery report.scorecard
         < report.compare report.memories < report.story < report""",
     "cli": """
-        options streams < __init__ subjects tables training < basics benching forking many_runs probing
+        options prompting streams < __init__ subjects tables training < basics benching forking many_runs probing
         < causal demo memory phases seeing < weight_patching""",
     "top": "__init__ __main__",
 }
