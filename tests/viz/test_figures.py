@@ -478,6 +478,20 @@ def test_a_figure_that_thins_its_steps_says_so(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_the_old_name_of_a_kind_draws_the_same_and_says_so(tmp_path: Path) -> None:
+    rows = [("A", 0, 0, 0.1), ("A", 5, 0, 0.2), ("A", 0, 5, 0.3), ("A", 5, 5, 0.4)]
+    table = pd.DataFrame(rows, columns=["matrix", "from_step", "to_step", "value"]).assign(metric="accuracy")
+    table.to_csv(tmp_path / "table.csv")
+    drawn = {}
+    for kind in ("weight-patching", "transplant"):
+        out = tmp_path / f"{kind}.svg"
+        words = [str(tmp_path / "table.csv"), "--kind", kind, "--out", str(out)]
+        done = CliRunner().invoke(seeing.plot, words, catch_exceptions=False)
+        assert ("the kind transplant is now called weight-patching" in done.stderr) == (kind == "transplant")
+        drawn[kind] = out.read_bytes()
+    assert drawn["transplant"] == drawn["weight-patching"]
+
+
 def test_the_command_knows_the_kinds() -> None:
     assert tuple(gallery.KINDS) == seeing.RUN_KINDS
     for kind in seeing.TABLE_KINDS:
