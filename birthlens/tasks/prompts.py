@@ -7,7 +7,7 @@
         wrong: " John"
       - text: [5, 3, 9, 5]        # ids stand wherever text does; an id is the answer of one token
 
-Only `text` is needed. Answers are one token each. Prompts are padded behind, which no causal model sees.
+Only `text` is needed. Answers are one token each. Prompts are padded at the end, which does not affect a causal model.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class PromptBatch:
-    """Prompts as a batch, whose role `answer` is the last position of each; None for what not all of them have."""
+    """Prompts as a batch, whose role `answer` is the last position of each; fields that not all of them have are None."""
 
     clean: TokenBatch
     corrupted: TokenBatch | None
@@ -52,7 +52,7 @@ class PromptBatch:
 
 
 def read_prompts(path: str | Path, encode: Encode | None, encode_answer: Encode | None, owner: str) -> list[Prompt]:
-    """Read a file of prompts; text is read by `encode`, or refused where there is none, and `owner` is whose it would be.
+    """Read a file of prompts; `encode` converts text, which is refused without it; `owner` is its owner in messages.
 
     Raises:
         BirthlensError: where the file is of another form, text is given and `encode` is None, or an answer is not one token.
@@ -71,7 +71,7 @@ def prompt_batch(prompts: Sequence[Prompt]) -> PromptBatch:
     """Put prompts with answers into one batch.
 
     Raises:
-        BirthlensError: where a prompt has no answer, or a corrupted version has another length than its prompt.
+        BirthlensError: if a prompt has no answer, or a corrupted version has another length than its prompt.
     """
     for n, prompt in enumerate(prompts, start=1):
         if prompt.answer is None:

@@ -1,7 +1,7 @@
 """When the events of a run happen: the birth of each memory, and that of the in-context accuracy.
 
-A memory is born where its right entries leave the null band for good (`memories.birth_order`), the accuracy where it comes
-to stay at one half or above. An event that has not happened by the last step has the step NaN.
+A memory is born at the step from which its right entries stay above the null band (`memories.birth_order`), the accuracy at
+the step from which it stays at one half or above. An event that has not happened by the last step has the step NaN.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BORN = 0.5
-"""The share of right predictions from which in-context accuracy counts as born, where it stays there."""
+"""In-context accuracy counts as born at the step from which it stays at this share or above."""
 
 
 def memory_births(run: Run, steps: Sequence[int] | None = None, width: float = 4.0) -> dict[str, float]:
-    """Return the step of birth of each memory, read at some of the kept steps; empty for other models than the paper's."""
+    """Return the step of birth of each memory, read at some of the kept steps; empty for any model but the paper's."""
     if not is_paper_model(run.config.model):
         return {}
     scores = standardised_table(run.checkpoints(run.steps if steps is None else steps), run.triggers)
@@ -46,7 +46,7 @@ def accuracies(run: Run) -> dict[int, float]:
 
 
 def one_reading_each(scores: pd.DataFrame) -> pd.DataFrame:
-    """Keep one set of candidates for each memory of a `standardised_table`, as the order of birth does."""
+    """Keep one candidate set for each memory of a `standardised_table`, the same as in the order of birth."""
     import pandas as pd
 
     kept = []

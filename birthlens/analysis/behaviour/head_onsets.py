@@ -1,6 +1,6 @@
-"""From which checkpoint on a head has a score: onsets of previous-token, induction and other scores over a series.
+"""The checkpoint from which a head has a score: onsets of previous-token, induction and other scores over a series.
 
-The excess of a score is its value less its chance level. A score begins at the first step from which its excess stays at or
+The excess of a score is its value minus its chance level. A score begins at the first step from which its excess stays at or
 above half of the largest excess of the series, until the end. A score whose excess never reaches `LEAST` never begins.
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LEAST = 0.1
-"""The smallest largest excess (mean attention above chance) that counts as a score at all."""
+"""The smallest largest excess (mean attention above chance) for which a score counts."""
 
 
 def head_onsets_table(scores: pd.DataFrame) -> pd.DataFrame:
@@ -27,7 +27,7 @@ def head_onsets_table(scores: pd.DataFrame) -> pd.DataFrame:
     peak (largest excess), peak_step, last (excess at the last step), n (checkpoints).
 
     Raises:
-        BirthlensError: where the table has fewer than two steps.
+        BirthlensError: if the table has fewer than two steps.
     """
     import pandas as pd
 

@@ -1,7 +1,7 @@
-"""Phase diagrams: what the runs of a grid come to, over two settings, refined where neighbours differ most.
+"""Phase diagrams: the outcomes of a grid of runs over two settings, refined where neighbours differ most.
 
-A refined diagram has points between those of the grid: each further point is the middle of two neighbours in a row or a
-column whose difference was the largest. So a boundary is found with a fraction of the runs that a finer grid would take.
+A refined diagram has points between those of the grid. Each further point is the middle of two neighbours in a row or a
+column whose difference was the largest. A boundary is thus found with a fraction of the runs that a finer grid would need.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Point = tuple[Any, Any]
 Train = Callable[[Sequence[RunConfig]], Iterable[Outcome]]
-"""Brings runs to their end, as `training.sweep.sweep` does."""
+"""A function that brings runs to their end, like `training.sweep.sweep`."""
 
 MEMORIES = ("output_memory", "trigger_memory", "prev_token_memory")
 VALUES = {
@@ -42,17 +42,17 @@ VALUES = {
 }
 """What a diagram can show, in words."""
 TOGETHER = 4
-"""Points that are added before the diagram is looked at again."""
+"""The number of points added before the diagram is evaluated again."""
 
 
 @dataclass(frozen=True)
 class Diagram:
-    """A grid of two settings and what is read off its runs.
+    """A grid of two settings and the quantity that is read from its runs.
 
-    `tree` holds the other keys of a sweep (preset, overrides, seeds) as plain data.
+    `tree` contains the other keys of a sweep (preset, overrides, seeds) as plain data.
 
     Raises:
-        BirthlensError: for settings that are no axes of the grid, further axes or cases, and unknown values.
+        BirthlensError: for settings that are not axes of the grid, further axes or cases, and unknown values.
     """
 
     tree: Mapping[str, Any]
@@ -85,18 +85,18 @@ class Diagram:
         return [(x, y) for y in self.tree["axes"][self.y] for x in self.tree["axes"][self.x]]
 
     def configs(self, point: Point) -> list[RunConfig]:
-        """Return the configs of a point, one a seed."""
+        """Return the configs of a point, one for each seed."""
         words = [f"{key}={json.dumps(value)}" for key, value in zip((self.x, self.y), point, strict=True)]
         tree = {key: value for key, value in self.tree.items() if key != "axes"}
         return list(Grid.parse({**tree, "cases": {"point": words}}, self.seeds).configs().values())
 
 
 def phase_table(diagram: Diagram, folder: str | Path, train: Train, refine: int = 0) -> pd.DataFrame:
-    """Train what is missing, and tabulate the value at every point.
+    """Train the missing runs, and tabulate the value at every point.
 
     Columns: the two settings, value (mean over the seeds that have one), spread (their standard deviation), n, never (seeds
     in which the event did not happen), failed (seeds whose run failed), added (False for points of the grid itself). With
-    `refine`, so many points are added where neighbours differ most.
+    `refine`, this many points are added where neighbours differ most.
     """
     import pandas as pd
 
@@ -118,7 +118,7 @@ def phase_table(diagram: Diagram, folder: str | Path, train: Train, refine: int 
 
 
 def measured(run: Run, value: str) -> float:
-    """Return what a finished run came to; NaN for an event that did not happen."""
+    """Return the value of a finished run; NaN for an event that did not happen."""
     if value == "birth":
         return accuracy_birth(run)
     if value == "accuracy":
@@ -149,7 +149,7 @@ def _cell(outcomes: Sequence[Outcome], value: str) -> dict[str, Any]:
 
 
 def _between(diagram: Diagram, found: Mapping[Point, Mapping[str, Any]], most: int) -> list[Point]:
-    """Return the middles of the pairs of neighbours that differ most, at most so many, the largest difference first."""
+    """Return the middles of the pairs of neighbours that differ most, up to a number, the largest difference first."""
     values = [cell["value"] for cell in found.values() if cell["n"]]
     scale = (max(values) - min(values) if values else 0.0) or 1.0
     candidates: list[tuple[float, float, Point]] = []
@@ -181,21 +181,21 @@ def _difference(first: Mapping[str, Any], second: Mapping[str, Any], scale: floa
 
 
 def _middle(first: Any, second: Any, marks: Sequence[Any]) -> Any:
-    """Return the value half-way, or None where there is none: for whole numbers a whole one."""
+    """Return the value half-way, or None if there is none; between whole numbers it is a whole number."""
     middle = math.sqrt(first * second) if _is_geometric(marks) else (first + second) / 2
     found = round(middle) if all(isinstance(mark, int) for mark in marks) else float(f"{middle:.3g}")
     return found if first < found < second else None
 
 
 def _place(value: float, marks: Sequence[Any]) -> float:
-    """Return where a value lies on its axis, whose marks span 0 to 1."""
+    """Return the position of a value on its axis, whose marks span 0 to 1."""
     ends = [float(min(marks)), float(max(marks))]
     scaled = [math.log(each) for each in (value, *ends)] if _is_geometric(marks) else [value, *ends]
     return (scaled[0] - scaled[1]) / ((scaled[2] - scaled[1]) or 1.0)
 
 
 def _is_geometric(marks: Sequence[Any]) -> bool:
-    """Say whether an axis is read by ratios: positive values that span a factor of four or more."""
+    """Return whether an axis is logarithmic: positive values that span a factor of four or more."""
     return bool(min(marks) > 0 and max(marks) >= 4 * min(marks))
 
 
@@ -204,7 +204,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_possible(diagram: Diagram, point: Point) -> bool:
-    """Say whether a point between others has a config at all: a width, say, that its heads divide."""
+    """Return whether a point between others has a valid config: a width, for example, that its heads divide."""
     try:
         diagram.configs(point)
     except BirthlensError:

@@ -32,7 +32,7 @@ def measures(evidence: Evidence) -> dict[str, float]:
 
 
 def rectified(evidence: Evidence) -> dict[str, float]:
-    """Return the sink, value ratio and losses of the case `relu`, the losses less those of the case `softmax`."""
+    """Return the sink, value ratio and losses of the case `relu`; losses are differences from those of `softmax`."""
     run = evidence.runs["relu"]
     found = measures(Evidence({"run": run}, evidence.seed, evidence.settings))
     for role in ("global", "in_context"):

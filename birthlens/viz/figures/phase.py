@@ -20,10 +20,10 @@ MOST_TICKS = 9
 
 @styled
 def phase_map(table: pd.DataFrame, x: str, y: str, what: str = "value") -> Figure:
-    """Draw a `phase_table`: the mean over seeds, with contours, beside the spread.
+    """Draw a `phase_table`: the mean over seeds, with contours, and the spread beside it.
 
-    Every cell has the colour of the measured point that is nearest to it on the axes; dots are measured points. A cross
-    marks points at which the event happened in no seed, a slash those at which it happened in some.
+    Every cell has the colour of the nearest measured point on the axes; dots are measured points. A cross marks points at
+    which the event happened in no seed, a slash those at which it happened in some.
     """
     columns_needed(table, x, y, "value", numeric=("spread", "n", "never"))
     mixed_columns(table, [x, y])
@@ -51,7 +51,7 @@ def phase_map(table: pd.DataFrame, x: str, y: str, what: str = "value") -> Figur
 
 
 def _marks(column: pd.Series[Any]) -> list[Any]:
-    """Return the values of an axis in order: numbers by size, others as they come."""
+    """Return the values of an axis in order: numbers by size, others in the order of the table."""
     found = list(dict.fromkeys(column))
     return sorted(found) if column.dtype.kind in "iuf" else found
 
@@ -64,7 +64,7 @@ def _nearest(places: np.ndarray, values: np.ndarray, width: int, height: int) ->
 
 
 def _contours(ax: Axes, places: np.ndarray, values: np.ndarray) -> None:
-    """Draw lines of equal value, where the finite points span an area."""
+    """Draw lines of equal value, if the finite points span an area."""
     finite = np.isfinite(values)
     spots = places[finite]
     spread = len(spots) > 3 and np.linalg.matrix_rank(spots - spots.mean(0)) == 2

@@ -13,7 +13,7 @@ from birthlens.viz.report import leads
 from birthlens.viz.report.charts import Chart, Curve, Level
 from birthlens.viz.report.command_of_run import command_of
 from birthlens.viz.report.numbers import Facts, key_numbers
-from birthlens.viz.report.page import document, progress, section, shown, skipped, spelled, table
+from birthlens.viz.report.page import document, section, shown, skipped, spelled, state, table
 
 MEASURED = (
     ("in_context_accuracy", "In-context accuracy", 1.0),
@@ -68,7 +68,7 @@ def _numbers(names: Sequence[str], facts: Sequence[Facts]) -> str:
         cells = [shown(column[name].value) if name in column else "–" for column in columns]
         chance = sorted({shown(column[name].chance) for column in columns if name in column})
         rows.append((name, *cells, " / ".join(chance)))
-    rows.insert(0, ("state", *(progress(one.run).split(";")[0] for one in facts), ""))
+    rows.insert(0, ("state", *(state(one.run) for one in facts), ""))
     caption = "Each run at its last kept step, on its own held-out sequences; recalls are read from the weights alone."
     return table(("", *names, "chance"), rows, caption, "numbers") + leads.glossary()
 

@@ -112,13 +112,19 @@ def shown(value: float) -> str:
     return str(int(value)) if value == int(value) and abs(value) >= 2 else number(value)
 
 
-def progress(run: Run) -> str:
-    """Describe the progress of a run."""
+def state(run: Run) -> str:
+    """Return whether a run is finished, and at which step it is."""
     last = run.steps[-1]
     planned = run.config.training.steps
-    if last >= planned:
-        return f"finished, {planned} steps"
-    return f"unfinished: step {last} of {planned}; `birthlens train {run.path} --resume` continues it"
+    return f"finished, {planned} steps" if last >= planned else f"unfinished: step {last} of {planned}"
+
+
+def progress(run: Run) -> str:
+    """Return the state of a run, with the command that continues it."""
+    advice = (
+        "" if run.steps[-1] >= run.config.training.steps else f"; `birthlens train {run.path} --resume` continues it"
+    )
+    return state(run) + advice
 
 
 def document(title: str, subtitle: str, steps: Sequence[int], sections: Sequence[str], scripts: str = "") -> str:
