@@ -44,7 +44,7 @@ PLAN = {
         < edges < backends < runner < ablation attribution < patching suite < causal_tables edge_tables""",
     "analysis.behaviour": """
         attention births decomposition excess head_weights noisy_recall sinks
-        < contrast head_onsets head_scores phase sweep_results trajectory < monitor""",
+        < contrast head_onsets head_scores phase real_memories sweep_results trajectory < monitor""",
     "analysis.theory": """
         fact_stages gradients width < first_step outer_products < memory_capacity memory_scaling three_steps updates""",
     "claims": """

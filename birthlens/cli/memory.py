@@ -9,7 +9,7 @@ import click
 from birthlens.cli.options import refuse_idle
 from birthlens.cli.probing import overview, steps_option
 from birthlens.cli.streams import note, tell
-from birthlens.cli.subjects import holds_models, load
+from birthlens.cli.subjects import holds_models, load, names
 from birthlens.cli.tables import deliver, format_option, out_option, show_rows
 from birthlens.errors import BirthlensError
 from birthlens.labels import label
@@ -25,7 +25,7 @@ fold_option = click.option("--fold", is_flag=True, help="Fold layer norms into t
 
 
 @click.command(epilog="Example: birthlens memories runs/demo --steps every:5 --ledger")
-@click.argument("run", type=click.Path())
+@click.argument("run", metavar="RUN|MODEL_DIR|SERIES", type=click.Path())
 @steps_option()
 @click.option("--ledger", is_flag=True, help="Show what each matrix is made of instead of what it recalls.")
 @click.option("--cells", is_flag=True, help="With --ledger: assign what no association explains to pairs of codebooks.")
@@ -38,6 +38,10 @@ fold_option = click.option("--fold", is_flag=True, help="Fold layer norms into t
 )
 @click.option("--whole", is_flag=True, help="With --ledger: analyse the whole matrices, initial values included.")
 @fold_option
+@click.option("--heads", help="Of a model directory: heads such as L0H0,L1H0; by default all, and all earlier ones.")
+@click.option(
+    "--top", type=click.IntRange(min=0), default=5, show_default=True, help="Of a model directory: strongest entries."
+)
 @click.option("--full", is_flag=True, help="On a terminal, print every row instead of the overview.")
 @out_option
 @format_option
@@ -49,6 +53,8 @@ def memories(
     draws: int,
     whole: bool,
     fold: bool,
+    heads: str | None,
+    top: int,
     full: bool,
     out: str | None,
     style: str,
@@ -58,7 +64,15 @@ def memories(
     With --ledger: the share of each matrix's squared norm, less its value at the first kept step, that every family of
     associations explains, the residual that none explains, and the shares that chance would give. The trained matrix is
     shown between the codebooks at its own sides ("L1.W_O"), and the circuit W_V W_O as a second reading: the shares differ.
+
+    Of model directories: for every head, how often its strongest key of a token is the same token as an earlier head writes
+    it, whether it copies, and whether it looks at the position before (learned positions only), with the strongest entries.
     """
+    if holds_models(run):
+        refuse_idle("it is for runs", "ledger", "cells", "draws", "whole", "full")
+        deliver(_of_directories(run, steps, fold, heads, top), out, style)
+        return
+    refuse_idle("it is for model directories", "heads", "top")
     from birthlens.runs.run import load_run
 
     if ledger:
@@ -146,6 +160,20 @@ def order(runs: tuple[str, ...], width: float, sensitivity: bool, out: str | Non
     if out is None and style == "table":
         table = table.replace(np.inf, "never")
     deliver(table, out, style)
+
+
+def _of_directories(path: str, steps: str, fold: bool, heads: str | None, top: int) -> pd.DataFrame:
+    from birthlens.analysis.behaviour.real_memories import real_memories_table
+    from birthlens.model.directory import load_tokenizer
+    from birthlens.model.sites import Head
+
+    loaded = load(path, steps, 0)
+    chosen = None if heads is None else [Head.parse(head) for head in names("heads", heads)]
+    assert loaded.series is not None
+    tokenizer = load_tokenizer(loaded.series.directories[loaded.steps[0]])
+    labels = None if tokenizer is None else [tokenizer.decode([token]) for token in range(int(loaded.cfg.d_vocab))]
+    with loaded.progress() as advance:
+        return real_memories_table(loaded.models(advance), top, chosen, fold, labels)
 
 
 def _order_of_series(path: str) -> pd.DataFrame:

@@ -22,12 +22,12 @@ STEPS = (0, 1000, 2000)
 REFUSED = {
     "probe": [], "patch": [], "edges": [], "plot": ["--kind", "recall", "--out", "a.png"], "watch": ["--once"],
     "associations": ["--matrix", "output_memory"], "verify": [], "fork": ["new", "--at", "0"],
-    "data-attribution": ["output_memory"], "memories": [], "report": [], "weight-patch": [],
+    "data-attribution": ["output_memory"], "report": [], "weight-patch": [],
 }  # fmt: skip
 """The commands that take runs only, with the options they need."""
 TAKEN = {
     "scores": ["--batch-size", "4"], "ablate": ["--batch-size", "4", "--methods", "zero"], "attention": ["--length", "8"],
-    "order": [], "steps": [], "audit": [],
+    "order": [], "steps": [], "audit": [], "memories": ["--fold"],
 }  # fmt: skip
 NO_SUBJECT = {"corpus", "train", "contrast", "demo", "bench", "reproduce", "sweep"}
 """The commands that take no run at all, or several of one kind."""
