@@ -177,8 +177,12 @@ def _check_causal(directory: Path, model: Any) -> None:
     tokens = torch.arange(length)[None] % vocabulary
     other = tokens.clone()
     other[0, -1] = (tokens[0, -1] + 1) % vocabulary
-    with torch.no_grad(), quiet():
-        one, two = (model(ids, use_cache=False).logits[0, : length - 1] for ids in (tokens, other))
+    try:
+        with torch.no_grad(), quiet():
+            one, two = (model(ids, use_cache=False).logits[0, : length - 1] for ids in (tokens, other))
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BirthlensError(f"model = {str(directory)!r} ({type(model).__name__}) cannot be run: {reason}") from None
     if not torch.allclose(one, two, atol=1e-5 * float(one.abs().max())):
         kind = type(model).__name__
         raise BirthlensError(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from birthlens.errors import BirthlensError
 from birthlens.model.components import has_mlp, has_positions
-from birthlens.model.hooks import captured_with_logits, edited
+from birthlens.model.hooks import SilentHookError, captured_with_logits, edited
 from birthlens.model.sites import READING_SITES, Point
 from birthlens.shapes import Float, Int
 
@@ -68,7 +68,10 @@ def _holds(model: HookedModel, law: Callable[..., bool], *points: Point) -> bool
         return True
     known = _known.setdefault(model, {})
     if (law, *points) not in known:
-        known[law, *points] = law(model, *points)
+        try:
+            known[law, *points] = law(model, *points)
+        except RuntimeError:  # activations of other shapes than the law is about
+            known[law, *points] = False
     return known[law, *points]
 
 
@@ -93,7 +96,8 @@ def _has_effect(model: HookedModel, point: Point) -> bool:
     try:
         with edited(model, {point: [other]}):
             now, edited_logits = captured_with_logits(model, tokens, after)
-    except AttributeError:  # a norm without weights, whose divisor the library cannot hold
+    except (AttributeError, SilentHookError):
+        # A norm without weights, whose divisor the library cannot hold; a point that the architecture's code goes around.
         return False
     if not after:
         return not torch.equal(logits, edited_logits)

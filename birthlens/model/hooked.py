@@ -36,6 +36,8 @@ from birthlens.model.attention import attention_pattern
 from birthlens.model.directory import load_causal, load_tokenizer, quiet
 from birthlens.model.weights import Weights
 
+_TOLERANCE = 1e-3
+"""How far logits of a loaded model may be from the original's, as a share of the largest."""
 HookedModel = HookedTransformer | TransformerBridge
 """A model with TransformerLens's hook points: one of birthlens's own, or one loaded from a directory."""
 
@@ -202,8 +204,10 @@ def load_pretrained(path: str | Path) -> TransformerBridge:
     """
     theirs = load_causal(path)
     tokenizer = load_tokenizer(path) or _empty_tokenizer()
+    tokens = torch.randint(int(theirs.config.vocab_size), (1, 4), generator=torch.Generator().manual_seed(0))
     try:
-        with quiet():
+        with torch.no_grad(), quiet():
+            expected = theirs(tokens, use_cache=False).logits
             model = TransformerBridge.boot_transformers(
                 str(Path(path).absolute()), hf_model=theirs, tokenizer=tokenizer, device="cpu"
             )
@@ -214,7 +218,21 @@ def load_pretrained(path: str | Path) -> TransformerBridge:
         ) from None
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return model.eval()
+    model.eval()
+    try:
+        with torch.no_grad(), quiet():
+            logits = model(tokens)
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BirthlensError(
+            f"model = {str(path)!r} ({type(theirs).__name__}) cannot be run by TransformerLens: {reason}"
+        ) from None
+    if not torch.allclose(logits, expected, atol=_TOLERANCE * float(expected.abs().max())):
+        raise BirthlensError(
+            f"model = {str(path)!r} ({type(theirs).__name__}) has other logits as TransformerLens runs it than by itself, "
+            "so nothing measured on it would be true of the model."
+        )
+    return model
 
 
 def _empty_tokenizer() -> Any:

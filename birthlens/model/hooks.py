@@ -25,6 +25,10 @@ FLAGS = {**dict.fromkeys(READING_SITES[:3], "use_split_qkv_input"), "mlp_in": "u
 """The flag that enables each reading site."""
 
 
+class SilentHookError(BirthlensError):
+    """A hook was set, and the model did not pass through it."""
+
+
 @contextlib.contextmanager
 def edited(model: HookedModel, edits: Edits) -> Iterator[None]:
     """Replace activations inside the block, each by the results of its edits in turn.
@@ -48,7 +52,7 @@ def edited(model: HookedModel, edits: Edits) -> Iterator[None]:
                 handle.hook.remove()
                 hook_point.fwd_hooks.remove(handle)
     if silent := [point.hook for point in edits if point not in fired]:
-        raise BirthlensError(f"hooks {', '.join(silent)} never fired: the model does not pass through them.")
+        raise SilentHookError(f"hooks {', '.join(silent)} never fired: the model does not pass through them.")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import D_VOCAB, saved
+from tiny_models import _GROUPED, _HIDDEN, ARCHITECTURES, D_VOCAB, saved
+from transformer_lens.model_bridge import TransformerBridge
 
 from birthlens.analysis.behaviour.attention import attention_table
 from birthlens.analysis.behaviour.head_scores import scores_table, transfer_table
@@ -20,7 +21,7 @@ from birthlens.analysis.interventions.spec import EdgeIntervention, Intervention
 from birthlens.errors import BirthlensError
 from birthlens.model.components import edges_of
 from birthlens.model.hooked import load_pretrained
-from birthlens.model.sites import Logits
+from birthlens.model.sites import Logits, Mlp
 from birthlens.tasks.positions import batch_of_tokens, repeated_tokens
 
 
@@ -146,3 +147,36 @@ def test_tokens_and_directories_that_do_not_fit(pretrained: Any, tmp_path: Path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(BirthlensError, match="has no weights"):
         load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gptj", "bloom", "phi", "falcon"])
+def test_edges_that_an_architecture_does_not_show_are_refused_by_its_name(
+    name: str, pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.3}
+    monkeypatch.setitem(ARCHITECTURES, "falcon", ("Falcon", sizes))
+    monkeypatch.setitem(
+        ARCHITECTURES, "phi", ("Phi", {**sizes, "intermediate_size": 24, "max_position_embeddings": 24})
+    )
+    saved(name, tmp_path)
+    model = load_pretrained(tmp_path)
+    edge = next(edge for edge in edges_of(model.cfg) if isinstance(edge.receiver, Mlp))
+    with pytest.raises(BirthlensError, match=r"(?i)site mlp_in of layer 0: .* no effect in this model \(" + name):
+        patched_table(model, pair, {"edge": [EdgeIntervention(edge, "patch")]})
+
+
+def test_models_that_transformer_lens_gets_wrong_or_cannot_run_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "stablelm", ("StableLm", {**_HIDDEN, **_GROUPED}))
+    theirs = saved("stablelm", tmp_path)
+    with pytest.raises(BirthlensError, match=rf"{tmp_path}' \(StableLmForCausalLM\) has other logits"):
+        load_pretrained(tmp_path)
+
+    def broken(*arguments: object, **settings: object) -> Any:
+        raise RuntimeError("shape '[1, 4]' is invalid\nand more")
+
+    for owner, said in ((type(theirs), "cannot be run"), (TransformerBridge, "cannot be run by TransformerLens")):
+        with monkeypatch.context() as context, pytest.raises(BirthlensError, match=rf"\(StableLm.*\) {said}: shape"):
+            context.setattr(owner, "forward", broken)
+            load_pretrained(tmp_path)

@@ -29,7 +29,7 @@ TAKEN = {
     "scores": ["--batch-size", "4"], "ablate": ["--batch-size", "4", "--methods", "zero"], "attention": ["--length", "8"],
     "order": [], "steps": [], "audit": [], "memories": ["--fold"],
 }  # fmt: skip
-NO_SUBJECT = {"corpus", "train", "contrast", "demo", "bench", "reproduce", "sweep"}
+NO_SUBJECT = {"corpus", "train", "contrast", "demo", "bench", "reproduce", "sweep", "phase"}
 """The commands that take no run at all, or several of one kind."""
 
 
