@@ -60,7 +60,7 @@ class ModelConfig(Section):
             )
         if self.family == "simplified" and self.n_heads != 1:
             raise BirthlensError(
-                f"model.n_heads = {self.n_heads}: the simplified model has one head a layer; use family: full."
+                f"model.n_heads = {self.n_heads}: the simplified model has one head in each layer; use family: full."
             )
         if self.family == "simplified" and self.d_mlp is not None and self.feed_forward != "relu":
             raise BirthlensError(

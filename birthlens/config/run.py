@@ -180,7 +180,7 @@ class RunConfig(Section):
         for name, step in self.training.freeze_until.items():
             if name not in trained:
                 raise BirthlensError(
-                    f"training.freeze_until = {name!r} (until step {step}): this is no trained matrix; "
+                    f"training.freeze_until = {name!r} (until step {step}): this is not a trained matrix; "
                     f"valid: {shortened(', '.join(trained), 300)}."
                 )
         self._check_clamps()

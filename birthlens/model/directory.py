@@ -103,7 +103,7 @@ def check_directory(directory: Path) -> None:
     """Raise BirthlensError if a directory contains no model, one whose loading would run code, or damaged files."""
     if not (directory / "config.json").is_file():
         raise BirthlensError(
-            f"model = {str(directory)!r} is no directory with a Hugging Face model (config.json and weights)."
+            f"model = {str(directory)!r} is not a directory with a Hugging Face model (config.json and weights)."
         )
     if "auto_map" in read_mapping(directory / "config.json", "model"):
         raise BirthlensError(
@@ -136,7 +136,9 @@ def check_file(file: Path) -> None:
             raise BirthlensError(f"{file} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`.")
         length = int.from_bytes(start[:8], "little")
         if size < 8 or length > size - 8:
-            raise BirthlensError(f"{file} is damaged: its {size:,} bytes end within its header, or it is no such file.")
+            raise BirthlensError(
+                f"{file} is damaged: its {size:,} bytes end within its header, or it is not a safetensors file."
+            )
         stream.seek(8)
         try:
             header = json.loads(stream.read(length))
@@ -186,5 +188,5 @@ def _check_causal(directory: Path, model: Any) -> None:
     if not torch.allclose(one, two, atol=1e-5 * float(one.abs().max())):
         kind = type(model).__name__
         raise BirthlensError(
-            f"model = {str(directory)!r} is no causal language model: its predictions ({kind}) depend on later tokens."
+            f"model = {str(directory)!r} is not a causal language model: its predictions ({kind}) depend on later tokens."
         )

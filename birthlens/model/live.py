@@ -101,7 +101,9 @@ class LiveModel:
             for pattern in patterns
         )  # fmt: skip
         if not whole or len(patterns) != self.cfg.n_layers or logits.shape[-1] != self.cfg.d_vocab:
-            raise BirthlensError(f"model = {name} is no causal model that shows the attention pattern of every layer.")
+            raise BirthlensError(
+                f"model = {name} is not a causal model that shows the attention pattern of every layer."
+            )
 
 
 def _unwrapped(model: object) -> Any:

@@ -41,7 +41,7 @@ def series_at(path: str | Path) -> Series | None:
     """Return the series at a path; None if there is none.
 
     Raises:
-        BirthlensError: for two directories of one step, a reference without its snapshot, or a file that is no such mapping.
+        BirthlensError: for two directories of one step, a reference without its snapshot, or an invalid file.
     """
     place = Path(path)
     if place.is_file() and place.suffix in (".yaml", ".yml"):

@@ -117,7 +117,7 @@ def fault(header: Any) -> str | None:
     kinds = {"format": int, "birthlens": str, "config": dict, "vocab": list, "engine": dict, "versions": dict}
     for key, kind in kinds.items():
         if type(header.get(key)) is not kind:
-            return f"its {key!r} is {'missing' if key not in header else 'no ' + kind.__name__}"
+            return f"its {key!r} is {'missing' if key not in header else 'not of type ' + kind.__name__}"
     if not 1 <= header["format"] <= FORMAT:
         return f"its 'format' is {header['format']}, valid are 1 to {FORMAT}"
     if not all(isinstance(token, str) for token in header["vocab"]):

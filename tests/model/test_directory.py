@@ -208,7 +208,7 @@ def test_an_encoder_is_refused(tmp_path: Path) -> None:
         initializer_range=0.5,
     )  # fmt: skip
     transformers.BertForMaskedLM(config).save_pretrained(tmp_path)
-    with pytest.raises(BirthlensError, match="is no causal language model"):
+    with pytest.raises(BirthlensError, match="is not a causal language model"):
         load_pretrained(tmp_path)
 
 

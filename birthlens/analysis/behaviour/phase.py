@@ -66,7 +66,9 @@ class Diagram:
         names = list(axes) if isinstance(axes, Mapping) else []
         for letter, key in (("x", self.x), ("y", self.y)):
             if key not in names:
-                raise BirthlensError(f"{letter} = {key!r} is no axis of the grid; it has {', '.join(names) or 'none'}.")
+                raise BirthlensError(
+                    f"{letter} = {key!r} is not an axis of the grid; it has {', '.join(names) or 'none'}."
+                )
         if self.x == self.y:
             raise BirthlensError(f"x and y are both {self.x!r}; name two settings.")
         if others := [name for name in names if name not in (self.x, self.y)]:

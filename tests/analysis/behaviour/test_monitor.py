@@ -174,7 +174,7 @@ def test_what_cannot_be_monitored_is_one_sentence() -> None:
         "num_attention_heads": 2,
         "intermediate_size": 8,
     }
-    with torch.random.fork_rng(), pytest.raises(BirthlensError, match="BertForMaskedLM is no causal model"):
+    with torch.random.fork_rng(), pytest.raises(BirthlensError, match="BertForMaskedLM is not a causal model"):
         birthlens.Monitor(BertForMaskedLM(BertConfig(**sizes)))
     monitor = birthlens.Monitor(model)
     model.resize_token_embeddings(D_VOCAB + 8)
