@@ -12,6 +12,7 @@ from birthlens.cli.options import refuse_idle
 from birthlens.cli.probing import steps_option
 from birthlens.cli.streams import note, tell
 from birthlens.cli.subjects import holds_models, load
+from birthlens.errors import BirthlensError
 
 MOST_PICTURES = 50
 """Prompts that are drawn on one page."""
@@ -56,7 +57,6 @@ def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...])
 
     An --option that names another column keeps the rows with that value: --option role=in_context.
     """  # noqa: D301
-    from birthlens.errors import BirthlensError
     from birthlens.viz.figures.gallery import draw, draw_table, drawn_steps, read_table
     from birthlens.viz.figures.style import check_name, save
 
@@ -86,15 +86,33 @@ def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...])
 
 
 @click.command(epilog="Example: birthlens report runs/demo --out report.html")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(), metavar="RUN...")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(), metavar="RUN...|SERIES")
 @click.option("--out", default="report.html", show_default=True, type=click.Path(dir_okay=False), help="An .html file.")
 @click.option("--quick", is_flag=True, help="Leave out the causal analyses.")
 def report(runs: tuple[str, ...], out: str, quick: bool) -> None:
-    """Write one self-contained page that describes a RUN, or compares several."""
+    """Write one self-contained page that describes a RUN, compares several, or describes a SERIES of model directories."""
     from birthlens.runs.run import load_run
     from birthlens.viz.report import write_report
 
+    if len(runs) == 1 and holds_models(runs[0]):
+        tell(str(_report_on_series(runs[0], out, not quick)))
+        return
+
     tell(str(write_report([load_run(run) for run in runs], out, causal=not quick)))
+
+
+def _report_on_series(path: str, out: str, causal: bool) -> Path:
+    from birthlens.model.audit import audit_table
+    from birthlens.viz.html import write_page
+    from birthlens.viz.report.series import series_page, series_tables
+
+    loaded = load(path, "all", 0)
+    if loaded.series is None or len(loaded.steps) < 2:
+        raise BirthlensError(f"model = {path!r} is one model; a report describes a series of them, or runs.")
+    findings = audit_table(loaded.series)
+    with loaded.progress() as advance:
+        tables = series_tables(loaded.models(advance), loaded.batch(64, 0), loaded.batch(64, 1), findings, causal)
+    return write_page(out, series_page(Path(path).name, tables))
 
 
 @click.command(epilog="Example: birthlens attention runs/demo --steps every:5 --out attention.html")

@@ -17,17 +17,18 @@ from birthlens.analysis.behaviour.head_onsets import head_onsets_table
 from birthlens.cli import HOMES, group
 from birthlens.errors import BirthlensError
 from birthlens.model.directory import load_causal
+from birthlens.viz.report.charts import number
 
 STEPS = (0, 1000, 2000)
 REFUSED = {
     "probe": [], "patch": [], "edges": [], "plot": ["--kind", "recall", "--out", "a.png"], "watch": ["--once"],
     "associations": ["--matrix", "output_memory"], "verify": [], "fork": ["new", "--at", "0"],
-    "data-attribution": ["output_memory"], "report": [], "weight-patch": [],
+    "data-attribution": ["output_memory"], "weight-patch": [],
 }  # fmt: skip
 """The commands that take runs only, with the options they need."""
 TAKEN = {
     "scores": ["--batch-size", "4"], "ablate": ["--batch-size", "4", "--methods", "zero"], "attention": ["--length", "8"],
-    "order": [], "steps": [], "audit": [], "memories": ["--fold"],
+    "order": [], "steps": [], "audit": [], "memories": ["--fold"], "report": ["--quick"],
 }  # fmt: skip
 NO_SUBJECT = {"corpus", "train", "contrast", "demo", "bench", "reproduce", "sweep", "phase"}
 """The commands that take no run at all, or several of one kind."""
@@ -87,7 +88,26 @@ def test_a_series_goes_through_every_command(
     if command == "attention":
         text = (tmp_path / "attention.html").read_text()
         assert re.search(r'"steps": ?\[0, ?1000, ?2000\]', text)
+    elif command == "report":
+        assert "left out on request" in (tmp_path / "report.html").read_text()
     assert text
+
+
+def test_the_report_shows_the_scores_and_ablations_of_the_series(series: Path, tmp_path: Path) -> None:
+    printed("report", series, "--out", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('<figure class="chart">') == 5 and "Nothing is suspicious about the labels" in page
+    printed("scores", series, "--steps", "all", "--out", tmp_path / "scores.csv")
+    scores = pd.read_csv(tmp_path / "scores.csv").set_index(["step", "head", "score"])["value"]
+    for head in ("L0H0", "L0H1", "L1H0", "L1H1"):
+        first, last = (number(scores[step, head, "induction"]) for step in (0, 2000))
+        assert f"{head} goes from {first} at step 0 to {last} at step 2000" in page
+    metric = ["--methods", "mean", "--metrics", "in_context.loss", "--batch-size", "64"]
+    printed("ablate", series, "--steps", "all", *metric, "--out", tmp_path / "ablate.csv")
+    table = pd.read_csv(tmp_path / "ablate.csv").set_index(["step", "ablated"])["change"]
+    first, last = (number(table[step, "L1H1"]) for step in (0, 2000))
+    assert f"L1H1 goes from {first} at step 0 to {last} at step 2000" in page
+    assert "is one model; a report describes a series" in refusal("report", series / "snapshots" / f"{1:040x}")
 
 
 def test_onsets_are_found_where_they_were_planted() -> None:
