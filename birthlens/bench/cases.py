@@ -162,6 +162,24 @@ def checkpointing(config: RunConfig, rounds: int) -> list[Row]:
         return share_rows("checkpoint", setting, timings, trainer.engine_name)
 
 
+CLAMPS = {
+    "freeze": "freeze L0.W_K",
+    "hold ideal": "hold L1.W_O ideal",
+    "hold rank 8": "hold L1.W_O rank:8",
+    "hold ledger": "hold L1.W_O ledger",
+    "pinned pattern (functional)": "pin L0H0 previous",
+}
+
+
+def clamped_step(config: RunConfig, rounds: int) -> list[Row]:
+    """A step under one clamp, by the engine that takes it, against the fused step without clamps."""
+    variants: dict[str, Callable[[], object]] = {"fused": engine_step(config, "fused")}
+    for name, clamp in CLAMPS.items():
+        training = config.training.changed(engine="auto", clamps=[clamp])
+        variants[name] = Trainer(config.changed(training=training), statistics_of(config.corpus)).update
+    return rows_of("clamped step", f"batch {config.training.batch_size}", interleaved(variants, rounds), "fused")
+
+
 def monitoring(config: RunConfig, rounds: int) -> list[Row]:
     """A `Monitor` at its defaults in a HookedTransformer loop: a measurement, and what that adds to a step on average."""
     from birthlens.analysis.behaviour.monitor import Monitor

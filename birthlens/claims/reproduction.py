@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ from birthlens.claims.tiers import Tier
 from birthlens.config.run import RunConfig
 from birthlens.runs.run import Run
 from birthlens.system import cores, write_atomically
-from birthlens.training.sweep import Outcome, outcome_of, prepare, run_path
-from birthlens.training.workers import WorkerKilledError, workers
+from birthlens.training.sweep import Outcome, outcomes_of, prepare_all, run_path
+from birthlens.training.workers import workers
+
+AT_ONCE = 256
+"""Tasks that wait in a cluster's pool at most."""
 
 
 @dataclass
@@ -54,6 +58,7 @@ def reproduce(
     processes: int | None = None,
     seeds: int | None = None,
     also: Also | None = None,
+    pool: Executor | None = None,
 ) -> Iterator[Progress]:
     """Check claims; yield each run's outcome and each claim's result as they arrive, and keep the scorecard up to date.
 
@@ -69,8 +74,9 @@ def reproduce(
     for claim in claims:
         if claim.reason(tier.name):
             yield book.judge(claim, [], set())
-    with workers(processes) as pool:
-        for event in _work(jobs, folder, pool, (processes or cores()) + 1):
+    room = (processes or cores()) + 1 if pool is None else AT_ONCE
+    with workers(processes) if pool is None else nullcontext(pool) as executor:
+        for event in _work(jobs, folder, executor, room):
             if isinstance(event, Outcome):
                 book.costs[event.path] = event
                 yield event
@@ -98,14 +104,14 @@ def _work(jobs: Sequence[_Job], folder: Path, pool: Executor, room: int) -> Iter
             pending[pool.submit(_measure, job, folder)] = job
         while to_train and len(pending) < room:
             path, config = to_train.popleft()
-            pending[pool.submit(prepare, config, path)] = path
+            pending[pool.submit(prepare_all, [(path, config)])] = path
         for future in wait(pending, return_when=FIRST_COMPLETED).done:
             finished = pending.pop(future)
             if isinstance(finished, _Job):
                 finished.measured = _measured(future, finished)
                 yield finished
                 continue
-            outcome = outcome_of(future, finished)
+            (outcome,) = outcomes_of(future, [finished])
             yield outcome
             for job in (job for job in jobs if outcome.path in job.waiting):
                 job.waiting.discard(outcome.path)
@@ -118,8 +124,8 @@ def _work(jobs: Sequence[_Job], folder: Path, pool: Executor, room: int) -> Iter
 def _measured(future: Future[Measured], job: _Job) -> Measured:
     try:
         return future.result()
-    except WorkerKilledError as error:
-        return Measured(job.seed, problem=str(error))
+    except Exception as error:  # a pool of another library has errors of its own
+        return Measured(job.seed, problem=str(error) or type(error).__name__)
 
 
 def _measure(job: _Job, folder: Path) -> Measured:

@@ -132,6 +132,7 @@ def _cases(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
             *cases.monitoring(preset("paper-full", [small]), few),
             *cases.monitoring(preset("paper-full", [small, "training.batch_size=8"]), few),
         ],
+        "clamps": lambda: cases.clamped_step(paper64, few),
         "suite": lambda: whole_runs.ablation_suite(paper, 100, 256),
         "scaling": lambda: scaling(few),
     }

@@ -28,18 +28,23 @@ processes_option = click.option(
 )
 
 
-def pool_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--scheduler`, `--slurm` and `--bundle`."""
+def cluster_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--scheduler` and `--slurm`."""
     scheduler = click.option(
         "--scheduler", help="The address of a Dask scheduler, whose workers train (extra: cluster)."
     )
     slurm = click.option(
         "--slurm", type=click.Path(), help="A YAML file with parameters of submitit, whose jobs train (extra: slurm)."
     )
+    return scheduler(slurm(function))
+
+
+def pool_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--scheduler`, `--slurm` and `--bundle`."""
     bundle = click.option(
         "--bundle", type=click.IntRange(min=1), default=1, show_default=True, help="Runs in each task of a cluster."
     )
-    return scheduler(slurm(bundle(function)))
+    return cluster_options(bundle(function))
 
 
 @click.command(epilog="Example: birthlens reproduce order-fixed two-layers --tier laptop")
@@ -57,6 +62,7 @@ def pool_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds, instead of the tier's.")
 @click.option("--list", "listing", is_flag=True, help="List the claims and run nothing.")
 @processes_option
+@cluster_options
 @format_option
 def reproduce(
     claims: tuple[str, ...],
@@ -66,6 +72,8 @@ def reproduce(
     seeds: int | None,
     listing: bool,
     processes: int | None,
+    scheduler: str | None,
+    slurm: str | None,
     style: str,
 ) -> None:
     """Check CLAIMs, by default all of a paper: train the missing runs, measure, and judge.
@@ -81,7 +89,9 @@ def reproduce(
     if claims and "all" not in claims:
         refuse_idle("the claims are named", "paper")
     if listing:
-        refuse_idle("--list runs nothing", "tier", "out", "seeds", "processes", "style")
+        refuse_idle("--list runs nothing", "tier", "out", "seeds", "processes", "scheduler", "slurm", "style")
+    if scheduler or slurm:
+        refuse_idle("the workers of a cluster train", "processes")
     chosen = claims_named(claims, paper)
     scale = tier_named(tier)
     if listing:
@@ -97,8 +107,8 @@ def reproduce(
     def draw(card: Scorecard) -> None:
         write_scorecard_page(card, page)
 
-    with continued_by_repeating(f"; what was judged so far is in {page}"):
-        for number, event in enumerate(reproduce(chosen, scale, out, processes, seeds, draw), start=1):
+    with continued_by_repeating(f"; what was judged so far is in {page}"), opened_pool(scheduler, slurm, out) as pool:
+        for number, event in enumerate(reproduce(chosen, scale, out, processes, seeds, draw, pool), start=1):
             if isinstance(event, Result):
                 results.append(event)
                 anew = sum(bool(one.again) for one in event.measured)

@@ -34,7 +34,7 @@ from birthlens.training.footprint import how_many_fit
 from birthlens.training.grid import Grid
 from birthlens.training.loop import DivergedError
 from birthlens.training.many import joins, train_many
-from birthlens.training.workers import WorkerKilledError, workers
+from birthlens.training.workers import workers
 
 State = Literal["trained", "continued", "reused", "failed"]
 
@@ -101,14 +101,6 @@ def outcomes_of(future: Future[list[Outcome]], paths: Sequence[Path]) -> list[Ou
         return future.result()
     except Exception as error:  # pools of other libraries have errors of their own
         return [Outcome(path, "failed", message=f"{path}: {_reason(error)}") for path in paths]
-
-
-def outcome_of(future: Future[Outcome], path: Path) -> Outcome:
-    """Return the outcome of a run that was prepared in a pool, even if its process was killed."""
-    try:
-        return future.result()
-    except WorkerKilledError as error:
-        return Outcome(path, "failed", message=f"{path}: {error}")
 
 
 def stacks_of(

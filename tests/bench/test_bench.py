@@ -195,6 +195,7 @@ CASES = {
     "weight probes": lambda: cases.weight_probes(CONFIG, 3, 1),
     "interventions": lambda: cases.interventions(CONFIG, 4, 1),
     "checkpoint": lambda: cases.checkpointing(CONFIG, 2),
+    "clamped step": lambda: cases.clamped_step(CONFIG, 1),
     "monitor": lambda: cases.monitoring(CONFIG, 1),
     "start-up": lambda: cases.start_up(CONFIG, 1),
     "training": lambda: [

@@ -1,5 +1,6 @@
 """Sweeps on other engines: any executor, a Dask scheduler with two worker processes of which one is killed, submitit."""
 
+import json
 import os
 import signal
 import time
@@ -8,8 +9,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from birthlens.claims.claim import Claim, Expectation
+from birthlens.claims.reproduction import reproduce
+from birthlens.claims.scorecard import Result
+from birthlens.claims.statistics import orders
+from birthlens.claims.tiers import Tier
+from birthlens.cli import group
 from birthlens.config.run import RunConfig
 from birthlens.devices import Execution
 from birthlens.errors import BirthlensError
@@ -103,10 +112,51 @@ def test_a_killed_dask_worker_s_run_is_continued_by_another(cluster: Any, tmp_pa
     assert_whole([config, other], tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_claim_is_reproduced_on_a_cluster_as_on_this_machine(cluster: Any, tmp_path: Path) -> None:
+    base = [f"{name}={json.dumps(value)}" for name, value in flat(TINY).items()]
+    tier = Tier("laptop", tuple(base), 1)
+    expected = (Expectation("trigger_after_output", "steps", 0),)
+    claim = Claim("order", "Memories come in an order.", expected, orders.birth_order, {"run": ()})
+    with dask_pool(cluster.scheduler_address) as (pool, _):
+        there = list(reproduce([claim], tier, tmp_path / "there", pool=pool))
+    here = list(reproduce([claim], tier, tmp_path / "here", processes=1))
+    found = [next(one for one in events if isinstance(one, Result)).measured for events in (there, here)]
+    assert [one.problem for one in found[0]] == [""] and len(found[0][0].values) > 3
+    for mine, other in zip(*found, strict=True):
+        np.testing.assert_equal(dict(mine.values), dict(other.values))
+    with dask_pool(cluster.scheduler_address) as (pool, _):
+        failing = Claim("wrong", "It fails.", expected, orders.frozen_first, {"run": ()})
+        (result,) = (
+            one for one in reproduce([failing], tier, tmp_path / "there", pool=pool) if isinstance(one, Result)
+        )
+    assert result.problems and "KeyError" in result.problems[0]
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_command_sweeps_on_a_cluster(cluster: Any, tmp_path: Path) -> None:
+    grid = tmp_path / "grid.json"
+    grid.write_text(
+        json.dumps({"overrides": [f"{key}={json.dumps(value)}" for key, value in flat(TINY).items()], "seeds": 2})
+    )
+    words = ["sweep", str(grid), "--out", str(tmp_path / "out"), "--scheduler", cluster.scheduler_address]
+    result = CliRunner().invoke(group, [*words, "--bundle", "2", "--format", "json"])
+    assert result.exit_code == 0, result.output
+    assert_whole([tiny(f"seeds.init={seed}", f"seeds.data={seed}") for seed in (0, 1)], tmp_path / "out")
+    assert "the dashboard of" in result.output
+    for idle in (["--processes", "2"], ["--device", "cpu"], ["--precision", "float32"], ["--sampler", "numpy"]):
+        refused = CliRunner().invoke(group, [*words, *idle])
+        assert refused.exit_code != 0 and idle[0] in str(refused.exception)
+    refused = CliRunner().invoke(group, ["sweep", str(grid), "--out", str(tmp_path / "out"), "--bundle", "2"])
+    assert "--bundle: it needs --scheduler or --slurm" in str(refused.exception)
+
+
 def kill_who_writes(path: Path) -> int:
     """Wait until a run has some checkpoints, then kill the process that its lock names."""
-    import json
-
     for _ in range(600):
         kept = list((path / "checkpoints").glob("*.safetensors")) if (path / "run.json").exists() else []
         if len(kept) >= 2:

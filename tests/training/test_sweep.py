@@ -19,7 +19,7 @@ from birthlens.runs.run import load_run
 from birthlens.training.grid import Grid
 from birthlens.training.recording import train_to_disk
 from birthlens.training.replay import replayed
-from birthlens.training.sweep import outcome_of, prepare, run_path, runs_of, sweep, trained
+from birthlens.training.sweep import outcomes_of, prepare, run_path, runs_of, sweep, trained
 from birthlens.training.workers import WorkerKilledError, workers
 
 TINY = {
@@ -342,7 +342,7 @@ def test_a_killed_process_fails_its_task_alone() -> None:
         with pytest.raises(WorkerKilledError, match="killed"):
             futures[1].result()
         assert [future.result() for number, future in enumerate(futures) if number != 1] == [0, 2, 3, 4]
-    outcome = outcome_of(futures[1], run_path(CONFIG, "folder"))
+    (outcome,) = outcomes_of(futures[1], [run_path(CONFIG, "folder")])
     assert outcome.state == "failed" and "out of memory?" in outcome.message
 
 
