@@ -36,6 +36,7 @@ HOMES = {
     "edges": "causal",
     "scores": "causal",
     "plot": "seeing",
+    "gallery": "seeing",
     "report": "seeing",
     "attention": "seeing",
     "watch": "seeing",

@@ -1,4 +1,4 @@
-"""`birthlens plot`, `report`, `attention` and `watch`: figures, pages, attention patterns and live progress of a run."""
+"""`birthlens plot`, `gallery`, `report`, `attention` and `watch`: figures, pages and live progress of a run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ TABLE_KINDS = ("curves", "recall", "timeline", "ledger", "patching", "weight-pat
     metavar="NAME=VALUE",
     help="For a table: x, y, value, series, metric, title ..., or a column and the value to keep.",
 )
-def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...]) -> None:
+@click.option("--dark", is_flag=True, help="Light lines and text on a dark ground.")
+def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...], dark: bool) -> None:
     """Draw a figure of a RUN, or of a table that birthlens wrote (.csv, .parquet, .json).
 
     Columns that each kind of table needs:
@@ -82,7 +83,26 @@ def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...])
         if len(kept) < len(chosen):
             drawn = ", ".join(map(str, kept))
             tell(f"{kind} draws {len(kept)} of the {len(chosen)} steps: {drawn}; choose others with --steps.", err=True)
+    if dark:
+        from birthlens.viz.figures.dark import darken
+
+        figure = darken(figure)
     tell(str(save(figure, out)))
+
+
+@click.command(epilog="Example: birthlens gallery runs/demo --out gallery.html")
+@click.argument("run", type=click.Path())
+@click.option(
+    "--out", default="gallery.html", show_default=True, type=click.Path(dir_okay=False), help="An .html file."
+)
+@steps_option()
+def gallery(run: str, out: str, steps: str) -> None:
+    """Draw every figure of a RUN into one self-contained page, each with the command that draws it."""
+    from birthlens.runs.run import load_run
+    from birthlens.viz.report.gallery_page import write_gallery
+
+    loaded = load_run(run)
+    tell(str(write_gallery(loaded, out, loaded.select(steps), lambda kind: tell(kind, err=True))))
 
 
 @click.command(epilog="Example: birthlens report runs/demo --out report.html")

@@ -5,6 +5,7 @@
     numbers         the table of key numbers, each with its chance level
     story           one run: what was trained, the birth, the memories, the causal evidence, the attention
     compare         several runs
+    gallery_page    every figure of `birthlens plot`, on a page of its own
 
 The page loads nothing from the network. Its script moves the shared step cursor; without it, all but the attention patterns
 and the memory tables can be read.

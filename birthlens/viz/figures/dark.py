@@ -1,0 +1,58 @@
+"""Figures for dark pages: light text and lines on a dark ground. Data keep their colours, except those too dark to see."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import Collection
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+
+from birthlens.viz.figures.style import GREY
+
+GROUND = "#15181C"
+INK = "#E8E8E8"
+FAINT = "#3A3F46"
+_LIGHTER = {"#000000": INK, GREY.lower(): "#A8A8A8", "#0072b2": "#56A8E0", "#8c6d1f": "#C9A64B"}
+"""Colours that are too dark on a dark ground, and what takes their place."""
+
+
+def darken(figure: Figure) -> Figure:
+    """Change a drawn figure in place, and return it.
+
+    Text that is written onto the cells of a map keeps its colour, which was chosen for the cell.
+    """
+    figure.patch.set_facecolor(GROUND)
+    for text in figure.findobj(Text):
+        if not _on_a_cell(text, figure):
+            text.set_color(INK)
+    for ax in figure.axes:
+        if to_hex(ax.get_facecolor()) == "#ffffff":
+            ax.set_facecolor(GROUND)
+        for spine in ax.spines.values():
+            spine.set_edgecolor(INK)
+        ax.tick_params(which="both", colors=INK)
+        for line in [*ax.get_xgridlines(), *ax.get_ygridlines()]:
+            line.set_color(FAINT)
+    for line in figure.findobj(Line2D):
+        colour = to_hex(line.get_color())
+        line.set_color(_LIGHTER.get(colour, colour))
+    for marks in figure.findobj(Collection):
+        faces = np.asarray(marks.get_facecolor(), dtype=float)
+        if len(faces) == 1 and to_hex(faces[0]) in _LIGHTER and marks.get_array() is None:
+            red, green, blue = to_rgb(_LIGHTER[to_hex(faces[0])])
+            marks.set_facecolor((red, green, blue, float(faces[0][3])))
+    for legend in figure.findobj(Legend):
+        legend.get_frame().set_facecolor(GROUND)
+    return figure
+
+
+def _on_a_cell(text: Text, figure: Figure) -> bool:
+    return any(text in ax.texts and _is_map(ax) for ax in figure.axes)
+
+
+def _is_map(ax: Axes) -> bool:
+    return bool(ax.images)
