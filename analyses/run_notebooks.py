@@ -23,14 +23,14 @@ def main() -> None:
     """Run every notebook, or those that are named, in an empty folder, and write each back with its outputs."""
     os.environ["BIRTHLENS_RUNS"] = "runs"
     for path in [HERE / name for name in sys.argv[1:]] or sorted(HERE.glob("*.ipynb")):
-        notebook = nbformat.read(path, 4)
+        notebook = nbformat.read(path, 4)  # type: ignore[no-untyped-call]
         with tempfile.TemporaryDirectory() as folder:
             nbclient.NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": folder}}).execute()
             for cell in notebook.cells:
                 cell.metadata.pop("execution", None)
                 if cell.cell_type == "code":
                     cell.outputs = [kept(output) for output in cell.outputs if output.get("name") != "stderr"]
-        nbformat.write(notebook, path)
+        nbformat.write(notebook, path)  # type: ignore[no-untyped-call]
         print(path.name, f"{path.stat().st_size / 1e6:.1f} MB")
 
 
