@@ -59,7 +59,7 @@ PLAN = {
         < figures.tick_labels < figures.areas figures.attribution figures.contrast figures.curves figures.heatmaps
         figures.dark figures.phase notebook report.charts
         < figures report.leads report.page < figures.gallery report.scorecard
-        < report.compare report.gallery_page report.memories < report.story < report""",
+        < report.compare report.gallery_page report.memories report.series < report.story < report""",
     "cli": """
         options prompting streams < __init__ subjects tables training < basics benching forking many_runs probing
         < causal demo memory phases seeing < weight_patching""",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import Collection
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
@@ -18,12 +18,19 @@ INK = "#E8E8E8"
 FAINT = "#3A3F46"
 _LIGHTER = {"#000000": INK, GREY.lower(): "#A8A8A8", "#0072b2": "#56A8E0", "#8c6d1f": "#C9A64B"}
 """Colours that are too dark on a dark ground, and what takes their place."""
+_MAPS = {
+    "Blues": LinearSegmentedColormap.from_list("blues on dark", [GROUND, "#2A6DA8", "#D6ECFF"]),
+    "RdBu_r": LinearSegmentedColormap.from_list(
+        "blue to red on dark", ["#8EC9FF", "#2D6CB5", GROUND, "#B5402D", "#FFB59E"]
+    ),
+}
+"""Colour maps whose white would glare, and those that begin at the dark ground instead."""
 
 
 def darken(figure: Figure) -> Figure:
     """Change a drawn figure in place, and return it.
 
-    Text that is written onto the cells of a map keeps its colour, which was chosen for the cell.
+    A map with text on its cells keeps its colours, which the text was chosen for.
     """
     figure.patch.set_facecolor(GROUND)
     for text in figure.findobj(Text):
@@ -37,6 +44,9 @@ def darken(figure: Figure) -> Figure:
         ax.tick_params(which="both", colors=INK)
         for line in [*ax.get_xgridlines(), *ax.get_ygridlines()]:
             line.set_color(FAINT)
+        for image in ax.images:
+            if not ax.texts and image.get_cmap().name in _MAPS:
+                image.set_cmap(_MAPS[image.get_cmap().name])
     for line in figure.findobj(Line2D):
         colour = to_hex(line.get_color())
         line.set_color(_LIGHTER.get(colour, colour))
