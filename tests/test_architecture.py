@@ -40,8 +40,9 @@ PLAN = {
         < stacked_optimiser loop < ensemble loggers pools recording grid workers < forking many replay
         < data_attribution sweep""",
     "analysis.interventions": """
-        bootstrap head_sets metrics spec truncation < scoring weight_patching < corruptions replacements suite_results
-        < edges < backends < runner < ablation attribution < patching suite < causal_tables edge_tables""",
+        bootstrap directory_patching head_sets metrics spec truncation < scoring weight_patching < corruptions
+        replacements suite_results < edges < backends < runner < ablation attribution < patching suite < causal_tables
+        edge_tables""",
     "analysis.behaviour": """
         attention births decomposition excess head_weights noisy_recall sinks
         < contrast head_onsets head_scores phase real_memories sweep_results trajectory < monitor""",

@@ -9,6 +9,7 @@ import click
 from birthlens.cli.memory import bigram_of
 from birthlens.cli.options import refuse_idle
 from birthlens.cli.streams import note, tell
+from birthlens.cli.subjects import holds_models, load, names
 from birthlens.cli.tables import deliver, format_option, out_option, show
 from birthlens.errors import BirthlensError
 
@@ -22,7 +23,7 @@ MAP_METRICS = ("in_context_accuracy", "in_context_loss", "global_loss", "global_
 
 
 @click.command(epilog="Example: birthlens weight-patch runs/demo --from 0,100,-1 --to 0,100,-1")
-@click.argument("run", type=click.Path())
+@click.argument("run", metavar="RUN|SERIES", type=click.Path())
 @click.option(
     "--matrices", help="Names as for 'associations', L1.QK or L1.OV, joined by commas; + moves several at once."
 )
@@ -58,19 +59,31 @@ def weight_patch(
 
     A late matrix that improves an early model is sufficient; an early one that breaks a late model was necessary. With --by,
     each matrix is replaced by its ideal memory, its ledger projection, a truncation or its initial value, at the steps --to.
+
+    Of a SERIES of model directories, parts move: L0.attention, L0.mlp, L0.norms, embeddings, final_norm; the model then
+    runs on random sequences that repeat.
     """
+    printed = out is None and style == "table" and not full
+    if not printed:
+        refuse_idle("every metric is in the table; this one only chooses what is printed as a map", "metric")
+    if holds_models(run):
+        refuse_idle("it is for runs", "sources", "align")
+        table = _of_series(run, matrices, donors, recipients, sequences)
+        if printed:
+            for name, rows in table[table["metric"] == metric].groupby("matrix", sort=False):
+                _print_map(rows, "to_step", "from_step", title=f"{metric} with {name} replaced")
+        else:
+            deliver(table, out, style)
+        return
     from birthlens.analysis.interventions.weight_patching import replacement_table, weight_patching_table
     from birthlens.runs.evaluation import evaluation_batch
     from birthlens.runs.run import load_run
     from birthlens.viz.notebook import thinned
 
     loaded = load_run(run)
-    printed = out is None and style == "table" and not full
     if sources is not None:
         refuse_idle("it acts on matrices of other steps, and --by takes them from elsewhere", "align", "donors")
-    if not printed:
-        refuse_idle("every metric is in the table; this one only chooses what is printed as a map", "metric")
-    names = None if matrices is None else [name.strip() for name in matrices.split(",")]
+    chosen_names = None if matrices is None else [name.strip() for name in matrices.split(",")]
     to_steps, from_steps = (
         thinned(loaded.steps, 6) if chosen is None else loaded.select(chosen) for chosen in (recipients, donors)
     )
@@ -78,7 +91,9 @@ def weight_patch(
     evaluate = _evaluator(loaded)
     if sources is None:
         steps = sorted({*to_steps, *from_steps})
-        table = weight_patching_table(loaded.checkpoints(steps), batch, names, from_steps, to_steps, align, evaluate)
+        table = weight_patching_table(
+            loaded.checkpoints(steps), batch, chosen_names, from_steps, to_steps, align, evaluate
+        )
         down = "to_step"
         across = "from_step"
     else:
@@ -86,7 +101,7 @@ def weight_patch(
             loaded.checkpoints(to_steps),
             batch,
             [source.strip() for source in sources.split(",")],
-            names,
+            chosen_names,
             initial=loaded.weights(loaded.steps[0]),
             triggers=loaded.triggers,
             bigram=bigram_of(loaded),
@@ -109,6 +124,24 @@ def weight_patch(
             _print_map(rows, down, across, title=f"{metric} with {name} replaced")
     else:
         deliver(table, out, style)
+
+
+def _of_series(
+    path: str, parts: str | None, donors: str | None, recipients: str | None, sequences: int
+) -> pd.DataFrame:
+    from birthlens.analysis.interventions.directory_patching import directory_patching_table
+    from birthlens.viz.notebook import thinned
+
+    loaded = load(path, "all", 0)
+    series = loaded.series
+    assert series is not None
+    if len(series.steps) < 2:
+        raise BirthlensError(f"model = {path!r} is one model; weights move between the steps of a series.")
+    to_steps, from_steps = (
+        thinned(series.steps, 6) if chosen is None else series.select(chosen) for chosen in (recipients, donors)
+    )
+    named = None if parts is None else names("matrices", parts)
+    return directory_patching_table(series.directories, loaded.batch(sequences, 0), named, from_steps, to_steps)
 
 
 def _print_map(rows: pd.DataFrame, down: str, across: str, title: str) -> None:

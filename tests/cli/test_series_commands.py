@@ -23,12 +23,13 @@ STEPS = (0, 1000, 2000)
 REFUSED = {
     "probe": [], "patch": [], "edges": [], "plot": ["--kind", "recall", "--out", "a.png"], "watch": ["--once"],
     "associations": ["--matrix", "output_memory"], "verify": [], "fork": ["new", "--at", "0"],
-    "data-attribution": ["output_memory"], "weight-patch": [],
+    "data-attribution": ["output_memory"],
 }  # fmt: skip
 """The commands that take runs only, with the options they need."""
 TAKEN = {
     "scores": ["--batch-size", "4"], "ablate": ["--batch-size", "4", "--methods", "zero"], "attention": ["--length", "8"],
     "order": [], "steps": [], "audit": [], "memories": ["--fold"], "report": ["--quick"],
+    "weight-patch": ["--sequences", "4", "--matrices", "L0.mlp"],
 }  # fmt: skip
 NO_SUBJECT = {"corpus", "train", "contrast", "demo", "bench", "reproduce", "sweep", "phase"}
 """The commands that take no run at all, or several of one kind."""
