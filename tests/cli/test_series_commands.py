@@ -20,19 +20,24 @@ from birthlens.model.directory import load_causal
 from birthlens.viz.report.charts import number
 
 STEPS = (0, 1000, 2000)
-REFUSED = {
-    "probe": [], "patch": [], "edges": [], "plot": ["--kind", "recall", "--out", "a.png"], "watch": ["--once"],
-    "associations": ["--matrix", "output_memory"], "verify": [], "fork": ["new", "--at", "0"],
-    "data-attribution": ["output_memory"],
+OPTIONS = {
+    "plot": ["--kind", "recall", "--out", "a.png"], "watch": ["--once"], "associations": ["--matrix", "output_memory"],
+    "fork": ["new", "--at", "0"], "data-attribution": ["output_memory"],
 }  # fmt: skip
-"""The commands that take runs only, with the options they need."""
+"""What commands need that take runs only, and refuse a series by name."""
 TAKEN = {
     "scores": ["--batch-size", "4"], "ablate": ["--batch-size", "4", "--methods", "zero"], "attention": ["--length", "8"],
     "order": [], "steps": [], "audit": [], "memories": ["--fold"], "report": ["--quick"],
     "weight-patch": ["--sequences", "4", "--matrices", "L0.mlp"],
 }  # fmt: skip
-NO_SUBJECT = {"corpus", "train", "contrast", "demo", "bench", "reproduce", "sweep", "phase"}
-"""The commands that take no run at all, or several of one kind."""
+SUBJECTS = {"run", "runs", "subject", "series", "source", "paths"}
+"""What commands call the run or the models that they are asked about."""
+
+
+def commands() -> list[str]:
+    """Name the commands that are asked about runs or models."""
+    found = {name: group.get_command(None, name) for name in HOMES}
+    return sorted(name for name, one in found.items() if one is not None and one.params[0].name in SUBJECTS)
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +81,13 @@ def refusal(*arguments: Any) -> str:
     return str(error)
 
 
-@pytest.mark.parametrize("command", sorted(set(HOMES) - NO_SUBJECT))
+@pytest.mark.parametrize("command", commands())
 def test_a_series_goes_through_every_command(
     command: str, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    if command in REFUSED:
-        said = refusal(command, series, *REFUSED[command])
+    if command not in TAKEN:
+        said = refusal(command, series, *OPTIONS.get(command, []))
         assert str(series) in said and "series of model directories" in said
         return
     text = printed(command, series, *TAKEN[command])
