@@ -1,19 +1,20 @@
 """Memories of the heads of a real model, over its whole vocabulary, from weights alone and in bounded memory.
 
-With e_k the embedding of token k, and f the fold of the norm in front of the head's layer (or the identity),
+With e_k the embedding of token k, and f the fold of the norm before the head's layer (or the identity),
 
     QK      f(e_q) W_Q W_K^T f(e_k W_V W_O of an earlier head)^T     should be largest at k = q: the head looks for what the
-                                                                      earlier head wrote where it read the query's token
+                                                                      earlier head wrote when it read the query's token
     OV      f(e_k) W_V W_O g(w_U(v))^T                                should be largest at v = k: the head copies
     positions   f(p_t) W_Q W_K^T f(p_s)^T, s <= t                     should be largest at s = t - 1; learned positions only
 
-The recall is the share of queries whose strongest entry is the right one. It is read for all tokens of the vocabulary as
-entries, and for all of them as queries, or `MOST_QUERIES` evenly spaced ones; the strongest entries are those of these
-queries. Tables are read in blocks of rows.
+Recall is the share of queries whose strongest entry is the right one. All tokens of the vocabulary are entries, and all of
+them, or `MOST_QUERIES` evenly spaced ones, are queries; the strongest entries are those of these queries. Tables are read in
+blocks of rows.
 
-The fold is the part of a norm that is affine: gain and centring. It is found from the norm's outputs, so that it is the norm
-of the model. What a norm divides by depends on the whole residual stream and is left out, as are biases: with the fold, a QK
-score is right up to a positive factor of its query, which does not move the strongest key, and one of its key, which can.
+The fold is the affine part of a norm: gain and centring. It is found from the norm's outputs, so it is the norm of the
+model. The divisor of a norm depends on the whole residual stream and is left out, as are biases. With the fold, a QK
+score is correct up to a positive factor of its query, which does not change the strongest key, and one of its key,
+which can.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 Array = np.ndarray
 MOST_QUERIES = 2048
 BLOCK_ENTRIES = 1 << 22
-"""Scores that are held at once: 16 MB."""
+"""The most scores in memory at once: 16 MB."""
 COLUMNS = ["step", "layer", "head", "through", "memory", "metric", "place", "query", "entry", "value", "chance", "n"]
 
 
@@ -51,7 +52,7 @@ class Fold:
     centred: bool
 
     def __call__(self, states: Float[Array, "entry d_model"]) -> Float[Array, "entry d_model"]:
-        """Return what the norm makes of states, but for its divisor and its bias."""
+        """Return the norm of states without its divisor and its bias."""
         return np.asarray((states - states.mean(-1, keepdims=True) if self.centred else states) * self.gain)
 
     @classmethod
@@ -59,13 +60,13 @@ class Fold:
         """Find the fold of a norm from its outputs.
 
         Raises:
-            BirthlensError: where the norm is no LayerNorm and no RMSNorm.
+            BirthlensError: if the norm is neither a LayerNorm nor an RMSNorm.
         """
         generator = np.random.default_rng(0)
         centred = kind is not None and kind.startswith("LN")
         first, second = (
             100 * generator.standard_normal((1, width)) for _ in range(2)
-        )  # what is added to the square vanishes
+        )  # what is added to the square becomes negligible
 
         def linear(states: Array) -> Array:
             with torch.no_grad():
@@ -123,12 +124,12 @@ class _Parts(HeadWeights):
         self.final = Fold.of(model.ln_final, width, kind) if fold else identity
 
     def written(self, head: Head) -> Float[Array, "d_vocab d_model"]:
-        """Return what a head writes where it reads each token."""
+        """Return what a head writes when it reads each token."""
         states = self.reading[head.layer](self.embedding)
         return np.asarray(states @ self.matrix("W_V", head) @ self.matrix("W_O", head))
 
     def readout(self) -> Float[Array, "d_vocab d_model"]:
-        """Return the directions that the logits are read along: rows of W_U^T behind the last norm's fold."""
+        """Return the directions along which the logits are read: rows of W_U^T after the last norm's fold."""
         directions = self.unembedding.T * self.final.gain
         return np.asarray(directions - directions.mean(-1, keepdims=True) if self.final.centred else directions)
 

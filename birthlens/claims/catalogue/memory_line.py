@@ -141,10 +141,10 @@ MEMORY_LINE: tuple[Claim, ...] = (
         statistic=sinks.rectified,
         cases={"softmax": SINKS, "relu": (*SINKS, "model.attention=relu")},
         expectations=(
-            Expectation("sink", "ReLU attention to the first token, at tokens that are no trigger", below=0.02),
-            Expectation("value_ratio", "norm of its value over that of the others, ReLU attention", 0.6),
-            Expectation("global_loss_more", "loss at other tokens less that with a softmax (nats)", below=0.01),
-            Expectation("in_context_loss_more", "loss at triggers less that with a softmax (nats)", below=0.01),
+            Expectation("sink", "ReLU attention to the first token, at tokens that are not triggers", below=0.02),
+            Expectation("value_ratio", "norm of its value over that of the other tokens, ReLU attention", 0.6),
+            Expectation("global_loss_more", "loss at other tokens minus that with a softmax (nats)", below=0.01),
+            Expectation("in_context_loss_more", "loss at triggers minus that with a softmax (nats)", below=0.01),
         ),
     ),
     Claim(
@@ -184,11 +184,11 @@ MEMORY_LINE: tuple[Claim, ...] = (
         id="markov-top-down-frozen",
         paper="markov",
         variant=True,
-        sentence="While the attention of the second layer is frozen, the first layer does not learn to look one back.",
+        sentence="While the attention of the second layer is frozen, the first layer does not learn to attend one back.",
         statistic=markov.top_down,
         cases={"run": (*MARKOV, "training.freeze_until={L1.W_Q: 400, L1.W_K: 400}", "checkpoints.every=20")},
         expectations=(
-            Expectation("largest_lag", "largest mean attention of layer 0 to the position before", below=0.1),
+            Expectation("largest_lag", "largest mean attention of layer 0 to the previous position", below=0.1),
         ),
     ),
     Claim(
@@ -270,8 +270,12 @@ MEMORY_LINE: tuple[Claim, ...] = (
         statistic=facts.cut,
         cases={"run": FACTS},
         expectations=(
-            Expectation("relation_without_relation", "relation accuracy, attention to it cut (chance 1/8)", below=0.2),
-            Expectation("fact_without_subject", "fact accuracy, attention to the subject cut (chance 1/8)", below=0.2),
+            Expectation(
+                "relation_without_relation", "relation accuracy without attention to it (chance 1/8)", below=0.2
+            ),
+            Expectation(
+                "fact_without_subject", "fact accuracy without attention to the subject (chance 1/8)", below=0.2
+            ),
         ),
     ),
 )

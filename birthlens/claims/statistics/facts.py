@@ -56,7 +56,7 @@ def stored_in(evidence: Evidence) -> dict[str, float]:
 
 
 def cut(evidence: Evidence) -> dict[str, float]:
-    """Return the accuracies of the last checkpoint where no head of layer 0 attends to the relation, or to the subject."""
+    """Return the accuracies of the last checkpoint if no head of layer 0 attends to the relation, or to the subject."""
     run = evidence.runs["run"]
     task = run.task
     assert isinstance(task, FactsTask)
@@ -78,7 +78,7 @@ def cut(evidence: Evidence) -> dict[str, float]:
 def _logits_without(
     weights: Weights, batch: TokenBatch, keys: Bool[torch.Tensor, "batch key_pos"]
 ) -> Float[torch.Tensor, "batch pos d_vocab"]:
-    """Return the logits where the softmax of the heads of layer 0 leaves some keys out."""
+    """Return the logits if the softmax of the heads of layer 0 leaves out some keys."""
     tensors = forward.tensors_of(weights)
     patterns = forward.activations(tensors, weights.config, batch.tokens).patterns[0]
     left = patterns.masked_fill(keys[:, None, None, :], 0.0)

@@ -1,4 +1,4 @@
-"""Figures for dark pages: light text and lines on a dark ground. Data keep their colours, except those too dark to see."""
+"""Figures for dark pages: light text and lines on a dark background. Data colours stay, except those too dark to see."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ GROUND = "#15181C"
 INK = "#E8E8E8"
 FAINT = "#3A3F46"
 _LIGHTER = {"#000000": INK, GREY.lower(): "#A8A8A8", "#0072b2": "#56A8E0", "#8c6d1f": "#C9A64B"}
-"""Colours that are too dark on a dark ground, and what takes their place."""
+"""Colours that are too dark on a dark background, and their replacements."""
 _MAPS = {
     "Blues": LinearSegmentedColormap.from_list("blues on dark", [GROUND, "#2A6DA8", "#D6ECFF"]),
     "RdBu_r": LinearSegmentedColormap.from_list(
         "blue to red on dark", ["#8EC9FF", "#2D6CB5", GROUND, "#B5402D", "#FFB59E"]
     ),
 }
-"""Colour maps whose white would glare, and those that begin at the dark ground instead."""
+"""Colour maps whose white would be too bright, and those that begin at the dark background instead."""
 
 
 def darken(figure: Figure) -> Figure:
     """Change a drawn figure in place, and return it.
 
-    A map with text on its cells keeps its colours, which the text was chosen for.
+    A map with text in its cells keeps its colours, which the text was chosen for.
     """
     figure.patch.set_facecolor(GROUND)
     for text in figure.findobj(Text):

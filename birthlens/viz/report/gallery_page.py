@@ -23,9 +23,9 @@ DPI = 150
 def write_gallery(
     run: Run, path: str | Path, steps: Sequence[int] | None = None, told: Callable[[str], None] | None = None
 ) -> Path:
-    """Draw every figure of a run into one self-contained page; one that the run does not have says why.
+    """Draw every figure of a run into one self-contained page; if a figure is unavailable, the page says why.
 
-    Each figure is there twice, for light and for dark screens. `told` is called with the name of each before it is drawn.
+    Each figure is included twice, for light and for dark screens. `told` is called with the name of each before it is drawn.
 
     Raises:
         BirthlensError: for a name that does not end in .html, or a directory that does not exist.
@@ -41,7 +41,7 @@ def write_gallery(
 
         lead = (function.__doc__ or "").splitlines()[0]
         sections.append(section(kind, kind.replace("-", " ").capitalize(), body, lead))
-    subtitle = f"Every figure of birthlens plot, at {len(chosen)} steps. The command stands under each."
+    subtitle = f"Every figure of birthlens plot, at {len(chosen)} steps, each with its command."
     return write_page(path, document(f"Gallery of {run.path.name}", subtitle, chosen[-1:], sections))
 
 

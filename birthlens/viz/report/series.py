@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from birthlens.model.hooked import HookedModel
 
 TITLES = {
-    "previous_token": "Attention to the position before",
+    "previous_token": "Attention to the previous position",
     "duplicate_token": "Attention to earlier equal tokens",
     "induction": "Attention to what followed earlier equal tokens",
 }
 MOST_ROWS = 20
-"""Rows of a table of heads."""
+"""The number of rows in a table of heads."""
 
 
 @dataclass(frozen=True, eq=False)
 class SeriesTables:
-    """What the page shows: head scores and in-context learning by step, ablations (None: left out), and the audit."""
+    """The tables of the page: head scores and in-context learning by step, ablations (None: left out), and the audit."""
 
     scores: pd.DataFrame
     learning: pd.DataFrame
@@ -45,7 +45,7 @@ def series_tables(
     findings: pd.DataFrame,
     causal: bool = True,
 ) -> SeriesTables:
-    """Measure each model of a series in turn, one in memory at a time; means for ablations are taken from `reference`."""
+    """Measure each model of a series, with one in memory at a time; means for ablations are computed on `reference`."""
     import pandas as pd
 
     scores = []
@@ -78,7 +78,7 @@ def series_page(name: str, tables: SeriesTables) -> str:
     sections = [
         section("labels", "The labels of the checkpoints", lambda: _audit(tables.findings)),
         section("heads", "Heads", lambda: _heads(tables.scores)),
-        section("onsets", "From when on", lambda: _onsets(tables.scores)),
+        section("onsets", "Onsets", lambda: _onsets(tables.scores)),
         section("learning", "In-context learning", lambda: _learning(tables.learning)),
         section(
             "causes",
@@ -127,7 +127,7 @@ def _onsets(scores: pd.DataFrame) -> str:
 
 def _learning(learning: pd.DataFrame) -> str:
     curve = Curve("late minus early loss (nats)", learning["step"].tolist(), learning["value"].tolist())
-    note = "The loss in the last eighth of the context less that in the second; negative if context helps."
+    note = "The loss in the last eighth of the context minus that in the second; negative if context helps."
     return Chart("In-context learning score", [curve], [Level("none", 0.0, neutral=True)], None, note).html()
 
 
