@@ -14,6 +14,7 @@ from birthlens.runs.files import versions
 from birthlens.training.grid import Grid
 
 ANALYSES = Path(__file__).parents[2] / "analyses"
+NO_QUESTION = ("asking.py", "run_notebooks.py")
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_a_grid_of_a_tier_is_recorded(monkeypatch: pytest.MonkeyPatch, asking: M
     assert asking.grid_of(script, arguments) is arguments.grid and len(arguments.grid.seeds) == 5
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in ANALYSES.glob("*.py") if path.name != "asking.py"))
+@pytest.mark.parametrize("script", sorted(path.name for path in ANALYSES.glob("*.py") if path.name not in NO_QUESTION))
 def test_every_script_starts_and_says_its_question(
     script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
