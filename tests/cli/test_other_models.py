@@ -142,7 +142,7 @@ def test_tokens_and_directories_that_do_not_fit(pretrained: Any, tmp_path: Path)
     foreign = batch_of_tokens(torch.full((2, 6), D_VOCAB + 3))
     with pytest.raises(BirthlensError, match="vocabulary ends at 29"):
         ablation_table([(0, ours)], foreign, methods=("zero",))
-    with pytest.raises(BirthlensError, match="no directory with a Hugging Face model"):
+    with pytest.raises(BirthlensError, match="not a directory with a Hugging Face model"):
         load_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(BirthlensError, match="has no weights"):
