@@ -1,9 +1,11 @@
 """The hand-written training step, in torch and compiled, against autograd through the HookedTransformer."""
 
 import math
+import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -264,3 +266,24 @@ def test_bad_input_is_refused(step_class: Any) -> None:
 def test_threads_must_be_positive() -> None:
     with pytest.raises(BirthlensError, match="threads = 0"):
         FusedStep(model_weights(), 0.2, PAPER, threads=0)
+
+
+def test_the_process_that_compiles_first_has_the_bits_of_all_later_ones(tmp_path: Path) -> None:
+    program = """
+import hashlib
+from birthlens.config.run import RunConfig
+from birthlens.training.loop import train
+words = ["model.d_model=32", "task.context=24", "training.batch_size=8", "training.steps=3", "training.engine=fused"]
+for record in train(RunConfig.parse({}, [*words, "evaluation.batch_size=2"])):
+    pass
+print(hashlib.sha256(b"".join(record.weights[name].tobytes() for name in record.weights)).hexdigest())
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True
+        ).stdout
+        for _ in range(2)
+    ]
+    assert said[0] == said[1] != ""
+    assert list(tmp_path.rglob("kernels.*.compiled")), "the kernels were compiled into this cache"

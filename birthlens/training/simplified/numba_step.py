@@ -2,22 +2,29 @@
 
 Sequences are divided into parts, whose number depends only on the size of the batch. Each part has its own gradient sums,
 which are added in a fixed order, so the result has the same bits for any number of threads. The compiled code is cached on
-disk, so only the first process on a machine compiles.
+disk, and a process of its own compiles it (`compiled_apart`), so only the first step on a machine waits for that.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from birthlens.config.model import ModelConfig, trained_by_default
 from birthlens.errors import BirthlensError
+from birthlens.model.initialisation import initial_weights
 from birthlens.training.simplified.folding import (
     Array,
     Batch,
@@ -69,6 +76,7 @@ class FusedStep(FoldedStep):
             raise BirthlensError(f"threads = {threads}: it must be 1 or more, or None for all cores.")
         from birthlens.training.simplified import buffers, kernels
 
+        compiled_apart()
         super().__init__(weights, score_scale, trained, pos_multiple=kernels.KEYS)
         self.threads = threads or torch.get_num_threads()
         self._run_sequences = kernels.run_sequences
@@ -117,3 +125,46 @@ class FusedStep(FoldedStep):
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     """Keep one pool of each size; a forked process has none of its parent's threads, so it needs its own."""
     return ThreadPoolExecutor(threads, thread_name_prefix=f"birthlens-{process}")
+
+
+_COMPILING = "BIRTHLENS_COMPILES"
+"""The environment variable that tells a process that it is the one that compiles."""
+
+
+@cache
+def compiled_apart() -> bool:
+    """Let another process compile the kernels where their code is not in Numba's cache; return whether it is there now.
+
+    A process that compiles calls its functions one by one, while code from the cache has them in one piece, and the last
+    bits of sums differ. With code from the cache in every process, a run has the same bits in all of them.
+    """
+    import numba
+
+    from birthlens.training.simplified import kernels
+
+    if os.environ.get(_COMPILING):
+        return False
+    source = Path(kernels.__file__)
+    known = (source.stat().st_mtime_ns, source.stat().st_size, numba.__version__, sys.version, np.__version__)
+    stamp = hashlib.sha256(repr(known).encode()).hexdigest()[:16]
+    folder = Path(kernels.run_sequences.stats.cache_path)
+    marker = folder / f"kernels.{stamp}.compiled"
+    if marker.exists() and any(folder.glob("kernels.run_sequences-*.nbi")):
+        return True
+    program = "from birthlens.training.simplified.numba_step import compile_kernels; compile_kernels()"
+    paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+    environment = {**os.environ, _COMPILING: "1", "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+    if done.returncode == 0:
+        with suppress(OSError):  # a cache that cannot be written is never used, so that every process compiles
+            marker.touch()
+    return done.returncode == 0
+
+
+def compile_kernels() -> None:
+    """Compile the kernels, by one step of a tiny model."""
+    config = ModelConfig(d_model=8)
+    weights = initial_weights(config, 4, 8, np.random.default_rng(0))
+    step = FusedStep(dict(weights), weights.score_scale, trained_by_default(config), threads=1)
+    tokens = np.zeros((1, 8), dtype=np.int64)
+    step.loss_and_gradients(tokens, tokens, np.ones(tokens.shape, dtype=bool))
