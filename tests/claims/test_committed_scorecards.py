@@ -22,8 +22,7 @@ def test_a_committed_scorecard_is_what_its_numbers_say(paper: str, tmp_path: Pat
     claims = claims_named((), paper)
     results = read_results(tmp_path, claims)
     committed = pd.read_csv(RESULTS / f"scorecard_{paper}.csv")
-    missing = {"sinks-logarithmic"} if paper == "sinks" else set()  # docs/findings.md says where its numbers are from
-    assert set(committed["claim"]) == {claim.id for claim in claims} - missing
+    assert set(committed["claim"]) == {claim.id for claim in claims}
     assert {result.claim.id for result in results} == set(committed["claim"])
     for result in results:
         rows = committed[committed["claim"] == result.claim.id].set_index("quantity")
