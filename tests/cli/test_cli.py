@@ -186,7 +186,7 @@ def test_weights_and_biases_gets_every_measurement_or_its_refusal_is_told(
         (["train", "RUN", "--resume", "training.steps=3"], ["training.steps = 3", "has 12 already"]),
         (["train", "OUT", "--corpus", "a.txt", "corpus.path=b.txt"], ["corpus.path=b.txt", "--corpus a.txt"]),
         (["train", "OUT", "--show-config", "--log", "wandb"], ["--log: --show-config trains nothing"]),
-        (["attention", "RUN", "--text", "a b", "--row", "2"], ["--row: with --text"]),
+        (["attention", "RUN", "--text", "a b", "--row", "2"], ["--row: the sequences are given"]),
         (["scores", "RUN", "--kind", "weights", "--batch-size", "3"], ["--batch-size", "reads weights"]),
         (["scores", "RUN", "--kind", "weights", "--seed", "3"], ["--seed", "draws nothing"]),
         (
