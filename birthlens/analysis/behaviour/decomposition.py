@@ -18,12 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from scipy.special import ndtr
 
 from birthlens.analysis.memories.memory import Array
 from birthlens.errors import BirthlensError
-from birthlens.model.attention import attention_pattern
 from birthlens.model.sites import Head
 from birthlens.model.weights import Weights
 from birthlens.shapes import Float, Int
@@ -69,7 +66,7 @@ def decompose(weights: Weights, tokens: Int[Array, "pos"] | Sequence[int], paths
             queries = _projected(weights, head, "Q", normal)
             keys = _projected(weights, head, "K", normal)
             scores[head] = weights.score_scale * sum(queries.values()) @ np.sum(list(keys.values()), axis=0).T
-            patterns[head] = attention_pattern(weights.config, torch.from_numpy(scores[head])).numpy()
+            patterns[head] = _pattern(weights, scores[head])
             out = _exact(weights, f"{block}.W_O")[number]
             values = _projected(weights, head, "V", normal)
             outputs = {_PATH.format(name, head): patterns[head] @ value @ out for name, value in values.items()}
@@ -195,6 +192,15 @@ def _projected(weights: Weights, head: Head, side: str, terms: Terms) -> Terms:
     return seen | {f"{block}.b_{side}": np.broadcast_to(bias, (len(next(iter(seen.values()))), len(bias)))}
 
 
+def _pattern(weights: Weights, scores: Float[Array, "query_pos key_pos"]) -> Float[Array, "query_pos key_pos"]:
+    # Imported here: reading weights needs no torch.
+    import torch
+
+    from birthlens.model.attention import attention_pattern
+
+    return np.asarray(attention_pattern(weights.config, torch.from_numpy(scores)).numpy())
+
+
 def _feed_forward(weights: Weights, block: str, terms: Terms, paths: bool) -> Terms:
     if f"{block}.W_F" in weights:
         matrix = _exact(weights, f"{block}.W_F")
@@ -205,7 +211,12 @@ def _feed_forward(weights: Weights, block: str, terms: Terms, paths: bool) -> Te
     x = np.sum(list(_normalised(weights, f"{block}.ln2", terms).values()), axis=0)
     biases = [_exact(weights, f"{block}.{name}") if f"{block}.{name}" in weights else 0.0 for name in ("b_in", "b_out")]
     hidden = x @ _exact(weights, f"{block}.W_in") + biases[0]
-    hidden = hidden * ndtr(hidden) if weights.config.feed_forward == "gelu" else np.maximum(hidden, 0)
+    if weights.config.feed_forward == "gelu":
+        from scipy.special import ndtr
+
+        hidden = hidden * ndtr(hidden)
+    else:
+        hidden = np.maximum(hidden, 0)
     return {f"{block}.mlp": hidden @ _exact(weights, f"{block}.W_out") + biases[1]}
 
 

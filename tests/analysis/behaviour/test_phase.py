@@ -118,7 +118,7 @@ def test_measured_reads_the_metrics_and_the_births(tmp_path: Path) -> None:
     ("changes", "names", "sentence"),
     [
         ({}, ("task.n_triggers", "task.n_triggers"), "are both"),
-        ({}, ("task.n_triggers", "model.n_heads"), "no axis of the grid"),
+        ({}, ("task.n_triggers", "model.n_heads"), "not an axis of the grid"),
         (
             {"axes": {"task.n_triggers": [1], "model.d_model": [8], "task.offset": [0, 1]}},
             None,
