@@ -15,10 +15,12 @@ from birthlens.analysis.memories.birth_order import onset, onset_table, standard
 from birthlens.analysis.memories.names import is_paper_model
 from birthlens.analysis.memories.order_tables import MATCHED
 from birthlens.runs.run import Run
+from birthlens.shapes import Float, Int
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Array = np.ndarray
 BORN = 0.5
 """In-context accuracy counts as born at the step from which it stays at this share or above."""
 
@@ -32,17 +34,26 @@ def memory_births(run: Run, steps: Sequence[int] | None = None, width: float = 4
     return {str(row["memory"]): float(row["onset"]) for _, row in births.iterrows()}
 
 
-def accuracy_birth(run: Run, steps: Sequence[int] | None = None) -> float:
-    """Return the first measured step from which the held-out in-context accuracy stays at `BORN` or above."""
-    measured = accuracies(run)
-    chosen = sorted(measured) if steps is None else steps
-    return onset(chosen, np.array([measured[step] >= BORN for step in chosen])) if chosen else float("nan")
+def accuracy_birth(metrics: pd.DataFrame, steps: Sequence[int] | None = None) -> float:
+    """Return the first measured step from which the held-out in-context accuracy stays at `BORN` or above.
+
+    `metrics` are those of a run (`Run.metrics`), read at some of their steps (default: all).
+    """
+    measured, values = held_out(metrics, "in_context_accuracy")
+    chosen = np.isin(measured, measured if steps is None else steps)
+    return onset(measured[chosen].tolist(), values[chosen] >= BORN) if chosen.any() else float("nan")
 
 
-def accuracies(run: Run) -> dict[int, float]:
-    """Return the held-out in-context accuracy at every measured step."""
-    wanted = ("held_out", "in_context_accuracy")
-    return {row["step"]: row["value"] for row in run.rows() if (row["split"], row["metric"]) == wanted}
+def held_out(metrics: pd.DataFrame, metric: str) -> tuple[Int[Array, "step"], Float[Array, "step"]]:
+    """Return the steps and the values of a held-out measurement, in the order of the steps."""
+    rows = metrics[(metrics["split"] == "held_out") & (metrics["metric"] == metric)].sort_values("step", kind="stable")
+    return rows["step"].to_numpy(dtype=np.int64), rows["value"].to_numpy(dtype=float)
+
+
+def at_the_end(metrics: pd.DataFrame, metric: str) -> float:
+    """Return the last value of a held-out measurement; NaN if it was never measured."""
+    _, values = held_out(metrics, metric)
+    return float(values[-1]) if len(values) else float("nan")
 
 
 def one_reading_each(scores: pd.DataFrame) -> pd.DataFrame:

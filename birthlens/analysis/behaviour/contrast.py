@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from birthlens.analysis.behaviour.births import accuracies, accuracy_birth, memory_births, one_reading_each
+from birthlens.analysis.behaviour.births import accuracy_birth, held_out, memory_births, one_reading_each
 from birthlens.analysis.memories.birth_order import onset, standardised_table
 from birthlens.analysis.memories.names import is_paper_model
 from birthlens.errors import BirthlensError
@@ -176,7 +176,8 @@ def _births(run: Run, pair: Pair, width: float) -> dict[str, float]:
             f"run = {str(pair.changed.path)!r} and its control {str(pair.control.path)!r} keep no step in common."
         )
     found = memory_births(run, kept, width)
-    measured = [set(accuracies(one)) for one in (pair.control, pair.changed)]
-    if shared := sorted(measured[0] & measured[1]):
-        found["in_context_accuracy"] = accuracy_birth(run, shared)
+    both = {one: one.metrics() for one in (pair.control, pair.changed)}
+    measured = [held_out(metrics, "in_context_accuracy")[0].tolist() for metrics in both.values()]
+    if shared := sorted({*measured[0]} & {*measured[-1]}):
+        found["in_context_accuracy"] = accuracy_birth(both[run], shared)
     return found

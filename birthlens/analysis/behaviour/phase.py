@@ -10,13 +10,13 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from birthlens.analysis.behaviour.births import accuracies, accuracy_birth, memory_births
+from birthlens.analysis.behaviour.births import accuracy_birth, at_the_end, memory_births
 from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
 from birthlens.runs.run import Run
@@ -41,6 +41,8 @@ VALUES = {
     "order": "share of seeds in which output, trigger and previous-token memory are born in this order, ties included",
 }
 """What a diagram can show, in words."""
+AT_THE_END = {"accuracy": "in_context_accuracy", "loss": "all_loss"}
+"""Values that are held-out measurements at the end, and their names."""
 TOGETHER = 4
 """The number of points added before the diagram is evaluated again."""
 
@@ -122,13 +124,9 @@ def phase_table(diagram: Diagram, folder: str | Path, train: Train, refine: int 
 def measured(run: Run, value: str) -> float:
     """Return the value of a finished run; NaN for an event that did not happen."""
     if value == "birth":
-        return accuracy_birth(run)
-    if value == "accuracy":
-        accuracy = accuracies(run)
-        return accuracy[max(accuracy)] if accuracy else float("nan")
-    if value == "loss":
-        losses = [row["value"] for row in run.rows() if (row["split"], row["metric"]) == ("held_out", "all_loss")]
-        return losses[-1] if losses else float("nan")
+        return accuracy_birth(run.metrics())
+    if value in AT_THE_END:
+        return at_the_end(run.metrics(), AT_THE_END[value])
     births = memory_births(run)
     if not births:
         raise BirthlensError(f"value = {value!r}: {run.path} is not the paper's model, so its memories have no roles.")
@@ -167,12 +165,12 @@ def _between(diagram: Diagram, found: Mapping[Point, Mapping[str, Any]], most: i
             for first, second in pairwise(ordered):
                 middle = _middle(first[axis], second[axis], marks)
                 between = (middle, first[1]) if axis == 0 else (first[0], middle)
-                if middle is not None and between not in found and _is_possible(diagram, between):
+                if middle is not None and between not in found:
                     length = abs(_place(second[axis], marks) - _place(first[axis], marks))
                     candidates.append((_difference(found[first], found[second], scale), length, between))
     candidates.sort(key=lambda each: (-each[0], -each[1]))
-    distinct = list(dict.fromkeys(point for difference, _, point in candidates if difference > 0))
-    return distinct[:most]
+    distinct = dict.fromkeys(point for difference, _, point in candidates if difference > 0)
+    return list(islice((point for point in distinct if _is_possible(diagram, point)), most))
 
 
 def _difference(first: Mapping[str, Any], second: Mapping[str, Any], scale: float) -> float:

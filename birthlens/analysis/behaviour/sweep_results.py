@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from birthlens.analysis.behaviour.births import accuracies, accuracy_birth
+from birthlens.analysis.behaviour.births import accuracy_birth, at_the_end
 from birthlens.config.run import RunConfig
 from birthlens.runs.run import Run
 from birthlens.training.sweep import Outcome
@@ -64,11 +64,10 @@ def _measured(outcome: Outcome) -> dict[str, float]:
     if outcome.state == "failed":
         return {"accuracy": nan, "loss": nan, "birth": nan, "last_step": nan}
     run = Run(outcome.path)
-    accuracy = accuracies(run)
-    loss = [row["value"] for row in run.rows() if (row["split"], row["metric"]) == ("held_out", "all_loss")]
+    metrics = run.metrics()
     return {
-        "accuracy": accuracy[max(accuracy)] if accuracy else nan,
-        "loss": loss[-1] if loss else nan,
-        "birth": accuracy_birth(run),
+        "accuracy": at_the_end(metrics, "in_context_accuracy"),
+        "loss": at_the_end(metrics, "all_loss"),
+        "birth": accuracy_birth(metrics),
         "last_step": float(run.steps[-1]),
     }

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from birthlens.analysis.behaviour import births
 from birthlens.analysis.behaviour.attention import attention_table
 from birthlens.analysis.behaviour.excess import floors_table
 from birthlens.analysis.behaviour.trajectory import memories_over
@@ -37,11 +38,10 @@ def held_out(run: Run, metric: str) -> tuple[Float[Array, "step"], Float[Array, 
     Raises:
         BirthlensError: if the run never measured it.
     """
-    table = run.metrics()
-    rows = table[(table["split"] == "held_out") & (table["metric"] == metric)].sort_values("step")
-    if rows.empty:
+    steps, values = births.held_out(run.metrics(), metric)
+    if not len(steps):
         raise BirthlensError(f"{run.path} has no held-out {metric}; its evaluation batch holds no such position.")
-    return rows["step"].to_numpy(dtype=float), rows["value"].to_numpy(dtype=float)
+    return steps.astype(float), values
 
 
 def reached(evidence: Evidence) -> dict[str, float]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from birthlens.analysis.behaviour.births import accuracy_birth, held_out
 from birthlens.analysis.behaviour.trajectory import memories_over
 from birthlens.analysis.memories.birth_order import onset, onset_table, standardised_table
 from birthlens.analysis.memories.circuits import prev_token_memory
@@ -100,7 +101,7 @@ def given_and_withheld(evidence: Evidence) -> dict[str, float]:
     """
     control = evidence.runs["control"]
     normal = onsets(control)
-    usual = half_accuracy(control)
+    usual = accuracy_birth(control.metrics())
     end = control.steps[-1]
     found: dict[str, float] = {}
     for name in MEMORY_NAMES:
@@ -112,17 +113,10 @@ def given_and_withheld(evidence: Evidence) -> dict[str, float]:
                 if other != name:
                     found |= lag(f"{other}_{how}_{name}", normal[other], births[other], ends)
             if how == "given":
-                found |= lag(f"sooner_{name}", half_accuracy(run), usual, ends[::-1])
+                found |= lag(f"sooner_{name}", accuracy_birth(run.metrics()), usual, ends[::-1])
             else:
                 found[f"lost_{name}"] = accuracy_at(control, end) - accuracy_at(run, run.steps[-1])
     return found
-
-
-def half_accuracy(run: Run) -> float:
-    """Return the step from which the held-out in-context accuracy stays at one half or above; NaN if it never does."""
-    table = run.metrics()
-    rows = table[(table["split"] == "held_out") & (table["metric"] == "in_context_accuracy")].sort_values("step")
-    return onset(rows["step"].tolist(), rows["value"].to_numpy() >= 0.5)
 
 
 def scores_at(run: Run, step: int) -> dict[str, tuple[float, float]]:
@@ -134,9 +128,9 @@ def scores_at(run: Run, step: int) -> dict[str, tuple[float, float]]:
 
 def accuracy_at(run: Run, step: int, metric: str = "in_context_accuracy") -> float:
     """Return a held-out measurement at a step."""
-    table = run.metrics()
-    rows = table[(table["split"] == "held_out") & (table["metric"] == metric) & (table["step"] == step)]
-    return float(rows["value"].iloc[0]) if len(rows) else float("nan")
+    steps, values = held_out(run.metrics(), metric)
+    found = values[steps == step]
+    return float(found[0]) if len(found) else float("nan")
 
 
 def early_positions(evidence: Evidence) -> dict[str, float]:

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from birthlens.analysis.behaviour import phase as phases
-from birthlens.analysis.behaviour.births import accuracies, accuracy_birth, memory_births
+from birthlens.analysis.behaviour.births import accuracy_birth, held_out, memory_births
 from birthlens.analysis.behaviour.phase import Diagram, measured, phase_table
 from birthlens.cli import group
 from birthlens.config.run import RunConfig
@@ -102,16 +102,18 @@ def test_measured_reads_the_metrics_and_the_births(tmp_path: Path) -> None:
     for _ in train_to_disk(RunConfig.parse({}, [*OVERRIDES, "model.d_model=16"]), tmp_path / "run"):
         pass
     run = load_run(tmp_path / "run")
-    held_out = run.metrics().query("split == 'held_out'")
-    rows = held_out[held_out["metric"] == "in_context_accuracy"].set_index("step")["value"]
-    assert accuracies(run) == rows.to_dict() and measured(run, "accuracy") == rows.iloc[-1]
-    assert measured(run, "loss") == held_out[held_out["metric"] == "all_loss"]["value"].iloc[-1]
+    measurements = run.metrics().query("split == 'held_out'")
+    rows = measurements[measurements["metric"] == "in_context_accuracy"].set_index("step")["value"]
+    steps, values = held_out(run.metrics(), "in_context_accuracy")
+    assert dict(zip(steps.tolist(), values.tolist(), strict=True)) == rows.to_dict()
+    assert measured(run, "accuracy") == rows.iloc[-1]
+    assert measured(run, "loss") == measurements[measurements["metric"] == "all_loss"]["value"].iloc[-1]
     births = memory_births(run)
     assert set(births) == set(phases.MEMORIES)
     assert np.array_equal([measured(run, name) for name in births], list(births.values()), equal_nan=True)
     ordered = births["output_memory"] <= births["trigger_memory"] <= births["prev_token_memory"]
     assert measured(run, "order") == float(ordered)
-    assert np.isnan(accuracy_birth(run)) == (rows.iloc[-1] < 0.5)
+    assert np.isnan(accuracy_birth(run.metrics())) == (rows.iloc[-1] < 0.5)
 
 
 @pytest.mark.parametrize(
