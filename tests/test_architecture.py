@@ -21,7 +21,7 @@ PLAN = {
     "": "errors shapes labels _version < devices reading system",
     "config": "base clamps own_class < clamp_text model task < run < comments differences presets schedule",
     "tasks": """
-        batch corpus sampling_kernel < prompts roles sampling < positions task < baselines
+        batch corpus sampling_kernel < prompts roles sampling < parts positions task < baselines
         < ngrams tokenizing < bigram markov facts noise < backcopy text
         < kinds < predictors.prefix predictors.trigger_posterior < predictors.bag_of_tokens < predictors.reference
         < predictors.scores counter_sampling""",
@@ -40,7 +40,7 @@ PLAN = {
         < stacked_optimiser loop < ensemble loggers pools recording grid workers < forking many replay
         < data_attribution sweep""",
     "analysis.interventions": """
-        bootstrap directory_patching head_sets metrics spec truncation < scoring weight_patching < corruptions
+        bootstrap head_sets metrics spec truncation < scoring weight_patching < corruptions directory_patching
         replacements suite_results < edges < backends < runner < ablation attribution < patching suite < causal_tables
         edge_tables""",
     "analysis.behaviour": """

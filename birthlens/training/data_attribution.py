@@ -17,14 +17,13 @@ removing a sequence from the data would change more than its row shows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from birthlens.analysis.memories.margins import Margin, margin_of
@@ -38,8 +37,7 @@ from birthlens.labels import legible
 from birthlens.model.forward import activations, tensors_of
 from birthlens.runs.run import Run
 from birthlens.shapes import Float
-from birthlens.tasks.batch import TokenBatch
-from birthlens.tasks.roles import role_masks
+from birthlens.tasks.parts import NUMBERED, By, RarestRoles, part_names
 from birthlens.training.forking import trainer_at
 from birthlens.training.loop import Draw, Trainer
 
@@ -47,8 +45,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Array = np.ndarray
-By = Literal["role", "occurrence", "token", "target", "position", "sequence", "step"]
-GROUPINGS: tuple[By, ...] = ("role", "occurrence", "token", "target", "position", "sequence", "step")
 COLUMNS = ("memory", "matrix", "from", "until", "by", "part", "n", "value")
 ENTRIES = 1 << 24
 """The largest number of entries of attention patterns in memory at once."""
@@ -82,21 +78,26 @@ def data_attribution_table(
     if every is not None and every < 1:
         raise BirthlensError(f"every = {every}: a window must have at least one update.")
     trainer = trainer_at(run, start)
-    margin = _margin(run, trainer, memory)
+    labels = [legible(token) for token in run.statistics.vocab]
+    margin = _margin(trainer, memory, labels)
     _check_clamps(run, margin.matrix, start, stop)
     edges = [*range(start, stop, every or stop - start), stop]
     windows = [_window(trainer, margin, first, end) for first, end in pairwise(edges)]
-    labels = [legible(token) for token in run.statistics.vocab]
+    roles = (
+        RarestRoles([(draw.batch, draw.mask) for window in windows for draw in window.draws]) if by == "role" else None
+    )
     rows: list[tuple[object, ...]] = []
-    rarest = _Rarest([update.draw for window in windows for update in window.updates])
     for window in windows:
         head = (memory, margin.matrix, window.start, window.stop)
         groups: dict[str, list[float]] = {}
-        for update, values in zip(window.updates, window.values, strict=True):
-            names = _parts(by, update, labels, rarest)
+        for step, (draw, values) in enumerate(zip(window.draws, window.values, strict=True), start=window.start):
+            if roles is not None:
+                names = roles.names(draw.batch, draw.mask)
+            else:
+                names = part_names(by, step, draw.batch, draw.mask, labels)
             for name, value in zip(names, values.tolist(), strict=True):
                 groups.setdefault(name, []).append(value)
-        ordered = sorted(groups, key=_order) if by in ("occurrence", "position") else groups
+        ordered = sorted(groups, key=int) if by in NUMBERED else groups
         rows += [(*head, by, name, len(groups[name]), float(np.sum(groups[name]))) for name in ordered]
         rows += [(*head, "optimiser", name, 0, value) for name, value in window.others.items()]
         rows.append((*head, "total", "change", sum(map(len, groups.values())), window.change))
@@ -107,7 +108,6 @@ def data_attribution_table(
 class _Update:
     """One update: the weights before it, its data, its settings, and the denominators of AdamW (None for SGD)."""
 
-    step: int
     tensors: dict[str, Array]
     draw: Draw
     applied: bool
@@ -117,20 +117,19 @@ class _Update:
 
 @dataclass(frozen=True, eq=False)
 class _Window:
-    """The updates of a span, the contribution of each of their positions to the margin, and the rest."""
+    """The data of a span's updates, the contribution of each of their positions to the margin, and the rest."""
 
     start: int
     stop: int
-    updates: list[_Update]
+    draws: list[Draw]
     values: list[Array]
     others: dict[str, float]
     change: float
 
 
-def _margin(run: Run, trainer: Trainer, name: str) -> Margin:
+def _margin(trainer: Trainer, name: str, labels: Sequence[str]) -> Margin:
     """Return the margin of a memory with the codebooks of the trainer's current weights."""
     weights = trainer.weights()
-    labels = [legible(token) for token in run.statistics.vocab]
     triggers = trainer.task.fixed_triggers
     expected = {each.name: each for each in trainer.task.memories}
     if name in expected:
@@ -144,7 +143,7 @@ def _margin(run: Run, trainer: Trainer, name: str) -> Margin:
             f"memory = {name!r}: no answers are known for it, so it has no margin; "
             f"name another, such as {', '.join([*expected, 'output_memory'])}."
         )
-    return margin_of(weights, memory, association, run.config.trained)
+    return margin_of(weights, memory, association, trainer.config.trained)
 
 
 def _check_clamps(run: Run, matrix: str, start: int, stop: int) -> None:
@@ -194,7 +193,7 @@ def _window(trainer: Trainer, margin: Margin, start: int, stop: int) -> _Window:
         )
         reach = kept * reach
     others = {"weight decay": decay, "earlier batches": -float(np.vdot(reach, before))}
-    return _Window(start, stop, updates, values, others, change)
+    return _Window(start, stop, [update.draw for update in updates], values, others, change)
 
 
 def _momentum(trainer: Trainer, name: str) -> Float[Array, "..."]:
@@ -209,11 +208,10 @@ def _momentum(trainer: Trainer, name: str) -> Float[Array, "..."]:
 def _one_update(trainer: Trainer, name: str) -> _Update:
     """Take one update of the run, and record what it was made from."""
     draw = trainer.draw()
-    step = trainer.step
+    rate = learning_rate(draw.config, trainer.step)
     tensors = trainer.engine.tensors()
     applied = bool(draw.mask.any()) and name not in trainer.resting(draw.config)
     trainer.update()
-    rate = learning_rate(draw.config, step)
     denominator = None
     if draw.config.optimiser.kind == "adamw" and applied:
         state = trainer.optimiser.state[trainer.engine.parameters[name]]
@@ -221,7 +219,7 @@ def _one_update(trainer: Trainer, name: str) -> _Update:
         first, second = draw.config.optimiser.betas
         scale = np.sqrt(state["exp_avg_sq"].double().numpy()) / np.sqrt(1 - second**count)
         denominator = (scale + 1e-8) * (1 - first**count)
-    return _Update(step, tensors, draw, applied, rate, denominator)
+    return _Update(tensors, draw, applied, rate, denominator)
 
 
 def position_derivatives(
@@ -250,58 +248,3 @@ def position_derivatives(
         (total,) = torch.autograd.grad(loss, length_of_step, weight, create_graph=True)
         found.append(torch.autograd.grad(total, weight)[0] if len(loss) else loss.detach())
     return np.asarray(torch.cat(found).double().numpy())
-
-
-class _Rarest:
-    """The rarest role of each position, over all positions of some draws."""
-
-    def __init__(self, draws: Sequence[Draw]) -> None:
-        counts: dict[str, int] = {}
-        for draw in draws:
-            for role, mask in role_masks(draw.batch).items():
-                counts[role] = counts.get(role, 0) + int((mask & draw.mask).sum())
-        self._roles = sorted((role for role in counts if role != "all"), key=lambda role: counts[role])
-        shared = {role for draw in draws for role in self._shared(draw)}
-        self._names = {role: f"{role} (rest)" if role in shared else role for role in self._roles}
-
-    def _taken(self, draw: Draw) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Yield each role, starting with the rarest, its mask in the loss, and the part of it without rarer roles."""
-        free = draw.mask.clone()
-        masks = role_masks(draw.batch)
-        for role in self._roles:
-            whole = masks.get(role, torch.zeros_like(free)) & draw.mask
-            yield role, whole, whole & free
-            free = free & ~whole
-
-    def _shared(self, draw: Draw) -> Iterator[str]:
-        yield from (role for role, whole, own in self._taken(draw) if bool((whole & ~own).any()))
-
-    def names(self, draw: Draw) -> list[str]:
-        """Return the role of each position of the loss, in row-major order."""
-        chosen = np.full(tuple(draw.mask.shape), "no role", dtype=object)
-        for role, _, own in self._taken(draw):
-            chosen[own.numpy()] = self._names[role]
-        return list(chosen[draw.mask.numpy()])
-
-
-def _parts(by: By, update: _Update, labels: Sequence[str], rarest: _Rarest) -> list[str]:
-    """Return the name of the part that each position of an update's loss counts under, in row-major order."""
-    draw = update.draw
-    batch: TokenBatch = draw.batch
-    if by == "role":
-        return rarest.names(draw)
-    if by == "step":
-        return [str(update.step)] * int(draw.mask.sum())
-    if by == "occurrence":
-        return [str(number) for number in batch.occurrence[draw.mask].tolist()]
-    if by in ("token", "target"):
-        ids = batch.tokens if by == "token" else batch.targets
-        return [labels[number] for number in ids[draw.mask].tolist()]
-    rows, columns = (places.tolist() for places in torch.nonzero(draw.mask, as_tuple=True))
-    if by == "position":
-        return [str(column) for column in columns]
-    return [f"step {update.step} sequence {row}" for row in rows]
-
-
-def _order(part: str) -> int:
-    return int(part)

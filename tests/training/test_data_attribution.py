@@ -13,7 +13,8 @@ from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
 from birthlens.model import forward
 from birthlens.runs.run import Run, load_run
-from birthlens.training.data_attribution import GROUPINGS, data_attribution_table
+from birthlens.tasks.parts import GROUPINGS
+from birthlens.training.data_attribution import data_attribution_table
 from birthlens.training.forking import trainer_at
 from birthlens.training.recording import train_to_disk
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from birthlens.analysis.interventions.weight_patching import chosen_among
 from birthlens.errors import BirthlensError
 from birthlens.model.directory import load_causal
 from birthlens.tasks.batch import TokenBatch
@@ -66,13 +67,13 @@ def directory_patching_table(
     import pandas as pd
 
     rows: list[tuple[Any, ...]] = []
-    for to_step in _chosen("to_steps", to_steps, directories):
+    for to_step in chosen_among("to_steps", to_steps, directories):
         model = load_causal(directories[to_step])
         check_tokens(batch, int(model.config.vocab_size), batch.tokens.shape[1])
         own = dict(model.named_parameters())
         groups = _groups(list(own), parts)
         untouched = _measured(model, batch)
-        for from_step in _chosen("from_steps", from_steps, directories):
+        for from_step in chosen_among("from_steps", from_steps, directories):
             donor = dict(load_causal(directories[from_step]).named_parameters())
             _check_shapes(own, donor, directories[to_step], directories[from_step])
             drift = _drift(donor, own)
@@ -133,10 +134,3 @@ def _check_shapes(own: Mapping[str, Tensor], donor: Mapping[str, Tensor], to: Pa
             raise BirthlensError(
                 f"{source} and {to} differ in the shape of {name}; weights move between equal shapes only."
             )
-
-
-def _chosen(field: str, steps: Sequence[int] | None, directories: Mapping[int, Path]) -> list[int]:
-    chosen = list(directories) if steps is None else list(dict.fromkeys(steps))
-    if missing := [step for step in chosen if step not in directories]:
-        raise BirthlensError(f"{field} = {missing}: the checkpoints given are {', '.join(map(str, directories))}.")
-    return chosen

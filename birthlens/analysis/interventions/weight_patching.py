@@ -24,7 +24,7 @@ bases of the model that receives them (`alignment`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -92,8 +92,8 @@ def weight_patching_table(
 
     models = dict(checkpoints)
     names = _named(models, matrices)
-    recipients = _chosen("to_steps", to_steps, models)
-    donors = _chosen("from_steps", from_steps, models)
+    recipients = chosen_among("to_steps", to_steps, models)
+    donors = chosen_among("from_steps", from_steps, models)
     if align:
         models = {step: fold_layer_norms(weights) for step, weights in models.items()}
     rows: list[tuple[Any, ...]] = []
@@ -267,7 +267,12 @@ def _named(models: dict[int, Weights], matrices: Sequence[str] | None) -> dict[s
     return {text: parameters_named(config, text) for text in chosen}
 
 
-def _chosen(field: str, steps: Sequence[int] | None, models: dict[int, Weights]) -> list[int]:
+def chosen_among(field: str, steps: Sequence[int] | None, models: Mapping[int, object]) -> list[int]:
+    """Return the steps of some models to patch between, by default all.
+
+    Raises:
+        BirthlensError: for a step without a model; the message names the field.
+    """
     chosen = list(models) if steps is None else list(dict.fromkeys(steps))
     missing = [step for step in chosen if step not in models]
     if missing:

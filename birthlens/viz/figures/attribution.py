@@ -8,14 +8,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from birthlens.errors import BirthlensError
+from birthlens.tasks.parts import NUMBERED
 from birthlens.viz.figures.style import COLOURS, DASHES, GREY, columns_needed, label, legend_below, panels, styled
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MOST_BARS = 60
-NUMBERED = {"occurrence", "position", "step"}
-"""Groupings whose parts are numbers."""
 VALUE = "change of the margin, nats"
 
 
@@ -35,7 +34,7 @@ def data_parts(table: pd.DataFrame) -> Figure:
     if table["until"].nunique() > 1:
         return _along(table)
     data = table[~table["by"].isin(["optimiser", "total"])]
-    if set(data["by"]) <= NUMBERED:
+    if set(data["by"]) <= set(NUMBERED):
         return _numbered(data, table)
     if len(table) > MOST_BARS:
         raise BirthlensError(f"the table has {len(table)} parts, and {MOST_BARS} can be drawn; group the data by role.")
