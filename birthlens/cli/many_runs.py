@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +41,31 @@ def cluster_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return scheduler(slurm(function))
 
 
-def pool_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--scheduler`, `--slurm` and `--bundle`."""
+@dataclass(frozen=True)
+class Means:
+    """How runs are trained: what the options of `training_options` say."""
+
+    processes: int | None
+    device: str
+    precision: str
+    sampler: str
+    scheduler: str | None
+    slurm: str | None
+    bundle: int
+
+
+def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of `Means`, which the function gets as `means`."""
+
+    @wraps(function)
+    def gathered(*args: Any, **options: Any) -> Any:
+        means = Means(**{field.name: options.pop(field.name) for field in fields(Means)})
+        return function(*args, means=means, **options)
+
     bundle = click.option(
         "--bundle", type=click.IntRange(min=1), default=1, show_default=True, help="Runs in each task of a cluster."
     )
-    return cluster_options(bundle(function))
+    return processes_option(how_options(cluster_options(bundle(gathered))))
 
 
 @click.command(epilog="Example: birthlens reproduce order-fixed two-layers --tier laptop")
@@ -54,7 +75,7 @@ def pool_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--paper",
     default="birth",
     show_default=True,
-    help="Whose claims where none is named: birth, noise, sinks, markov, facts, or all.",
+    help="Whose claims where none is named: birth, noise, sinks, markov, facts, associative, or all.",
 )
 @click.option(
     "--out", default="runs/reproduce", show_default=True, type=click.Path(), help="Runs, measurements, scorecard."
@@ -132,23 +153,9 @@ def reproduce(
 @click.argument("grid", type=click.Path())
 @click.option("--out", default="runs/sweep", show_default=True, type=click.Path(), help="The folder of the runs.")
 @click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds, instead of the file's.")
-@processes_option
-@how_options
-@pool_options
+@training_options
 @format_option
-def sweep(
-    grid: str,
-    out: str,
-    seeds: int | None,
-    processes: int | None,
-    device: str,
-    precision: str,
-    sampler: str,
-    scheduler: str | None,
-    slurm: str | None,
-    bundle: int,
-    style: str,
-) -> None:
+def sweep(grid: str, out: str, seeds: int | None, means: Means, style: str) -> None:
     """Train every case and seed of GRID, a YAML or JSON file, and say where each run is.
 
     Keys of the file: preset, overrides, cases (name -> overrides), axes (section.key -> values), seeds. Finished runs
@@ -163,10 +170,7 @@ def sweep(
     configs = Grid.load(grid, seeds).configs()
     every = list(configs.values())
     found = {}
-    with (
-        continued_by_repeating(),
-        how_to_train(every, out, processes, (device, precision, sampler), scheduler, slurm, bundle) as train,
-    ):
+    with continued_by_repeating(), how_to_train(every, out, means) as train:
         for number, outcome in enumerate(train(every), start=1):
             found[outcome.path] = outcome
             say_outcome(outcome, number)
@@ -179,15 +183,9 @@ def sweep(
 
 @contextmanager
 def how_to_train(
-    configs: Sequence[RunConfig],
-    out: str,
-    processes: int | None,
-    how: tuple[str, str, str],
-    scheduler: str | None,
-    slurm: str | None,
-    bundle: int,
+    configs: Sequence[RunConfig], out: str, means: Means
 ) -> Iterator[Callable[[Sequence[RunConfig]], Iterator[Outcome]]]:
-    """Return the function that trains runs as the options say; `how` is device, precision and sampler.
+    """Return the function that trains runs as the options say.
 
     Raises:
         BirthlensError: for options that do nothing together.
@@ -195,14 +193,13 @@ def how_to_train(
     from birthlens.devices import Execution
     from birthlens.training.sweep import sweep
 
-    if scheduler or slurm:
+    if means.scheduler or means.slurm:
         refuse_idle("the workers of a cluster train on their CPUs", "processes", "device", "precision", "sampler")
     else:
         refuse_idle("it needs --scheduler or --slurm", "bundle")
-    device, precision, sampler = how
-    execution = Execution(chosen_device(device, list(configs)), precision, sampler)
-    with opened_pool(scheduler, slurm, out) as pool:
-        yield lambda wanted: sweep(wanted, out, processes, execution, pool, bundle)
+    execution = Execution(chosen_device(means.device, list(configs)), means.precision, means.sampler)
+    with opened_pool(means.scheduler, means.slurm, out) as pool:
+        yield lambda wanted: sweep(wanted, out, means.processes, execution, pool, means.bundle)
 
 
 @contextmanager

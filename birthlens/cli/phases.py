@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from birthlens.cli.many_runs import continued_by_repeating, how_to_train, pool_options, processes_option, say_outcome
-from birthlens.cli.options import how_options
+from birthlens.cli.many_runs import Means, continued_by_repeating, how_to_train, say_outcome, training_options
 from birthlens.cli.streams import tell
 from birthlens.cli.tables import format_option, show, write
 
@@ -40,9 +39,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Points to add where neighbours differ most.",
 )
-@processes_option
-@how_options
-@pool_options
+@training_options
 @format_option
 def phase(
     grid: str,
@@ -52,13 +49,7 @@ def phase(
     out: str,
     seeds: int | None,
     refine: int,
-    processes: int | None,
-    device: str,
-    precision: str,
-    sampler: str,
-    scheduler: str | None,
-    slurm: str | None,
-    bundle: int,
+    means: Means,
     style: str,
 ) -> None:
     """Draw what the runs of GRID come to over two of its axes, with means over seeds.
@@ -75,10 +66,7 @@ def phase(
 
     diagram = Diagram(read_mapping(grid, "sweep"), x, y, value, seeds)
     configs = list(Grid.parse(diagram.tree, seeds).configs().values())
-    with (
-        continued_by_repeating(),
-        how_to_train(configs, out, processes, (device, precision, sampler), scheduler, slurm, bundle) as train,
-    ):
+    with continued_by_repeating(), how_to_train(configs, out, means) as train:
         number = 0
 
         def watched(wanted: Sequence[RunConfig]) -> Iterator[Outcome]:

@@ -6,15 +6,18 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 
 from birthlens.analysis.behaviour.contrast import birth_shifts_table, contrast_table, paired_interval, pairs_of
+from birthlens.analysis.behaviour.phase import VALUES
 from birthlens.cli import group
 from birthlens.errors import BirthlensError
 from birthlens.runs.run import load_run
+from birthlens.tasks.parts import GROUPINGS
 
 TINY = [
     "corpus.source=markov", "corpus.vocabulary=12", "task.context=24", "task.n_triggers=5", "model.d_model=32",
@@ -154,6 +157,15 @@ def test_runs_are_paired_by_lineage_and_then_by_seeds(runs: Any) -> None:
     assert contrast_table(pairs)["n"].eq(2).all()
     with pytest.raises(BirthlensError, match="has 0 controls with seeds"):
         pairs_of([controls[0], controls[0]], [controls[1]])
+
+
+def test_the_commands_offer_what_the_library_has() -> None:
+    for command, option, valid in (("data-attribution", "by", GROUPINGS), ("phase", "value", tuple(VALUES))):
+        context = click.Context(group)
+        found = group.get_command(context, command)
+        assert found is not None
+        (parameter,) = (one for one in found.params if one.name == option)
+        assert isinstance(parameter.type, click.Choice) and tuple(parameter.type.choices) == valid
 
 
 def test_data_attribution_prints_writes_and_draws(runs: Any, tmp_path: Path) -> None:
