@@ -75,14 +75,14 @@ def qk_circuit(weights: Weights, head: Head) -> Circuit:
     """Return W_Q W_K^T of a head in factored form, with the query side on the left."""
     left = weights.of_head(head, "W_Q")
     right = weights.of_head(head, "W_K").swapaxes(-1, -2)
-    return Circuit(f"{head}.QK", left, right, layer=head.layer)
+    return Circuit(f"{head}.QK", left, right, layer=head.layer, head=head)
 
 
 def ov_circuit(weights: Weights, head: Head) -> Circuit:
     """Return W_V W_O of a head in factored form, with the attended side on the left."""
     left = weights.of_head(head, "W_V")
     right = weights.of_head(head, "W_O")
-    return Circuit(f"{head}.OV", left, right, writes="readout", layer=head.layer)
+    return Circuit(f"{head}.OV", left, right, writes="readout", layer=head.layer, head=head)
 
 
 def prev_token_memory(weights: Weights, head: Head = PREV_TOKEN_HEAD, first: int | None = None) -> AssociativeMemory:

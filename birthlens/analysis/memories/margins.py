@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from birthlens.analysis.memories.memory import Array, AssociativeMemory
+from birthlens.analysis.memories.memory import Array, AssociativeMemory, Circuit
 from birthlens.analysis.memories.recall import Association
 from birthlens.errors import BirthlensError
-from birthlens.model.sites import Head
 from birthlens.model.weights import Weights
 from birthlens.shapes import Float
 
@@ -59,7 +58,7 @@ def margin_of(weights: Weights, memory: AssociativeMemory, association: Associat
         ('L1.W_O', True)
     """
     circuit = memory.circuit
-    parameters = _parameters(circuit.name)
+    parameters = _parameters(circuit)
     chosen = next((name for name in reversed(parameters) if name in trained), None)
     if chosen is None:
         raise BirthlensError(
@@ -70,7 +69,7 @@ def margin_of(weights: Weights, memory: AssociativeMemory, association: Associat
     answers = memory.outputs.vectors.astype(np.float64)
     margins = answers[association.right] - answers[association.candidates].mean(0)
     left = circuit.left.astype(np.float64)
-    if circuit.right is None:
+    if circuit.head is None or circuit.right is None:
         return Margin(memory.name, chosen, queries.T @ margins / len(queries))
     right = circuit.right.astype(np.float64)
     scale = weights.score_scale if circuit.writes == "residual" else 1.0
@@ -79,19 +78,16 @@ def margin_of(weights: Weights, memory: AssociativeMemory, association: Associat
     else:
         direction = (queries @ left).T @ margins
         direction = direction.T if chosen.endswith("W_K") else direction
-    head = Head.parse(circuit.name.partition(".")[0])
     whole = np.zeros(weights[chosen].shape)
-    whole[head.head] = scale * direction / len(queries)
+    whole[circuit.head.head] = scale * direction / len(queries)
     return Margin(memory.name, chosen, whole)
 
 
-def _parameters(circuit: str) -> tuple[str, ...]:
-    """Return the parameters of a circuit, from left to right."""
-    address, _, kind = circuit.partition(".")
-    letters = {"QK": ("W_Q", "W_K"), "OV": ("W_V", "W_O")}.get(kind)
-    if letters is not None:
-        layer = Head.parse(address).layer
-        return tuple(f"L{layer}.{name}" for name in letters)
-    if ">" in circuit:
-        raise BirthlensError(f"{circuit} is a path through several heads; name the circuit of one head.")
-    return (circuit,)
+def _parameters(circuit: Circuit) -> tuple[str, ...]:
+    """Return the parameters that a circuit is made of, from left to right; a single matrix has the parameter's name."""
+    if circuit.head is not None:
+        letters = "QK" if circuit.writes == "residual" else "VO"
+        return tuple(f"L{circuit.layer}.W_{letter}" for letter in letters)
+    if circuit.right is not None:
+        raise BirthlensError(f"{circuit.name} is a path through several heads; name the circuit of one head.")
+    return (circuit.name,)

@@ -29,6 +29,7 @@ import numpy as np
 
 from birthlens.analysis.memories.duals import dual_vectors
 from birthlens.errors import BirthlensError
+from birthlens.model.sites import Head
 from birthlens.shapes import Float
 
 Array = np.ndarray
@@ -117,7 +118,8 @@ class Circuit:
 
     Low-rank products (one head of many) stay factored: `left` [d_in, rank], `right` [rank, d_out]. Leading axes
     (checkpoints) are allowed. A matrix of your own is `Circuit("mine", matrix)`. A path through several layers ends in
-    `layer` and starts in `first_layer` (None: the same layer), and reads the input of the first.
+    `layer` and starts in `first_layer` (None: the same layer), and reads the input of the first. `head` is the head whose
+    weights these are (None: they are not those of one head).
     """
 
     name: str
@@ -127,6 +129,7 @@ class Circuit:
     writes: Space = "residual"
     layer: int = 0
     first_layer: int | None = None
+    head: Head | None = None
 
     @property
     def reading_layer(self) -> int:
@@ -151,7 +154,7 @@ class Circuit:
             )
         right = later.matrix if self.right is None else self.right @ later.matrix
         name = f"{self.name}>{later.name}"
-        return replace(self, name=name, right=right, layer=later.layer, first_layer=self.reading_layer)
+        return replace(self, name=name, right=right, layer=later.layer, first_layer=self.reading_layer, head=None)
 
     def check(self, codebook: Codebook, side: Literal["input", "output"]) -> None:
         """Raise BirthlensError, naming both, unless `codebook` fits this side."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
 from birthlens.config.task import FactsConfig
 from birthlens.shapes import Float, Int
@@ -74,7 +75,7 @@ def stage_table(
             rows.append((step, *_scores(task, keys, votes, held_out, laws)))
         batch = task.sample(descent.batch, generator)
         counts = counts_of(task, batch)
-        wrong = _softmax((counts * keys) @ votes)
+        wrong = softmax((counts * keys) @ votes, axis=1)
         wrong[np.arange(len(wrong)), _answers(task, batch)] -= 1
         on_votes = (counts * keys).T @ wrong / len(wrong)
         on_keys = (counts * (wrong @ votes.T)).mean(0)
@@ -96,7 +97,7 @@ def _scores(
     batch: TokenBatch,
     laws: Float[Array, "relation answer"],
 ) -> tuple[float, ...]:
-    probabilities = _softmax((counts_of(task, batch) * keys) @ votes)
+    probabilities = softmax((counts_of(task, batch) * keys) @ votes, axis=1)
     answers = _answers(task, batch)
     _, relation = named(task, batch)
     predicted = probabilities.argmax(1)
@@ -115,8 +116,3 @@ def _scores(
 
 def _answers(task: FactsTask, batch: TokenBatch) -> Int[Array, "batch"]:
     return batch.targets[:, -1].numpy() - task.eos - 1
-
-
-def _softmax(scores: Float[Array, "batch answer"]) -> Float[Array, "batch answer"]:
-    weights = np.exp(scores - scores.max(1, keepdims=True))
-    return np.asarray(weights / weights.sum(1, keepdims=True))

@@ -22,6 +22,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch import Tensor
 
 from birthlens.errors import BirthlensError
@@ -81,7 +82,7 @@ def clean_gradient(
         >>> (-clean_gradient(joint, np.eye(2), np.eye(2), np.zeros((2, 2)))).tolist()
         [[0.25, -0.25], [-0.25, 0.25]]
     """
-    predicted = _softmax(inputs @ matrix @ outputs.T)
+    predicted = softmax(inputs @ matrix @ outputs.T, axis=-1)
     return np.asarray(inputs.T @ (joint.sum(1, keepdims=True) * predicted - joint) @ outputs)
 
 
@@ -93,7 +94,7 @@ def noisy_gradient(
 ) -> Float[Array, "d_in d_out"]:
     """Return sum_k p(k) (mu_hat_k - mu_k)^T u_k, with all averages over the given draws (formula 2)."""
     n = len(inputs)
-    predicted = _softmax(inputs @ matrix @ outputs.T)
+    predicted = softmax(inputs @ matrix @ outputs.T, axis=-1)
     observed = np.eye(len(outputs))[targets]
     # These are p(k) mu_hat_k and p(k) mu_k.
     model_means = predicted.T @ inputs / n
@@ -248,8 +249,3 @@ def _through_softmax(
     """Return P_ts (g_ts - sum_r P_tr g_tr): formula 3, with g_ts = g_t . v_s."""
     weighted = pattern * g_pattern
     return weighted - pattern * weighted.sum(-1, keepdim=True)
-
-
-def _softmax(logits: Float[Array, "n output"]) -> Float[Array, "n output"]:
-    shifted = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(-1, keepdims=True))

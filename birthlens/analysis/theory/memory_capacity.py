@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
 from birthlens.analysis.theory.outer_products import ZipfMemory
 from birthlens.shapes import Float
@@ -32,8 +33,7 @@ def learned_accuracy(memory: ZipfMemory, rate: float = 0.05, steps: int = 400, e
         best = max(best, float((scores.argmax(1) == memory.right).mean())) if step > 1 else best
         if best >= enough:
             break
-        wrong = np.exp(scores - scores.max(1, keepdims=True))
-        wrong /= wrong.sum(1, keepdims=True)
+        wrong = softmax(scores, axis=1)
         wrong[each, memory.right] -= 1
         gradient: Float[Array, "d_model d_model"] = _TEMPERATURE * inputs.T @ wrong @ outputs / memory.tokens
         mean = 0.9 * mean + 0.1 * gradient

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.collections import Collection
 from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -33,9 +32,9 @@ def darken(figure: Figure) -> Figure:
     A map with text in its cells keeps its colours, which the text was chosen for.
     """
     figure.patch.set_facecolor(GROUND)
-    for text in figure.findobj(Text):
-        if not _on_a_cell(text, figure):
-            text.set_color(INK)
+    on_cells = {text for ax in figure.axes if ax.images for text in ax.texts}
+    for text in set(figure.findobj(Text)) - on_cells:
+        text.set_color(INK)
     for ax in figure.axes:
         if to_hex(ax.get_facecolor()) == "#ffffff":
             ax.set_facecolor(GROUND)
@@ -58,11 +57,3 @@ def darken(figure: Figure) -> Figure:
     for legend in figure.findobj(Legend):
         legend.get_frame().set_facecolor(GROUND)
     return figure
-
-
-def _on_a_cell(text: Text, figure: Figure) -> bool:
-    return any(text in ax.texts and _is_map(ax) for ax in figure.axes)
-
-
-def _is_map(ax: Axes) -> bool:
-    return bool(ax.images)
