@@ -1,8 +1,9 @@
 """Reproduction: train what is missing, measure each claim on each seed, judge it, and save the measurements.
 
 folder/runs/             one run for each config (`sweep`), shared by all claims that need it
-folder/measurements/     one file for each claim, tier and seed; used again only if nothing it depends on changed
-(`identity`) folder/scorecard.*       rewritten whenever a claim is judged (`book`)
+folder/measurements/     one file for each claim, tier and seed; used again only if nothing changed that it depends on
+                         (`identity`)
+folder/scorecard.*       rewritten whenever a claim is judged (`book`)
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from birthlens.analysis.interventions.weight_patching import Evaluate
+    from birthlens.model.series import Series
     from birthlens.runs.run import Run
 
 MAP_METRICS = ("in_context_accuracy", "in_context_loss", "global_loss", "global_accuracy", "all_loss")
@@ -68,80 +69,88 @@ def weight_patch(
         refuse_idle("every metric is in the table; this one only chooses what is printed as a map", "metric")
     if holds_models(run):
         refuse_idle("it is for runs", "sources", "align")
-        table = _of_series(run, matrices, donors, recipients, sequences)
-        if printed:
-            for name, rows in table[table["metric"] == metric].groupby("matrix", sort=False):
-                _print_map(rows, "to_step", "from_step", title=f"{metric} with {name} replaced")
-        else:
-            deliver(table, out, style)
+        parts = None if matrices is None else names("matrices", matrices)
+        table = _of_series(run, parts, donors, recipients, sequences)
+    else:
+        named = None if matrices is None else [name.strip() for name in matrices.split(",")]
+        table = _of_run(run, named, donors, recipients, sources, align, sequences)
+    if not printed:
+        deliver(table, out, style)
         return
+    shown = table[table["metric"] == metric]
+    if shown["value"].isna().all():
+        raise BirthlensError(
+            f"metric = {metric!r}: the {sequences} sequences hold no such target; use more or another."
+        )
+    down = "to_step" if "to_step" in table else "step"
+    across = "from_step" if "from_step" in table else "source"
+    for name, rows in shown.groupby("matrix", sort=False):
+        _print_map(rows, down, across, title=f"{metric} with {name} replaced")
+
+
+def _of_run(
+    path: str,
+    matrices: list[str] | None,
+    donors: str | None,
+    recipients: str | None,
+    sources: str | None,
+    align: bool,
+    sequences: int,
+) -> pd.DataFrame:
     from birthlens.analysis.interventions.weight_patching import replacement_table, weight_patching_table
     from birthlens.runs.evaluation import evaluation_batch
     from birthlens.runs.run import load_run
-    from birthlens.viz.notebook import thinned
 
-    loaded = load_run(run)
+    loaded = load_run(path)
     if sources is not None:
         refuse_idle("it acts on matrices of other steps, and --by takes them from elsewhere", "align", "donors")
-    chosen_names = None if matrices is None else [name.strip() for name in matrices.split(",")]
-    to_steps, from_steps = (
-        thinned(loaded.steps, 6) if chosen is None else loaded.select(chosen) for chosen in (recipients, donors)
-    )
+    to_steps = _chosen(loaded, recipients)
+    from_steps = _chosen(loaded, donors)
     batch = evaluation_batch(loaded, sequences)
     evaluate = _evaluator(loaded)
     if sources is None:
         steps = sorted({*to_steps, *from_steps})
-        table = weight_patching_table(
-            loaded.checkpoints(steps), batch, chosen_names, from_steps, to_steps, align, evaluate
-        )
-        down = "to_step"
-        across = "from_step"
+        table = weight_patching_table(loaded.checkpoints(steps), batch, matrices, from_steps, to_steps, align, evaluate)
     else:
         table = replacement_table(
             loaded.checkpoints(to_steps),
             batch,
             [source.strip() for source in sources.split(",")],
-            chosen_names,
+            matrices,
             initial=loaded.weights(loaded.steps[0]),
             triggers=loaded.triggers,
             bigram=bigram_of(loaded),
             evaluate=evaluate,
         )
-        down = "step"
-        across = "source"
     moved = ", ".join(table.attrs["moving"])
     if moved and sources is None and not align:
         note(f"bases ({moved}) differ between steps, and so do the bases of the matrices; see --align.")
     elif moved and "initial" in set(table.get("source", ())):
         note(f"bases ({moved}) differ between steps, so the initial matrices are in other bases.")
-    if printed:
-        chosen = table[table["metric"] == metric]
-        if chosen["value"].isna().all():
-            raise BirthlensError(
-                f"metric = {metric!r}: the {sequences} sequences hold no such target; use more or another."
-            )
-        for name, rows in chosen.groupby("matrix", sort=False):
-            _print_map(rows, down, across, title=f"{metric} with {name} replaced")
-    else:
-        deliver(table, out, style)
+    return table
 
 
 def _of_series(
-    path: str, parts: str | None, donors: str | None, recipients: str | None, sequences: int
+    path: str, parts: list[str] | None, donors: str | None, recipients: str | None, sequences: int
 ) -> pd.DataFrame:
     from birthlens.analysis.interventions.directory_patching import directory_patching_table
-    from birthlens.viz.notebook import thinned
 
     loaded = load(path, "all", 0)
     series = loaded.series
     assert series is not None
     if len(series.steps) < 2:
         raise BirthlensError(f"model = {path!r} is one model; weights move between the steps of a series.")
-    to_steps, from_steps = (
-        thinned(series.steps, 6) if chosen is None else series.select(chosen) for chosen in (recipients, donors)
+    batch = loaded.batch(sequences, 0)
+    return directory_patching_table(
+        series.directories, batch, parts, _chosen(series, donors), _chosen(series, recipients)
     )
-    named = None if parts is None else names("matrices", parts)
-    return directory_patching_table(series.directories, loaded.batch(sequences, 0), named, from_steps, to_steps)
+
+
+def _chosen(subject: Run | Series, text: str | None) -> list[int]:
+    """Return the steps that an option names, by default up to six."""
+    from birthlens.viz.notebook import thinned
+
+    return thinned(subject.steps, 6) if text is None else subject.select(text)
 
 
 def _print_map(rows: pd.DataFrame, down: str, across: str, title: str) -> None:
