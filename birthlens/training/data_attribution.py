@@ -70,6 +70,8 @@ def data_attribution_table(
     import pandas as pd
 
     last = run.steps[-1]
+    if last == run.steps[0]:
+        raise BirthlensError(f"{run.path} has one step, {last}, and so no update whose data could be attributed.")
     if not run.steps[0] <= start < stop <= last:
         raise BirthlensError(
             f"from = {start}, until = {stop}: the span must lie in steps {run.steps[0]} to {last} of {run.path} and hold "

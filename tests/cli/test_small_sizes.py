@@ -59,6 +59,34 @@ def test_every_command_says_what_it_can_say(small: Path) -> None:
         assert worked or told.rstrip().endswith("."), (command, told)
 
 
+def test_experiments_on_training_say_what_they_can_say(small: Path, tmp_path: Path) -> None:
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(
+        "overrides: [corpus.source=markov, corpus.vocabulary=6, model.d_model=4, training.steps=0, task.context=4]\n"
+        "axes: {task.n_triggers: [1], training.batch_size: [1]}\n"
+    )
+    commands = [
+        *(("data-attribution", small, f"{name}_memory") for name in ("output", "trigger", "prev_token")),
+        *(("data-attribution", small, "output_memory", "--by", by, "--every", 1) for by in ("sequence", "position")),
+        ("contrast", small, small),
+        ("contrast", small, small, "--what", "steps"),
+        ("contrast", small, small, "--what", "first"),
+        *(
+            ("phase", grid, "--x", "task.n_triggers", "--y", "training.batch_size", "--out", tmp_path / "phase",
+             "--processes", 1, "--refine", 2, "--value", value)
+            for value in ("birth", "order", "accuracy")
+        ),
+    ]  # fmt: skip
+    done = 0
+    for command in commands:
+        worked, printed, told = said(command)
+        text = printed + told
+        assert text.strip() and not re.search(r"\b(nan|inf)\b|-0\.000\b", text), (command, text)
+        assert worked or told.rstrip().endswith("."), (command, told)
+        done += worked
+    assert done >= 5
+
+
 def test_a_table_in_which_nothing_was_counted_is_refused_and_a_part_is_told(small: Path) -> None:
     counted = 0
     for command in COMMANDS[10:]:
