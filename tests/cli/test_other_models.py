@@ -21,7 +21,7 @@ from birthlens.analysis.interventions.spec import EdgeIntervention, Intervention
 from birthlens.errors import BirthlensError
 from birthlens.model.components import edges_of
 from birthlens.model.hooked import load_pretrained
-from birthlens.model.sites import Logits, Mlp
+from birthlens.model.sites import Head, Logits, Mlp
 from birthlens.tasks.positions import batch_of_tokens, repeated_tokens
 
 
@@ -92,7 +92,7 @@ def test_patching_and_edges_obey_their_laws(pretrained: Any, pair: Any) -> None:
         receiver = next(e.receiver for e in edges_of(ours.cfg) if str(e.receiver) == f"L1H1.{letter}")
         cases = {
             "edges": [EdgeIntervention(edge, "patch") for edge in edges_of(ours.cfg, [receiver])],
-            "node": [Intervention(letter, "patch", 1, (1,))],  # type: ignore[list-item]
+            "node": [Intervention(letter, "patch", heads=(Head(1, 1),))],  # type: ignore[list-item]
         }
         values = patched_table(ours, pair, cases)["value"]
         assert values[0] == pytest.approx(values[1], abs=1e-4)

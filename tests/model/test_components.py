@@ -15,7 +15,7 @@ from birthlens.analysis.interventions.spec import EdgeIntervention, Intervention
 from birthlens.config.model import ModelConfig
 from birthlens.errors import BirthlensError
 from birthlens.model.components import edges_of, has_positions, heads_at
-from birthlens.model.sites import Logits
+from birthlens.model.sites import Head, Logits
 from birthlens.tasks.positions import repeated_tokens
 
 SHAPE = {"n_layers": 2, "d_model": 16, "n_ctx": 16, "d_head": 4, "n_heads": 4, "d_vocab": 9, "attn_only": True,
@@ -62,7 +62,7 @@ def test_edges_into_a_shared_key_make_it_the_sources(grouped: HookedTransformer,
         receiver = next(edge.receiver for edge in edges if str(edge.receiver) == f"L1H1.{letter}")
         cases: dict[str, list[Intervention | EdgeIntervention]] = {
             "edges": [EdgeIntervention(edge, "patch") for edge in edges_of(grouped.cfg, [receiver])],
-            "node": [Intervention(letter, "patch", 1, (1,))],
+            "node": [Intervention(letter, "patch", heads=(Head(1, 1),))],
         }
         values = patched_table(grouped, pair, cases)["value"]
         assert values[0] == pytest.approx(values[1], abs=1e-4)

@@ -104,7 +104,7 @@ def test_all_edges_into_a_head_are_its_input_or_are_refused(models: Any, name: s
             with pytest.raises(BirthlensError, match=r"edges into|cannot be edited"):
                 patched_table(ours, pair, edges)
             continue
-        node: Any = {"node": [Intervention(letter, "patch", 1, (1,))]}
+        node: Any = {"node": [Intervention(letter, "patch", heads=(Head(1, 1),))]}
         together = patched_table(ours, pair, edges | node)["value"]
         assert together[0] == pytest.approx(together[1], abs=1e-4)
 

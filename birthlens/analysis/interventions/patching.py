@@ -75,10 +75,14 @@ def patching_cases(
             split = site in ATTENTION_SITES and "head" in by
             for number in range(heads_at(sizes, site)) if split else (None,):
                 for place in places:
-                    heads = None if number is None else (number,)
-                    head = None if number is None else str(Head(layer or 0, number))
-                    position = place if isinstance(place, str) else place[0]
-                    columns: dict[str, object] = {"site": site, "layer": layer, "head": head, "position": position}
+                    head = None if number is None or layer is None else Head(layer, number)
+                    columns: dict[str, object] = {
+                        "site": site,
+                        "layer": layer,
+                        "head": None if head is None else str(head),
+                        "position": place if isinstance(place, str) else place[0],
+                    }
+                    heads = None if head is None else (head,)
                     out.append((columns, Intervention(site, "patch", layer, heads, place)))
     return out
 

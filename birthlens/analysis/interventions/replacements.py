@@ -195,7 +195,7 @@ def _selected(one: Intervention, current: Tensor, where: Bool[Tensor, "batch row
     heads = torch.ones(current.shape[_head_axis(one.site)], dtype=torch.bool)
     if one.heads is not None:
         heads[:] = False
-        heads[list(one.heads)] = True
+        heads[[head.head for head in one.heads]] = True
     if one.site == "pattern":
         return where[:, None, :, None] & heads[:, None, None]
     return where[..., None, None] & heads[:, None]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from birthlens.errors import BirthlensError
 from birthlens.labels import shown
@@ -48,13 +48,13 @@ SITES = (*INTERVENTION_SITES, *NORM_SITES, FINAL_NORM)
 class Intervention:
     """Replace one activation; `heads=None` means all heads, `positions` is 'all', a role or a tuple of indices.
 
-    For the pattern, positions are those of the query.
+    Heads lie in one layer, which need not be given beside them. For the pattern, positions are those of the query.
 
     Raises:
         BirthlensError: for a site, method or source that does not exist, or does not fit the others.
 
     Example:
-        >>> cut = Intervention("z", "mean", layer=1, heads=(0,))
+        >>> cut = Intervention("z", "mean", heads=(Head(1, 0),))
         >>> cut == from_json(cut.to_json()), str(cut)
         (True, 'z L1H0 mean')
     """
@@ -62,7 +62,7 @@ class Intervention:
     site: str
     method: str
     layer: int | None = None
-    heads: tuple[int, ...] | None = None
+    heads: tuple[Head, ...] | None = None
     positions: str | tuple[int, ...] = "all"
     source: str = "reference"
 
@@ -71,18 +71,13 @@ class Intervention:
         _check_choice("method", self.method, METHODS)
         _check_choice("source", self.source, PATCH_SOURCES)
         _check_positions(self.positions)
-        if self.layer is not None and not _is_index(self.layer):
-            raise BirthlensError(f"layer = {shown(self.layer)}: it must be a whole number from 0, or left out.")
-        if self.heads is not None and not (_are_indices(self.heads) and self.heads):
-            raise BirthlensError(
-                f"heads = {shown(self.heads)}: list at least one head's number, or leave it out for all heads."
-            )
+        _checked_layer(self.layer)
+        if self.heads is not None:
+            object.__setattr__(self, "layer", _layer_of(self.heads, self.layer))
+            _check_has_heads(self.site, ", ".join(map(str, self.heads)))
         if (self.layer is None) != (self.site in (*INPUT_SITES, FINAL_NORM)):
             need = "has no layer; leave it out" if self.layer is not None else "needs a layer"
             raise BirthlensError(f"layer = {self.layer}: site {self.site} {need}.")
-        if self.heads is not None and self.site not in ATTENTION_SITES:
-            valid = ", ".join(site for site in INTERVENTION_SITES if site in ATTENTION_SITES)
-            raise BirthlensError(f"heads = {self.heads}: site {self.site} has no heads; {valid} do.")
         if self.site == "pattern" and self.method in ("mean", "mean_role"):
             raise BirthlensError(
                 f"method = {self.method!r}: it would attend to the future at site pattern; use mean_position, "
@@ -115,12 +110,12 @@ class Intervention:
                 "site = 'pos_embed': this model adds no positions to its input; the valid input is embed."
             )
         for head in self.heads or ():
-            check_head(Head(self.layer or 0, head), sizes, self.site)
+            check_head(head, sizes, self.site)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
+        """Return plain data; heads are their numbers within the layer."""
         positions = self.positions if isinstance(self.positions, str) else list(self.positions)
-        heads = None if self.heads is None else list(self.heads)
+        heads = None if self.heads is None else [head.head for head in self.heads]
         return {
             "site": self.site,
             "method": self.method,
@@ -132,7 +127,7 @@ class Intervention:
 
     def __str__(self) -> str:
         place = "" if self.layer is None else f" L{self.layer}"
-        place += "" if self.heads is None else "H" + "+".join(map(str, self.heads))
+        place += "" if self.heads is None else "H" + "+".join(str(head.head) for head in self.heads)
         where = "" if self.positions == "all" else f" at {self.positions}"
         return f"{self.site}{place} {self.method}{where}"
 
@@ -199,10 +194,11 @@ def from_json(data: object) -> AnyIntervention:
             "{edge: L0H0->L1H0.k, method: mean}."
         )
     fields = dict(data)
-    for key in ("positions", "heads"):
-        if isinstance(fields.get(key), list):
-            fields[key] = tuple(fields[key])
+    if isinstance(fields.get("positions"), list):
+        fields["positions"] = tuple(fields["positions"])
     edge = fields.pop("edge", None)
+    if edge is None and fields.get("heads") is not None:
+        fields["heads"] = _numbered_heads(fields["heads"], fields.get("layer"))
     try:
         return Intervention(**fields) if edge is None else EdgeIntervention(Edge.parse(edge), **fields)
     except TypeError as error:
@@ -228,18 +224,57 @@ def check_cases(cases: Cases, sizes: Sizes) -> None:
 
 def at_heads(site: str, method: str, heads: Iterable[Head], **fields: Any) -> tuple[Intervention, ...]:
     """Return the interventions, one for each layer, that act on a set of heads together."""
-    layers: dict[int, list[int]] = {}
+    layers: dict[int, list[Head]] = {}
     for head in heads:
-        layers.setdefault(head.layer, []).append(head.head)
-    return tuple(Intervention(site, method, layer, tuple(numbers), **fields) for layer, numbers in layers.items())
+        layers.setdefault(head.layer, []).append(head)
+    return tuple(Intervention(site, method, heads=tuple(together), **fields) for together in layers.values())
 
 
-def _is_index(value: object) -> bool:
+def _is_index(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _are_indices(value: object) -> bool:
+def _are_indices(value: object) -> TypeGuard[Sequence[int]]:
     return isinstance(value, Sequence) and not isinstance(value, str) and all(map(_is_index, value))
+
+
+def _checked_layer(layer: object) -> int | None:
+    if layer is not None and not _is_index(layer):
+        raise BirthlensError(f"layer = {shown(layer)}: it must be a whole number from 0, or left out.")
+    return layer
+
+
+def _check_has_heads(site: object, heads: str) -> None:
+    if site not in ATTENTION_SITES:
+        valid = ", ".join(site for site in INTERVENTION_SITES if site in ATTENTION_SITES)
+        raise BirthlensError(f"heads = {heads}: site {shown(site)} has no heads; {valid} do.")
+
+
+def _layer_of(heads: object, layer: int | None) -> int:
+    """Return the one layer of the heads, which a layer given beside them must equal."""
+    if not (isinstance(heads, tuple) and heads and all(isinstance(head, Head) for head in heads)):
+        raise BirthlensError(
+            f"heads = {shown(heads)}: list at least one Head, such as (Head(1, 0),), or leave it out for all heads."
+        )
+    layers = sorted({head.layer for head in heads} | ({layer} if layer is not None else set()))
+    if len(layers) > 1:
+        raise BirthlensError(
+            f"heads = {', '.join(map(str, heads))}: an intervention acts in one layer, not in layers "
+            f"{' and '.join(map(str, layers))}."
+        )
+    return layers[0]
+
+
+def _numbered_heads(numbers: object, layer: object) -> tuple[Head, ...]:
+    """Read heads from their JSON form: numbers within the layer beside them."""
+    if not (_are_indices(numbers) and numbers):
+        raise BirthlensError(
+            f"heads = {shown(numbers)}: list at least one head's number, or leave it out for all heads."
+        )
+    its_layer = _checked_layer(layer)
+    if its_layer is None:
+        raise BirthlensError(f"heads = {shown(numbers)}: heads need a layer, as in layer: 1.")
+    return tuple(Head(its_layer, number) for number in numbers)
 
 
 def _check_positions(positions: object) -> None:

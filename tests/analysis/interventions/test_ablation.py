@@ -193,7 +193,10 @@ def test_bad_questions_are_refused(
 def test_heads_and_feed_forwards_are_ablated_together() -> None:
     one = Ablation((Head(1, 0), Head(1, 2), Mlp(0)), "mean")
     assert str(one) == "L1H0+L1H2+L0.mlp mean"
-    assert one.interventions() == (Intervention("z", "mean", 1, (0, 2)), Intervention("mlp_out", "mean", 0))
+    assert one.interventions() == (
+        Intervention("z", "mean", heads=(Head(1, 0), Head(1, 2))),
+        Intervention("mlp_out", "mean", 0),
+    )
 
 
 def test_one_head_makes_no_pair() -> None:

@@ -86,7 +86,7 @@ def test_all_edges_into_a_receiver_make_it_read_the_source_run(weights: Weights,
     for receiver in {edge.receiver for edge in edges_of(weights.config) if isinstance(edge.receiver, HeadInput)}:
         cases = {
             "edges": tuple(EdgeIntervention(edge, "patch") for edge in edges_of(weights.config, [receiver])),
-            "node": (Intervention(receiver.letter, "patch", receiver.layer, (receiver.head.head,)),),  # type: ignore[dict-item]
+            "node": (Intervention(receiver.letter, "patch", heads=(receiver.head,)),),  # type: ignore[dict-item]
         }
         table = patched_table(weights, pair, cases, direction)
         assert table["value"][0] == pytest.approx(table["value"][1], abs=1e-5), receiver

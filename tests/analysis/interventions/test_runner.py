@@ -17,7 +17,7 @@ from birthlens.model.hooked import build
 from birthlens.model.incremental import Trace, causal_attention
 from birthlens.model.initialisation import initial_weights
 from birthlens.model.layout import PreparedWeights, Rows
-from birthlens.model.sites import Edge, Point, hook_name
+from birthlens.model.sites import Edge, Head, Point, hook_name
 from birthlens.model.weights import Weights
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.positions import repeated_tokens, take, token_roles
@@ -62,30 +62,31 @@ def with_globals(batch: TokenBatch) -> TokenBatch:
 
 
 def node_cases(config: ModelConfig) -> dict[str, list[Any]]:
-    last, heads = config.n_layers - 1, (config.n_heads - 1,)
+    last = config.n_layers - 1
+    early, late = ((Head(layer, config.n_heads - 1),) for layer in (0, last))
     cases = {
         "nothing": [],
-        "zero z": [Intervention("z", "zero", last, heads)],
-        "mean z": [Intervention("z", "mean", 0, heads)],
+        "zero z": [Intervention("z", "zero", heads=late)],
+        "mean z": [Intervention("z", "mean", heads=early)],
         "mean z last": [Intervention("z", "mean", last)],
-        "position z": [Intervention("z", "mean_position", last, heads)],
-        "role z": [Intervention("z", "mean_role", last, heads, positions="in_context")],
-        "resample z": [Intervention("z", "resample", last, heads)],
+        "position z": [Intervention("z", "mean_position", heads=late)],
+        "role z": [Intervention("z", "mean_role", heads=late, positions="in_context")],
+        "resample z": [Intervention("z", "resample", heads=late)],
         "resample z 0": [Intervention("z", "resample", 0)],
         "resample own": [Intervention("z", "resample", last, source="batch")],
         "patch k": [Intervention("k", "patch", last, positions=(1, 5, 6))],
-        "patch q": [Intervention("q", "patch", last, heads, positions="first_successor")],
+        "patch q": [Intervention("q", "patch", heads=late, positions="first_successor")],
         "mean v": [Intervention("v", "mean", last)],
         "patch resid": [Intervention("resid_pre", "patch", last, positions=(2, 3))],
         "patch post": [Intervention("resid_post", "patch", last, positions="first_occurrence")],
         "attn_out": [Intervention("attn_out", "resample", last)],
         "embed": [Intervention("embed", "mean_position", positions="in_context")],
-        "pattern uniform": [Intervention("pattern", "uniform", last, heads)],
+        "pattern uniform": [Intervention("pattern", "uniform", heads=late)],
         "pattern previous": [Intervention("pattern", "previous_token", 0)],
         "pattern mean": [Intervention("pattern", "mean_position", last)],
-        "pattern resample": [Intervention("pattern", "resample", last, heads)],
+        "pattern resample": [Intervention("pattern", "resample", heads=late)],
         "frozen": [Intervention("embed", "zero"), Intervention("pattern", "patch", last, source="batch")],
-        "two": [Intervention("z", "mean", 0, heads), Intervention("z", "zero", last, heads)],
+        "two": [Intervention("z", "mean", heads=early), Intervention("z", "zero", heads=late)],
     }
     if config.positions != "rotary":
         cases["positions"] = [Intervention("pos_embed", "mean", positions="global")]
@@ -117,7 +118,7 @@ def test_ablations_equal_plain_hook_loops(kind: str) -> None:
     batch, reference = batches()
     rows = torch.from_numpy(np.random.default_rng([3, 7]).permutation(7))
     cases = {
-        f"{layer} {method}": [Intervention("z", method, layer, (0,))]
+        f"{layer} {method}": [Intervention("z", method, heads=(Head(layer, 0),))]
         for layer in (0, 1)
         for method in ("zero", "mean", "mean_position", "mean_role", "resample")
     }
@@ -181,7 +182,10 @@ def test_attention_without_softmax_is_intervened_on_by_hooks(attention: str) -> 
     config = KINDS["full"].changed(attention=attention)
     weights = initial_weights(config, 9, 16, np.random.default_rng(1))
     batch, reference = batches()
-    cases = {"L0H1": [Intervention("z", "zero", 0, (1,))], "pattern": [Intervention("pattern", "uniform", 1, (0,))]}
+    cases = {
+        "L0H1": [Intervention("z", "zero", heads=(Head(0, 1),))],
+        "pattern": [Intervention("pattern", "uniform", heads=(Head(1, 0),))],
+    }
     scoring = Scoring.of(batch, METRICS[:2])
     found = evaluate(weights, cases, batch, scoring, reference)
     tensors = weights.replaced({"L0.W_O": weights["L0.W_O"] * np.array([1, 0])[:, None, None]})
@@ -245,7 +249,7 @@ def test_chunks_and_order_do_not_matter() -> None:
     ("case", "message"),
     [
         ([Intervention("z", "zero", 2)], "layers are 0 to 1"),
-        ([Intervention("z", "zero", 0, (3,))], "valid heads are L0H0, L1H0"),
+        ([Intervention("z", "zero", heads=(Head(0, 3),))], "valid heads are L0H0, L1H0"),
         ([Intervention("z", "mean", 0)], "need a reference batch"),
         ([Intervention("mlp_out", "zero", 0)], "no feed-forward"),
         ([Intervention("z", "zero", 0, positions="somewhere")], "valid are in_context"),

@@ -1,5 +1,6 @@
 """Interventions as data, and edits that leave nothing behind."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -45,17 +46,18 @@ def batch() -> TokenBatch:
     site=st.sampled_from(HEADED),
     method=st.sampled_from([method for method in METHODS if method not in PATTERNS]),
     layer=st.integers(0, 3),
-    heads=st.none() | st.lists(st.integers(0, 5), min_size=1, max_size=3).map(tuple),
+    numbers=st.none() | st.lists(st.integers(0, 5), min_size=1, max_size=3),
     positions=st.sampled_from(["all", "in_context"]) | st.lists(st.integers(0, 9), min_size=1).map(tuple),
     source=st.sampled_from(["reference", "batch"]),
 )
 def test_interventions_survive_json(
-    site: str, method: str, layer: int, heads: tuple[Any, ...] | None, positions: str | tuple[Any, ...], source: str
+    site: str, method: str, layer: int, numbers: list[int] | None, positions: str | tuple[Any, ...], source: str
 ) -> None:
-    import json
-
+    heads = None if numbers is None else tuple(Head(layer, number) for number in numbers)
     one = Intervention(site, method, layer, heads, positions, source)
-    assert from_json(json.loads(json.dumps(one.to_json()))) == one
+    written = json.loads(json.dumps(one.to_json()))
+    assert from_json(written) == one
+    assert (written["layer"], written["heads"]) == (layer, numbers)
     edge = EdgeIntervention(Edge.parse(f"L{layer}H0->L{layer + 1}H2.k"), method, positions, source)
     assert from_json(json.loads(json.dumps(edge.to_json()))) == edge
 
@@ -88,6 +90,8 @@ def test_interventions_survive_json(
         ({"site": "z", "method": "zero", "layer": 1, "heads": 0}, "heads = 0: list at least one"),
         ({"site": "z", "method": "zero", "layer": 1, "heads": []}, "list at least one head"),
         ({"site": "z", "method": "zero", "layer": 1, "heads": ["0"]}, "list at least one head"),
+        ({"site": "z", "method": "zero", "layer": "1", "heads": [0]}, "layer = '1': it must be a whole number"),
+        ({"site": "z", "method": "zero", "heads": [0]}, r"heads = \[0\]: heads need a layer"),
         ({"site": "z", "method": "zero", "layer": 1, "positions": 3}, "or a list of indices"),
         ({"site": "z", "method": "zero", "layer": 1, "positions": ["a"]}, "or a list of indices"),
         ({"site": "z", "method": "zero", "layer": 1, "positions": [-1]}, "or a list of indices"),
@@ -97,6 +101,26 @@ def test_interventions_survive_json(
 def test_nonsense_is_refused_with_what_is_valid(fields: int | str | dict[str, Any], message: str) -> None:
     with pytest.raises(BirthlensError, match=message):
         from_json(fields)
+
+
+@pytest.mark.parametrize(
+    ("layer", "heads", "message"),
+    [
+        (1, (Head(0, 0),), "heads = L0H0: an intervention acts in one layer, not in layers 0 and 1"),
+        (None, (Head(0, 0), Head(2, 1)), "heads = L0H0, L2H1: an intervention acts in one layer"),
+        (None, (), r"heads = \(\): list at least one Head"),
+        (1, (0,), r"heads = \(0,\): list at least one Head"),
+    ],
+)
+def test_heads_are_of_one_layer(layer: int | None, heads: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(BirthlensError, match=message):
+        Intervention("z", "zero", layer, heads)
+
+
+def test_heads_bring_their_layer() -> None:
+    one = Intervention("z", "zero", heads=(Head(1, 2), Head(1, 0)))
+    assert one == Intervention("z", "zero", 1, (Head(1, 2), Head(1, 0)))
+    assert (one.point, one.to_json()["layer"], one.to_json()["heads"]) == (Point("z", 1), 1, [2, 0])
 
 
 @pytest.mark.parametrize(
@@ -168,7 +192,10 @@ def test_other_peoples_hooks_stay(model: HookedTransformer, batch: TokenBatch) -
 
 
 def test_inputs_of_edits_are_not_written_to(model: HookedTransformer, batch: TokenBatch) -> None:
-    case = [Intervention("z", "zero", 0, (0,), positions=(1, 2)), Intervention("resid_pre", "zero", 1, positions=(3,))]
+    case = [
+        Intervention("z", "zero", heads=(Head(0, 0),), positions=(1, 2)),
+        Intervention("resid_pre", "zero", 1, positions=(3,)),
+    ]
     seen = captured(model, batch.tokens, [Point("z", 0), Point("resid_pre", 1)])
     copies = {point: value.clone() for point, value in seen.items()}
     from birthlens.analysis.interventions.replacements import Sources

@@ -19,6 +19,7 @@ from birthlens.config.run import CorpusConfig
 from birthlens.errors import BirthlensError
 from birthlens.model.hooked import build
 from birthlens.model.initialisation import initial_weights
+from birthlens.model.sites import Head
 from birthlens.model.weights import Weights
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.corpus import markov_chain
@@ -84,7 +85,7 @@ def test_one_table_and_a_manifest(
     assert manifest["subject"] == {"run": "here"} and manifest["suite"]["seed"] == 0
     assert Suite.from_data(manifest["suite"]) == suite
     spelled = manifest["interventions"]
-    assert list(map(from_json, spelled["L1H0 resample"])) == [Intervention("z", "resample", 1, (0,))]
+    assert list(map(from_json, spelled["L1H0 resample"])) == [Intervention("z", "resample", heads=(Head(1, 0),))]
     assert len(spelled) == 6 and spelled["even"][0]["method"] == "uniform"
     labels = table[["case", "ablated", "method"]].drop_duplicates().set_index("case")
     assert labels.loc["none"].tolist() == ["none", "none"]  # type: ignore[operator]
