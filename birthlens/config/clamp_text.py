@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import to_builtins
 
-from birthlens.config.clamps import KINDS, Ablate, Add, Clamp, Freeze, Hold, Pin, Reset, Set, StopGradient
+from birthlens.config.clamps import KINDS, Ablate, Add, Clamp, Copy, Freeze, Hold, Pin, Reset, Set, StopGradient
 from birthlens.errors import BirthlensError
 from birthlens.reading import parse_yaml
 
@@ -19,6 +19,7 @@ PLACES: dict[type[Clamp], tuple[str, ...]] = {
     Set: ("key", "value"),
     Ablate: ("target", "method"),
     Pin: ("head", "pattern"),
+    Copy: ("head", "strength"),
     StopGradient: ("edge",),
 }
 """The words of a clamp as text, after its kind and before name=value."""

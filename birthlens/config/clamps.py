@@ -7,6 +7,7 @@
     set            a setting of the task, the loss or the optimiser has another value
     ablate         a head or an edge of the forward pass is replaced by zero or by its mean
     pin            the attention pattern of a head is the previous token, uniform, or the one that the model had at `from`
+    copy           a head copies: it adds to the logit of each token in proportion to its attention to that token
     stop_gradient  no gradient passes an edge
 
 A clamp acts on the weights at the steps of its span and on the updates that start there. In YAML it is a mapping or a text:
@@ -183,6 +184,25 @@ class Pin(Clamp, frozen=True, kw_only=True, tag="pin"):
         return [self.head, self.pattern]
 
 
+class Copy(Clamp, frozen=True, kw_only=True, tag="copy"):
+    """Let a head copy the tokens that it attends to, whatever its W_V and W_O are.
+
+    At each position, `strength` times the head's attention to a token is added to the logit of that token, in nats. The head
+    writes nothing to the residual stream, so its W_V and W_O have no gradient; its attention pattern is still learned.
+    """
+
+    head: str
+    strength: Strength = 15.0
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """The head."""
+        return (self.head,)
+
+    def _words(self) -> list[str]:
+        return [self.head, str(self.strength)]
+
+
 class StopGradient(Clamp, frozen=True, kw_only=True, tag="stop_gradient"):
     """Stop the gradient through an edge such as L0H0->L1H0.k."""
 
@@ -194,10 +214,10 @@ class StopGradient(Clamp, frozen=True, kw_only=True, tag="stop_gradient"):
         return (self.edge,)
 
 
-AnyClamp = Freeze | Hold | Add | Reset | Set | Ablate | Pin | StopGradient
-EVERY = (Freeze, Hold, Add, Reset, Set, Ablate, Pin, StopGradient)
+AnyClamp = Freeze | Hold | Add | Reset | Set | Ablate | Pin | Copy | StopGradient
+EVERY = (Freeze, Hold, Add, Reset, Set, Ablate, Pin, Copy, StopGradient)
 KINDS: dict[str, type[Clamp]] = {str(kind.__struct_config__.tag): kind for kind in EVERY}
-FORWARD = (Ablate, Pin, StopGradient)
+FORWARD = (Ablate, Pin, Copy, StopGradient)
 """The clamps that act in the forward pass, which only the engine `functional` has."""
 SETTABLE = (
     "valid are the keys of task except kind and context, training.loss, training.batch_size, and the keys of optimiser "

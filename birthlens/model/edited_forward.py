@@ -5,6 +5,7 @@ edge can carry something different from the others:
 
     read(r) = sum of the terms of all senders before r,   where an edited edge s->r carries a constant, or s without gradient
     z       = pattern @ v,                                where an edited head has another pattern, or a constant z
+    logits  = read(logits) W_U,                           plus c * pattern @ (tokens as one-hot vectors) of a head that copies
 
 Without edits it equals `forward.logits` up to rounding. It forms every pattern and term, so it is slower and needs more
 memory.
@@ -33,17 +34,18 @@ class Edits:
     """The edits of a forward pass.
 
     `heads`: constant outputs z [d_head]; `patterns`: functions of the tokens; `edges`: constants [d_model], or None for an
-    edge that no gradient passes.
+    edge that no gradient passes; `copies`: the logits that a head adds for its whole attention, instead of writing its output.
     """
 
     heads: Mapping[Head, Float[Tensor, " d_head"]] = field(default_factory=dict)
     patterns: Mapping[Head, Pattern] = field(default_factory=dict)
     edges: Mapping[Edge, Float[Tensor, " d_model"] | None] = field(default_factory=dict)
+    copies: Mapping[Head, float] = field(default_factory=dict)
 
     @property
     def any(self) -> bool:
         """Whether there is any edit."""
-        return bool(self.heads or self.patterns or self.edges)
+        return bool(self.heads or self.patterns or self.edges or self.copies)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +93,8 @@ def edited_terms(
         if f"L{layer}.b_O" in tensors:
             stream.bias = stream.bias + tensors[f"L{layer}.b_O"]
         stream.feed_forward(tensors, layer)
-    return Terms(unembed(tensors, config, stream.read(Logits())), stream.written, stream.z)
+    logits = unembed(tensors, config, stream.read(Logits())) + stream.copied
+    return Terms(logits, stream.written, stream.z)
 
 
 class _Stream:
@@ -104,6 +107,7 @@ class _Stream:
         self.written: dict[Sender, Tensor] = {}
         self.z: dict[Head, Tensor] = {}
         self.bias: Tensor = torch.zeros(())
+        self.copied: Tensor = torch.zeros(())
         self._bias_before = self.bias
 
     def write(self, sender: Sender, term: Float[Tensor, "batch pos d_model"]) -> None:
@@ -143,7 +147,12 @@ class _Stream:
         if head in self.edits.heads:
             z = self.edits.heads[head].expand_as(z)
         self.z[head] = z
-        self.write(head, z @ tensors[f"L{head.layer}.W_O"][head.head])
+        written = z @ tensors[f"L{head.layer}.W_O"][head.head]
+        if head in self.edits.copies:
+            tokens = torch.nn.functional.one_hot(self.tokens, tensors["W_E"].shape[0]).to(pattern.dtype)
+            self.copied = self.copied + self.edits.copies[head] * (pattern @ tokens)
+            written = torch.zeros_like(written)
+        self.write(head, written)
 
     def _projected(self, tensors: Tensors, head: Head, letter: str) -> Float[Tensor, "batch pos d_head"]:
         x = normed(tensors, f"L{head.layer}.ln1", self.read(HeadInput(head, letter.lower())))

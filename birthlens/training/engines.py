@@ -88,7 +88,8 @@ class AutogradEngine(Engine):
             if not chosen.any():
                 continue
             loss = functional.cross_entropy(self._logits_at(part.tokens, chosen), part.targets[chosen], reduction="sum")
-            torch.autograd.backward(loss / n)
+            if loss.requires_grad:  # with some heads ablated, the loss may depend on no trained matrix
+                torch.autograd.backward(loss / n)
             total += float(loss.detach())
         return total / n
 

@@ -366,6 +366,11 @@ def test_what_is_given_saves_steps_and_what_is_withheld_costs_accuracy() -> None
     for name in MATRIX:
         others = [other for other in MATRIX if other != name]
         cases[f"{name} withheld"] = with_accuracy(stages(others, (20, 30)), never)
+    late = with_accuracy(stages(("output", "trigger", "prev_token")), never)
+    kept = orders.pinned(
+        Evidence({"control": control, "pattern pinned": cases["trigger given"], "copying pinned": late}, 0)
+    )
+    assert kept["sooner_pattern"] == 20 and math.isnan(kept["sooner_copying"]), "never born: no bound below zero"
     found = orders.given_and_withheld(Evidence({"control": control, **cases}, 0))
     assert found["sooner_output"] == found["sooner_prev_token"] == 0
     assert found["sooner_trigger"] == 20

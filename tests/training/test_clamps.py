@@ -57,6 +57,7 @@ EVERY = [
     "pin L0H0 previous from=3",
     "pin L0H0 uniform from=3 until=7",
     "pin L1H0 frozen from=3 until=7",
+    "copy L1H0 5 from=3 until=7",
     "stop_gradient L0H0->L1H0.k from=3",
 ]
 
@@ -104,7 +105,7 @@ def test_a_clamp_acts_from_its_first_step_on_and_a_clamped_run_resumes_to_the_bi
 
 
 def forward_clamps(config: Any) -> Any:
-    return [clamp for clamp in config.training.clamps if str(clamp).startswith(("ablate", "pin", "stop"))]
+    return [clamp for clamp in config.training.clamps if str(clamp).startswith(("ablate", "pin", "copy", "stop"))]
 
 
 def test_frozen_and_held_matrices_are_what_they_are_said_to_be() -> None:
@@ -145,6 +146,10 @@ def test_a_memory_is_added_once_or_kept_at_its_strength() -> None:
     shares = [np.vdot(unit, held[step]["L1.W_O"]) / np.vdot(unit, unit) for step in range(10)]
     np.testing.assert_allclose(shares[3:7], 2, rtol=1e-5)
     assert abs(shares[7] - 2) > 1e-4
+    without, _ = path(tiny("add L1.W_O 0 held from=3 until=7"))
+    shares = [np.vdot(unit, without[step]["L1.W_O"]) / np.vdot(unit, unit) for step in range(10)]
+    np.testing.assert_allclose(shares[3:7], 0, atol=1e-6)
+    assert abs(shares[2]) > 1e-4 and not equal(without[4], without[3], ["L1.W_O"])
 
 
 def test_a_reset_forgets_momentum() -> None:
@@ -274,6 +279,41 @@ def test_a_clamped_step_equals_hooks_on_the_hooked_transformer(text: Any) -> Non
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
 
 
+def test_a_head_that_copies_adds_its_attention_to_the_logits_of_the_tokens() -> None:
+    """Against the HookedTransformer: without the head's output, plus the strength times its attention to each token."""
+    config = tiny("copy L1H0 5 from=2")
+    trainer = Trainer(config, chain_of(config))
+    for _ in range(3):
+        trainer.update()
+    now = trainer.weights()
+    batch = trainer.task.batch(8, config.seeds.data, 3)
+    model = build(now, ("L0.W_K", "L1.W_K", "L1.W_O"))
+    patterns = []
+    hooks = [
+        ("blocks.1.attn.hook_pattern", lambda pattern, hook: patterns.append(pattern)),
+        ("blocks.1.attn.hook_z", lambda z, hook: torch.zeros_like(z)),
+    ]
+    logits = model.run_with_hooks(batch.tokens, fwd_hooks=hooks).clone()
+    for sequence, (tokens, pattern) in enumerate(zip(batch.tokens, patterns[0][:, 0], strict=True)):
+        for query in range(len(tokens)):
+            for key in range(query + 1):
+                logits[sequence, query, tokens[key]] += 5 * pattern[query, key]
+    loss = cross_entropy(logits[batch.in_context], batch.targets[batch.in_context])
+    loss.backward()
+    assert trainer.engine.gradients(batch, batch.in_context) == pytest.approx(loss.item(), rel=1e-5)
+    expected = parameters(model, now.config)
+    for name in ("L0.W_K", "L1.W_K"):
+        torch.testing.assert_close(trainer.engine.parameters[name].grad, expected[name].grad, rtol=1e-3, atol=1e-6)
+    output = trainer.engine.parameters["L1.W_O"]
+    assert output.grad is None or not output.grad.any()
+
+
+@pytest.mark.parametrize("clamp", ["copy L1H0", "stop_gradient L1H0->logits"])
+def test_a_clamp_may_leave_nothing_to_learn(clamp: str) -> None:
+    found, _ = path(tiny(f"{clamp} until=6", overrides=["training.trained=[L1.W_O]", "training.steps=8"]))
+    assert equal(found[6], found[0], ["L1.W_O"]) and not equal(found[7], found[6], ["L1.W_O"])
+
+
 def test_an_ablated_edge_carries_its_mean() -> None:
     weights = moved({})
     tokens = torch.randint(0, 7, (3, 10), generator=torch.Generator().manual_seed(0))
@@ -326,6 +366,7 @@ def test_what_a_config_refuses(clamps: Any, message: Any) -> None:
     [
         ("pin L2H0 uniform", "head = L2H0 does not exist; valid heads are L0H0, L1H0"),
         ("pin L0H0->L1H0.k uniform", "is an edge; a pattern belongs to a head"),
+        ("copy L0H0->L1H0.k", "is an edge; only a head such as L1H0 copies"),
         ("ablate L1H0->L0H0.k", "the sender must come before the receiver"),
         ("hold L0.W_K step:9 from=4", "step 9 comes after from = 4"),
         ("hold L1.W_O rank:99", "rank = 99: valid are 1 to 64"),

@@ -86,6 +86,23 @@ MEMORIES: tuple[Claim, ...] = (
             Expectation("lost_prev_token", "accuracy lost at the end with the previous-token memory withheld", 0.5),
         ),
     ),
+    Claim(
+        id="circuits-pinned",
+        variant=True,
+        sentence="With the previous-token pattern pinned from the start, or with copying pinned from the start, the "
+        "in-context accuracy comes earlier.",
+        statistic=orders.pinned,
+        cases={
+            "control": SPARSE,
+            "pattern pinned": (*SPARSE, "training.clamps=[pin L0H0 previous]"),
+            "copying pinned": (*SPARSE, "training.clamps=[copy L1H0]"),
+        },
+        seeds={"laptop": 10},
+        expectations=(
+            Expectation("sooner_pattern", "steps to half accuracy saved with the previous-token pattern pinned", 0),
+            Expectation("sooner_copying", "steps to half accuracy saved with copying pinned", 0),
+        ),
+    ),
     _order("fixed", "onset", orders.birth_order, DENSE),
     _order("random", "onset", orders.birth_order, (*DENSE, *RANDOM)),
     _order("fixed", "half-height", orders.crossing_order, DENSE),

@@ -101,22 +101,40 @@ def given_and_withheld(evidence: Evidence) -> dict[str, float]:
     """
     control = evidence.runs["control"]
     normal = onsets(control)
-    usual = accuracy_birth(control.metrics())
-    end = control.steps[-1]
     found: dict[str, float] = {}
     for name in MEMORY_NAMES:
         for how in ("given", "withheld"):
             run = evidence.runs[f"{name} {how}"]
-            ends = (float(end), float(run.steps[-1]))
             births = onsets(run)
             for other in MEMORY_NAMES:
                 if other != name:
-                    found |= lag(f"{other}_{how}_{name}", normal[other], births[other], ends)
+                    found |= lag(f"{other}_{how}_{name}", normal[other], births[other], _ends(control, run))
             if how == "given":
-                found |= lag(f"sooner_{name}", accuracy_birth(run.metrics()), usual, ends[::-1])
+                found |= _sooner(name, control, run)
             else:
-                found[f"lost_{name}"] = accuracy_at(control, end) - accuracy_at(run, run.steps[-1])
+                lost = accuracy_at(control, control.steps[-1]) - accuracy_at(run, run.steps[-1])
+                found[f"lost_{name}"] = lost
     return found
+
+
+def pinned(evidence: Evidence) -> dict[str, float]:
+    """Return `sooner_i` for every case "i pinned": how many steps earlier than in the control the accuracy is born."""
+    control = evidence.runs["control"]
+    found: dict[str, float] = {}
+    for case, run in evidence.runs.items():
+        if run is not control:
+            found |= _sooner(case.removesuffix(" pinned"), control, run)
+    return found
+
+
+def _sooner(name: str, control: Run, run: Run) -> dict[str, float]:
+    """Return how many steps earlier than in the control the in-context accuracy stays at one half or above."""
+    births = accuracy_birth(run.metrics()), accuracy_birth(control.metrics())
+    return lag(f"sooner_{name}", *births, _ends(run, control))
+
+
+def _ends(first: Run, second: Run) -> tuple[float, float]:
+    return float(first.steps[-1]), float(second.steps[-1])
 
 
 def scores_at(run: Run, step: int) -> dict[str, tuple[float, float]]:

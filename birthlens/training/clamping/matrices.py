@@ -52,7 +52,7 @@ class MatrixClamps:
             if isinstance(clamp, Hold):
                 self._values[number] = self._held(number, clamp)
             elif isinstance(clamp, Add):
-                self._values[number] = _constant(_ideal(ground, clamp.matrix, "ideal", clamp.strength))
+                self._values[number] = _constant(_ideal(ground, clamp.matrix, "ideal", 1.0))
 
     def skipped(self, step: int) -> set[str]:
         """Return the matrices that the update after a step leaves as they are."""
@@ -86,9 +86,8 @@ class MatrixClamps:
         value = self._values[number](self._ground.initial.replaced(now))
         if isinstance(clamp, Add):
             old = now[clamp.matrix].astype(np.float64)
-            unit = value / clamp.strength if clamp.strength else value
-            share = np.vdot(unit, old) / np.vdot(unit, unit) if clamp.held and clamp.strength else 0.0
-            value = old + value - share * unit
+            share = np.vdot(value, old) / np.vdot(value, value) if clamp.held else 0.0
+            value = old + (clamp.strength - share) * value
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(np.ascontiguousarray(value, np.float32)))
 

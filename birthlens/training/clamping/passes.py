@@ -1,4 +1,4 @@
-"""Clamps on the forward pass: heads and edges that are ablated, patterns that are pinned, edges without gradient.
+"""Clamps on the forward pass: heads and edges that are ablated, pinned patterns, heads that copy, edges without gradient.
 
 A mean, and a frozen pattern, are those of the model at the first step of the span; they are part of the state of a training.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from birthlens.config.clamps import FORWARD, Ablate, Clamp, Pin, StopGradient
+from birthlens.config.clamps import FORWARD, Ablate, Clamp, Copy, Pin, StopGradient
 from birthlens.config.model import ModelConfig
 from birthlens.errors import BirthlensError
 from birthlens.model import forward
@@ -62,19 +62,22 @@ class ForwardClamps:
         heads: dict[Head, Tensor] = {}
         patterns: dict[Head, Pattern] = {}
         edges: dict[Edge, Tensor | None] = {}
+        copies: dict[Head, float] = {}
         for number, clamp in self._clamps.items():
             subject = self._subjects[number]
             if not clamp.acts(step):
                 continue
             if isinstance(clamp, Pin) and isinstance(subject, Head):
                 patterns[subject] = self._pattern(number, clamp, subject)
+            elif isinstance(clamp, Copy) and isinstance(subject, Head):
+                copies[subject] = clamp.strength
             elif isinstance(subject, Head):
                 heads[subject] = self._constant(number, self._model.d_head)
             else:
                 edges[subject] = (
                     None if isinstance(clamp, StopGradient) else self._constant(number, self._model.d_model)
                 )
-        self._edits = Edits(heads, patterns, edges)
+        self._edits = Edits(heads, patterns, edges, copies)
 
     @torch.no_grad()
     def _remember(self, number: int, clamp: Clamp, tensors: Tensors, tokens: Int[Tensor, "batch pos"]) -> None:
@@ -128,6 +131,8 @@ def _subject(clamp: Clamp, model: ModelConfig) -> Head | Edge:
         if "->" in text or isinstance(clamp, StopGradient):
             if isinstance(clamp, Pin):
                 raise BirthlensError(f"head = {text!r} is an edge; a pattern belongs to a head such as L0H0.")
+            if isinstance(clamp, Copy):
+                raise BirthlensError(f"head = {text!r} is an edge; only a head such as L1H0 copies.")
             edge = Edge.parse(text)
             check_edge(edge, model)
             return edge
