@@ -42,7 +42,7 @@ def fork(run: str, out: str, changes: tuple[str, ...], at: int, clamps: tuple[st
       set SECTION.KEY=VALUE                   of the task, the loss, the batch size or the optimiser
       ablate HEAD|SENDER->RECEIVER zero|mean
       pin HEAD previous|uniform|frozen        the attention pattern
-      copy HEAD [STRENGTH]
+      copy HEAD [STRENGTH]                    the tokens that it attends to, into the logits
       stop_gradient SENDER->RECEIVER
     """  # noqa: D301  click reads the escape
     from birthlens.training.forking import fork as start

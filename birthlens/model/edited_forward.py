@@ -5,7 +5,7 @@ edge can carry something different from the others:
 
     read(r) = sum of the terms of all senders before r,   where an edited edge s->r carries a constant, or s without gradient
     z       = pattern @ v,                                where an edited head has another pattern, or a constant z
-    logits  = read(logits) W_U,                           plus c * pattern @ (tokens as one-hot vectors) of a head that copies
+    logits  = read(logits) W_U,                           plus c * pattern @ onehot(tokens) of a head that copies
 
 Without edits it equals `forward.logits` up to rounding. It forms every pattern and term, so it is slower and needs more
 memory.
@@ -34,7 +34,7 @@ class Edits:
     """The edits of a forward pass.
 
     `heads`: constant outputs z [d_head]; `patterns`: functions of the tokens; `edges`: constants [d_model], or None for an
-    edge that no gradient passes; `copies`: the logits that a head adds for its whole attention, instead of writing its output.
+    edge that no gradient passes; `copies`: the logits that a head's whole attention adds.
     """
 
     heads: Mapping[Head, Float[Tensor, " d_head"]] = field(default_factory=dict)
