@@ -44,7 +44,7 @@ PLAN = {
         replacements suite_results < edges < backends < runner < ablation attribution < patching suite < causal_tables
         edge_tables""",
     "analysis.behaviour": """
-        attention births decomposition excess head_weights noisy_recall sinks
+        attention births decomposition excess head_weights logit_split noisy_recall sinks
         < contrast head_onsets head_scores phase real_memories sweep_results trajectory < monitor""",
     "analysis.theory": """
         fact_stages gradients width < first_step outer_products < memory_capacity memory_scaling three_steps updates""",
@@ -62,8 +62,8 @@ PLAN = {
         < figures report.leads report.page < figures.gallery report.scorecard
         < report.compare report.gallery_page report.memories report.series < report.story < report""",
     "cli": """
-        options prompting streams < __init__ subjects tables training < basics benching forking many_runs probing
-        < causal demo memory phases seeing < weight_patching""",
+        options streams < __init__ subjects tables training < basics benching forking many_runs probing
+        < demo memory phases prompting seeing < causal patching weight_patching""",
     "top": "__init__ __main__",
 }
 """Packages from the ground up, and the modules of each from the ground up: one behind a < may import those before it."""

@@ -1,4 +1,4 @@
-"""`birthlens ablate`, `patch`, `edges` and `scores`: causal questions, asked of a run or of a model directory."""
+"""`birthlens ablate` and `scores`: what heads do, asked of a run, a model directory or a series of them."""
 
 from __future__ import annotations
 
@@ -10,33 +10,13 @@ import click
 from birthlens.cli.options import refuse_idle
 from birthlens.cli.probing import steps_option
 from birthlens.cli.prompting import on_prompts
-from birthlens.cli.subjects import load, load_run, names, sample_options, working_folder
+from birthlens.cli.subjects import load, names, sample_options, working_folder
 from birthlens.cli.tables import check_counts, deliver, format_option, out_option
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from birthlens.tasks.batch import TokenBatch
-
-
-def draws_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--draws`."""
-    return click.option(
-        "--draws",
-        type=click.IntRange(min=0),
-        default=200,
-        show_default=True,
-        help="Of the bootstrap over sequences, for the intervals; 0 for none.",
-    )(function)
-
-
-def quantities_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--metrics`, read at the scored positions of a pair."""
-    return click.option(
-        "--metrics",
-        help="Comma-separated: logit_difference, logit, loss, probability, accuracy. "
-        "[default: logit_difference, or logit where the corruption has no other answer]",
-    )(function)
 
 
 @click.command(
@@ -115,138 +95,6 @@ def ablate(
             alternatives=wrong,
         )
     deliver(check_counts(table, "role"), out, style)
-
-
-@click.command(
-    epilog="Example: birthlens patch runs/demo --corruption other_outputs --sites z,resid_pre --by head,role"
-)
-@click.argument("run", type=click.Path())
-@click.option(
-    "--corruption", default="other_outputs", show_default=True, help="Or first_replaced, triggers_swapped, shifted."
-)
-@click.option("--sites", help="Comma-separated: resid_pre, resid_post, attn_out, mlp_out, z, q, k, v, pattern.")
-@click.option("--by", default="layer,head", show_default=True, help="layer (always), head, position, role.")
-@click.option("--direction", default="clean_into_corrupted", show_default=True, help="Or corrupted_into_clean.")
-@quantities_option
-@draws_option
-@steps_option("last")
-@sample_options(64)
-@out_option
-@format_option
-def patch(
-    run: str,
-    corruption: str,
-    sites: str | None,
-    by: str,
-    direction: str,
-    metrics: str | None,
-    draws: int,
-    steps: str,
-    batch_size: int,
-    seed: int,
-    out: str | None,
-    style: str,
-) -> None:
-    """Patch activations between clean and corrupted sequences of a RUN's task.
-
-    One row a step, patch (site, layer, head, position) and metric: value (patched), clean, corrupted, and recovered, the
-    share of the gap at which the patched run ends up, with its 95 % bootstrap interval. Every column is explained in
-    docs/tables.md. With --out, OUT.manifest.json says what was run on what.
-    """
-    from birthlens.analysis.interventions.patching import patching_cases, patching_table
-
-    loaded = load_run(run, steps, seed)
-    axes = [axis for axis in names("by", by) if axis != "layer"]
-    chosen = None if sites is None else names("sites", sites)
-    quantities = [] if metrics is None else names("metrics", metrics)
-    pair = loaded.pair(corruption, batch_size)
-    with loaded.progress() as advance:
-        table = patching_table(
-            loaded.models(advance), pair, chosen, axes, [direction], quantities, seed=seed, draws=draws
-        )
-    deliver(table, out, style)
-    listed = patching_cases(loaded.sizes, pair.clean.tokens.shape[1], chosen, axes)
-    loaded.note(
-        out, "patch", pair, [one.to_json() for _, one in listed],
-        corruption=corruption, direction=direction, metrics=quantities or [pair.default_metric], draws=draws,
-    )  # fmt: skip
-
-
-@click.command(epilog="Example: birthlens edges runs/demo --attribution --steps every:10 --out edges.csv")
-@click.argument("run", type=click.Path())
-@click.option("--edges", "chosen", help="Comma-separated, as L0H0->L1H0.k; every edge by default.")
-@click.option(
-    "--corruption", default="triggers_swapped", show_default=True, help="Or other_outputs, first_replaced, shifted."
-)
-@click.option("--direction", default="clean_into_corrupted", show_default=True, help="Or corrupted_into_clean.")
-@click.option("--attribution", is_flag=True, help="Add the linear estimates (plain and integrated) and their errors.")
-@click.option(
-    "--integration-steps",
-    type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    help="Of the integrated gradients, with --attribution.",
-)
-@click.option("--freeze-norms", is_flag=True, help="Hold the LayerNorms' divisors at the base run's values.")
-@click.option("--births", is_flag=True, help="Instead of every step, say when each edge becomes causal.")
-@quantities_option
-@draws_option
-@steps_option("last")
-@sample_options(64)
-@out_option
-@format_option
-def edges(
-    run: str,
-    chosen: str | None,
-    corruption: str,
-    direction: str,
-    attribution: bool,
-    integration_steps: int,
-    freeze_norms: bool,
-    births: bool,
-    metrics: str | None,
-    draws: int,
-    steps: str,
-    batch_size: int,
-    seed: int,
-    out: str | None,
-    style: str,
-) -> None:
-    """Patch every edge (embeddings, positions, heads, feed-forwards -> q, k, v, logits) of a RUN's model.
-
-    One row a step, edge and metric: value (patched), clean, corrupted, recovered with its 95 % bootstrap interval, and with
-    --attribution the linear estimates of recovered and their errors. With --births one row an edge: born, peak, last. Every
-    column is explained in docs/tables.md. With --out, OUT.manifest.json says what was run on what.
-    """
-    from birthlens.analysis.interventions.edge_tables import births_table, cut_edges, edge_table
-    from birthlens.model.components import edges_of
-
-    if not attribution:
-        refuse_idle("it acts with --attribution only", "integration_steps")
-    loaded = load_run(run, steps, seed)
-    named = None if chosen is None else names("edges", chosen)
-    quantities = [] if metrics is None else names("metrics", metrics)
-    pair = loaded.pair(corruption, batch_size)
-    with loaded.progress() as advance:
-        table = edge_table(
-            loaded.models(advance),
-            pair,
-            named,
-            direction,
-            attribution_steps=(0, integration_steps) if attribution else (),
-            freeze_norms=freeze_norms,
-            quantities=quantities,
-            seed=seed,
-            draws=draws,
-        )
-    deliver(births_table(table) if births else table, out, style)
-    listed = edges_of(loaded.sizes) if named is None else named
-    cases = {str(edge): cut_edges([edge], "patch", freeze_norms)(loaded.sizes) for edge in listed}
-    loaded.note(
-        out, "edges", pair, {edge: [one.to_json() for one in case] for edge, case in cases.items()},
-        corruption=corruption, direction=direction, metrics=quantities or [pair.default_metric], draws=draws,
-        attribution=[0, integration_steps] if attribution else [], births=births,
-    )  # fmt: skip
 
 
 KINDS = ("heads", "weights", "attention", "composition", "transfer", "in-context-learning", "sinks")

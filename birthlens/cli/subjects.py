@@ -138,7 +138,8 @@ class Subject:
         from birthlens.tasks.prompts import read_prompts
 
         encode, encode_answer = self._encoders()
-        return read_prompts(file, encode, encode_answer, self.path)
+        d_vocab = len(self.run.statistics) if self.run is not None else int(self.cfg.d_vocab)
+        return read_prompts(file, encode, encode_answer, d_vocab, self.path)
 
     def encoded(self, text: str) -> list[int]:
         """Return the ids of a text."""
@@ -219,7 +220,7 @@ def load_run(path: str, steps: str, seed: int) -> Subject:
     if _holds_model(path):
         raise BirthlensError(
             f"run = {path!r} is a directory with a Hugging Face model; this command takes a run, whose task says what "
-            "to corrupt. In Python, pair batches of your own with birthlens.analysis.interventions.corruptions.pair_of."
+            "to corrupt. patch and edges take --prompts with corrupted versions instead."
         )
     run = runs.load_run(path)
     return Subject(path, seed, run.select(steps), run)

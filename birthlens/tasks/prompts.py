@@ -51,11 +51,14 @@ class PromptBatch:
     equal_lengths: bool
 
 
-def read_prompts(path: str | Path, encode: Encode | None, encode_answer: Encode | None, owner: str) -> list[Prompt]:
+def read_prompts(
+    path: str | Path, encode: Encode | None, encode_answer: Encode | None, d_vocab: int, owner: str
+) -> list[Prompt]:
     """Read a file of prompts; `encode` converts text, which is refused without it; `owner` is its owner in messages.
 
     Raises:
-        BirthlensError: where the file is of another form, text is given and `encode` is None, or an answer is not one token.
+        BirthlensError: where the file is of another form, text is given and `encode` is None, an answer is not one token, or
+            an id is outside the vocabulary.
     """
     listed = read_mapping(path, "prompts").get("prompts")
     if not isinstance(listed, list) or not listed:
@@ -63,7 +66,8 @@ def read_prompts(path: str | Path, encode: Encode | None, encode_answer: Encode 
     if len(listed) > MOST:
         raise BirthlensError(f"{path} holds {len(listed)} prompts; the most are {MOST}.")
     return [
-        _read(entry, f"{path}, prompt {n}", encode, encode_answer, owner) for n, entry in enumerate(listed, start=1)
+        _read(entry, f"{path}, prompt {n}", encode, encode_answer, d_vocab, owner)
+        for n, entry in enumerate(listed, start=1)
     ]
 
 
@@ -106,7 +110,9 @@ def _batch(
     return TokenBatch(tokens, targets, nothing, nothing, torch.zeros_like(tokens), absorbed, {"answer": where})
 
 
-def _read(entry: object, where: str, encode: Encode | None, encode_answer: Encode | None, owner: str) -> Prompt:
+def _read(
+    entry: object, where: str, encode: Encode | None, encode_answer: Encode | None, d_vocab: int, owner: str
+) -> Prompt:
     if not isinstance(entry, dict) or "text" not in entry:
         raise BirthlensError(
             f"{where} is {shown(entry, 80)}; write a mapping with text, and corrupted, answer and wrong."
@@ -126,6 +132,8 @@ def _read(entry: object, where: str, encode: Encode | None, encode_answer: Encod
         found = value if isinstance(value, list) else [value]
         if not found or not all(type(one) is int and one >= 0 for one in found):
             raise BirthlensError(f"{where}: {key} = {shown(value, 80)}; give text or ids, at least one.")
+        if max(found) >= d_vocab:
+            raise BirthlensError(f"{where}: {key} holds id {max(found)}; the vocabulary ends at {d_vocab - 1}.")
         return tuple(found)
 
     def token(key: str) -> int | None:
@@ -136,4 +144,8 @@ def _read(entry: object, where: str, encode: Encode | None, encode_answer: Encod
 
     text = ids("text")
     assert text is not None
-    return Prompt(text, ids("corrupted"), token("answer"), token("wrong"))
+    answer = token("answer")
+    wrong = token("wrong")
+    if wrong is not None and wrong == answer:
+        raise BirthlensError(f"{where}: answer and wrong are the same token; give another one.")
+    return Prompt(text, ids("corrupted"), answer, wrong)

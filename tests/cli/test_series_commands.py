@@ -28,7 +28,8 @@ OPTIONS = {
 TAKEN = {
     "scores": ["--batch-size", "4"], "ablate": ["--batch-size", "4", "--methods", "zero"], "attention": ["--length", "8"],
     "order": [], "steps": [], "audit": [], "memories": ["--fold"], "report": ["--quick"],
-    "weight-patch": ["--sequences", "4", "--matrices", "L0.mlp"],
+    "weight-patch": ["--sequences", "4", "--matrices", "L0.mlp"], "logit-split": ["--prompts", "ids.json"],
+    "patch": ["--prompts", "ids.json", "--sites", "z"], "edges": ["--prompts", "ids.json", "--edges", "L0H0->L1H0.k"],
 }  # fmt: skip
 SUBJECTS = {"run", "runs", "subject", "series", "source", "paths"}
 """What commands call the run or the models that they are asked about."""
@@ -90,6 +91,7 @@ def test_a_series_goes_through_every_command(
         said = refusal(command, series, *OPTIONS.get(command, []))
         assert str(series) in said and "series of model directories" in said
         return
+    prompts(Path("ids.json"), PAIRS[1])
     text = printed(command, series, *TAKEN[command])
     if command == "attention":
         text = (tmp_path / "attention.html").read_text()

@@ -89,7 +89,7 @@ def _chunk(
     for share in shares:
         moved = {point: before[point] + share * (after[point] - before[point]) for point in inputs}
         held = moved | {point: before[point] for point in norms}
-        for point, found in _gradients(model, base, scoring, held, set(receivers.values())).items():
+        for point, found in metric_gradients(model, base, scoring, held, set(receivers.values())).items():
             known = gradients.get(point)
             gradients[point] = found if known is None else [a + b for a, b in zip(known, found, strict=True)]
     out = torch.zeros(len(edges), len(scoring.metrics), dtype=torch.float64)
@@ -103,7 +103,7 @@ def _chunk(
     return out
 
 
-def _gradients(
+def metric_gradients(
     model: HookedModel, batch: TokenBatch, scoring: Scoring, held: dict[Point, Tensor], receivers: set[Point]
 ) -> dict[Point, list[Tensor]]:
     """Return, for each receiver's input, the gradient of each metric's sum, with some activations held fixed."""

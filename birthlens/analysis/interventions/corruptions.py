@@ -24,6 +24,7 @@ from birthlens.errors import BirthlensError
 from birthlens.shapes import Bool, Int
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.positions import role_masks_with_successors
+from birthlens.tasks.prompts import PromptBatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +72,22 @@ def pair_of(
     if two_answers:
         where = where & (clean.targets != corrupted.targets)
     return Pair(clean, corrupted, where, corrupted.targets if two_answers else None)
+
+
+def pair_of_prompts(prompts: PromptBatch) -> Pair:
+    """Pair prompts with their corrupted versions, scored at the last token of each.
+
+    Raises:
+        BirthlensError: if not every prompt has a corrupted version, or one is the prompt itself.
+    """
+    if prompts.corrupted is None:
+        raise BirthlensError(
+            "not every prompt has a corrupted version, and patches take values from one run into the other; add them."
+        )
+    same = (prompts.clean.tokens == prompts.corrupted.tokens).all(1)
+    if same.any():
+        raise BirthlensError(f"prompt {int(same.int().argmax()) + 1} and its corrupted version are the same.")
+    return Pair(prompts.clean, prompts.corrupted, prompts.clean.marks["answer"], prompts.wrong)
 
 
 def other_outputs(batch: TokenBatch, generator: np.random.Generator, d_vocab: int) -> Pair:
