@@ -35,8 +35,8 @@ class ModelConfig(Section):
     """Hidden width of an MLP; null means 4 d_model."""
     feed_forward: Literal["none", "linear", "relu", "gelu"] = "none"
     """No MLP, the linear W_F of the paper in the last layer, or an MLP with ReLU or (full model only) GELU."""
-    positions: Literal["random", "sinusoidal", "rotary"] = "random"
-    """Random (or learned) position embeddings, fixed sinusoids, or rotary embeddings in layer 0."""
+    positions: Literal["random", "sinusoidal", "rotary", "relative"] = "random"
+    """Random (or learned) embeddings, sinusoids, rotary (simplified: in layer 0), or (full) learned relative terms."""
     scaled_scores: bool = True
     """Whether attention scores are divided by the square root of d_head."""
     init: Literal["authors", "scaled", "orthogonal"] = "authors"
@@ -49,8 +49,10 @@ class ModelConfig(Section):
     """Layers of the full model that have an MLP; null means all of them."""
     block: Literal["parallel", "sequential"] = "parallel"
     """Whether the MLP of the full model reads the input of its layer, or that with what its attention has written."""
+    unembedding: Literal["own", "tied"] = "own"
+    """Whether W_U of the full model is a matrix of its own, or W_E transposed: then both are trained as one matrix."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"zeroed", "attention", "feed_forward_layers", "block"})
+    added: ClassVar[frozenset[str]] = frozenset({"zeroed", "attention", "feed_forward_layers", "block", "unembedding"})
 
     def _check(self) -> None:
         if self.d_model % self.n_heads:
@@ -70,18 +72,24 @@ class ModelConfig(Section):
             raise BirthlensError("model.feed_forward = 'linear': the full model has an MLP; use relu, gelu or none.")
         if self.family == "simplified" and self.feed_forward == "gelu":
             raise BirthlensError("model.feed_forward = 'gelu': only the full model has this option; use family: full.")
-        if self.family == "full" and self.positions != "random":
+        if self.family == "full" and self.positions == "sinusoidal":
             raise BirthlensError(
-                f"model.positions = {self.positions!r}: the full model learns its positions; use random."
+                "model.positions = 'sinusoidal': the full model has none of these; use random, rotary or relative."
             )
+        if self.family != "full" and self.positions == "relative":
+            raise BirthlensError("model.positions = 'relative': only the full model has this option; use family: full.")
         if self.family == "full" and self.init == "orthogonal":
             raise BirthlensError("model.init = 'orthogonal': it needs the frozen maps of family: simplified.")
-        if self.positions != "random" and self.d_model % 2:
-            raise BirthlensError(f"model.d_model = {self.d_model}: {self.positions} positions need an even number.")
+        if self.positions == "sinusoidal" and self.d_model % 2:
+            raise BirthlensError(f"model.d_model = {self.d_model}: sinusoidal positions need an even number.")
+        if self.positions == "rotary" and self.d_head % 2:
+            raise BirthlensError(
+                f"model.d_model = {self.d_model}: rotary positions need heads of even width, not {self.d_head}."
+            )
         self._check_options_of_full()
 
     def _check_options_of_full(self) -> None:
-        for name in ("attention", "feed_forward_layers", "block"):
+        for name in ("attention", "feed_forward_layers", "block", "unembedding"):
             value = getattr(self, name)
             if self.family != "full" and value != getattr(type(self), name):
                 raise BirthlensError(
@@ -109,6 +117,15 @@ class ModelConfig(Section):
         if self.family == "simplified":
             return layer == self.n_layers - 1
         return self.feed_forward_layers is None or layer in self.feed_forward_layers
+
+    def is_rotary(self, layer: int) -> bool:
+        """Return whether a layer rotates its queries and keys: every layer of the full model, layer 0 of the simplified."""
+        return self.positions == "rotary" and (self.family == "full" or layer == 0)
+
+    @property
+    def tied(self) -> bool:
+        """Whether W_U is W_E transposed."""
+        return self.unembedding == "tied"
 
     @property
     def parallel_attn_mlp(self) -> bool:
@@ -138,7 +155,7 @@ def parameter_shapes(config: ModelConfig, d_vocab: int, n_ctx: int) -> dict[str,
     width = config.d_head
     full = config.family == "full"
     shapes: dict[str, tuple[int, ...]] = {"W_E": (d_vocab, d_model)}
-    if config.positions != "rotary":
+    if config.positions in ("random", "sinusoidal"):
         shapes["W_pos"] = (n_ctx, d_model)
     for layer in range(config.n_layers):
         block: dict[str, tuple[int, ...]] = {}
@@ -146,6 +163,8 @@ def parameter_shapes(config: ModelConfig, d_vocab: int, n_ctx: int) -> dict[str,
             block |= {"ln1.w": (d_model,), "ln1.b": (d_model,)}
         block |= dict.fromkeys(("W_Q", "W_K", "W_V"), (heads, d_model, width))
         block |= {"W_O": (heads, width, d_model)}
+        if config.positions == "relative":
+            block |= {"W_R": (heads, n_ctx, width)}
         if full:
             block |= dict.fromkeys(("b_Q", "b_K", "b_V"), (heads, width)) | {"b_O": (d_model,)}
         has_feed_forward = config.has_feed_forward(layer)
@@ -174,12 +193,14 @@ def parameter_names(config: ModelConfig) -> tuple[str, ...]:
 def trained_by_default(config: ModelConfig) -> tuple[str, ...]:
     """List the matrices that the paper trains: every W_K, the last W_O, and W_F or the MLP (simplified); or all (full).
 
+    A tied W_U is not among them, because it is W_E.
+
     Example:
         >>> trained_by_default(ModelConfig(feed_forward="linear"))
         ('L0.W_K', 'L1.W_K', 'L1.W_O', 'L1.W_F')
     """
     if config.family == "full":
-        return parameter_names(config)
+        return tuple(name for name in parameter_names(config) if not (config.tied and name == "W_U"))
     last = f"L{config.n_layers - 1}"
     moving = {f"{last}.{name}" for name in ("W_O", "W_F", "W_in", "W_out")}
     return tuple(name for name in parameter_names(config) if name.endswith(".W_K") or name in moving)

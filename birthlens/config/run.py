@@ -165,6 +165,7 @@ class RunConfig(Section):
     seeds: SeedConfig = SeedConfig()
 
     def _check(self) -> None:
+        self._check_tied()
         valid = dict.fromkeys(parameter_names(self.model))
         trained = dict.fromkeys(self.trained)
         for name in self.training.trained or ():
@@ -189,6 +190,21 @@ class RunConfig(Section):
                 f"checkpoints.steps = {beyond[0]}: training ends at step training.steps = {self.training.steps}; "
                 "name steps up to that."
             )
+
+    def _check_tied(self) -> None:
+        """Refuse a tied W_U wherever a matrix of its own is meant."""
+        training = self.training
+        named = {
+            "training.trained": training.trained or (),
+            "training.freeze_until": training.freeze_until,
+            "model.zeroed": self.model.zeroed,
+            "training.clamps": [getattr(clamp, "matrix", None) for clamp in training.clamps],
+        }
+        for place, names in named.items():
+            if self.model.tied and "W_U" in names:
+                raise BirthlensError(
+                    f"{place}: W_U is W_E transposed in a model with unembedding: tied; name W_E, and W_U follows."
+                )
 
     def _check_clamps(self) -> None:
         clamps.check_spans(self.training.clamps, self.training.steps)
@@ -226,6 +242,12 @@ class RunConfig(Section):
             return trained_by_default(self.model)
         wanted = set(chosen)
         return tuple(name for name in parameter_names(self.model) if name in wanted)
+
+    @property
+    def moving(self) -> tuple[str, ...]:
+        """Names of the matrices that training moves: the trained ones, and a tied W_U with its W_E."""
+        follows = self.model.tied and "W_E" in self.trained
+        return (*self.trained, "W_U") if follows else self.trained
 
     @classmethod
     def parse(cls, data: dict[Any, Any] | None = None, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

@@ -1,4 +1,9 @@
-"""What attention makes of its scores: a softmax over the past, or weights that need not sum to one.
+"""Attention scores of relative positions, and the pattern that attention makes of its scores.
+
+    score_ts = scale * (q_t . k_s + q_t . r_{t-s})      with a learned vector r for each lag (`W_R`) and head
+
+as in Edelman et al. 2024 (arXiv 2402.11004); values have no relative term. The pattern is a softmax over the past, or
+weights that need not sum to one:
 
     softmax    exp(score_ts) / sum over s' <= t of exp(score_ts')
     relu       max(score_ts, 0) / (t + 1)          positions from 0
@@ -14,6 +19,24 @@ from torch import Tensor
 
 from birthlens.config.model import ModelConfig
 from birthlens.shapes import Float
+
+
+def relative_scores(
+    queries: Float[Tensor, "*batch pos d_head"], table: Float[Tensor, "*heads n_ctx d_head"]
+) -> Float[Tensor, "*batch pos key_pos"]:
+    """Return q_t . r_{t-s} for every query and key of a whole sequence, unscaled; later keys have that of lag 0.
+
+    Example:
+        >>> queries = torch.tensor([[1.0], [10.0]])
+        >>> relative_scores(queries, torch.tensor([[2.0], [3.0], [4.0]]))
+        tensor([[ 2.,  2.],
+                [30., 20.]])
+    """
+    n = queries.shape[-2]
+    places = torch.arange(n, device=queries.device)
+    lags = (places[:, None] - places).clamp(min=0)
+    by_lag = queries @ table[..., :n, :].transpose(-1, -2)
+    return by_lag.gather(-1, lags.expand_as(by_lag))
 
 
 def attention_pattern(

@@ -52,7 +52,7 @@ def has_mlp(sizes: Sizes, layer: int) -> bool:
 def has_positions(sizes: Sizes) -> bool:
     """Return whether positions enter the residual stream (rotary, ALiBi and similar ones act on the attention instead)."""
     kind = getattr(sizes, "positional_embedding_type", None)
-    return getattr(sizes, "positions", None) != "rotary" if kind is None else kind == "standard"
+    return getattr(sizes, "positions", None) not in ("rotary", "relative") if kind is None else kind == "standard"
 
 
 def is_parallel(sizes: Sizes) -> bool:

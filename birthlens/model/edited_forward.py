@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from birthlens.config.model import ModelConfig
-from birthlens.model.attention import attention_pattern
+from birthlens.model.attention import attention_pattern, relative_scores
 from birthlens.model.components import is_parallel, precedes
 from birthlens.model.forward import Tensors, feed_forward, has_feed_forward, normed, rotated, score_scale, unembed
 from birthlens.model.sites import Edge, Embedding, Head, HeadInput, Logits, Mlp, Receiver, Sender
@@ -142,7 +142,10 @@ class _Stream:
         if head in self.edits.patterns:
             pattern = self.edits.patterns[head](self.tokens)
         else:
-            pattern = attention_pattern(self.config, score_scale(self.config) * q @ k.transpose(-1, -2))
+            scores = q @ k.transpose(-1, -2)
+            if self.config.positions == "relative":
+                scores = scores + relative_scores(q, tensors[f"L{head.layer}.W_R"][head.head])
+            pattern = attention_pattern(self.config, score_scale(self.config) * scores)
         z = pattern @ v
         if head in self.edits.heads:
             z = self.edits.heads[head].expand_as(z)
@@ -159,7 +162,7 @@ class _Stream:
         out = x @ tensors[f"L{head.layer}.W_{letter}"][head.head]
         if f"L{head.layer}.b_{letter}" in tensors:
             out = out + tensors[f"L{head.layer}.b_{letter}"][head.head]
-        if self.config.positions == "rotary" and head.layer == 0 and letter in "QK":
+        if self.config.is_rotary(head.layer) and letter in "QK":
             out = rotated(out[:, None])[:, 0]
         return out
 

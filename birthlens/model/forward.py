@@ -7,7 +7,8 @@ Simplified model (paper section 4.2; superscripts 1, 2 are layers 0, 1), with h 
     logits_t = (x_t + x_t W_F) W_U
 
 The full model adds LayerNorm, heads, biases, and a ReLU feed-forward that reads the block's input (section 3.2), or that
-input plus the output of its attention. Its attention can do without a softmax (`attention`).
+input plus the output of its attention. Its attention can do without a softmax, and have relative positions (`attention`).
+A tied W_U is read from W_E, so that the gradients of both uses add up.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from birthlens.config.model import ModelConfig
-from birthlens.model.attention import attention_pattern
+from birthlens.model.attention import attention_pattern, relative_scores
 from birthlens.model.weights import Weights
 from birthlens.shapes import Bool, Float, Int
 
@@ -68,7 +69,7 @@ def residual(
     x = _embed(tensors, tokens)
     for layer in range(config.n_layers):
         q, k, v = _queries_keys_values(tensors, config, layer, x)
-        z = _attended(config, q, k, v).transpose(1, 2)
+        z = _attended(tensors, config, layer, q, k, v).transpose(1, 2)
         if mask is not None and layer == config.n_layers - 1:
             x, z = (part.flatten(0, 1) if mask.all() else part[mask] for part in (x, z))
         x = _write(tensors, config, layer, x, z)
@@ -81,22 +82,37 @@ def activations(tensors: Tensors, config: ModelConfig, tokens: Int[Tensor, "batc
     patterns = []
     for layer in range(config.n_layers):
         q, k, v = _queries_keys_values(tensors, config, layer, x)
-        pattern = attention_pattern(config, score_scale(config) * q @ k.transpose(-1, -2))
+        pattern = attention_pattern(config, _scores(tensors, config, layer, q, k))
         patterns.append(pattern)
         x = _write(tensors, config, layer, x, (pattern @ v).transpose(1, 2))
     return Activations(unembed(tensors, config, x), patterns)
 
 
 def _attended(
+    tensors: Tensors,
     config: ModelConfig,
+    layer: int,
     q: Float[Tensor, "batch head pos d_head"],
     k: Float[Tensor, "batch head pos d_head"],
     v: Float[Tensor, "batch head pos d_head"],
 ) -> Float[Tensor, "batch head pos d_head"]:
-    """Average values by attention; with a softmax, the pattern is never formed."""
-    if config.attention == "softmax":
+    """Average values by attention; with a softmax and no relative positions, the pattern is never formed."""
+    if config.attention == "softmax" and config.positions != "relative":
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=score_scale(config))
-    return attention_pattern(config, score_scale(config) * q @ k.transpose(-1, -2)) @ v
+    return attention_pattern(config, _scores(tensors, config, layer, q, k)) @ v
+
+
+def _scores(
+    tensors: Tensors,
+    config: ModelConfig,
+    layer: int,
+    q: Float[Tensor, "batch head pos d_head"],
+    k: Float[Tensor, "batch head pos d_head"],
+) -> Float[Tensor, "batch head query_pos key_pos"]:
+    scores = score_scale(config) * q @ k.transpose(-1, -2)
+    if config.positions != "relative":
+        return scores
+    return scores + score_scale(config) * relative_scores(q, tensors[f"L{layer}.W_R"])
 
 
 def score_scale(config: ModelConfig) -> float:
@@ -127,7 +143,7 @@ def _queries_keys_values(
         )
         if f"L{layer}.b_{letter}" in tensors:
             heads = heads + tensors[f"L{layer}.b_{letter}"][:, None]
-        if config.positions == "rotary" and layer == 0 and letter in "QK":
+        if config.is_rotary(layer) and letter in "QK":
             heads = rotated(heads)
         out.append(heads)
     return out
@@ -194,5 +210,10 @@ def feed_forward(
 
 def unembed(tensors: Tensors, config: ModelConfig, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_vocab"]:
     """Return the logits of a residual stream."""
-    out = normed(tensors, "ln_final", x) @ tensors["W_U"]
+    out = normed(tensors, "ln_final", x) @ readout(tensors, config)
     return out + tensors["b_U"] if "b_U" in tensors else out
+
+
+def readout(tensors: Tensors, config: ModelConfig) -> Float[Tensor, "*run d_model d_vocab"]:
+    """Return the unembedding: W_U, or W_E transposed where both are one matrix."""
+    return tensors["W_E"].transpose(-1, -2) if config.tied else tensors["W_U"]

@@ -25,14 +25,14 @@ with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
     warnings.simplefilter("ignore")
     from transformer_lens import HookedTransformer as HookedTransformer
     from transformer_lens import HookedTransformerConfig
-    from transformer_lens.components import Attention
+    from transformer_lens.components import Attention, Embed, Unembed
     from transformer_lens.components.mlps.can_be_used_as_mlp import CanBeUsedAsMLP
     from transformer_lens.hook_points import HookPoint
     from transformer_lens.model_bridge import TransformerBridge
 
 from birthlens.config.model import ModelConfig, parameter_names
 from birthlens.errors import BirthlensError
-from birthlens.model.attention import attention_pattern
+from birthlens.model.attention import attention_pattern, relative_scores
 from birthlens.model.directory import load_causal, load_tokenizer, quiet
 from birthlens.model.weights import Weights
 
@@ -43,7 +43,7 @@ HookedModel = HookedTransformer | TransformerBridge
 
 
 class PlainAttention(Attention):  # type: ignore[misc]
-    """Attention without a softmax (`attention.attention_pattern`), with TransformerLens's hook points.
+    """The attention of `attention`, without a softmax or with relative positions, with TransformerLens's hook points.
 
     It runs whole sequences; a cache of keys and values is refused.
     """
@@ -51,6 +51,8 @@ class PlainAttention(Attention):  # type: ignore[misc]
     def __init__(self, cfg: HookedTransformerConfig, layer: int, config: ModelConfig) -> None:
         super().__init__(cfg, "global", layer)
         self.config = config
+        if config.positions == "relative":
+            self.W_R = nn.Parameter(torch.zeros(cfg.n_heads, cfg.n_ctx, cfg.d_head, dtype=cfg.dtype))
 
     def forward(
         self,
@@ -63,15 +65,34 @@ class PlainAttention(Attention):  # type: ignore[misc]
         """Return what the heads write."""
         if past_kv_cache_entry is not None or any(option is not None for option in options.values()):
             raise BirthlensError(
-                f"attention = {self.config.attention!r}: the model runs whole sequences, without caches, masks or biases."
+                f"attention = {self.config.attention!r}, positions = {self.config.positions!r}: the model runs whole "
+                "sequences, without caches, masks or biases."
             )
         q, k, v = self.calculate_qkv_matrices(query_input, key_input, value_input)
-        scores = self.hook_attn_scores(self.apply_causal_mask(self.calculate_attention_scores(q, k)))
+        if self.config.positions == "rotary":
+            q = self.hook_rot_q(self.apply_rotary(q))
+            k = self.hook_rot_k(self.apply_rotary(k))
+        scores = self.calculate_attention_scores(q, k)
+        if self.config.positions == "relative":
+            scores = scores + relative_scores(q.transpose(1, 2), self.W_R) / self.attn_scale
+        scores = self.hook_attn_scores(self.apply_causal_mask(scores))
         z = self.calculate_z_scores(v, self.hook_pattern(attention_pattern(self.config, scores)))
         if not self.cfg.use_attn_result:
             return einsum(z, self.W_O, "batch pos head d_head, head d_head d_model -> batch pos d_model") + self.b_O
         written = einsum(z, self.W_O, "batch pos head d_head, head d_head d_model -> batch pos head d_model")
         return self.hook_result(written).sum(2) + self.b_O
+
+
+class TiedUnembed(Unembed):  # type: ignore[misc]
+    """An unembedding that reads the embedding's matrix transposed, so that both train as one."""
+
+    def __init__(self, cfg: HookedTransformerConfig, embed: Embed) -> None:
+        super().__init__(cfg)
+        del self._parameters["W_U"]
+        self._source = (embed,)  # in a tuple, so that the embedding is not registered a second time
+
+    def __getattr__(self, name: str) -> Any:
+        return self._source[0].W_E.T if name == "W_U" else super().__getattr__(name)
 
 
 class LinearFeedForward(CanBeUsedAsMLP):  # type: ignore[misc]
@@ -106,6 +127,7 @@ def hooked_config(config: ModelConfig, d_vocab: int, n_ctx: int, dtype: torch.dt
     """
     full = config.family == "full"
     has_mlp = config.feed_forward != "none"
+    kinds = {"rotary": "rotary", "relative": "alibi"}  # of TransformerLens's, those that add nothing to the stream
     return HookedTransformerConfig(
         n_layers=config.n_layers,
         n_heads=config.n_heads,
@@ -120,7 +142,7 @@ def hooked_config(config: ModelConfig, d_vocab: int, n_ctx: int, dtype: torch.dt
         eps=1e-5,
         parallel_attn_mlp=config.parallel_attn_mlp and has_mlp,
         use_attn_scale=config.scaled_scores,
-        positional_embedding_type="rotary" if config.positions == "rotary" else "standard",
+        positional_embedding_type=kinds.get(config.positions, "standard"),
         rotary_dim=config.d_head if config.positions == "rotary" else None,
         rotary_adjacent_pairs=config.positions == "rotary",
         default_prepend_bos=False,
@@ -139,10 +161,11 @@ def build(
 ) -> HookedTransformer:
     """Build the HookedTransformer of some weights; only the parameters in `trained` require gradients.
 
-    `n_ctx` matters for rotary positions only, because there is no W_pos to determine it.
+    `n_ctx` matters for rotary positions only, whose weights do not determine it. If W_E is trained, a tied unembedding
+    is the same tensor.
 
     Raises:
-        BirthlensError: if `trained` holds a name that is not a parameter of the model.
+        BirthlensError: if `trained` holds a name that is not a parameter of the model, or a tied W_U.
 
     Example:
         >>> from birthlens.model.initialisation import initial_weights
@@ -151,7 +174,10 @@ def build(
         (1, 3, 5)
     """
     config = weights.config
-    n_ctx = weights["W_pos"].shape[0] if "W_pos" in weights else n_ctx or 1024
+    trained = tuple(trained)
+    if config.tied and "W_U" in trained:
+        raise BirthlensError("trained = ['W_U']: this model has a tied unembedding, W_U is W_E transposed; name W_E.")
+    n_ctx = weights.n_ctx or n_ctx or 1024
     cfg = hooked_config(config, weights["W_E"].shape[0], n_ctx, dtype)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -160,14 +186,14 @@ def build(
         for layer, block in enumerate(model.blocks):
             if config.feed_forward == "linear" or not config.has_feed_forward(layer):
                 block.mlp = LinearFeedForward(cfg, active=config.has_feed_forward(layer))
-    if config.attention != "softmax":
-        for layer, block in enumerate(model.blocks):
-            block.attn = PlainAttention(cfg, layer, config)
-    if config.positions == "rotary":
-        # Rotary scores in layer 0 only: deeper layers get attention without positions.
-        plain = hooked_config(config.changed(positions="random"), cfg.d_vocab, n_ctx, dtype)
-        for layer in range(1, config.n_layers):
-            model.blocks[layer].attn = Attention(plain, "global", layer)
+    plain = hooked_config(config.changed(positions="random"), cfg.d_vocab, n_ctx, dtype)
+    for layer, block in enumerate(model.blocks):
+        if config.attention != "softmax" or config.positions == "relative":
+            block.attn = PlainAttention(plain if config.positions == "relative" else cfg, layer, config)
+        elif config.positions == "rotary" and not config.is_rotary(layer):
+            block.attn = Attention(plain, "global", layer)
+    if config.tied and "W_E" in trained:
+        model.unembed = TiedUnembed(cfg, model.embed)
     model.setup()
     model.register_forward_pre_hook(_check_tokens)
     with torch.no_grad():

@@ -165,7 +165,7 @@ class Trace:
     def _queries_and_keys(self, layer: int) -> tuple[Tensor, Tensor]:
         q = self.value(Point("q", layer)).transpose(1, 2)
         k = self.value(Point("k", layer)).transpose(1, 2)
-        if self.model.config.positions == "rotary" and layer == 0:
+        if self.model.config.is_rotary(layer):
             # As in TransformerLens, q and k are seen (and edited) before they are rotated.
             return _turned(q, self.rows if self._restricted(Point("q", layer)) else None, k.shape[-2]), rotated(k)
         return q, k

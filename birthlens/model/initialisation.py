@@ -31,7 +31,8 @@ def initial_weights(
     """
     tensors: dict[str, Array] = {}
     for name, shape in parameter_shapes(config, d_vocab, n_ctx).items():
-        tensors[name] = _draw(name, shape, config, generator)
+        if not (config.tied and name == "W_U"):
+            tensors[name] = _draw(name, shape, config, generator)
     if config.positions == "sinusoidal":
         tensors["W_pos"] = sinusoidal_positions(n_ctx, config.d_model)
     if config.init == "scaled":

@@ -86,6 +86,8 @@ class PreparedWeights:
         self.config = weights.config
         if self.config.attention != "softmax":
             raise BirthlensError(f"model.attention = {self.config.attention!r}: this pass has softmax attention only.")
+        if self.config.positions == "relative":
+            raise BirthlensError("model.positions = 'relative': this pass has no relative positions.")
         self.tensors = tensors_of(weights)
         self.d_vocab = int(self.tensors["W_E"].shape[0])
         self.n_ctx = int(self.tensors["W_pos"].shape[0]) if "W_pos" in self.tensors else 10**9
@@ -145,8 +147,7 @@ class PreparedWeights:
 
     def folds(self, layer: int) -> bool:
         """Return whether keys and values are plain products with the layer's input, as in the simplified model."""
-        rotary = self.config.positions == "rotary" and layer == 0
-        return self.config.family == "simplified" and not rotary
+        return self.config.family == "simplified" and not self.config.is_rotary(layer)
 
     def normed(self, name: str, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         """Apply the named LayerNorm, if the model has one."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from birthlens.config.model import ModelConfig
-from birthlens.model.forward import feed_forward, has_feed_forward, rotated, score_scale
+from birthlens.model.forward import feed_forward, has_feed_forward, readout, rotated, score_scale
 from birthlens.shapes import Float, Int
 
 Tensors = Mapping[str, Tensor]
@@ -41,7 +41,7 @@ def stacked_logits(
             x = x.flatten(0, 1)[chosen]
             z = z.flatten(0, 1)[chosen]
         x = _written(tensors, config, layer, x, z)
-    out = _normed(tensors, "ln_final", x) @ tensors["W_U"]
+    out = _normed(tensors, "ln_final", x) @ readout(tensors, config)
     return out + tensors["b_U"] if "b_U" in tensors else out
 
 
@@ -77,7 +77,7 @@ def _attended(
         if f"L{layer}.b_{letter}" in tensors:
             heads = heads + tensors[f"L{layer}.b_{letter}"].reshape(runs, 1, d_model)
         heads = heads.view(runs * batch, pos, config.n_heads, config.d_head).transpose(1, 2)
-        if config.positions == "rotary" and layer == 0 and letter in "QK":
+        if config.is_rotary(layer) and letter in "QK":
             heads = rotated(heads)
         parts.append(heads)
     q, k, v = parts

@@ -29,10 +29,11 @@ Array = np.ndarray
 class Weights(Mapping[str, Array]):
     """All parameters of one model at one step, by the names of `architecture.parameter_shapes`.
 
-    `stacked` joins those of several checkpoints: tensors that training moves then have a leading step axis.
+    `stacked` joins those of several checkpoints: tensors that training moves then have a leading step axis. With a tied
+    unembedding, W_U is always W_E transposed, and need not be given.
 
     Raises:
-        BirthlensError: if a name is missing or unknown for the config.
+        BirthlensError: if a name is missing or unknown for the config, or a tied W_U is not W_E transposed.
 
     Example:
         >>> from birthlens.model.initialisation import initial_weights
@@ -43,6 +44,8 @@ class Weights(Mapping[str, Array]):
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, Array]) -> None:
         names = parameter_names(config)
+        if config.tied and "W_E" in tensors:
+            tensors = {"W_U": np.asarray(tensors["W_E"]).swapaxes(-1, -2), **tensors}
         missing = [n for n in names if n not in tensors]
         unknown = [n for n in tensors if n not in names]
         if missing or unknown:
@@ -51,6 +54,10 @@ class Weights(Mapping[str, Array]):
             )
         self.config = config
         self._tensors = {name: np.asarray(tensors[name]) for name in names}
+        if config.tied and not np.array_equal(self["W_U"], self["W_E"].swapaxes(-1, -2), equal_nan=True):
+            raise BirthlensError(
+                "W_U: this model has a tied unembedding, W_U is W_E transposed; give W_E alone, and W_U follows."
+            )
 
     def __getitem__(self, name: str) -> Array:
         try:
@@ -94,6 +101,12 @@ class Weights(Mapping[str, Array]):
         return float(self.config.d_head**-0.5) if self.config.scaled_scores else 1.0
 
     @property
+    def n_ctx(self) -> int | None:
+        """The longest sequence that has positions; None for rotary ones, which have no end."""
+        table = self.get("W_pos", self.get("L0.W_R"))
+        return None if table is None else int(table.shape[-2])
+
+    @property
     def heads(self) -> list[Head]:
         """Every head, by layer and number."""
         return [Head(layer, head) for layer in range(self.n_layers) for head in range(self.n_heads)]
@@ -114,11 +127,18 @@ class Weights(Mapping[str, Array]):
         return np.asarray(self.of_head(head, "W_V") @ self.of_head(head, "W_O"))
 
     def replaced(self, tensors: Mapping[str, Array]) -> Weights:
-        """Return the same weights with some tensors replaced; shapes must agree."""
+        """Return the same weights with some tensors replaced; shapes must agree. A tied W_U follows W_E."""
         for name, tensor in tensors.items():
             if name in self and tensor.shape != self[name].shape:
                 raise BirthlensError(f"{name} has shape {tensor.shape}; this model needs {self[name].shape}.")
-        return Weights(self.config, {**self._tensors, **tensors})
+        kept = dict(self._tensors)
+        if self.config.tied and "W_E" in tensors:
+            del kept["W_U"]
+        return Weights(self.config, {**kept, **tensors})
+
+    def untied(self) -> Weights:
+        """Return the same weights as those of a model whose unembedding is a matrix of its own."""
+        return Weights(self.config.changed(unembedding="own"), self._tensors) if self.config.tied else self
 
 
 def stacked(checkpoints: Sequence[Weights]) -> Weights:

@@ -115,15 +115,15 @@ class Run:
     @cached_property
     def constants(self) -> dict[str, Array]:
         """Parameters that training never moves."""
-        shapes = {name: shape for name, shape in self._shapes.items() if name not in self._trained}
+        shapes = {name: shape for name, shape in self._shapes.items() if name not in self._moving}
         return self._load(self.path / CONSTANTS, CONSTANTS, shapes)
 
     def checkpoint(self, step: int) -> dict[str, Array]:
-        """Return the trained parameters at a kept step."""
+        """Return the parameters that training moves, at a kept step."""
         file = checkpoint_file(self.path, step)
         if not file.exists():
             raise not_kept(step, self.steps, self.path)
-        return self._load(file, checkpoint_name(step), {name: self._shapes[name] for name in self._trained})
+        return self._load(file, checkpoint_name(step), {name: self._shapes[name] for name in self._moving})
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """Return the state from which training continues: the optimiser's tensors, and notes with at least the `step`."""
@@ -137,8 +137,8 @@ class Run:
         return parameter_shapes(self.config.model, len(self.header["vocab"]), self.config.task.context)
 
     @cached_property
-    def _trained(self) -> tuple[str, ...]:
-        return self.config.trained
+    def _moving(self) -> tuple[str, ...]:
+        return self.config.moving
 
     def _load(self, file: Path, name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
         tensors = load_tensors(file, check_of(self.header, name))

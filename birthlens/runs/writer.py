@@ -98,7 +98,7 @@ class RunWriter:
             tables["triggers"] = task.fixed_triggers
         if reason := table_fault(tables, statistics.vocab, config):
             raise BirthlensError(f"the statistics cannot be trained on: what they give {reason}.")
-        constants = {name: weights[name] for name in weights if name not in config.trained}
+        constants = {name: weights[name] for name in weights if name not in config.moving}
         header = {
             "format": FORMAT,
             "birthlens": __version__,

@@ -185,6 +185,8 @@ def obstacle_to_stacking(config: RunConfig) -> str | None:
         return f"training.engine = {config.training.engine!r} trains one run on the CPU in float32"
     if config.model.attention != "softmax":
         return f"model.attention = {config.model.attention!r} runs in the functional and reference engines only"
+    if config.model.positions == "relative":
+        return "model.positions = 'relative' runs in the functional and reference engines only"
     return _clamp_in_the_forward_pass(config)
 
 

@@ -147,6 +147,11 @@ class Trainer:
         """Return a copy of all weights."""
         return self.initial.replaced(self.engine.tensors())
 
+    def moving(self) -> dict[str, Array]:
+        """Return a copy of the weights that training moves, as a checkpoint holds them."""
+        weights = self.weights()
+        return {name: weights[name] for name in self.config.moving}
+
     def snapshot(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """Return the optimiser's tensors and notes, from which (with the weights) training continues to the bit."""
         notes = {"step": self.step, "last_kept_loss": self.schedule.last_kept_loss, "engine": self.engine_name}

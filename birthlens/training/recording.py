@@ -174,7 +174,7 @@ class Recorder:
         self._pending += record.metrics
         if record.keep:
             state, notes = self.trainer.snapshot()
-            self._writer.keep(record.step, self.trainer.engine.tensors(), self._pending, state, notes)
+            self._writer.keep(record.step, self.trainer.moving(), self._pending, state, notes)
             self._pending = []
 
     def diverged(self) -> None:

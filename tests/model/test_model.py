@@ -10,13 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from birthlens.analysis.memories.layer_norms import fold_layer_norms
 from birthlens.config.model import ModelConfig, parameter_shapes, trained_by_default
 from birthlens.errors import BirthlensError
 from birthlens.model import forward
 from birthlens.model.hooked import build, load_pretrained, parameters, weights_of
 from birthlens.model.initialisation import initial_weights
 from birthlens.model.sites import Head
-from birthlens.model.weights import Weights
+from birthlens.model.weights import Weights, stacked
 
 N, T = 11, 13
 SIMPLIFIED = [
@@ -39,7 +40,12 @@ FULL = [
     {"family": "full", "n_heads": 2, "n_layers": 3, "feed_forward": "relu", "feed_forward_layers": (0, 2)},
     {"family": "full", "n_heads": 2, "feed_forward": "relu", "block": "sequential"},
     {"family": "full", "feed_forward": "relu", "block": "sequential", "feed_forward_layers": (1,), "attention": "relu"},
+    {"family": "full", "n_heads": 2, "n_layers": 3, "positions": "rotary"},
+    {"family": "full", "positions": "rotary", "attention": "linear"},
+    {"family": "full", "n_heads": 2, "positions": "relative", "feed_forward": "relu"},
+    {"family": "full", "n_layers": 1, "positions": "relative", "attention": "relu", "scaled_scores": False},
 ]
+TIED = {"family": "full", "n_heads": 2, "n_layers": 1, "feed_forward": "gelu", "unembedding": "tied"}
 ids = lambda kw: ",".join(f"{k}={v}" for k, v in kw.items()) or "plain"  # noqa: E731
 
 
@@ -48,9 +54,8 @@ def drawn(kw: dict[str, Any], dtype: type[Any] = np.float64, seed: int = 0) -> W
     config = ModelConfig(d_model=16, **kw)
     rng = np.random.default_rng(seed)
     weights = initial_weights(config, N, T, rng, dtype)
-    return weights.replaced(
-        {n: (weights[n] + 0.1 * rng.standard_normal(weights[n].shape)).astype(dtype) for n in weights}
-    )
+    own = [n for n in weights if not (config.tied and n == "W_U")]
+    return weights.replaced({n: (weights[n] + 0.1 * rng.standard_normal(weights[n].shape)).astype(dtype) for n in own})
 
 
 def papers_model(p: dict[str, torch.Tensor], config: ModelConfig, tokens: torch.Tensor) -> torch.Tensor:
@@ -85,8 +90,10 @@ def papers_model(p: dict[str, torch.Tensor], config: ModelConfig, tokens: torch.
                     bias = {name: p[f"L{layer}.b_{name}"][h] if full else 0 for name in "QKV"}
                     q = W["Q"] @ read[t] + bias["Q"]
                     keys = [W["K"] @ read[s] + bias["K"] for s in range(t + 1)]
-                    if config.positions == "rotary" and layer == 0:
+                    if config.positions == "rotary" and (full or layer == 0):
                         q, keys = rotate(q, t), [rotate(k, s) for s, k in enumerate(keys)]
+                    if config.positions == "relative":
+                        keys = [k + p[f"L{layer}.W_R"][h, t - s] for s, k in enumerate(keys)]
                     scores = torch.stack([scale * (q @ k) for k in keys])
                     attention = {
                         "softmax": lambda s: torch.softmax(s, 0),
@@ -152,7 +159,7 @@ def test_patterns_equal_the_hooked_ones(kw: dict[str, Any]) -> None:
     torch.testing.assert_close(some, plain[mask], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kw", SIMPLIFIED + FULL, ids=ids)
+@pytest.mark.parametrize("kw", [*SIMPLIFIED, *FULL, TIED], ids=ids)
 def test_weights_go_through_a_model_bit_for_bit(kw: dict[str, Any]) -> None:
     weights = drawn(kw, np.float32)
     back = weights_of(build(weights, n_ctx=T), weights.config)
@@ -167,6 +174,45 @@ def test_only_the_chosen_parameters_move(kw: dict[str, Any]) -> None:
     moving = {name for name, tensor in parameters(model, weights.config).items() if tensor.requires_grad}
     assert moving == set(trained)
     assert sum(tensor.requires_grad for tensor in model.parameters()) == len(trained)
+
+
+def test_a_tied_unembedding_is_the_embedding_with_the_gradients_of_both() -> None:
+    weights = drawn(TIED)
+    tokens = torch.from_numpy(np.random.default_rng(1).integers(0, N, (2, 7)))
+    mine = {name: torch.from_numpy(weights[name].copy()).requires_grad_() for name in weights if name != "W_U"}
+    expected = papers_model({**mine, "W_U": mine["W_E"].T}, weights.config, tokens)
+    expected.logsumexp(-1).sum().backward()
+
+    model = build(weights, mine, dtype=torch.float64)
+    assert {"unembed.W_U", "unembed.b_U"} & {name for name, _ in model.named_parameters()} == {"unembed.b_U"}
+    tensors = {name: tensor.detach().clone().requires_grad_() for name, tensor in mine.items()}
+    live = parameters(model, weights.config)
+    for logits, leaves in ((model(tokens), live), (forward.logits(tensors, weights.config, tokens), tensors)):
+        logits.logsumexp(-1).sum().backward()
+        torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
+        for name in mine:
+            torch.testing.assert_close(leaves[name].grad, mine[name].grad, rtol=1e-9, atol=1e-10)
+
+    with torch.no_grad():
+        live["W_E"].add_(1)
+    moved = weights_of(model, weights.config)
+    assert np.array_equal(moved["W_U"], weights["W_E"].T + 1) and np.array_equal(model.W_U.detach(), moved["W_U"])
+    still = build(weights, dtype=torch.float64)
+    torch.testing.assert_close(still(tokens), expected.detach(), rtol=1e-10, atol=1e-10)
+
+
+def test_tied_weights_stay_tied() -> None:
+    weights = drawn(TIED)
+    turned = weights.replaced({"W_E": -weights["W_E"]})
+    assert np.array_equal(turned["W_U"], -weights["W_U"])
+    assert np.array_equal(stacked([weights, turned])["W_U"][1], turned["W_U"])
+    for wrong in ({"W_U": -weights["W_U"]}, {"W_E": -weights["W_E"], "W_U": weights["W_U"]}):
+        with pytest.raises(BirthlensError, match="W_U is W_E transposed; give W_E alone"):
+            weights.replaced(wrong)
+    with pytest.raises(BirthlensError, match="name W_E"):
+        build(weights, ["W_U"])
+    folded = fold_layer_norms(weights)
+    assert folded.config.unembedding == "own" and not np.array_equal(folded["W_U"], folded["W_E"].T)
 
 
 def test_the_cache_holds_the_feed_forward() -> None:

@@ -77,6 +77,8 @@ def test_a_member_is_its_solo_run_step_by_step() -> None:
 
 def test_a_member_of_a_full_model_is_its_solo_run() -> None:
     assert_members_are_solo_runs([tiny(*words, *FULL, "training.steps=4") for words in DIFFERENT[:4]], 2e-5)
+    options = ["model.positions=rotary", "model.unembedding=tied", "training.steps=2"]
+    assert_members_are_solo_runs([tiny(*FULL, *options, f"seeds.init={seed}") for seed in (0, 1)], 2e-5)
 
 
 def test_full_models_with_chosen_layers_in_sequence_are_stacked() -> None:
@@ -186,14 +188,14 @@ def test_members_of_other_shapes_are_refused(words: str, message: str) -> None:
     assert message in str(error.value)
 
 
-def test_attention_without_softmax_trains_alone() -> None:
-    message = (
-        "member 0 cannot be part of an ensemble: model.attention = 'relu' runs in the functional and reference engines"
-    )
-    with pytest.raises(BirthlensError, match=message):
-        next(iter(train_many([tiny(*FULL, "model.attention=relu")])))
-    with pytest.raises(BirthlensError, match=r"device = 'cuda': model.attention = 'relu' runs in the functional"):
-        choose(tiny(*FULL, "model.attention=relu"), 12, Execution("cuda"))
+@pytest.mark.parametrize("option", ["model.attention=relu", "model.positions=relative"])
+def test_attention_of_other_kinds_trains_alone(option: str) -> None:
+    name, _, value = option.partition("=")
+    words = f"{name} = '{value}' runs in the functional and reference engines only"
+    with pytest.raises(BirthlensError, match=f"member 0 cannot be part of an ensemble: {words}"):
+        next(iter(train_many([tiny(*FULL, option)])))
+    with pytest.raises(BirthlensError, match=f"device = 'cuda': {words}"):
+        choose(tiny(*FULL, option), 12, Execution("cuda"))
 
 
 def test_a_run_of_another_engine_does_not_join(tmp_path: Path) -> None:

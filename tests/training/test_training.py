@@ -22,6 +22,7 @@ from birthlens.config.presets import preset
 from birthlens.config.run import RunConfig
 from birthlens.config.schedule import Schedule
 from birthlens.errors import BirthlensError
+from birthlens.model.forward import logits, tensors_of
 from birthlens.model.hooked import build, parameters
 from birthlens.model.weights import load_tensors, load_with_metadata, save_tensors
 from birthlens.runs.files import commit
@@ -89,7 +90,14 @@ OF_FULL = ["model.family=full", "model.feed_forward=relu"]
 
 @pytest.mark.parametrize(
     "extra",
-    [["model.attention=relu"], ["model.attention=linear"], ["model.block=sequential", "model.feed_forward_layers=[1]"]],
+    [
+        ["model.attention=relu"],
+        ["model.attention=linear"],
+        ["model.block=sequential", "model.feed_forward_layers=[1]"],
+        ["model.positions=relative"],
+        ["model.positions=rotary", "model.unembedding=tied"],
+        ["model.n_layers=3", "model.positions=rotary"],
+    ],
 )
 def test_options_of_the_full_model_train_alike_in_both_engines_and_no_other_takes_them(extra: Any) -> None:
     words = [*OF_FULL, *extra, "training.steps=5"]
@@ -106,6 +114,27 @@ def test_options_of_the_full_model_train_alike_in_both_engines_and_no_other_take
             BirthlensError, match=f"'{engine}' cannot train this config: it needs the two-layer simplified"
         ):
             next(iter(train(tiny(*words, f"training.engine={engine}"))))
+
+
+def test_a_tied_unembedding_is_whole_in_every_checkpoint(tmp_path: Path) -> None:
+    words = [*OF_FULL, "model.unembedding=tied", "model.init=scaled", "training.steps=4", "checkpoints.every=2"]
+    words += ["training.clamps=[freeze W_E until=2]", "optimiser.kind=adamw"]
+    run = train_all(tiny(*words), tmp_path / "run")
+    first, middle, last = (run.weights(step) for step in (0, 2, 4))
+    for step in (0, 2, 4):
+        tensors = run.checkpoint(step)
+        assert np.array_equal(tensors["W_U"], tensors["W_E"].T)
+    assert np.array_equal(first["W_U"], middle["W_U"]) and not np.array_equal(middle["W_U"], last["W_U"])
+    assert "W_U" not in run.constants and not any("W_U" in name for name in run.state()[0])
+    batch = run.task.batch(2, 0)
+    with torch.no_grad():
+        found = run.model()(batch.tokens)
+    np.testing.assert_allclose(found, logits(tensors_of(last), last.config, batch.tokens), atol=1e-5)
+    again = RunConfig.parse(run.config.to_data(), ["training.steps=2"])
+    train_all(again, tmp_path / "part")
+    deque(resume(tmp_path / "part", steps=4), maxlen=1)
+    for name, tensor in load_run(tmp_path / "part").weights(4).items():
+        assert np.array_equal(tensor, last[name]), name
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -64,7 +64,7 @@ def watch(model: Weights | HookedModel | LiveModel, batch: TokenBatch, chunk: in
         BirthlensError: if the batch does not fit the model's vocabulary or context.
     """
     if isinstance(model, Weights):
-        n_ctx = len(model["W_pos"]) if "W_pos" in model else batch.tokens.shape[1]
+        n_ctx = model.n_ctx or batch.tokens.shape[1]
         check_tokens(batch, len(model["W_E"]), n_ctx)
         tensors = tensors_of(model)
         for part in batch.chunks(chunk):

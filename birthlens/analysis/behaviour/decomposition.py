@@ -49,8 +49,9 @@ def decompose(weights: Weights, tokens: Int[Array, "pos"] | Sequence[int], paths
     """Run one sequence and keep every term of the residual stream.
 
     Raises:
-        BirthlensError: for rotary models, whose scores are not a sum over residual terms; for tokens outside the vocabulary,
-            or more tokens than the model has positions; if `paths` would give thousands of terms.
+        BirthlensError: for models with rotary or relative positions, whose scores are not a sum over residual terms; for
+            tokens outside the vocabulary, or more tokens than the model has positions; if `paths` would give thousands of
+            terms.
     """
     z = _checked(weights, tokens)
     terms: Terms = {"W_E": _exact(weights, "W_E")[z], "W_pos": _exact(weights, "W_pos")[: len(z)]}
@@ -150,7 +151,9 @@ def logit_split_table(
 
 def _checked(weights: Weights, tokens: Int[Array, "pos"] | Sequence[int]) -> Int[Array, "pos"]:
     if "W_pos" not in weights:
-        raise BirthlensError("This model has rotary positions: its scores are not a sum over residual terms.")
+        raise BirthlensError(
+            f"This model has {weights.config.positions} positions: its scores are not a sum over residual terms."
+        )
     z = np.asarray(tokens, dtype=np.int64)
     vocabulary = len(weights["W_E"])
     context = len(weights["W_pos"])

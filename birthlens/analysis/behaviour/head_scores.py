@@ -155,7 +155,7 @@ def transfer_table(
 def vocabulary_and_context(model: object) -> tuple[int, int]:
     """Return d_vocab and n_ctx of weights or a TransformerLens model (1024 for rotary weights, which have no limit)."""
     if isinstance(model, Weights):
-        return len(model["W_E"]), len(model["W_pos"]) if "W_pos" in model else 1024
+        return len(model["W_E"]), model.n_ctx or 1024
     cfg = getattr(model, "cfg", None)
     if cfg is None:
         raise BirthlensError(f"model = {type(model).__name__}: give Weights or a TransformerLens model.")

@@ -129,7 +129,7 @@ def backend_of(model: Weights | HookedModel | Backend, cases: Cases | None = Non
     if not isinstance(model, Weights):
         return HookedBackend(model)
     shortcuts = all(has_shortcut(one) for case in (cases or {}).values() for one in case)
-    if not shortcuts or model.config.attention != "softmax":
+    if not shortcuts or model.config.attention != "softmax" or model.config.positions == "relative":
         from birthlens.model.hooked import build
 
         return HookedBackend(build(model))

@@ -86,11 +86,16 @@ def weight_patching_table(
     value, change (from the unedited model, which is the diagonal), drift, n. attrs: moving, aligned.
 
     Raises:
-        BirthlensError: for unknown matrices, and for steps that are not among the checkpoints.
+        BirthlensError: for unknown matrices, for steps that are not among the checkpoints, and for `align` with relative
+            positions or a tied unembedding.
     """
     import pandas as pd
 
     models = dict(checkpoints)
+    config = next(iter(models.values())).config
+    if align and (config.tied or config.positions == "relative"):
+        option = f"positions = {config.positions!r}" if config.positions == "relative" else "unembedding = 'tied'"
+        raise BirthlensError(f"align: model.{option}, for which no alignment is defined; patch without it.")
     names = _named(models, matrices)
     recipients = chosen_among("to_steps", to_steps, models)
     donors = chosen_among("from_steps", from_steps, models)

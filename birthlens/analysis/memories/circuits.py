@@ -63,10 +63,11 @@ def log_bigram(bigram: Float[Array, "d_vocab d_vocab"]) -> Float[Array, "d_vocab
 
 
 def positions(weights: Weights) -> Codebook:
-    """Return the position embeddings, labelled from 0; raise BirthlensError for rotary models, which have none."""
+    """Return the position embeddings, labelled from 0; raise BirthlensError for models without any."""
     if "W_pos" not in weights:
         raise BirthlensError(
-            "This model has no W_pos (rotary positions act on the scores), so it has no position codebook."
+            f"This model has no W_pos ({weights.config.positions} positions act on the scores), so it has no position "
+            "codebook."
         )
     return Codebook("W_pos", weights["W_pos"], _numbers(0, weights["W_pos"].shape[-2]))
 

@@ -20,7 +20,10 @@ from birthlens.model.weights import Weights
 
 
 def fold_layer_norms(weights: Weights) -> Weights:
-    """Return weights of the same function whose layer norms have gain 1 and bias 0; unchanged without layer norms."""
+    """Return weights of the same function whose layer norms have gain 1 and bias 0; unchanged without layer norms.
+
+    The gain of the last norm goes into W_U alone: a tied unembedding becomes a matrix of its own.
+    """
     changed: dict[str, Array] = {}
     for layer in range(weights.n_layers):
         for norm, readers in (("ln1", ("W_Q", "W_K", "W_V")), ("ln2", ("W_in",))):
@@ -30,7 +33,7 @@ def fold_layer_norms(weights: Weights) -> Weights:
     changed |= _folded(weights, "ln_final", "W_U", "b_U")
     for name in [name for name in weights if name.endswith((".w", ".b"))]:
         changed[name] = np.ones_like(weights[name]) if name.endswith(".w") else np.zeros_like(weights[name])
-    return weights.replaced(changed) if changed else weights
+    return weights.untied().replaced(changed) if changed else weights
 
 
 def folded(weights: Weights) -> Weights:

@@ -13,6 +13,7 @@ from birthlens.analysis.interventions.scoring import Scoring
 from birthlens.analysis.interventions.spec import EdgeIntervention, Intervention, frozen_norms
 from birthlens.config.model import ModelConfig
 from birthlens.errors import BirthlensError
+from birthlens.model.components import has_positions
 from birthlens.model.hooked import build
 from birthlens.model.incremental import Trace, causal_attention
 from birthlens.model.initialisation import initial_weights
@@ -32,6 +33,8 @@ KINDS = {
     "in sequence": ModelConfig(
         family="full", d_model=12, n_layers=3, feed_forward="gelu", feed_forward_layers=(0, 2), block="sequential"
     ),
+    "rotary in all layers": ModelConfig(family="full", d_model=12, n_heads=2, positions="rotary"),
+    "tied": ModelConfig(family="full", d_model=12, n_heads=2, unembedding="tied"),
 }
 METRICS = ("in_context.accuracy", "in_context.loss", "in_context.logit", "global.loss")
 
@@ -88,7 +91,7 @@ def node_cases(config: ModelConfig) -> dict[str, list[Any]]:
         "frozen": [Intervention("embed", "zero"), Intervention("pattern", "patch", last, source="batch")],
         "two": [Intervention("z", "mean", heads=early), Intervention("z", "zero", heads=late)],
     }
-    if config.positions != "rotary":
+    if has_positions(config):
         cases["positions"] = [Intervention("pos_embed", "mean", positions="global")]
     if config.feed_forward != "none":
         cases["mlp"] = [Intervention("mlp_out", "mean", last)]
@@ -177,9 +180,16 @@ def test_trace_has_the_hooked_models_activations(kind: str) -> None:
     torch.testing.assert_close(some.logits()[rows.valid], rows.of_positions(logits)[rows.valid], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("attention", ["relu", "linear"])
-def test_attention_without_softmax_is_intervened_on_by_hooks(attention: str) -> None:
-    config = KINDS["full"].changed(attention=attention)
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"attention": "relu"}, "model.attention = 'relu': this pass has softmax attention only"),
+        ({"attention": "linear"}, "model.attention = 'linear': this pass has softmax attention only"),
+        ({"positions": "relative"}, "model.positions = 'relative': this pass has no relative positions"),
+    ],
+)
+def test_attention_of_other_kinds_is_intervened_on_by_hooks(option: dict[str, str], words: str) -> None:
+    config = KINDS["full"].changed(**option)
     weights = initial_weights(config, 9, 16, np.random.default_rng(1))
     batch, reference = batches()
     cases = {
@@ -192,7 +202,7 @@ def test_attention_without_softmax_is_intervened_on_by_hooks(attention: str) -> 
     by_hand = evaluate(tensors, {}, batch, scoring, reference)
     np.testing.assert_allclose(found.values[found.cases.index("L0H1")], by_hand.values[0], atol=1e-5)
     assert np.abs(found.values - found.values[0]).max(1)[1:].min() > 1e-6
-    with pytest.raises(BirthlensError, match=f"model.attention = '{attention}': this pass has softmax attention only"):
+    with pytest.raises(BirthlensError, match=words):
         PreparedWeights(weights)
 
 

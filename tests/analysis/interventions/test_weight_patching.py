@@ -243,6 +243,15 @@ def test_aligned_grafts_between_two_bases_change_nothing(
     assert tables[0]["drift"].max() > 1 > 1e-4 > tables[1]["drift"].max()
 
 
+@pytest.mark.parametrize("option", [{"unembedding": "tied"}, {"positions": "relative"}])
+def test_models_without_an_alignment_are_refused(batch: TokenBatch, option: dict[str, Any]) -> None:
+    config = ModelConfig(family="full", d_model=8, **option)
+    weights = initial_weights(config, N, T, GENERATOR(0))
+    name, value = next(iter(option.items()))
+    with pytest.raises(BirthlensError, match=f"align: model.{name} = '{value}'"):
+        weight_patching_table([(0, weights)], batch, ["W_E"], align=True)
+
+
 def test_alignment_refuses_what_it_cannot_turn() -> None:
     plain, small = initial_weights(FULL, N, T, GENERATOR(0)), initial_weights(CONFIG, N, T, GENERATOR(0))
     with pytest.raises(BirthlensError, match="different models"):
