@@ -92,11 +92,11 @@ def weight_patching_table(
     import pandas as pd
 
     models = dict(checkpoints)
+    names = _named(models, matrices)
     config = next(iter(models.values())).config
     if align and (config.tied or config.positions == "relative"):
         option = f"positions = {config.positions!r}" if config.positions == "relative" else "unembedding = 'tied'"
         raise BirthlensError(f"align: model.{option}, for which no alignment is defined; patch without it.")
-    names = _named(models, matrices)
     recipients = chosen_among("to_steps", to_steps, models)
     donors = chosen_among("from_steps", from_steps, models)
     if align:
