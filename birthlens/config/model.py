@@ -6,6 +6,7 @@ and 1). Shapes are TransformerLens's: row vectors, `x @ W`, one leading head axi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
@@ -126,6 +127,13 @@ class ModelConfig(Section):
     def tied(self) -> bool:
         """Whether W_U is W_E transposed."""
         return self.unembedding == "tied"
+
+    def check_named(self, place: str, names: Iterable[object]) -> None:
+        """Raise BirthlensError if a tied W_U is named where a matrix of its own is meant."""
+        if self.tied and "W_U" in names:
+            raise BirthlensError(
+                f"{place}: W_U is W_E transposed in a model with unembedding: tied; name W_E, and W_U follows."
+            )
 
     @property
     def parallel_attn_mlp(self) -> bool:

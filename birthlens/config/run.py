@@ -165,7 +165,9 @@ class RunConfig(Section):
     seeds: SeedConfig = SeedConfig()
 
     def _check(self) -> None:
-        self._check_tied()
+        self.model.check_named("training.trained", self.training.trained or ())
+        self.model.check_named("training.freeze_until", self.training.freeze_until)
+        self.model.check_named("model.zeroed", self.model.zeroed)
         valid = dict.fromkeys(parameter_names(self.model))
         trained = dict.fromkeys(self.trained)
         for name in self.training.trained or ():
@@ -191,25 +193,11 @@ class RunConfig(Section):
                 "name steps up to that."
             )
 
-    def _check_tied(self) -> None:
-        """Refuse a tied W_U wherever a matrix of its own is meant."""
-        training = self.training
-        named = {
-            "training.trained": training.trained or (),
-            "training.freeze_until": training.freeze_until,
-            "model.zeroed": self.model.zeroed,
-            "training.clamps": [getattr(clamp, "matrix", None) for clamp in training.clamps],
-        }
-        for place, names in named.items():
-            if self.model.tied and "W_U" in names:
-                raise BirthlensError(
-                    f"{place}: W_U is W_E transposed in a model with unembedding: tied; name W_E, and W_U follows."
-                )
-
     def _check_clamps(self) -> None:
         clamps.check_spans(self.training.clamps, self.training.steps)
         for clamp in self.training.clamps:
             matrix = getattr(clamp, "matrix", None)
+            self.model.check_named("training.clamps", [matrix])
             if matrix is not None and matrix not in self.trained:
                 raise BirthlensError(
                     f"clamp '{clamp}': {matrix} is not a trained matrix; valid are {', '.join(self.trained)}."
