@@ -11,6 +11,7 @@ from birthlens.claims.claim import PAPERS, Claim
 from birthlens.claims.identity import digest, made_of
 from birthlens.claims.scorecard import Measured, Result, Scorecard, read_results, write_scorecard
 from birthlens.claims.tiers import Tier
+from birthlens.runs.files import commit
 from birthlens.training.sweep import Outcome
 
 Also = Callable[[Scorecard], object]
@@ -50,7 +51,7 @@ class Book:
         seconds, cpu_seconds = (sum(column) for column in zip(*spent, strict=True)) if spent else (0.0, 0.0)
         cost = (len(paths), round(seconds, 3), round(cpu_seconds, 3))
         in_order = sorted(measured, key=lambda one: one.seed)
-        result = Result(claim, self.tier.name, in_order, *cost, digest(made_of(claim, self.tier)))
+        result = Result(claim, self.tier.name, in_order, *cost, digest(made_of(claim, self.tier)), commit=commit())
         self._results[claim.id] = result
         self._write()
         return result

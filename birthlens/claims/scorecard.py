@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from birthlens.claims.claim import BOUND, Claim, Verdict, interval, joint
+from birthlens.errors import BirthlensError
 from birthlens.runs.files import commit, versions
+from birthlens.reading import parse_json, read_text
 from birthlens.system import write_atomically
 
 if TYPE_CHECKING:
@@ -42,7 +44,8 @@ class Measured:
 class Result:
     """A claim at a tier with its measurements; the cost includes all its runs (shared ones too) and statistics.
 
-    `made_of` is the digest of what the numbers depend on; `pending` is the reason why there are none yet.
+    `made_of` is the digest of what the numbers depend on, `commit` that of the code that judged them, if known; `pending` is
+    the reason why there are none yet.
     """
 
     claim: Claim
@@ -53,6 +56,7 @@ class Result:
     cpu_seconds: float = 0.0
     made_of: str = ""
     pending: str = ""
+    commit: str | None = None
 
     @property
     def problems(self) -> list[str]:
@@ -107,11 +111,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Scorecard:
-    """All results, in the order of the claims, with the command that produced them and their total cost."""
+    """All results, in the order of the claims, with the command that produced them, their total cost, code and packages."""
 
     results: Sequence[Result]
     command: str
     totals: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=versions)
+    commit: str | None = field(default_factory=commit)
 
 
 def scorecard_table(results: Sequence[Result]) -> pd.DataFrame:
@@ -134,8 +140,8 @@ def scorecard_table(results: Sequence[Result]) -> pd.DataFrame:
 def report(card: Scorecard) -> dict[str, Any]:
     """Return everything as plain data: its provenance, and each claim with all numbers of all seeds."""
     return {
-        "versions": versions(),
-        "commit": commit(),
+        "versions": dict(card.versions),
+        "commit": card.commit,
         "command": card.command,
         "totals": dict(card.totals),
         "claims": [
@@ -157,35 +163,50 @@ def report(card: Scorecard) -> dict[str, Any]:
                 "seconds": result.seconds,
                 "cpu_seconds": result.cpu_seconds,
                 "made_of": result.made_of,
+                "commit": result.commit,
             }
             for result in card.results
         ],
     }  # fmt: skip
 
 
-def write_scorecard(card: Scorecard, folder: Path) -> None:
-    """Write scorecard.csv and scorecard.json, each completely or not at all."""
-    write_atomically(folder / "scorecard.csv", scorecard_table(card.results).to_csv(index=False).encode())
+def write_scorecard(card: Scorecard, folder: Path, name: str = "scorecard") -> None:
+    """Write NAME.csv and NAME.json, each completely or not at all."""
+    write_atomically(folder / f"{name}.csv", scorecard_table(card.results).to_csv(index=False).encode())
     text = json.dumps(report(card), indent=1, ensure_ascii=False) + "\n"
-    write_atomically(folder / "scorecard.json", text.encode())
+    write_atomically(folder / f"{name}.json", text.encode())
 
 
 def read_results(folder: Path, claims: Sequence[Claim]) -> list[Result]:
     """Read the results of some claims from an earlier scorecard; empty if there is none, or it is damaged."""
+    try:
+        return list(read_scorecard(folder / "scorecard.json", claims).results)
+    except BirthlensError:
+        return []
+
+
+def read_scorecard(path: Path, claims: Sequence[Claim]) -> Scorecard:
+    """Read a scorecard.json; claims that were not measured, and those not in `claims`, are left out.
+
+    Raises:
+        BirthlensError: if there is no such file, or it is damaged.
+    """
     known = {claim.id: claim for claim in claims}
     found = []
     try:
-        for one in json.loads((folder / "scorecard.json").read_text(encoding="utf-8"))["claims"]:
+        card: Any = parse_json(read_text(path, "scorecard"), str(path))
+        for one in card["claims"]:
             measured = [
                 Measured(m["seed"], numbers(m["values"]), m["problem"], m["seconds"], m["cpu_seconds"])
                 for m in one["measured"]
             ]
             if one["id"] in known and one["verdict"] not in ("not checked", "not yet run"):
                 cost = (one["runs"], one["seconds"], one["cpu_seconds"])
-                found.append(Result(known[one["id"]], one["tier"], measured, *cost, one["made_of"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return found
+                made = {"made_of": one["made_of"], "commit": one.get("commit", card["commit"])}
+                found.append(Result(known[one["id"]], one["tier"], measured, *cost, **made))
+        return Scorecard(found, card["command"], card["totals"], card["versions"], card["commit"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BirthlensError(f"{path} is not a scorecard ({type(error).__name__}: {error}).") from None
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def reproduce(
     results = list[Result]()
 
     def draw(card: Scorecard) -> None:
-        write_scorecard_page(card, page)
+        write_scorecard_page(page, card)
 
     with continued_by_repeating(f"; what was judged so far is in {page}"), opened_pool(scheduler, slurm, out) as pool:
         for number, event in enumerate(reproduce(chosen, scale, out, processes, seeds, draw, pool), start=1):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from birthlens.claims.book import command_of
+from birthlens.claims.claim import PAPERS
 from birthlens.claims.scorecard import Result, Scorecard
 from birthlens.claims.tiers import TIERS
-from birthlens.runs.files import versions
 from birthlens.viz.html import escape, write_page
 from birthlens.viz.report.charts import number, ticks
 from birthlens.viz.report.page import document, framed, section, table
@@ -32,37 +32,69 @@ MIDDLE = 17
 """Width and height of the picture of one number, and the height of its interval; the axis is below."""
 
 
-def scorecard_page(card: Scorecard) -> str:
-    """Return the page as one HTML document."""
-    ours = [result for result in card.results if result.claim.variant]
-    theirs = [result for result in card.results if not result.claim.variant]
-    counts = [f"Claims of the papers: {_counts(theirs)}"] if theirs else []
-    sections = []
-    if theirs:
-        sections.append(section("verdicts", "Claims of the papers", _overview(theirs), RULE))
-    if ours:
-        counts.append(f"Our variants: {_counts(ours)}")
-        sections.append(section("variants", "Our variants", _overview(ours), VARIANTS))
-    overviews = len(sections)
+def scorecard_page(*cards: Scorecard) -> str:
+    """Return scorecards as one HTML document, in which the claims of several papers are grouped by paper."""
+    results = [result for card in cards for result in card.results]
+    sections = [*_verdicts(results)]
+    details = "".join(_folded(result) for result in results if result.rows())
+    if details:
+        sections.append(section("details", "Each claim in detail", details, "Open a claim to see its numbers."))
     for verdict, title in (("not yet run", "Not yet run"), ("not checked", "Not checked here")):
-        rows = [(r.claim.id, r.claim.sentence, r.note()) for r in card.results if r.verdict == verdict]
+        rows = [(r.claim.id, r.claim.sentence, r.note()) for r in results if r.verdict == verdict]
         if rows:
             listed = table(("claim", "sentence", "why"), rows, title, "stacked")
             sections.append(section(verdict.replace(" ", "-"), title, listed))
-    details = "".join(_folded(result) for result in card.results if result.rows())
-    if details:
-        sections.insert(
-            overviews, section("details", "Each claim in detail", details, "Open a claim to see its numbers.")
-        )
-    totals = [(name.replace("_", " "), f"{value:g}") for name, value in card.totals.items()]
-    facts = [("command", card.command), *totals, *versions().items()]
-    sections.append(section("made", "How to repeat it", table(("", ""), facts, "Command, cost and versions", "facts")))
+    made = "".join(table(("", ""), _made(card), _caption(card, len(cards)), "facts") for card in cards)
+    sections.append(section("made", "How to repeat it", made))
+    named = (("Claims of the papers", False), ("Our variants", True))
+    counts = [
+        f"{title}: {_counts(chosen)}"
+        for title, variant in named
+        if (chosen := [result for result in results if result.claim.variant is variant])
+    ]
     return document("The memory viewpoint, claim by claim", ". ".join(counts), [], sections)
 
 
-def write_scorecard_page(card: Scorecard, path: Path) -> Path:
+def _verdicts(results: Sequence[Result]) -> Iterator[str]:
+    """Yield the overviews: of each paper, its claims and then our variants of them."""
+    papers = [paper for paper in PAPERS if any(result.claim.paper == paper for result in results)]
+    said = {True: VARIANTS, False: RULE}  # each is explained where it comes first
+    for paper in papers:
+        of, name = ("", "") if len(papers) == 1 else (f": {PAPERS[paper]}", f"-{paper}")
+        for variant, title in (
+            (False, "Claims of the papers" if len(papers) == 1 else "Claims"),
+            (True, "Our variants"),
+        ):
+            chosen = [result for result in results if (result.claim.paper, result.claim.variant) == (paper, variant)]
+            if chosen:
+                where = ("variants" if variant else "verdicts") + name
+                yield section(where, title + of, _overview(chosen), said.pop(variant, ""))
+
+
+def _caption(card: Scorecard, n_cards: int) -> str:
+    """Say what the facts of a card are, and, beside those of other cards, of which paper."""
+    papers = " and ".join(PAPERS[paper] for paper in dict.fromkeys(result.claim.paper for result in card.results))
+    return "Command, cost and versions" + (f": {papers}" if n_cards > 1 else "")
+
+
+def _made(card: Scorecard) -> list[tuple[str, str]]:
+    """List what made a card: the command, its cost, the packages, and the claims that other code measured."""
+    totals = [(name.replace("_", " "), f"{value:g}") for name, value in card.totals.items()]
+    later = [result for result in card.results if result.commit not in (None, card.commit)]
+    apart = [(f"measured by {_short(commit)}", ", ".join(one.claim.id for one in later if one.commit == commit))
+             for commit in dict.fromkeys(result.commit for result in later)]  # fmt: skip
+    return [("command", card.command), *totals, ("commit", _short(card.commit)), *card.versions.items(), *apart]
+
+
+def _short(commit: str | None) -> str:
+    """Shorten a commit to what fits a phone."""
+    digits, dash, dirty = (commit or "unknown").partition("-")
+    return digits[:10] + dash + dirty
+
+
+def write_scorecard_page(path: Path, *cards: Scorecard) -> Path:
     """Write the page."""
-    return write_page(path, scorecard_page(card))
+    return write_page(path, scorecard_page(*cards))
 
 
 def _counts(results: Sequence[Result]) -> str:
@@ -105,7 +137,10 @@ def _one(result: Result) -> str:
         cells = (escape(row["wanted"]), escape(_effect(row)), _whisker(row, result), escape(SIGNS[row["holds"]]))
         labelled = "".join(f'<td data-of="{name}">{cell}</td>' for name, cell in zip(columns[1:], cells, strict=True))
         body += f'<tr><th scope="row">{escape(row["says"])}</th>{labelled}</tr>'
-    cost = f"{len(result.measured)} seeds, {result.runs} runs, {result.cpu_seconds:.0f} s of CPU time, tier {tier}"
+    kind = "our variant" if claim.variant else "a claim of the paper"
+    cost = (
+        f"{kind}; {len(result.measured)} seeds, {result.runs} runs, {result.cpu_seconds:.0f} s of CPU time, tier {tier}"
+    )
     parts = [
         f'<p><strong>{escape(SIGNS[result.verdict])}</strong> <span class="subtitle">{escape(claim.id)}; {cost}</span></p>',
         framed(columns, body, claim.id, "stacked", captioned=False),
