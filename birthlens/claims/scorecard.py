@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from birthlens.claims.claim import BOUND, Claim, Verdict, interval, joint
 from birthlens.errors import BirthlensError
-from birthlens.runs.files import commit, versions
 from birthlens.reading import parse_json, read_text
+from birthlens.runs.files import commit, versions
 from birthlens.system import write_atomically
 
 if TYPE_CHECKING:
