@@ -4,7 +4,7 @@ Packages, from the ground up (a module imports from its own package and from tho
 
     config          what a run is: every setting
     tasks           corpus, batches of tokens with their roles, reference predictors
-    model           weights, the forward pass, and HookedTransformer (model.hooked alone imports TransformerLens)
+    model           weights, the forward pass, and HookedTransformer (model.lens alone imports TransformerLens)
     runs            the directory on disk
     training        the loop, its engines, and sweeps
     analysis        memories, interventions, behaviour, theory

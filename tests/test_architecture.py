@@ -26,8 +26,9 @@ PLAN = {
         < kinds < predictors.prefix predictors.trigger_posterior < predictors.bag_of_tokens < predictors.reference
         < predictors.scores counter_sampling""",
     "model": """
-        attention directory series sites < components weights < alignment forward hooked initialisation
-        < edited_forward layout stacked_forward fingerprints < audit hooks incremental < effects < live""",
+        attention directory hooked_parts series sites < components hooked_transformer weights
+        < alignment forward initialisation lens
+        < edited_forward hooked layout stacked_forward fingerprints < audit hooks incremental < effects < live""",
     "runs": """
         files lineage lock provenance seal < header metrics < state tables < run < evaluation writer < reuse < verify""",
     "analysis.memories": """
@@ -159,9 +160,11 @@ def without_type_checking(tree: Any) -> Any:
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_there_is_one_door_to_transformer_lens(path: Path) -> None:
-    names = imported(without_type_checking(ast.parse(path.read_text())))
-    if dotted(path) != "model.hooked":
+    names = set(imported(without_type_checking(ast.parse(path.read_text()))))
+    for_version_4 = {"model.hooked_parts", "model.hooked_transformer"}
+    if dotted(path) not in {"model.lens", *for_version_4}:
         assert "transformer_lens" not in {name.split(".")[0] for name in names}
+        assert not {name.removeprefix("birthlens.") for name in names} & for_version_4
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)

@@ -22,7 +22,7 @@ from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.bigram import BigramTask
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+    from birthlens.model.hooked import HookedTransformer
 
 Step = Callable[[TokenBatch], None]
 

@@ -6,6 +6,7 @@ weights have tests of their own. A loaded model is tried when a point or an edge
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -94,7 +95,8 @@ def _has_effect(model: HookedModel, point: Point) -> bool:
         return value + (value.std() + 0.1) * noise.to(value.device)
 
     try:
-        with edited(model, {point: [other]}):
+        with edited(model, {point: [other]}), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # TransformerLens 4 warns of edits that it discards
             now, edited_logits = captured_with_logits(model, tokens, after)
     except (AttributeError, SilentHookError):
         # A norm without weights, whose divisor the library cannot hold; a point that the architecture's code goes around.

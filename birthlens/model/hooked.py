@@ -1,7 +1,8 @@
-"""Models as `HookedTransformer`s, filled from `Weights` and read back; the only importer of transformer_lens.
+"""Models as `HookedTransformer`s, filled from `Weights` and read back.
 
 TransformerLens's own initialisation and seeding are never used (`seed=None, init_weights=False`): every tensor comes from
-`Weights`. Biases that TransformerLens always has and the paper does not have are frozen at zero.
+`Weights`. Biases that TransformerLens always has and the paper does not have are frozen at zero. `lens` says which class is
+used with which version of TransformerLens.
 """
 
 from __future__ import annotations
@@ -19,27 +20,19 @@ import torch
 from einops import einsum
 from torch import Tensor, nn
 
-from birthlens.shapes import Float
-
-with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-    warnings.simplefilter("ignore")
-    from transformer_lens import HookedTransformer as HookedTransformer
-    from transformer_lens import HookedTransformerConfig
-    from transformer_lens.components import Attention, Embed, Unembed
-    from transformer_lens.components.mlps.can_be_used_as_mlp import CanBeUsedAsMLP
-    from transformer_lens.hook_points import HookPoint
-    from transformer_lens.model_bridge import TransformerBridge
-
 from birthlens.config.model import ModelConfig, parameter_names
 from birthlens.errors import BirthlensError
 from birthlens.model.attention import attention_pattern, relative_scores
 from birthlens.model.directory import load_causal, load_tokenizer, quiet
+from birthlens.model.lens import Attention, CanBeUsedAsMLP, Embed, HookPoint, TransformerBridge, Unembed
+from birthlens.model.lens import HookedModel as HookedModel
+from birthlens.model.lens import HookedTransformer as HookedTransformer
+from birthlens.model.lens import HookedTransformerConfig as HookedTransformerConfig
 from birthlens.model.weights import Weights
+from birthlens.shapes import Float
 
 _TOLERANCE = 1e-3
 """How far logits of a loaded model may be from the original's, as a share of the largest."""
-HookedModel = HookedTransformer | TransformerBridge
-"""A model with TransformerLens's hook points: one of birthlens's own, or one loaded from a directory."""
 
 
 class PlainAttention(Attention):  # type: ignore[misc]
@@ -207,7 +200,7 @@ def build(
         raise BirthlensError(f"trained = {unknown}: the model has no such parameter; valid are {', '.join(valid)}.")
     for name in wanted:
         valid[name].requires_grad_(True)
-    return model
+    return model.eval()  # tools of TransformerLens 4 ask for it; there is no dropout, so nothing else depends on it
 
 
 def _check_tokens(model: nn.Module, arguments: tuple[object, ...]) -> None:

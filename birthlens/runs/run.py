@@ -25,8 +25,8 @@ from birthlens.tasks.corpus import BigramStatistics
 
 if TYPE_CHECKING:
     import pandas as pd
-    from transformer_lens import HookedTransformer
 
+    from birthlens.model.hooked import HookedTransformer
     from birthlens.tasks.task import Task
 
 Array = np.ndarray

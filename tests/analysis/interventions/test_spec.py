@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformer_lens import HookedTransformer
 
 from birthlens.analysis.interventions.runner import intervene
 from birthlens.analysis.interventions.spec import (
@@ -22,7 +21,7 @@ from birthlens.analysis.interventions.spec import (
 )
 from birthlens.config.model import ModelConfig
 from birthlens.errors import BirthlensError
-from birthlens.model.hooked import build
+from birthlens.model.hooked import HookedTransformer, build
 from birthlens.model.hooks import captured, edited
 from birthlens.model.initialisation import initial_weights
 from birthlens.model.sites import Edge, Head, Point
