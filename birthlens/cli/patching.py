@@ -48,12 +48,20 @@ def pairs_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def opened_pair(
-    subject: str, steps: str, seed: int, prompts: str | None, corruption: str, batch_size: int, axes: Sequence[str] = ()
+    subject: str,
+    steps: str,
+    seed: int,
+    prompts: str | None,
+    corruption: str | None,
+    preferred: str,
+    batch_size: int,
+    axes: Sequence[str] = (),
 ) -> tuple[Subject, Pair, dict[str, object]]:
     """Open what is patched: its clean and corrupted sequences, and what the manifest says of them."""
     if prompts is None:
         loaded = load_run(subject, steps, seed)
-        return loaded, loaded.pair(corruption, batch_size), {"corruption": corruption}
+        name = loaded.corruption(corruption, preferred)
+        return loaded, loaded.pair(name, batch_size), {"corruption": name}
     refuse_idle("--prompts says which sequences", "corruption", "batch_size")
     loaded = load(subject, steps, seed)
     read = loaded.prompts(prompts)
@@ -66,7 +74,8 @@ def opened_pair(
 @click.argument("subject", metavar="RUN|MODEL_DIR|SERIES", type=click.Path())
 @pairs_option
 @click.option(
-    "--corruption", default="other_outputs", show_default=True, help="Or first_replaced, triggers_swapped, shifted."
+    "--corruption",
+    help="One that the task defines (docs/tasks.md).  [default: other_outputs, or else the task's first]",
 )
 @click.option("--sites", help="Comma-separated: resid_pre, resid_post, attn_out, mlp_out, z, q, k, v, pattern.")
 @click.option("--by", default="layer,head", show_default=True, help="layer (always), head, position, role.")
@@ -80,7 +89,7 @@ def opened_pair(
 def patch(
     subject: str,
     prompts: str | None,
-    corruption: str,
+    corruption: str | None,
     sites: str | None,
     by: str,
     direction: str,
@@ -103,7 +112,7 @@ def patch(
     axes = [axis for axis in names("by", by) if axis != "layer"]
     chosen = None if sites is None else names("sites", sites)
     quantities = [] if metrics is None else names("metrics", metrics)
-    loaded, pair, asked = opened_pair(subject, steps, seed, prompts, corruption, batch_size, axes)
+    loaded, pair, asked = opened_pair(subject, steps, seed, prompts, corruption, "other_outputs", batch_size, axes)
     with loaded.progress() as advance:
         table = patching_table(
             loaded.models(advance), pair, chosen, axes, [direction], quantities, seed=seed, draws=draws
@@ -121,7 +130,8 @@ def patch(
 @pairs_option
 @click.option("--edges", "chosen", help="Comma-separated, as L0H0->L1H0.k; every edge by default.")
 @click.option(
-    "--corruption", default="triggers_swapped", show_default=True, help="Or other_outputs, first_replaced, shifted."
+    "--corruption",
+    help="One that the task defines (docs/tasks.md).  [default: triggers_swapped, or else the task's first]",
 )
 @click.option("--direction", default="clean_into_corrupted", show_default=True, help="Or corrupted_into_clean.")
 @click.option("--attribution", is_flag=True, help="Add the linear estimates (plain and integrated) and their errors.")
@@ -144,7 +154,7 @@ def edges(
     subject: str,
     prompts: str | None,
     chosen: str | None,
-    corruption: str,
+    corruption: str | None,
     direction: str,
     attribution: bool,
     integration_steps: int,
@@ -171,7 +181,7 @@ def edges(
         refuse_idle("it acts with --attribution only", "integration_steps")
     named = None if chosen is None else names("edges", chosen)
     quantities = [] if metrics is None else names("metrics", metrics)
-    loaded, pair, asked = opened_pair(subject, steps, seed, prompts, corruption, batch_size)
+    loaded, pair, asked = opened_pair(subject, steps, seed, prompts, corruption, "triggers_swapped", batch_size)
     with loaded.progress() as advance:
         table = edge_table(
             loaded.models(advance),

@@ -121,17 +121,22 @@ class Subject:
         length = min(64, (int(self.cfg.n_ctx) + 1) // 2)
         return repeated_tokens(n, length, int(self.cfg.d_vocab), np.random.default_rng([self.seed, index]))
 
+    def corruption(self, given: str | None, preferred: str) -> str:
+        """Return the corruption that was given, or else the preferred one, or the first that the task defines."""
+        assert self.run is not None
+        defined = self.run.task.corruptions
+        if given is None and not defined:
+            raise BirthlensError(f"{self.path}: its task defines no corruption, so there is nothing to patch from.")
+        return given if given is not None else preferred if preferred in defined else defined[0]
+
     def pair(self, corruption: str, n: int) -> Pair:
         """Draw a clean and a corrupted batch of the run's task."""
         import numpy as np
 
-        from birthlens.analysis.interventions.corruptions import corrupt
+        from birthlens.analysis.interventions.corruptions import task_pair
 
-        if self.run is not None and corruption not in self.run.task.corruptions:
-            valid = ", ".join(self.run.task.corruptions) or "none"
-            raise BirthlensError(f"corruption = {corruption!r} is not defined for the run's task; it defines {valid}.")
-        vocabulary = 0 if self.statistics is None else len(self.statistics)
-        return corrupt(corruption, self.batch(n, 0), np.random.default_rng([self.seed, 11]), vocabulary)
+        assert self.run is not None
+        return task_pair(self.run.task, corruption, self.batch(n, 0), np.random.default_rng([self.seed, 11]))
 
     def prompts(self, file: str) -> list[Prompt]:
         """Read a file of prompts, whose text needs the tokenizer of the run or of the first model directory."""

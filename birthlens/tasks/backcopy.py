@@ -21,7 +21,7 @@ from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.corpus import BigramStatistics
 from birthlens.tasks.noise import with_token
 from birthlens.tasks.sampling import Categorical, uniforms
-from birthlens.tasks.task import Predictor, Task, plain_batch
+from birthlens.tasks.task import Predictor, Task, others_of, plain_batch, sequences_of, shifts
 
 Array = np.ndarray
 BOS = "<bos>"
@@ -40,6 +40,7 @@ class BackcopyTask(Task):
         "in_context": "a trigger: the token before it follows",
         "global": "a token that is not a trigger: the next token follows the bigrams of the corpus",
     }
+    corruptions = ("other_copies", "other_sequence")
     config: BackcopyConfig
 
     def __init__(self, config: BackcopyConfig, statistics: BigramStatistics) -> None:
@@ -107,8 +108,29 @@ class BackcopyTask(Task):
             last = tokens[:, t - 1]
             back = tokens[:, max(t - 2, 0)]
             tokens[:, t] = np.where(is_trigger[last], back, self._rows.draw(last, uniform[:, t]))
+        return self._labelled(tokens)
+
+    def corrupted(self, name: str, batch: TokenBatch, generator: np.random.Generator) -> TokenBatch:
+        """Return corrupted sequences; "other_copies" puts another token before and after every trigger."""
+        if name != "other_copies":
+            return super().corrupted(name, batch, generator)
+        tokens = sequences_of(batch)
+        is_trigger = np.isin(tokens, self._triggers)
+        others = np.setdiff1d(np.arange(self.bos), self._triggers)
+        shift = shifts(others, tokens.shape, generator)
+        for t in range(1, tokens.shape[1]):
+            # A token between two triggers is a copy of the one before the first, so it changes with it.
+            if t > 1:
+                tokens[:, t] = np.where(is_trigger[:, t - 1], tokens[:, t - 2], tokens[:, t])
+            if t + 1 < tokens.shape[1]:
+                first = is_trigger[:, t + 1] & ~is_trigger[:, t - 1]
+                fresh = others_of(np.where(first, tokens[:, t], others[0]), others, shift[:, t])
+                tokens[:, t] = np.where(first, fresh, tokens[:, t])
+        return self._labelled(tokens)
+
+    def _labelled(self, tokens: Int[Array, "batch pos_plus_one"]) -> TokenBatch:
         current = tokens[:, :-1]
-        acting = is_trigger[current]
+        acting = np.isin(current, self._triggers)
         occurrence = np.zeros(current.shape, dtype=np.int64)
         for trigger in self._triggers:
             here = current == trigger

@@ -19,7 +19,7 @@ from birthlens.labels import counted
 from birthlens.shapes import Float, Int
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.corpus import BigramStatistics
-from birthlens.tasks.task import ExpectedMemory, Predictor, Task, plain_batch
+from birthlens.tasks.task import ExpectedMemory, Predictor, Task, others_of, plain_batch, sequences_of, shifts
 
 Array = np.ndarray
 
@@ -32,6 +32,7 @@ class FactsTask(Task):
     title = "factual recall"
     roles = {"fact": "the last position: the answer of the sequence's subject and relation follows"}
     shown_roles = {"fact": "fact"}
+    corruptions = ("other_subject", "other_relation", "other_sequence")
     config: FactsConfig
 
     @classmethod
@@ -116,6 +117,31 @@ class FactsTask(Task):
         tokens[each, places[:, 0]] = subject
         tokens[each, places[:, 1]] = self.first_relation + relation
         tokens[:, context - 1] = self.eos
+        return self._labelled(tokens)
+
+    def corrupted(self, name: str, batch: TokenBatch, generator: np.random.Generator) -> TokenBatch:
+        """Return corrupted sequences: with another subject, or another relation, and the answer of the new pair."""
+        if name not in ("other_subject", "other_relation"):
+            return super().corrupted(name, batch, generator)
+        tokens = sequences_of(batch)
+        subject, relation = named(self, batch)
+        if name == "other_subject":
+            others = np.arange(self.config.subjects)
+            new = others_of(subject, others, shifts(others, subject.shape, generator))
+            tokens = np.where(tokens == subject[:, None], new[:, None], tokens)
+            subject = new
+        else:
+            others = np.arange(self.config.relations)
+            new = others_of(relation, others, shifts(others, relation.shape, generator))
+            old = self.first_relation + relation[:, None]
+            tokens = np.where(tokens == old, self.first_relation + new[:, None], tokens)
+            relation = new
+        tokens[:, -1] = self.facts[subject, relation]
+        return self._labelled(tokens)
+
+    def _labelled(self, tokens: Int[Array, "batch pos_plus_one"]) -> TokenBatch:
+        n = len(tokens)
+        context = self.config.context
         last = np.zeros((n, context), dtype=bool)
         last[:, -1] = True
         nowhere = np.zeros_like(last)

@@ -22,7 +22,7 @@ from birthlens.tasks.baselines import uniform, unigram
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.corpus import BigramStatistics
 from birthlens.tasks.sampling import Categorical, uniforms
-from birthlens.tasks.task import ExpectedMemory, Predictor, Task, plain_batch
+from birthlens.tasks.task import ExpectedMemory, Predictor, Task, others_of, plain_batch, sequences_of, shifts
 
 Array = np.ndarray
 NOISE = "<noise>"
@@ -46,6 +46,7 @@ class NoiseTask(Task):
         "global": "a token that is not a trigger: the next token follows the bigrams of the corpus",
     }
     shown_roles = {"in_context": "in-context", "noise": "noise", "global": "global"}
+    corruptions = ("new_outputs", "other_sequence")
     config: NoiseConfig
 
     def __init__(self, config: NoiseConfig, statistics: BigramStatistics) -> None:
@@ -112,6 +113,26 @@ class NoiseTask(Task):
         """Return the same task without noise, on which recall is tested."""
         return NoiseTask(self.config.changed(alpha=0.0), self.statistics)
 
+    def corrupted(self, name: str, batch: TokenBatch, generator: np.random.Generator) -> TokenBatch:
+        """Return corrupted sequences; "new_outputs" gives every trigger another output wherever its own followed it."""
+        if name != "new_outputs":
+            return super().corrupted(name, batch, generator)
+        tokens = sequences_of(batch)
+        k = len(self._triggers)
+        index = self._places()
+        trigger = index[tokens[:, :-1]]
+        answers = (trigger >= 0) & (tokens[:, 1:] != self.noise)
+        shift = np.take_along_axis(shifts(self.outputs, (len(tokens), k), generator), np.maximum(trigger, 0), axis=1)
+        fresh = others_of(np.where(answers, tokens[:, 1:], self.outputs[0]), self.outputs, shift)
+        tokens[:, 1:] = np.where(answers, fresh, tokens[:, 1:])
+        return labelled(tokens, index, k, self.noise)
+
+    def _places(self) -> Int[Array, "d_vocab"]:
+        """Return each token's number among the triggers, or -1."""
+        index = np.full(len(self.statistics), -1)
+        index[self._triggers] = np.arange(len(self._triggers))
+        return index
+
     def sample(self, n: int, generator: np.random.Generator) -> TokenBatch:
         """Draw n sequences; the same state of the generator gives the same batch."""
         k = len(self._triggers)
@@ -119,8 +140,7 @@ class NoiseTask(Task):
         outputs = self.outputs[generator.integers(len(self.outputs), size=(n, k))]
         uniform = uniforms((n, length), generator)
         noisy = uniforms((n, length), generator) < self.config.alpha
-        index = np.full(len(self.statistics), -1)
-        index[self._triggers] = np.arange(k)
+        index = self._places()
         each = np.arange(n)
         tokens = np.empty((n, length), dtype=np.int64)
         tokens[:, 0] = self._first.draw(np.zeros(n, dtype=np.int64), uniform[:, 0])
@@ -129,24 +149,24 @@ class NoiseTask(Task):
             trigger = index[last]
             answer = np.where(noisy[:, t], self.noise, outputs[each, trigger])
             tokens[:, t] = np.where(trigger >= 0, answer, self._rows.draw(last, uniform[:, t]))
-        return labelled(tokens, index, outputs, self.noise)
+        return labelled(tokens, index, k, self.noise)
 
 
 def labelled(
     tokens: Int[Array, "batch pos_plus_one"],
     index: Int[Array, "d_vocab"],
-    outputs: Int[Array, "batch n_triggers"],
+    n_triggers: int,
     noise: int,
 ) -> TokenBatch:
-    """Mark the roles of sequences; `index` gives a trigger's place among the outputs, -1 for other tokens."""
+    """Mark the roles of sequences; `index` gives a trigger's number, -1 for other tokens."""
     current = tokens[:, :-1]
     following = tokens[:, 1:]
     n, context = current.shape
     each = np.arange(n)
     occurrence = np.zeros((n, context), dtype=np.int64)
     seen = np.zeros((n, context), dtype=bool)
-    counts = np.zeros(outputs.shape, dtype=np.int64)
-    recalled = np.zeros(outputs.shape, dtype=bool)
+    counts = np.zeros((n, n_triggers), dtype=np.int64)
+    recalled = np.zeros((n, n_triggers), dtype=bool)
     for t in range(context):
         trigger = index[current[:, t]]
         here = trigger >= 0

@@ -58,7 +58,7 @@ class Task(ABC):
 
     `statistics` is the global chain over the task's whole vocabulary, including special tokens. `roles` describes the roles
     of positions that matter for the task; their masks come with each batch. `corruptions` names those that make sense for
-    patching (`interventions.corruptions`).
+    patching, the default first: those of `interventions.corruptions`, and those that the task defines in `corrupted`.
     """
 
     Config: ClassVar[type[TaskSection]]
@@ -67,7 +67,7 @@ class Task(ABC):
     """Whether the task reads the corpus's text itself (`chain_of_text`), and not only its statistics (`chain`)."""
     title: ClassVar[str] = ""
     roles: ClassVar[Mapping[str, str]] = {}
-    corruptions: ClassVar[tuple[str, ...]] = ()
+    corruptions: ClassVar[tuple[str, ...]] = ("other_sequence",)
     shown_roles: ClassVar[Mapping[str, str]] = {"in_context": "in-context", "global": "global"}
     """The roles that reports and figures draw, with their names in a sentence; the headline comes first."""
     shown_predictors: ClassVar[tuple[str, ...]] = ()
@@ -149,6 +149,20 @@ class Task(ABC):
     def sample(self, n: int, generator: np.random.Generator) -> TokenBatch:
         """Draw n sequences; the same state of the generator gives the same batch."""
 
+    def corrupted(self, name: str, batch: TokenBatch, generator: np.random.Generator) -> TokenBatch:
+        """Return a batch whose sequences take the place of those of `batch`, row by row, for a corruption of this task.
+
+        "other_sequence" draws new sequences.
+
+        Raises:
+            BirthlensError: for a corruption that the task does not define.
+        """
+        if name != "other_sequence":
+            raise BirthlensError(
+                f"corruption = {name!r} is not defined for the run's task; it defines {', '.join(self.corruptions)}."
+            )
+        return checked_batch(self, self.sample(len(batch), generator), len(batch))
+
     def batch(self, n: int, seed: int, index: int = 0) -> TokenBatch:
         """Draw batch number `index` of the stream `seed`; it depends on nothing else, so any batch can be made again."""
         return self.sample(n, np.random.default_rng([seed, index]))
@@ -225,3 +239,25 @@ def plain_batch(
         absorbed=torch.zeros_like(sequences[:, :-1], dtype=torch.bool),
         marks={name: torch.from_numpy(np.ascontiguousarray(mask)) for name, mask in marks.items()},
     )
+
+
+def sequences_of(batch: TokenBatch) -> Int[Array, "batch pos_plus_one"]:
+    """Return a copy of whole sequences: the inputs, and the last target."""
+    return torch.cat([batch.tokens, batch.targets[:, -1:]], 1).numpy().copy()
+
+
+def others_of(
+    tokens: Int[Array, "*place"], among: Int[Array, "choice"], shift: Int[Array, "*place"]
+) -> Int[Array, "*place"]:
+    """Return for each token another one of an ascending list that holds it, `shift` places further, from its end on again.
+
+    Example:
+        >>> others_of(np.array([2, 7]), np.array([2, 5, 7]), np.array([1, 1])).tolist()
+        [5, 2]
+    """
+    return np.asarray(among[(np.searchsorted(among, tokens) + shift) % len(among)])
+
+
+def shifts(among: Int[Array, "choice"], shape: tuple[int, ...], generator: np.random.Generator) -> Int[Array, "..."]:
+    """Draw shifts for `others_of`, which lead to another token unless there is only one."""
+    return generator.integers(1, max(len(among), 2), size=shape)

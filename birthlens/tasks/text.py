@@ -19,7 +19,7 @@ from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.corpus import BigramStatistics, from_counts, from_text
 from birthlens.tasks.markov import occurrences
 from birthlens.tasks.ngrams import NGrams
-from birthlens.tasks.task import HELD_OUT, Predictor, Task, plain_batch
+from birthlens.tasks.task import HELD_OUT, Predictor, Task, others_of, plain_batch, sequences_of, shifts
 from birthlens.tasks.tokenizing import built, encoded, encoded_pairs, vocabulary_of
 
 Array = np.ndarray
@@ -43,6 +43,7 @@ class TextTask(Task):
         "new": "the token occurs in the window for the first time",
     }
     shown_roles = {"in_context": "in-context", "all": "all tokens"}
+    corruptions = ("other_successor", "other_sequence")
     config: TextConfig
 
     def __init__(self, config: TextConfig, statistics: BigramStatistics) -> None:
@@ -115,6 +116,25 @@ class TextTask(Task):
     def sample(self, n: int, generator: np.random.Generator) -> TokenBatch:
         """Draw n windows of the training part; the same state of the generator gives the same batch."""
         return self._windows(n, generator, 0, self.cut)
+
+    def corrupted(self, name: str, batch: TokenBatch, generator: np.random.Generator) -> TokenBatch:
+        """Return corrupted windows; "other_successor" replaces one repeated pair of tokens in each.
+
+        If the last position that is in context has the token a and the target b, every b after a becomes another token.
+        """
+        if name != "other_successor":
+            return super().corrupted(name, batch, generator)
+        tokens = sequences_of(batch)
+        first = tokens[:, :-1]
+        second = tokens[:, 1:]
+        possible = batch.in_context.numpy() & (first != second)
+        rows = np.arange(len(tokens))
+        last = possible.shape[1] - 1 - possible[:, ::-1].argmax(1)
+        everything = np.arange(len(self.statistics))
+        fresh = others_of(second[rows, last], everything, shifts(everything, last.shape, generator))
+        same = (first == first[rows, last][:, None]) & (second == second[rows, last][:, None])
+        tokens[:, 1:] = np.where(same & possible.any(1)[:, None], fresh[:, None], second)
+        return labelled(tokens, len(self.statistics))
 
     def _windows(self, n: int, generator: np.random.Generator, first: int, end: int) -> TokenBatch:
         length = self.config.context + 1

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from birthlens.analysis.interventions.corruptions import task_pair
 from birthlens.config.run import RunConfig
 from birthlens.config.task import BackcopyConfig, FactsConfig, MarkovConfig, NoiseConfig
 from birthlens.errors import BirthlensError
@@ -106,7 +107,7 @@ def test_the_noisy_predictor_is_that_of_brute_force(alpha: float) -> None:
         if sum(weights) == 0:
             continue
         expected = np.average([noise_law(one, int(o), prefix) for o in one.outputs], axis=0, weights=weights)
-        batch = labelled(np.array([[*prefix, 0]]), index, one.outputs[None, :1], one.noise)
+        batch = labelled(np.array([[*prefix, 0]]), index, 1, one.noise)
         np.testing.assert_allclose(predict("bayes", one, batch)[0, -1], expected, atol=1e-12)
 
 
@@ -318,6 +319,52 @@ def test_a_task_of_ones_own_is_trained_by_its_name(tmp_path: object) -> None:
     wrong = RunConfig.parse(config.to_data(), [f"task.kind={__name__}:WrongTask"])
     with pytest.raises(BirthlensError, match=r"WrongTask.sample\(128\) returned tokens of shape \(129, 8\)"):
         next(train(wrong))
+
+
+CORRUPTED = [
+    ("noise", "new_outputs", "task.alpha=0.4"), ("backcopy", "other_copies", "task.n_triggers=5"),
+    ("facts", "other_subject", "task.structured=false"), ("facts", "other_relation", "task.subjects=5"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "name", "setting"), CORRUPTED)
+def test_a_corruption_changes_the_answers_and_what_they_depend_on_alone(kind: str, name: str, setting: str) -> None:
+    one = task(kind, setting)
+    batch = one.batch(40, 0)
+    corrupted = one.corrupted(name, batch, np.random.default_rng(1))
+    clean = torch.cat([batch.tokens, batch.targets[:, -1:]], 1)
+    changed = clean != torch.cat([corrupted.tokens, corrupted.targets[:, -1:]], 1)
+    assert torch.equal(corrupted.tokens[:, 1:], corrupted.targets[:, :-1]) and 0.05 < changed.float().mean() < 0.5
+    answers = role_masks(corrupted)[one.headline]
+    assert torch.equal(answers, role_masks(batch)[one.headline])
+    if kind == "facts":
+        kinds = [range(one.config.subjects), range(one.config.subjects, one.config.subjects + one.config.relations)]
+        moved = kinds[name == "other_relation"]
+        at = torch.isin(batch.tokens, torch.tensor(list(moved)))
+        assert torch.equal(changed[:, :-1], at) and torch.isin(corrupted.tokens[at], torch.tensor(list(moved))).all()
+    else:
+        # Triggers and noise stay; every answer but those of noise is another one.
+        fixed = torch.isin(clean, torch.tensor([*np.asarray(one.fixed_triggers), len(one.statistics) - 1]))
+        assert not changed[fixed].any()
+        assert changed[:, 1:][answers].all()
+    exact = predict(str(one.exact), one, corrupted)
+    told = np.take_along_axis(exact, corrupted.targets.numpy()[..., None], -1)[..., 0]
+    assert (told[answers.numpy()] == (1 - 0.4 if kind == "noise" else 1)).all()
+
+
+def test_tasks_without_corruptions_of_their_own_take_other_sequences() -> None:
+    one = task("markov", "task.context=40")
+    batch = one.batch(6, 0)
+    pair = task_pair(one, "other_sequence", batch, np.random.default_rng(1))
+    assert torch.equal(pair.corrupted.tokens, one.sample(6, np.random.default_rng(1)).tokens)
+    both = batch.in_context & pair.corrupted.in_context & (batch.tokens == pair.corrupted.tokens)
+    assert torch.equal(pair.scored, both & (batch.targets != pair.corrupted.targets))
+    for refused in (lambda: task_pair(one, "shifted", batch, np.random.default_rng(1)),
+                    lambda: one.corrupted("shifted", batch, np.random.default_rng(1))):  # fmt: skip
+        with pytest.raises(
+            BirthlensError, match="'shifted' is not defined for the run's task; it defines other_sequence"
+        ):
+            refused()
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,28 @@ def slow_law(stream: list[int], n: int, history: tuple[int, ...]) -> list[float]
     return law
 
 
+def test_another_successor_is_a_pair_that_is_replaced_everywhere() -> None:
+    one = task(context=24)
+    batch = one.batch(30, 0)
+    corrupted = one.corrupted("other_successor", batch, np.random.default_rng(0))
+    clean = np.concatenate([batch.tokens, batch.targets[:, -1:]], axis=1).tolist()
+    other = np.concatenate([corrupted.tokens, corrupted.targets[:, -1:]], axis=1).tolist()
+    replaced = 0
+    for row, (before, after) in enumerate(zip(clean, other, strict=True)):
+        known = [t for t in range(24) if batch.in_context[row, t] and before[t] != before[t + 1]]
+        expected = list(before)
+        if known:
+            pair = before[known[-1]], before[known[-1] + 1]
+            new = after[known[-1] + 1]
+            for t in range(24):
+                if (before[t], before[t + 1]) == pair:
+                    expected[t + 1] = new
+            replaced += 1
+            assert new != pair[1] and corrupted.in_context[row, known[-1]]
+        assert after == expected
+    assert replaced > 20
+
+
 @pytest.mark.parametrize(("name", "order"), [("unigram", 0), ("bigram", 1), ("trigram", 2)])
 def test_n_grams_are_those_of_a_slow_count(name: str, order: int) -> None:
     one = task()
@@ -145,6 +167,8 @@ def test_a_run_on_a_text_goes_through_every_command(run: Run, tmp_path: Path) ->
         ["probe", path, "--what", "behaviour"],
         ["probe", path, "--what", "attention", "--steps", "last"],
         ["ablate", path, "--methods", "mean", "--batch-size", "8"],
+        ["patch", path, "--sites", "z", "--draws", "0"],
+        ["edges", path, "--edges", "L0H0->logits", "--draws", "0"],
         ["scores", path, "--kind", "weights"],
         ["scores", path, "--kind", "composition"],
         *(["scores", path, "--kind", kind, "--batch-size", "8"] for kind in ("heads", "transfer", "in-context-learning")),

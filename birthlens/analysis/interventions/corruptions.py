@@ -25,6 +25,8 @@ from birthlens.shapes import Bool, Int
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.positions import role_masks_with_successors
 from birthlens.tasks.prompts import PromptBatch
+from birthlens.tasks.roles import role_masks
+from birthlens.tasks.task import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +51,8 @@ class Pair:
             raise BirthlensError(f"the corrupted batch has shape {corrupted}, the clean one {clean}; they must agree.")
         if not self.scored.any():
             raise BirthlensError(
-                "the pair has no scored position: in no sequence does a trigger occur again where clean and corrupted "
-                "answers can be compared; use more sequences, a longer context, or another corruption."
+                "the pair has no scored position: nowhere can the answers of a clean and a corrupted sequence be compared; "
+                "use more sequences, a longer context, or another corruption."
             )
 
     @property
@@ -169,6 +171,25 @@ CORRUPTIONS: dict[str, Callable[[TokenBatch, np.random.Generator, int], Pair]] =
     "triggers_swapped": triggers_swapped,
     "shifted": shifted,
 }
+
+
+def task_pair(task: Task, name: str, batch: TokenBatch, generator: np.random.Generator) -> Pair:
+    """Apply a corruption that a task defines.
+
+    One that is not listed here is the task's own (`Task.corrupted`). Then the positions of the task's headline are scored
+    that have the same token in both sequences, and different answers.
+
+    Raises:
+        BirthlensError: for a corruption that the task does not define; the message lists those it does.
+    """
+    if name not in task.corruptions:
+        valid = ", ".join(task.corruptions) or "none"
+        raise BirthlensError(f"corruption = {name!r} is not defined for the run's task; it defines {valid}.")
+    if name in CORRUPTIONS:
+        return corrupt(name, batch, generator, len(task.statistics))
+    corrupted = task.corrupted(name, batch, generator)
+    roles = [role_masks(each)[task.headline] for each in (batch, corrupted)]
+    return pair_of(batch, corrupted, roles[0] & roles[1] & (batch.tokens == corrupted.tokens))
 
 
 def corrupt(name: str, batch: TokenBatch, generator: np.random.Generator, d_vocab: int) -> Pair:
