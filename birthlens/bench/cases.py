@@ -167,13 +167,15 @@ CLAMPS = {
     "hold ideal": "hold L1.W_O ideal",
     "hold rank 8": "hold L1.W_O rank:8",
     "hold ledger": "hold L1.W_O ledger",
+    "add held": "add L1.W_O 2 held",
+    "set learning rate": "set optimiser.learning_rate=0.1",
     "pinned pattern (functional)": "pin L0H0 previous",
 }
 
 
 def clamped_step(config: RunConfig, rounds: int) -> list[Row]:
-    """A step under one clamp, by the engine that takes it, against the fused step without clamps."""
-    variants: dict[str, Callable[[], object]] = {"fused": engine_step(config, "fused")}
+    """A step under one clamp, by the engine that takes it, against the fused (and the functional) step without clamps."""
+    variants: dict[str, Callable[[], object]] = {name: engine_step(config, name) for name in ("fused", "functional")}
     for name, clamp in CLAMPS.items():
         training = config.training.changed(engine="auto", clamps=[clamp])
         variants[name] = Trainer(config.changed(training=training), statistics_of(config.corpus)).update

@@ -17,7 +17,7 @@ from typing import (
     get_type_hints,
 )
 
-from msgspec import Meta, Struct, ValidationError, convert, to_builtins
+from msgspec import Meta, Struct, ValidationError, convert, structs, to_builtins
 
 from birthlens.errors import BirthlensError
 from birthlens.labels import shortened, shown, suggestion
@@ -148,15 +148,24 @@ def _leaves(kind: Any) -> Iterator[Any]:
 def _sentence(path: str, kind: Any, value: Any, complaint: str) -> str:
     """Convert an error of msgspec to one sentence with the field, its value and the valid values."""
     complaint, _, where = complaint.replace("`", "").partition(" - at $")
-    for index in re.findall(r"\[(\d+)\]", where):
-        path = f"{path}.{index}"
-        value = value[int(index)]
+    for index, name in re.findall(r"\[(\d+)\]|\.(\w+)", where):
+        kind = _field_of(kind, value, name) if name else kind
+        path = f"{path}.{index or name}"
+        value = value[name] if name else value[int(index)]
     if isinstance(value, float) and value != value:
         complaint = "expected a finite number"
     elif Literal in (get_origin(kind), *map(get_origin, get_args(kind))):
         complaint = f"expected {' or '.join(map(repr, _leaves(kind)))}"
     complaint = re.sub(r"\barray\b", "list", re.sub(r"\bobject\b", "mapping", complaint))
     return f"{path} = {shown(value)}: {complaint[0].lower()}{complaint[1:]}."
+
+
+def _field_of(kind: Any, data: Mapping[str, Any], name: str) -> Any:
+    """Return the type of a field of the struct, among those in a type, that the data have the tag of."""
+    for leaf in _leaves(kind):
+        if isinstance(leaf, type) and issubclass(leaf, Struct) and leaf.__struct_config__.tag == data.get("kind"):
+            return next(field.type for field in structs.fields(leaf) if field.encode_name == name)
+    return kind
 
 
 def _plain(value: Any) -> Any:

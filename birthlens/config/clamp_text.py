@@ -48,7 +48,7 @@ def from_text(text: str) -> dict[str, Any]:
             places = []
         elif equals and name in named:
             data[name] = parse_yaml(value, f"clamp = {text!r}")
-        elif places:
+        elif places and (places[0] != "held" or word == "held"):
             data |= _placed(places.pop(0), word)
         else:
             raise BirthlensError(f"clamp = {text!r}: {word!r} does not fit; {_grammar(kind)}.")
@@ -83,7 +83,7 @@ def _known(clamp: object) -> object:
 def _placed(name: str, word: str) -> dict[str, Any]:
     """Parse one word without a name; step:N and rank:N give a source and its number at once."""
     if name == "held":
-        return {"held": word == "held"}
+        return {"held": True}
     source, colon, number = word.partition(":")
     if name == "at" and colon and source in ("step", "rank"):
         return {"at": source, source: parse_yaml(number, f"clamp: {word!r}")}

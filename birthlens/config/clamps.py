@@ -18,6 +18,7 @@ A clamp acts on the weights at the steps of its span and on the updates that sta
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -163,10 +164,10 @@ class Ablate(Clamp, frozen=True, kw_only=True, tag="ablate"):
     @property
     def subjects(self) -> tuple[str, ...]:
         """The head or the edge."""
-        return (self.target,)
+        return (_place(self.target),)
 
     def _words(self) -> list[str]:
-        return [self.target, self.method]
+        return [*self.subjects, self.method]
 
 
 class Pin(Clamp, frozen=True, kw_only=True, tag="pin"):
@@ -178,10 +179,10 @@ class Pin(Clamp, frozen=True, kw_only=True, tag="pin"):
     @property
     def subjects(self) -> tuple[str, ...]:
         """The head."""
-        return (self.head,)
+        return (_place(self.head),)
 
     def _words(self) -> list[str]:
-        return [self.head, self.pattern]
+        return [*self.subjects, self.pattern]
 
 
 class Copy(Clamp, frozen=True, kw_only=True, tag="copy"):
@@ -197,10 +198,10 @@ class Copy(Clamp, frozen=True, kw_only=True, tag="copy"):
     @property
     def subjects(self) -> tuple[str, ...]:
         """The head."""
-        return (self.head,)
+        return (_place(self.head),)
 
     def _words(self) -> list[str]:
-        return [self.head, str(self.strength)]
+        return [*self.subjects, str(self.strength)]
 
 
 class StopGradient(Clamp, frozen=True, kw_only=True, tag="stop_gradient"):
@@ -211,7 +212,7 @@ class StopGradient(Clamp, frozen=True, kw_only=True, tag="stop_gradient"):
     @property
     def subjects(self) -> tuple[str, ...]:
         """The edge."""
-        return (self.edge,)
+        return (_place(self.edge),)
 
 
 AnyClamp = Freeze | Hold | Add | Reset | Set | Ablate | Pin | Copy | StopGradient
@@ -224,6 +225,15 @@ SETTABLE = (
     "except kind"
 )
 _FIXED = ("task.kind", "task.context", "optimiser.kind")
+
+
+def _place(text: str) -> str:
+    """Return a head or an edge in its usual spelling: L0H0 for L00H0, without spaces."""
+    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"\s", "", text))
+
+
+def _fixes(clamp: Clamp, matrix: str) -> bool:
+    return isinstance(clamp, Hold | Add) and matrix in clamp.subjects
 
 
 def can_be_set(key: str) -> bool:
@@ -242,6 +252,12 @@ def check_spans(clamps: Sequence[Clamp], steps: int) -> None:
         if clamp.stop is not None and (isinstance(clamp, Reset) or (isinstance(clamp, Add) and not clamp.held)):
             raise BirthlensError(f"clamp '{clamp}': it acts once, at from = {clamp.start}; leave until out.")
         for other in clamps[:number]:
+            for one, fixed in ((clamp, other), (other, clamp)):
+                if isinstance(one, Add) and not one.held and _fixes(fixed, one.matrix) and fixed.acts(one.start):
+                    raise BirthlensError(
+                        f"clamp '{clamp}' contradicts '{other}': {one.matrix} is held at step {one.start}, so nothing can "
+                        "be added to it."
+                    )
             if set(clamp.subjects) & set(other.subjects) and clamp.overlaps(other):
                 raise BirthlensError(
                     f"clamp '{clamp}' contradicts '{other}': both fix {clamp.subjects[0]} at the same steps."

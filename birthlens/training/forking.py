@@ -20,12 +20,13 @@ from birthlens.config.clamps import Hold
 from birthlens.config.differences import differences, overrides
 from birthlens.config.run import RunConfig
 from birthlens.config.schedule import Schedule
+from birthlens.devices import Execution
 from birthlens.errors import BirthlensError
 from birthlens.runs.run import Parent, Run
 from birthlens.training.clamping.timeline import changed_chain
 from birthlens.training.engines import ASKED_FOR
 from birthlens.training.loop import StepRecord, Trainer
-from birthlens.training.recording import begun, saved_trainer
+from birthlens.training.recording import begun, execution_of, saved_trainer
 
 _log = logging.getLogger("birthlens")
 _FIXED = ("task.kind", "task.context", "training.trained", "optimiser.kind", "seeds.init")
@@ -95,11 +96,17 @@ def _again(run: Run, parent: Parent) -> Trainer:
             f"{run.path} is a fork of {parent.path}, which does not exist; its states before step "
             f"{run.steps[-1]} cannot be found without it."
         )
-    return _forked(Run(parent.path), parent.step, run.config, run.header["engine"]["name"])
+    return _forked(Run(parent.path), parent.step, run.config, run.header["engine"]["name"], run)
 
 
-def _forked(parent: Run, at: int, config: RunConfig, engine: str | None = None) -> Trainer:
-    """Return a trainer at the first step of a fork, at which its own clamps have acted."""
+def _forked(parent: Run, at: int, config: RunConfig, engine: str | None = None, run: Run | None = None) -> Trainer:
+    """Return a trainer at the first step of a fork, at which its own clamps have acted.
+
+    It computes as the parent did, or as `run` did, which is the fork. A clamp in the forward pass needs the CPU.
+    """
+    execution = execution_of(run or parent)
+    if run is None and _edited(config):
+        execution = Execution(sampler=execution.sampler)
     before = trainer_at(parent, at)
     state, notes = before.snapshot()
     inherited = len(parent.config.training.clamps)
@@ -110,7 +117,7 @@ def _forked(parent: Run, at: int, config: RunConfig, engine: str | None = None) 
     if config.training.engine == parent.config.training.engine:
         used = config.changed(training=config.training.changed(engine=engine or _engine(parent, config)))
     statistics = changed_chain(parent.config, config, parent.statistics)
-    trainer = Trainer(used, statistics, ({**before.engine.tensors(), **state}, notes))
+    trainer = Trainer(used, statistics, ({**before.engine.tensors(), **state}, notes), execution)
     if trainer.engine_reason == ASKED_FOR:
         trainer.engine_reason = "that of the run it was forked from"
     trainer.schedule = Schedule(used, trainer.schedule.last_kept_loss, start=at)
@@ -121,8 +128,12 @@ def _forked(parent: Run, at: int, config: RunConfig, engine: str | None = None) 
 
 def _engine(parent: Run, config: RunConfig) -> str:
     """Return the engine of the parent, whose bits the fork has, or auto where a clamp needs another."""
-    needs_another = any(isinstance(clamp, clamping.FORWARD) for clamp in config.training.clamps)
-    return "auto" if needs_another else str(parent.header["engine"]["name"])
+    return "auto" if _edited(config) else str(parent.header["engine"]["name"])
+
+
+def _edited(config: RunConfig) -> bool:
+    """Return whether a clamp acts in the forward pass."""
+    return any(isinstance(clamp, clamping.FORWARD) for clamp in config.training.clamps)
 
 
 def _changed(config: RunConfig, at: int, changes: Sequence[str], clamps: Sequence[Any]) -> RunConfig:

@@ -359,7 +359,13 @@ def test_an_ablated_edge_carries_its_mean() -> None:
         ([{1: 2}], "kind = None is unknown"),
         ([3], "training.clamps.0 = 3: expected mapping, got int"),
         (["hold L1.W_O rank:["], "is not YAML"),
-        (["add L1.W_O .nan"], "expected float >= -1000000.0"),
+        (["add L1.W_O .nan"], "training.clamps.0.strength = nan: expected a finite number"),
+        (["add L1.W_O 2 heldd"], "'heldd' does not fit"),
+        (["pin L0H0 odd"], "training.clamps.0.pattern = 'odd': expected 'previous' or 'uniform' or 'frozen'"),
+        ([{"kind": "ablate", "target": "L00H0 "}, "copy L0H0"], "contradicts 'ablate L0H0 zero': both fix L0H0"),
+        (["stop_gradient L0H0->L1H0.k", {"kind": "ablate", "target": "L0H0 -> L1H0.k"}], "both fix L0H0->L1H0.k"),
+        (["hold L1.W_O zero", "add L1.W_O 3 from=4"], "L1.W_O is held at step 4, so nothing can be added to it"),
+        (["add L1.W_O 3 from=4", "hold L1.W_O rank:2 from=4"], "L1.W_O is held at step 4"),
     ],
 )
 def test_what_a_config_refuses(clamps: Any, message: Any) -> None:
@@ -375,7 +381,7 @@ def test_what_a_config_refuses(clamps: Any, message: Any) -> None:
         ("copy L0H0->L1H0.k", "is an edge; only a head such as L1H0 copies"),
         ("ablate L1H0->L0H0.k", "the sender must come before the receiver"),
         ("hold L0.W_K step:9 from=4", "step 9 comes after from = 4"),
-        ("hold L1.W_O rank:99", "rank = 99: valid are 1 to 64"),
+        ("hold L1.W_O rank:99", "clamp 'hold L1.W_O rank:99': rank = 99 is too large; valid are 1 to 64"),
         ("set task.n_triggers=11 from=3", None),
         ("set task.n_triggers=13 from=3", "clamp 'set task.n_triggers=13 from=3': task.n_triggers = 13"),
     ],

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from birthlens.config.run import RunConfig
+from birthlens.devices import Execution
 from birthlens.errors import BirthlensError
 from birthlens.runs.run import load_run
 from birthlens.training.forking import fork, trainer_at
@@ -66,6 +67,19 @@ def test_a_fork_without_a_change_equals_its_parent_to_the_bit(engine: Any, optim
     assert check_equal(forked(run, tmp_path / "between", 7), run) == [8, 12]
     assert load_run(tmp_path / "between").steps == [7, 8, 12]
     assert load_run(tmp_path / "between").header["engine"]["name"] == engine
+
+
+def test_a_fork_draws_its_batches_as_its_parent_does(tmp_path: Path) -> None:
+    config = RunConfig.parse(TINY, [])
+    for _ in train_to_disk(config, tmp_path / "parent", Execution(sampler="counter")):
+        pass
+    run = load_run(tmp_path / "parent")
+    assert check_equal(forked(run, tmp_path / "fork", 6), run) == [8, 12]
+    assert check_equal(forked(load_run(tmp_path / "fork"), tmp_path / "second", 7), run) == [8, 12]
+    clamped = forked(run, tmp_path / "clamped", 6, (), ["pin L0H0 previous from=9"])
+    again = forked(clamped, tmp_path / "again", 7)
+    assert clamped.header["engine"]["sampler"] == again.header["engine"]["sampler"] == "counter"
+    assert check_equal(again, clamped) == [8, 12]
 
 
 def test_sensitive_checkpoints_are_those_of_the_parent(tmp_path: Path) -> None:

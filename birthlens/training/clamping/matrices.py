@@ -110,7 +110,9 @@ class MatrixClamps:
             return _constant(_ideal(self._ground, name, clamp.at, clamp.strength))
         if clamp.at == "rank":
             rank = clamp.rank or 0
-            low_rank(initial[name], rank)  # raises where the rank is too large
+            valid = min(initial[name].shape[-2:])
+            if rank > valid:
+                raise BirthlensError(f"clamp '{clamp}': rank = {rank} is too large; valid are 1 to {valid}.")
             return lambda weights: low_rank(weights[name], rank)
         project = LedgerProjection(initial, self._ground.triggers, self._ground.bigram)
         if name not in project(initial):
