@@ -19,6 +19,8 @@ PRECISIONS = ("float32", "bfloat16")
 SAMPLERS = ("numpy", "counter")
 WORTH_A_GPU = 50_000_000
 """From this number of trained tokens on, `auto` takes a GPU; below it, starting one costs more than it saves."""
+OPERATIONS_WORTH_A_GPU = 10**12
+"""The same for analyses, in multiplications and additions: about ten seconds of two CPU cores."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,10 @@ DEFAULT = Execution()
 """The default: products on the CPU in float32, and batches drawn by numpy."""
 
 
-def chosen(text: object, tokens: int | None = None) -> tuple[str, str]:
-    """Return the device that a text names, and why. `tokens` is the number of trained tokens, if it is known.
+def chosen(text: object, tokens: int | None = None, operations: int | None = None) -> tuple[str, str]:
+    """Return the device that a text names, and why.
+
+    `tokens` is the number of trained tokens, `operations` that of multiplications and additions of an analysis, if known.
 
     Raises:
         BirthlensError: for a text that names no device, or a device that this machine does not have.
@@ -75,6 +79,8 @@ def chosen(text: object, tokens: int | None = None) -> tuple[str, str]:
             return "cpu", "this machine has no GPU that torch can use"
         if tokens is not None and tokens < WORTH_A_GPU:
             return "cpu", f"{tokens:,} trained tokens are too few to be worth a GPU"
+        if operations is not None and operations < OPERATIONS_WORTH_A_GPU:
+            return "cpu", f"about {operations:.0e} operations are too few to be worth a GPU"
         return "cuda:0", "there is a GPU, and the work is worth it"
     if text.startswith("cuda"):
         number = int(text.partition(":")[2] or 0)

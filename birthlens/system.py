@@ -64,6 +64,7 @@ def out_of_memory(error: BaseException) -> bool:
     """
     said = (
         "allocate memory",
+        "out of memory",
         "array is too big",
         "Maximum allowed dimension",
         "Maximum allowed size",

@@ -117,6 +117,8 @@ def _run() -> None:
     except (MemoryError, RuntimeError, ValueError) as error:
         if not out_of_memory(error):
             raise
+        if "CUDA" in str(error) or "MPS" in str(error):
+            _stop("out of memory on the GPU; use fewer or shorter sequences, or --device cpu.", 2)
         _stop("out of memory; lower training.batch_size, task.context, corpus.vocabulary or model.d_model.", 2)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from birthlens.cli.options import refuse_idle
+from birthlens.cli.options import device_option, refuse_idle
 from birthlens.cli.probing import steps_option
 from birthlens.cli.prompting import on_prompts
 from birthlens.cli.subjects import load, names, sample_options, working_folder
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 )
 @steps_option("last")
 @sample_options(256)
+@device_option
 @out_option
 @format_option
 def ablate(
@@ -48,6 +49,7 @@ def ablate(
     steps: str,
     batch_size: int,
     seed: int,
+    device: str,
     out: str | None,
     style: str,
 ) -> None:
@@ -81,18 +83,19 @@ def ablate(
         asked = loaded.prompts(prompts)
         suite, batch, reference, wrong = on_prompts(suite, asked)
         described = {**described, "prompts": [vars(prompt) for prompt in asked]}
+    loaded.use(device, batch, 1 + len(suite.cases_for(loaded.sizes)))
     with working_folder(out) as folder, loaded.progress() as advance:
         table = execute(
             suite,
             loaded.models(),
-            batch,
-            reference,
+            batch.to(loaded.device),
+            None if reference is None else reference.to(loaded.device),
             folder,
             described,
             loaded.statistics,
             progress=advance,
             initial=None if loaded.run is None else loaded.run.weights(loaded.run.steps[0]),
-            alternatives=wrong,
+            alternatives=None if wrong is None else wrong.to(loaded.device),
         )
     deliver(check_counts(table, "role"), out, style)
 
@@ -105,9 +108,12 @@ KINDS = ("heads", "weights", "attention", "composition", "transfer", "in-context
 @click.option("--kind", type=click.Choice(KINDS), default="heads", show_default=True, help="Which scores.")
 @steps_option("last")
 @sample_options(64)
+@device_option
 @out_option
 @format_option
-def scores(subject: str, kind: str, steps: str, batch_size: int, seed: int, out: str | None, style: str) -> None:
+def scores(
+    subject: str, kind: str, steps: str, batch_size: int, seed: int, device: str, out: str | None, style: str
+) -> None:
     """Score every head of a RUN or of a model directory, each score beside its chance level.
 
     heads: previous-token, duplicate-token and induction scores from patterns; weights: the same and copying from weights;
@@ -123,21 +129,26 @@ def scores(subject: str, kind: str, steps: str, batch_size: int, seed: int, out:
     from birthlens.analysis.behaviour.sinks import sink_table
 
     if kind in ("weights", "composition"):
-        refuse_idle(f"--kind {kind} reads weights and no sequences", "batch_size")
+        refuse_idle(f"--kind {kind} reads weights and no sequences", "batch_size", "device")
     if kind == "weights":
         refuse_idle("--kind weights draws nothing", "seed")
     loaded = load(subject, steps, seed)
     generator = np.random.default_rng([seed, 7])
+    batch = loaded.batch(batch_size, 0)
+    loaded.use(device, batch)
+    batch = batch.to(loaded.device)
     with loaded.progress() as advance:
         models = loaded.models(advance)
         calls: dict[str, Callable[[], pd.DataFrame]] = {
-            "heads": lambda: scores_table(models, loaded.batch(batch_size, 0)),
+            "heads": lambda: scores_table(models, batch),
             "weights": lambda: weight_scores_table(models),
-            "attention": lambda: attention_table(models, loaded.batch(batch_size, 0)),
+            "attention": lambda: attention_table(models, batch),
             "composition": lambda: composition_table(models, generator),
-            "transfer": lambda: transfer_table(models, generator, batch_size, triggers=loaded.triggers),
-            "in-context-learning": lambda: in_context_learning_table(models, loaded.batch(batch_size, 0)),
-            "sinks": lambda: sink_table(models, loaded.batch(batch_size, 0)),
+            "transfer": lambda: transfer_table(
+                models, generator, batch_size, triggers=loaded.triggers, device=loaded.device
+            ),
+            "in-context-learning": lambda: in_context_learning_table(models, batch),
+            "sinks": lambda: sink_table(models, batch),
         }
         table = calls[kind]()
     counted = {"heads": "score", "weights": "score", "attention": "probe", "transfer": "score"}.get(kind)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from birthlens.cli.options import refuse_idle
+from birthlens.cli.options import device_option, refuse_idle
 from birthlens.cli.probing import steps_option
 from birthlens.cli.prompting import pair_on_prompts
 from birthlens.cli.subjects import Subject, load, load_run, names, sample_options
@@ -84,6 +84,7 @@ def opened_pair(
 @draws_option
 @steps_option("last")
 @sample_options(64)
+@device_option
 @out_option
 @format_option
 def patch(
@@ -98,6 +99,7 @@ def patch(
     steps: str,
     batch_size: int,
     seed: int,
+    device: str,
     out: str | None,
     style: str,
 ) -> None:
@@ -113,12 +115,14 @@ def patch(
     chosen = None if sites is None else names("sites", sites)
     quantities = [] if metrics is None else names("metrics", metrics)
     loaded, pair, asked = opened_pair(subject, steps, seed, prompts, corruption, "other_outputs", batch_size, axes)
+    listed = patching_cases(loaded.sizes, pair.clean.tokens.shape[1], chosen, axes)
+    loaded.use(device, pair.clean, 2 + len(listed))
+    pair = pair.to(loaded.device)
     with loaded.progress() as advance:
         table = patching_table(
             loaded.models(advance), pair, chosen, axes, [direction], quantities, seed=seed, draws=draws
         )
     deliver(table, out, style)
-    listed = patching_cases(loaded.sizes, pair.clean.tokens.shape[1], chosen, axes)
     loaded.note(
         out, "patch", pair, [one.to_json() for _, one in listed],
         **asked, direction=direction, metrics=quantities or [pair.default_metric], draws=draws,
@@ -148,6 +152,7 @@ def patch(
 @draws_option
 @steps_option("last")
 @sample_options(64)
+@device_option
 @out_option
 @format_option
 def edges(
@@ -165,6 +170,7 @@ def edges(
     steps: str,
     batch_size: int,
     seed: int,
+    device: str,
     out: str | None,
     style: str,
 ) -> None:
@@ -182,6 +188,9 @@ def edges(
     named = None if chosen is None else names("edges", chosen)
     quantities = [] if metrics is None else names("metrics", metrics)
     loaded, pair, asked = opened_pair(subject, steps, seed, prompts, corruption, "triggers_swapped", batch_size)
+    listed = edges_of(loaded.sizes) if named is None else named
+    loaded.use(device, pair.clean, 2 + len(listed))
+    pair = pair.to(loaded.device)
     with loaded.progress() as advance:
         table = edge_table(
             loaded.models(advance),
@@ -195,7 +204,6 @@ def edges(
             draws=draws,
         )
     deliver(births_table(table) if births else table, out, style)
-    listed = edges_of(loaded.sizes) if named is None else named
     cases = {str(edge): cut_edges([edge], "patch", freeze_norms)(loaded.sizes) for edge in listed}
     loaded.note(
         out, "edges", pair, {edge: [one.to_json() for one in case] for edge, case in cases.items()},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from birthlens.cli.options import refuse_idle
+from birthlens.cli.options import device_option, refuse_idle
 from birthlens.cli.probing import steps_option
 from birthlens.cli.streams import note, tell
 from birthlens.cli.subjects import holds_models, load
@@ -146,6 +146,7 @@ def _report_on_series(path: str, out: str, causal: bool) -> Path:
 @click.option("--row", default=0, show_default=True, type=click.IntRange(min=0), help="Which held-out sequence.")
 @click.option("--heads", help="Heads such as L0H0,L1H0; by default all.")
 @click.option("--length", default=64, show_default=True, type=click.IntRange(min=1), help="How many positions.")
+@device_option
 def attention(
     subject: str,
     out: str,
@@ -155,6 +156,7 @@ def attention(
     row: int,
     heads: str | None,
     length: int,
+    device: str,
 ) -> None:
     """Write the attention patterns of a RUN or of model directories as one page with a slider over checkpoints.
 
@@ -167,13 +169,16 @@ def attention(
     if prompts is not None:
         refuse_idle("--prompts has the text", "text")
     chosen = heads.split(",") if heads else None
-    if not holds_models(subject) and prompts is None:
-        picture = show_attention(subject, steps, tokens=text, row=row, heads=chosen, length=length)
-        tell(str(picture.save(out)))
-        return
     loaded = load(subject, steps or "all", 0)
     if steps is None:
         loaded = replace(loaded, steps=thinned(loaded.steps, 20))  # with the first step, which is opened already
+    loaded.use(device, loaded.batch(1, 0))
+    if loaded.run is not None and prompts is None:
+        picture = show_attention(
+            loaded.run, steps, tokens=text, row=row, heads=chosen, length=length, device=loaded.device
+        )
+        tell(str(picture.save(out)))
+        return
     if prompts is not None:
         sequences = [list(prompt.text) for prompt in loaded.prompts(prompts)]
         if len(sequences) > MOST_PICTURES:
@@ -184,7 +189,10 @@ def attention(
     else:
         sequences = [loaded.batch(row + 1, 0).tokens[row].tolist()]
     if loaded.run is not None:
-        pictures = [show_attention(loaded.run, steps, ids, heads=chosen, length=length) for ids in sequences]
+        pictures = [
+            show_attention(loaded.run, steps, ids, heads=chosen, length=length, device=loaded.device)
+            for ids in sequences
+        ]
     else:
         pictures = series_pictures(loaded.models(), sequences, chosen, length, Path(subject).name)
     tell(str(save_pictures(pictures, out)))

@@ -125,3 +125,13 @@ def _redirect(descriptor: int) -> None:
 
 def _opened(descriptor: int) -> IO[Any]:
     return open(descriptor, "w", encoding="utf-8", closefd=False)
+
+
+def device_said(text: str, tokens: int | None = None, operations: int | None = None) -> str:
+    """Return the device of `--device`, and say which one auto has taken, and why."""
+    from birthlens.devices import chosen
+
+    device, reason = chosen(text, tokens, operations)
+    if text == "auto":
+        tell(f"birthlens: device {device}: {reason}", err=True)
+    return device

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from birthlens.cli.streams import device_said
 from birthlens.errors import BirthlensError
 from birthlens.labels import shown
 
@@ -55,6 +56,7 @@ class Subject:
     """A run at some steps, or a series of models from directories, as the tables want it.
 
     `opened` holds the model of the first step until it is asked for: its config is needed before, and it is read once.
+    Models run on `device`, which `use` chooses.
     """
 
     path: str
@@ -64,6 +66,20 @@ class Subject:
     series: Series | None = None
     cfg: Any = None
     opened: list[Any] = field(default_factory=list)
+    device: str = "cpu"
+
+    def use(self, device: str, sequences: TokenBatch, passes: int = 1) -> None:
+        """Take the device of `--device`; `auto` counts the operations of so many passes over the sequences at each step."""
+        operations = None
+        if device == "auto":
+            operations = 2 * self._parameters() * sequences.tokens.numel() * passes * len(self.steps)
+        self.device = device_said(device, operations=operations)
+
+    def _parameters(self) -> int:
+        if self.run is None:
+            return sum(parameter.numel() for parameter in self.opened[0].parameters())
+        weights = self.run.weights(self.steps[0])
+        return sum(weights[name].size for name in weights)
 
     @property
     def described(self) -> dict[str, object]:
@@ -97,11 +113,12 @@ class Subject:
 
     def _of_series(self) -> Models:
         from birthlens.model.hooked import load_pretrained
+        from birthlens.model.hooks import moved
 
         assert self.series is not None
         for step in self.steps:
             directory = self.series.directories[step]
-            model = self.opened.pop() if self.opened else load_pretrained(directory)
+            model = moved(self.opened.pop() if self.opened else load_pretrained(directory), self.device)
             for name in ("n_layers", "n_heads", "d_model", "d_vocab"):
                 if getattr(model.cfg, name) != getattr(self.cfg, name):
                     raise BirthlensError(

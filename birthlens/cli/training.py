@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from birthlens.cli.options import given, how_options, refuse_idle
-from birthlens.cli.streams import tell
+from birthlens.cli.streams import device_said, tell
 from birthlens.errors import BirthlensError
 
 if TYPE_CHECKING:
@@ -77,16 +77,11 @@ def train(
 
 
 def chosen_device(text: str, configs: Sequence[RunConfig] | None) -> str:
-    """Return the device of `--device`, and say which one auto has taken, and why."""
-    from birthlens.devices import chosen
-
+    """Return the device of `--device` for training."""
     tokens = None
     if configs is not None:
         tokens = sum(each.training.steps * each.training.batch_size * each.task.context for each in configs)
-    device, reason = chosen(text, tokens)
-    if text == "auto":
-        tell(f"birthlens: device {device}: {reason}", err=True)
-    return device
+    return device_said(text, tokens)
 
 
 def _more_steps(overrides: tuple[str, ...]) -> int | None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from birthlens.cli.memory import bigram_of
-from birthlens.cli.options import refuse_idle
+from birthlens.cli.options import device_option, refuse_idle
 from birthlens.cli.streams import note, tell
-from birthlens.cli.subjects import holds_models, load, names
+from birthlens.cli.subjects import Subject, holds_models, load, names
 from birthlens.cli.tables import deliver, format_option, out_option, show
 from birthlens.errors import BirthlensError
 
@@ -41,6 +41,7 @@ MAP_METRICS = ("in_context_accuracy", "in_context_loss", "global_loss", "global_
 )
 @click.option("--sequences", default=64, show_default=True, type=click.IntRange(min=1), help="Fresh sequences to run.")
 @click.option("--full", is_flag=True, help="On a terminal, print every row instead of the map.")
+@device_option
 @out_option
 @format_option
 def weight_patch(
@@ -53,6 +54,7 @@ def weight_patch(
     metric: str,
     sequences: int,
     full: bool,
+    device: str,
     out: str | None,
     style: str,
 ) -> None:
@@ -70,10 +72,10 @@ def weight_patch(
     if holds_models(run):
         refuse_idle("it is for runs", "sources", "align")
         parts = None if matrices is None else names("matrices", matrices)
-        table = _of_series(run, parts, donors, recipients, sequences)
+        table = _of_series(run, parts, donors, recipients, sequences, device)
     else:
         named = None if matrices is None else [name.strip() for name in matrices.split(",")]
-        table = _of_run(run, named, donors, recipients, sources, align, sequences)
+        table = _of_run(run, named, donors, recipients, sources, align, sequences, device)
     if not printed:
         deliver(table, out, style)
         return
@@ -96,8 +98,9 @@ def _of_run(
     sources: str | None,
     align: bool,
     sequences: int,
+    device: str,
 ) -> pd.DataFrame:
-    from birthlens.analysis.interventions.weight_patching import replacement_table, weight_patching_table
+    from birthlens.analysis.interventions.weight_patching import by_forward, replacement_table, weight_patching_table
     from birthlens.runs.evaluation import evaluation_batch
     from birthlens.runs.run import load_run
 
@@ -107,7 +110,10 @@ def _of_run(
     to_steps = _chosen(loaded, recipients)
     from_steps = _chosen(loaded, donors)
     batch = evaluation_batch(loaded, sequences)
-    evaluate = _evaluator(loaded)
+    subject = Subject(path, 0, to_steps, loaded)
+    subject.use(device, batch, len(from_steps) * len(loaded.config.trained))
+    batch = batch.to(subject.device)
+    evaluate = _evaluator(loaded) if subject.device == "cpu" else by_forward
     if sources is None:
         steps = sorted({*to_steps, *from_steps})
         table = weight_patching_table(loaded.checkpoints(steps), batch, matrices, from_steps, to_steps, align, evaluate)
@@ -131,7 +137,7 @@ def _of_run(
 
 
 def _of_series(
-    path: str, parts: list[str] | None, donors: str | None, recipients: str | None, sequences: int
+    path: str, parts: list[str] | None, donors: str | None, recipients: str | None, sequences: int, device: str
 ) -> pd.DataFrame:
     from birthlens.analysis.interventions.directory_patching import directory_patching_table
 
@@ -140,10 +146,11 @@ def _of_series(
     assert series is not None
     if len(series.steps) < 2:
         raise BirthlensError(f"model = {path!r} is one model; weights move between the steps of a series.")
+    from_steps = _chosen(series, donors)
     batch = loaded.batch(sequences, 0)
-    return directory_patching_table(
-        series.directories, batch, parts, _chosen(series, donors), _chosen(series, recipients)
-    )
+    loaded.use(device, batch, len(from_steps))
+    batch = batch.to(loaded.device)
+    return directory_patching_table(series.directories, batch, parts, from_steps, _chosen(series, recipients))
 
 
 def _chosen(subject: Run | Series, text: str | None) -> list[int]:

@@ -51,9 +51,9 @@ def attention_pattern(
                 [0.0000, 1.5000]])
     """
     n = scores.shape[-1]
-    future = torch.ones(n, n, dtype=torch.bool).triu(1)
+    future = torch.ones(n, n, dtype=torch.bool, device=scores.device).triu(1)
     if config.attention == "softmax":
         return scores.masked_fill(future, float("-inf")).softmax(-1)
     past = scores.masked_fill(future, 0.0)
     weights = past.relu() if config.attention == "relu" else past
-    return weights / torch.arange(1, n + 1, dtype=scores.dtype)[:, None]
+    return weights / torch.arange(1, n + 1, dtype=scores.dtype, device=scores.device)[:, None]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from birthlens.errors import BirthlensError
 from birthlens.model.components import has_mlp, has_positions
-from birthlens.model.hooks import SilentHookError, captured_with_logits, edited
+from birthlens.model.hooks import SilentHookError, captured_with_logits, device_of, edited
 from birthlens.model.sites import READING_SITES, Point
 from birthlens.shapes import Float, Int
 
@@ -145,4 +145,5 @@ def _attention(model: HookedModel, z: Tensor, layer: int) -> Float[Tensor, "batc
 def _few(model: HookedModel) -> Int[Tensor, "batch pos"]:
     size = int(model.cfg.d_vocab)
     length = min(5, int(model.cfg.n_ctx))
-    return torch.randint(size, (1, length), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(size, (1, length), generator=torch.Generator().manual_seed(0))
+    return tokens.to(device_of(model))

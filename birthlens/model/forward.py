@@ -37,9 +37,11 @@ class Activations:
     patterns: list[Float[Tensor, "batch head query_pos key_pos"]]
 
 
-def tensors_of(weights: Weights, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Return the weights as torch tensors (sharing memory where the dtype is theirs)."""
-    return {name: torch.from_numpy(weights[name]).to(dtype) for name in weights}
+def tensors_of(
+    weights: Weights, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> dict[str, Tensor]:
+    """Return the weights as torch tensors on a device (on the CPU they share memory where the dtype is theirs)."""
+    return {name: torch.from_numpy(weights[name]).to(device, dtype) for name in weights}
 
 
 def logits(

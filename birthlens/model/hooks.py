@@ -96,6 +96,16 @@ def _hook(point: Point, chain: Sequence[Callable[..., Tensor]], fired: set[Point
     return hook
 
 
+def device_of(model: HookedModel) -> torch.device:
+    """Return the device of a live model."""
+    return next(model.parameters()).device
+
+
+def moved(model: HookedModel, device: str | torch.device) -> HookedModel:
+    """Move a live model to a device, in place, and return it."""
+    return model if device_of(model) == torch.device(device) else model.to(str(device), print_details=False)
+
+
 class HookedTrace:
     """An unedited pass of a hooked model: the activations at some points, and logits under edits."""
 

@@ -97,7 +97,7 @@ class Trace:
             return self._unedited(point)
         n = self.rows.index.shape[1] if self.rows is not None and self._restricted(point) else self.tokens.shape[1]
         config = self.model.config
-        return torch.empty(1).expand(len(self.tokens), n, config.n_heads, config.d_head)
+        return torch.empty(1, device=self.tokens.device).expand(len(self.tokens), n, config.n_heads, config.d_head)
 
     def _restricted(self, point: Point) -> bool:
         return self.rows is not None and point.layer == self.model.config.n_layers - 1 and point.site in FROM_QUERIES
@@ -175,7 +175,7 @@ class Trace:
         scores = self.model.scale * q @ k.transpose(-1, -2)
         if self.rows is not None and self._restricted(Point("q", layer)):
             return (scores + self.rows.bias[:, None]).softmax(-1)
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         return scores.masked_fill(future, float("-inf")).softmax(-1)
 
     def _mixed(self, layer: int) -> Float[Tensor, "batch row head d_head"]:
@@ -248,7 +248,7 @@ def causal_attention(
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     queries, keys, values = (tensor.flatten(0, 1) for tensor in (q, k, v))
     n = queries.shape[1]
-    future = torch.full((n, n), float("-inf")).triu(1)
+    future = torch.full((n, n), float("-inf"), device=q.device).triu(1)
     out = values.new_empty(*queries.shape[:2], values.shape[-1])
     for start in range(0, n, BLOCK):
         rows = slice(start, start + BLOCK)

@@ -43,8 +43,8 @@ class Rows:
     @cached_property
     def bias(self) -> Float[Tensor, "batch row pos"]:
         """What is added to the scores of the rows' queries: 0 up to the query's own position, minus infinity after it."""
-        behind = torch.arange(self.n_pos) > self.index[..., None]
-        return torch.zeros(behind.shape).masked_fill_(behind, float("-inf"))
+        behind = torch.arange(self.n_pos, device=self.index.device) > self.index[..., None]
+        return torch.zeros(behind.shape, device=behind.device).masked_fill_(behind, float("-inf"))
 
     @cached_property
     def blocks(self) -> list[tuple[slice, int]]:
@@ -56,7 +56,7 @@ class Rows:
 
     def of_positions(self, value: Shaped[Tensor, "batch pos *rest"]) -> Shaped[Tensor, "batch row *rest"]:
         """Select the rows of a tensor with positions on axis 1."""
-        return value[torch.arange(len(value))[:, None], self.index]
+        return value[torch.arange(len(value), device=self.index.device)[:, None], self.index]
 
 
 Edit = Callable[[Tensor, Rows | None], Tensor]
@@ -80,15 +80,15 @@ Edits = Mapping[Point, Sequence[Edit]]
 
 
 class PreparedWeights:
-    """The tensors of one checkpoint with the products and look-up tables that `Trace` needs."""
+    """The tensors of one checkpoint, on a device, with the products and look-up tables that `Trace` needs."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, device: str | torch.device = "cpu") -> None:
         self.config = weights.config
         if self.config.attention != "softmax":
             raise BirthlensError(f"model.attention = {self.config.attention!r}: this pass has softmax attention only.")
         if self.config.positions == "relative":
             raise BirthlensError("model.positions = 'relative': this pass has no relative positions.")
-        self.tensors = tensors_of(weights)
+        self.tensors = tensors_of(weights, device=device)
         self.d_vocab = int(self.tensors["W_E"].shape[0])
         self.n_ctx = int(self.tensors["W_pos"].shape[0]) if "W_pos" in self.tensors else 10**9
         self.scale = weights.score_scale
@@ -101,7 +101,7 @@ class PreparedWeights:
                 ).contiguous()
                 square = matrix.shape[0] == matrix.shape[1]
                 # The simplified model's W_Q is always the identity, so there is nothing to multiply.
-                identity = letter == "Q" and square and torch.equal(matrix, torch.eye(len(matrix)))
+                identity = letter == "Q" and square and torch.equal(matrix, torch.eye(len(matrix), device=device))
                 self.maps[letter.lower(), layer] = None if identity else matrix
             self.outputs.append(self.tensors[f"L{layer}.W_O"].flatten(0, 1))
         self._inputs: dict[Point, tuple[Point, ...]] = {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 
+import torch
 from torch import Tensor
 
 from birthlens.shapes import Bool, Int
@@ -36,10 +37,22 @@ class TokenBatch:
     def __getitem__(self, rows: slice) -> TokenBatch:
         return self.taken(rows)
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the batch; an analysis runs its model there."""
+        return self.tokens.device
+
+    def to(self, device: str | torch.device) -> TokenBatch:
+        """Return the batch on a device."""
+        return self._mapped(lambda tensor: tensor.to(device))
+
     def taken(self, rows: slice | Int[Tensor, "row"]) -> TokenBatch:
         """Return some sequences of the batch: a slice of them, or those with the given indices in that order."""
-        tensors = {each.name: getattr(self, each.name)[rows] for each in fields(self) if each.name != "marks"}
-        return TokenBatch(**tensors, marks={role: mask[rows] for role, mask in self.marks.items()})
+        return self._mapped(lambda tensor: tensor[rows])
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> TokenBatch:
+        tensors = {each.name: change(getattr(self, each.name)) for each in fields(self) if each.name != "marks"}
+        return TokenBatch(**tensors, marks={role: change(mask) for role, mask in self.marks.items()})
 
     @property
     def in_context(self) -> Bool[Tensor, "batch pos"]:

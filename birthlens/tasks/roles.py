@@ -62,7 +62,9 @@ def summary(
     Roles without positions are left out. If the loss is NaN, so is the accuracy, because the prediction was then made from
     logits that are NaN.
     """
-    right = torch.where(loss.isnan(), torch.nan, (prediction == batch.targets).double())
+    loss = loss.cpu()
+    batch = batch.to("cpu")
+    right = torch.where(loss.isnan(), torch.nan, (prediction.cpu() == batch.targets).double())
     out: dict[tuple[str, str], tuple[float, int]] = {}
     for role, mask in role_masks(batch).items():
         n = int(mask.sum())

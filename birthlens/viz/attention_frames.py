@@ -105,8 +105,9 @@ def run_frames(
     row: int = 0,
     heads: Sequence[Head] | None = None,
     length: int = 64,
+    device: str = "cpu",
 ) -> AttentionFrames:
-    """Run one sequence through the model at each step.
+    """Run one sequence through the model at each step, on a device.
 
     `tokens` is a batch (whose row `row` is used), a text, or token ids; by default a held-out batch of the run's task. The
     first `length` positions are kept.
@@ -122,8 +123,9 @@ def run_frames(
     patterns = []
     for _, weights in run.checkpoints(steps):
         with torch.no_grad():
-            found = forward.activations(forward.tensors_of(weights), weights.config, ids[None]).patterns
-        patterns.append(np.stack([found[head.layer][0, head.head].numpy() for head in chosen]))
+            tensors = forward.tensors_of(weights, device=device)
+            found = forward.activations(tensors, weights.config, ids[None].to(device)).patterns
+        patterns.append(np.stack([found[head.layer][0, head.head].cpu().numpy() for head in chosen]))
     labels = tuple(legible(run.statistics.vocab[i]) for i in ids.tolist())
     return AttentionFrames(tuple(steps), tuple(map(str, chosen)), labels, roles, np.stack(patterns))
 
@@ -140,7 +142,7 @@ def model_frames(
     Raises:
         BirthlensError: if `tokens` are not the ids of one sequence, or are outside the model's vocabulary or context.
     """
-    from birthlens.model.hooks import captured
+    from birthlens.model.hooks import captured, device_of
 
     _check_length(length)
     ids = one_sequence(tokens)[:length]
@@ -150,7 +152,7 @@ def model_frames(
         raise BirthlensError(f"{len(ids)} tokens were given; the model's context has room for 1 to {model.cfg.n_ctx}.")
     chosen = _checked(heads, model.cfg.n_layers, model.cfg.n_heads)
     points = {head.layer: Point("pattern", head.layer) for head in chosen}
-    found = captured(model, ids[None], points.values())
+    found = captured(model, ids[None].to(device_of(model)), points.values())
     patterns = np.stack([found[points[head.layer]][0, head.head].float().cpu().numpy() for head in chosen])
     if labels is None:
         known = getattr(model, "tokenizer", None)
@@ -213,7 +215,7 @@ def one_sequence(tokens: object) -> Int[Tensor, "pos"]:
         )
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise BirthlensError(f"tokens are of type {ids.dtype}: ids are whole numbers.")
-    return ids.long()
+    return ids.cpu().long()
 
 
 def _sequence(run: Run, tokens: object, row: int) -> tuple[Int[Tensor, "pos"], tuple[tuple[str, ...], ...]]:

@@ -103,6 +103,7 @@ def show_attention(
     labels: Sequence[str] | None = None,
     length: int = 64,
     title: str | None = None,
+    device: str = "cpu",
 ) -> AttentionPicture:
     """Show the attention pattern of every head on one sequence.
 
@@ -110,7 +111,7 @@ def show_attention(
     choice such as "every:5". With more than one step the picture has a slider; by default it has up to twenty steps.
     `tokens` are a TokenBatch (of which `row` is shown), a text, or the ids of one sequence; by default a held-out
     sequence of the run's task. For a model, `tokens` are ids and `labels` their text. The first `length` positions are
-    shown.
+    shown. A run computes on `device`, a model where it is.
 
     Raises:
         BirthlensError: for steps, heads or tokens that do not exist, or a model without tokens.
@@ -125,7 +126,7 @@ def show_attention(
     if isinstance(source, Run):
         if labels is not None:
             raise BirthlensError("labels = ...: a run has labels for its tokens; give labels only with a model.")
-        frames = run_frames(source, _steps(source, step), tokens, row, chosen, length)
+        frames = run_frames(source, _steps(source, step), tokens, row, chosen, length, device)
         return AttentionPicture(frames, title or f"Attention in {source.path.name}")
     if tokens is None or isinstance(tokens, str):
         raise BirthlensError("tokens = None: give the ids to run the model on (a list, or a tensor of one sequence).")

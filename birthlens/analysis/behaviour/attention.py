@@ -58,7 +58,9 @@ class Watched:
 
 @torch.no_grad()
 def watch(model: Weights | HookedModel | LiveModel, batch: TokenBatch, chunk: int = CHUNK) -> Iterator[Watched]:
-    """Run a model over a batch, part by part; weights do not need TransformerLens.
+    """Run a model over a batch, part by part, on the batch's device; the results are on the CPU.
+
+    Weights do not need TransformerLens.
 
     Raises:
         BirthlensError: if the batch does not fit the model's vocabulary or context.
@@ -66,20 +68,20 @@ def watch(model: Weights | HookedModel | LiveModel, batch: TokenBatch, chunk: in
     if isinstance(model, Weights):
         n_ctx = model.n_ctx or batch.tokens.shape[1]
         check_tokens(batch, len(model["W_E"]), n_ctx)
-        tensors = tensors_of(model)
+        tensors = tensors_of(model, device=batch.device)
         for part in batch.chunks(chunk):
             seen = activations(tensors, model.config, part.tokens)
-            yield Watched(part, seen.patterns, seen.logits)
+            yield Watched(part.to("cpu"), [pattern.cpu() for pattern in seen.patterns], seen.logits.cpu())
         return
     check_tokens(batch, model.cfg.d_vocab, model.cfg.n_ctx)
     if isinstance(model, LiveModel):
         for part in batch.chunks(chunk):
-            yield Watched(part, *model.seen(part.tokens))
+            yield Watched(part.to("cpu"), *model.seen(part.tokens))
         return
     points = [Point("pattern", layer) for layer in range(model.cfg.n_layers)]
     for part in batch.chunks(chunk):
         found, logits = captured_with_logits(model, part.tokens, points)
-        yield Watched(part, [found[point] for point in points], logits)
+        yield Watched(part.to("cpu"), [found[point].cpu() for point in points], logits.cpu())
 
 
 class Shares:

@@ -103,13 +103,15 @@ def transfer_table(
     triggers: Sequence[int] | None = None,
     distinct: bool = False,
     chunk: int = CHUNK,
+    device: str = "cpu",
 ) -> pd.DataFrame:
     """Test every head, and the model, on repeated random sequences at each checkpoint.
 
     Columns: step, layer, head (None for the model), group ('all', and with `triggers` also 'trigger' and 'other', for the
     query's token), score, value, chance, n (queries). Scores are strict and any_successor (heads), and accuracy and loss
     (the model; their chance is that of uniform guessing). All checkpoints with one vocabulary see the same sequences.
-    `length` is the length of one copy, by default the largest that fits twice into the context, up to 64.
+    `length` is the length of one copy, by default the largest that fits twice into the context, up to 64. Weights run on
+    `device`, where a live model must be.
 
     Raises:
         BirthlensError: if two copies do not fit the model's context.
@@ -126,7 +128,7 @@ def transfer_table(
         if 2 * copy - 1 > n_ctx or copy < 2:
             raise BirthlensError(f"length = {copy}: two copies must fit the context; use 2 to {(n_ctx + 1) // 2}.")
         if batch is None or int(batch.tokens.max()) >= d_vocab:
-            batch = repeated_tokens(n, copy, d_vocab, generator, distinct)
+            batch = repeated_tokens(n, copy, d_vocab, generator, distinct).to(device)
         shares = Shares()
         for seen in watch(model, batch, chunk):
             tokens = seen.batch.tokens

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from birthlens.errors import BirthlensError
 from birthlens.model.hooked import build
-from birthlens.model.hooks import captured
+from birthlens.model.hooks import captured, moved
 from birthlens.model.sites import Head, Point
 from birthlens.model.weights import Weights
 from birthlens.shapes import Bool, Float
@@ -52,7 +52,8 @@ def sink_table(models: Models, batch: TokenBatch, chunk: int = 16) -> pd.DataFra
         raise BirthlensError("the batch has one position; a sink is measured from at least two.")
     rows: list[tuple[object, ...]] = []
     for step, model in models:
-        hooked = build(model, n_ctx=batch.tokens.shape[1]) if isinstance(model, Weights) else model
+        built = build(model, n_ctx=batch.tokens.shape[1]) if isinstance(model, Weights) else model
+        hooked = moved(built, batch.device)
         check_tokens(batch, hooked.cfg.d_vocab, hooked.cfg.n_ctx)
         sums: dict[tuple[object, ...], list[float]] = {}
         for part in batch.chunks(chunk):
@@ -76,8 +77,8 @@ def _measured(model: HookedModel, batch: TokenBatch) -> Iterator[tuple[tuple[obj
     """Yield (layer, head, measure, group), a sum, and the number of values in it."""
     layers = range(model.cfg.n_layers)
     points = [Point(site, layer) for layer in layers for site in ("pattern", "q", "k", "v", "resid_pre")]
-    found = captured(model, batch.tokens, points)
-    groups = groups_of(batch)
+    found = {point: value.cpu() for point, value in captured(model, batch.tokens, points).items()}
+    groups = groups_of(batch.to("cpu"))
     for layer in layers:
         pattern = found[Point("pattern", layer)]
         heads = pattern.shape[1]

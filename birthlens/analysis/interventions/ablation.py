@@ -183,7 +183,7 @@ def cases_table(
     tables = []
     for step, model in models:
         chosen = cases(sizes_of(model)) if callable(cases) else cases
-        outcomes = evaluate(backend_of(model, chosen), chosen, batch, scoring, reference, seed, chunk)
+        outcomes = evaluate(backend_of(model, chosen, batch.device), chosen, batch, scoring, reference, seed, chunk)
         table = outcomes.table(np.random.default_rng(seed) if draws else None, draws)
         table.insert(0, "step", step)
         tables.append(table)

@@ -57,7 +57,7 @@ def edge_attributions(
     if steps < 0:
         raise BirthlensError(f"steps = {steps}: use 0 for the plain gradient, or at least 1 to integrate.")
     total = torch.zeros(len(edges), len(scoring.metrics), dtype=torch.float64)
-    for index in torch.split(torch.arange(len(base)), chunk):
+    for index in torch.split(torch.arange(len(base), device=base.device), chunk):
         total += _chunk(model, edges, take(base, index), take(source, index), scoring[index], steps, norms)
     return np.asarray(total / scoring.counts().sum(0))
 
@@ -99,7 +99,7 @@ def _chunk(
         for column, gradient in enumerate(gradients[receivers[edge]]):
             if isinstance(edge.receiver, HeadInput):
                 gradient = gradient[:, :, edge.receiver.head.head]
-            out[row, column] = (delta.double() * gradient.double()).sum() / len(shares)
+            out[row, column] = (delta.cpu().double() * gradient.cpu().double()).sum() / len(shares)
     return out
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from birthlens.analysis.interventions.edges import edge_edits, receiver_point
@@ -16,7 +17,7 @@ from birthlens.analysis.interventions.replacements import Sources, Unedited
 from birthlens.analysis.interventions.spec import AnyIntervention, Cases, EdgeIntervention, Intervention
 from birthlens.model.components import Sizes
 from birthlens.model.effects import check_edges, check_effect, check_reading
-from birthlens.model.hooks import HookedTrace
+from birthlens.model.hooks import HookedTrace, device_of, moved
 from birthlens.model.incremental import FROM_QUERIES, Trace
 from birthlens.model.layout import Edit, Edits, PreparedWeights, Rows
 from birthlens.model.sites import INTERVENTION_SITES, Point
@@ -34,6 +35,7 @@ class Backend(Protocol):
     sizes: Any
     d_vocab: int
     n_ctx: int
+    device: torch.device
     picks_rows: bool
 
     def open(self, tokens: Int[Tensor, "batch pos"], rows: Rows | None, points: Iterable[Point]) -> Unedited:
@@ -47,12 +49,13 @@ class Backend(Protocol):
 
 
 class FunctionalBackend:
-    """The functional pass over `Weights`."""
+    """The functional pass over `Weights`, on a device."""
 
     picks_rows = True
 
-    def __init__(self, weights: Weights) -> None:
-        self.model = PreparedWeights(weights)
+    def __init__(self, weights: Weights, device: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+        self.model = PreparedWeights(weights, self.device)
         self.sizes: Sizes = weights.config
         self.d_vocab = self.model.d_vocab
         self.n_ctx = self.model.n_ctx
@@ -77,6 +80,7 @@ class HookedBackend:
 
     def __init__(self, model: HookedModel) -> None:
         self.model = model
+        self.device = device_of(model)
         self.sizes: Sizes = model.cfg
         self.d_vocab = int(model.cfg.d_vocab)
         self.n_ctx = int(model.cfg.n_ctx)
@@ -122,8 +126,13 @@ def node_edits(case: Iterable[AnyIntervention], sources: Sources, n_heads: int) 
     return edits
 
 
-def backend_of(model: Weights | HookedModel | Backend, cases: Cases | None = None) -> Backend:
-    """Choose the fastest way to run the cases: functional for weights, hooks for live models, edges and LayerNorms."""
+def backend_of(
+    model: Weights | HookedModel | Backend, cases: Cases | None = None, device: str | torch.device = "cpu"
+) -> Backend:
+    """Choose the fastest way to run the cases: functional for weights, hooks for live models, edges and LayerNorms.
+
+    Weights are loaded to the device; a live model is used where it is.
+    """
     if isinstance(model, FunctionalBackend | HookedBackend):
         return model
     if not isinstance(model, Weights):
@@ -132,8 +141,8 @@ def backend_of(model: Weights | HookedModel | Backend, cases: Cases | None = Non
     if not shortcuts or model.config.attention != "softmax" or model.config.positions == "relative":
         from birthlens.model.hooked import build
 
-        return HookedBackend(build(model))
-    return FunctionalBackend(model)
+        return HookedBackend(moved(build(model), device))
+    return FunctionalBackend(model, device)
 
 
 def has_shortcut(one: AnyIntervention) -> bool:

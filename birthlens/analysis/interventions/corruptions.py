@@ -55,6 +55,11 @@ class Pair:
                 "use more sequences, a longer context, or another corruption."
             )
 
+    def to(self, device: str | torch.device) -> Pair:
+        """Return the pair on a device."""
+        answers = None if self.alternatives is None else self.alternatives.to(device)
+        return Pair(self.clean.to(device), self.corrupted.to(device), self.scored.to(device), answers)
+
     @property
     def default_metric(self) -> str:
         """The logit difference if there are two answers, otherwise the answer's logit."""

@@ -68,13 +68,13 @@ def directory_patching_table(
 
     rows: list[tuple[Any, ...]] = []
     for to_step in chosen_among("to_steps", to_steps, directories):
-        model = load_causal(directories[to_step])
+        model = load_causal(directories[to_step]).to(batch.device)
         check_tokens(batch, int(model.config.vocab_size), batch.tokens.shape[1])
         own = dict(model.named_parameters())
         groups = _groups(list(own), parts)
         untouched = _measured(model, batch)
         for from_step in chosen_among("from_steps", from_steps, directories):
-            donor = dict(load_causal(directories[from_step]).named_parameters())
+            donor = dict(load_causal(directories[from_step]).to(batch.device).named_parameters())
             _check_shapes(own, donor, directories[to_step], directories[from_step])
             drift = _drift(donor, own)
             for group, names in groups.items():
@@ -124,8 +124,8 @@ def _measured(model: Any, batch: TokenBatch) -> dict[tuple[str, str], tuple[floa
 
 def _drift(donor: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> float:
     names = [name for name in own if part_of(name) == "embeddings"]
-    apart = sum(float((donor[name] - own[name]).double().square().sum()) for name in names)
-    return float((apart / sum(float(own[name].double().square().sum()) for name in names)) ** 0.5)
+    apart = sum(float((donor[name] - own[name]).cpu().double().square().sum()) for name in names)
+    return float((apart / sum(float(own[name].cpu().double().square().sum()) for name in names)) ** 0.5)
 
 
 def _check_shapes(own: Mapping[str, Tensor], donor: Mapping[str, Tensor], to: Path, source: Path) -> None:

@@ -64,7 +64,7 @@ def edge_table(
         norms = frozen_norms(sizes) if freeze_norms else ()
         by_name = {str(edge): edge for edge in chosen}
         cases: Cases = {name: (EdgeIntervention(edge, "patch"), *norms) for name, edge in by_name.items()}
-        backend = backend_of(model, cases)
+        backend = backend_of(model, cases, pair.clean.device)
         table = patched_table(backend, pair, cases, direction, quantities, seed, draws, chunk)
         patched = [by_name[str(case)] for case in table.pop("case")]
         table.insert(0, "step", step)

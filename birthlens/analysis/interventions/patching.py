@@ -178,7 +178,7 @@ def patched_outcomes(
     corrupted = replace(pair.corrupted, occurrence=pair.clean.occurrence, absorbed=pair.clean.absorbed)
     base, source = (corrupted, pair.clean) if direction == DIRECTIONS[0] else (pair.clean, corrupted)
     scoring = pair.scoring(tuple(quantities))
-    backend = backend_of(model, cases)
+    backend = backend_of(model, cases, base.device)
     forward = evaluate(backend, cases, base, scoring, source, seed, chunk)
     return forward, evaluate(backend, {}, source, scoring, None, seed, chunk)
 

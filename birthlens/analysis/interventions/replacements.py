@@ -100,7 +100,7 @@ class Kept:
 
 
 class Averages:
-    """Means of activations over a source batch, accumulated chunk by chunk (in float64)."""
+    """Means of activations over a source batch, summed by chunks in float64, which not every device has, on the CPU."""
 
     def __init__(self, by_role: bool) -> None:
         self._by_role = by_role
@@ -111,32 +111,32 @@ class Averages:
 
     def add(self, values: Mapping[Point, Tensor], batch: TokenBatch) -> None:
         """Add one chunk's activations."""
-        roles = torch.nn.functional.one_hot(token_roles(batch), 3).double()
+        roles = torch.nn.functional.one_hot(token_roles(batch), 3).float()
         self._n += len(batch)
-        self._counts += roles.sum((0, 1))
+        self._counts += roles.cpu().double().sum((0, 1))
         for point, value in values.items():
-            total = value.sum(0).double()
+            total = value.sum(0).cpu().double()
             self._sums[point] = self._sums[point] + total if point in self._sums else total
             if self._by_role and point.site != "pattern":
-                by_role = torch.tensordot(roles.float(), value, dims=([0, 1], [0, 1])).double()
+                by_role = torch.tensordot(roles, value, dims=([0, 1], [0, 1])).cpu().double()
                 self._role_sums[point] = self._role_sums[point] + by_role if point in self._role_sums else by_role
 
     def mean(self, point: Point, method: str, rows: Rows | None, roles: Int[Tensor, "batch pos"]) -> Tensor:
         """Return the mean as a tensor that broadcasts against the activation (at its rows, if there are any)."""
         table = self._sums[point] / self._n
         if method == "mean":
-            return table.mean(0).float()
+            return table.mean(0).float().to(roles.device)
         if method == "mean_role":
             if missing := [r for r in range(3) if not self._counts[r] and bool((roles == r).any())]:
                 names = [("no trigger", "first occurrence", "later occurrence")[role] for role in missing]
                 raise BirthlensError(f"mean_role: the source batch has no token of role {', '.join(names)}; use more.")
             counts = self._counts.clamp(min=1).view(-1, *[1] * (self._role_sums[point].ndim - 1))
-            means = (self._role_sums[point] / counts).float()
+            means = (self._role_sums[point] / counts).float().to(roles.device)
             return means[rows.of_positions(roles) if rows is not None else roles]
+        means = table.float().to(roles.device)
         if point.site == "pattern":
-            by_query = table.float().transpose(0, 1)
-            return by_query.transpose(0, 1)[None] if rows is None else by_query[rows.index].transpose(1, 2)
-        return table.float()[None] if rows is None else table.float()[rows.index]
+            return means[None] if rows is None else means.transpose(0, 1)[rows.index].transpose(1, 2)
+        return means[None] if rows is None else means[rows.index]
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,8 +177,8 @@ def ideal_pattern(
     method: str, pattern: Float[Tensor, "batch head query_pos key_pos"], rows: Rows | None
 ) -> Float[Tensor, "#batch 1 query_pos key_pos"]:
     """Return the uniform causal pattern, or full attention to the previous position (the first attends to itself)."""
-    keys = torch.arange(pattern.shape[-1])
-    queries = (torch.arange(pattern.shape[-2])[None] if rows is None else rows.index)[..., None]
+    keys = torch.arange(pattern.shape[-1], device=pattern.device)
+    queries = (torch.arange(pattern.shape[-2], device=pattern.device)[None] if rows is None else rows.index)[..., None]
     uniform = (keys <= queries) / (queries + 1)
     previous = keys == (queries - 1).clamp(min=0)
     return (uniform if method == "uniform" else previous).to(pattern.dtype)[:, None]
@@ -192,7 +192,7 @@ def _selected(one: Intervention, current: Tensor, where: Bool[Tensor, "batch row
     """Return the mask of the chosen positions and heads, which broadcasts against the activation."""
     if one.site not in ATTENTION_SITES:
         return where[..., None]
-    heads = torch.ones(current.shape[_head_axis(one.site)], dtype=torch.bool)
+    heads = torch.ones(current.shape[_head_axis(one.site)], dtype=torch.bool, device=current.device)
     if one.heads is not None:
         heads[:] = False
         heads[[head.head for head in one.heads]] = True

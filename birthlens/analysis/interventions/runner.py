@@ -1,7 +1,8 @@
 """Many interventions on one model: shared prefixes, only the positions that are read, and chunks that fit the cache.
 
 `evaluate` takes weights (the functional pass, with all its shortcuts) or a live model (hooks). If a case edits edges, which
-the functional pass does not support, weights are loaded into a hooked model automatically.
+the functional pass does not support, weights are loaded into a hooked model automatically. Weights run on the device of the
+batch.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def evaluate(
                 told = None if advance is None else _scaled(advance, len(some) / len(cases))
                 parts.append(evaluate(model, some, batch, scoring, reference, seed, chunk, told))
             return merged(parts, (BASELINE, *cases))
-    backend = backend_of(model, cases)
+    backend = backend_of(model, cases, batch.device)
     check_cases(cases, backend.sizes)
     _check_batches(backend, batch, reference)
     wanted = needs(one for case in cases.values() for one in case)
@@ -89,7 +90,7 @@ def evaluate(
     read = scoring.read
     by_rows = backend.picks_rows and float(read.float().mean()) < READ_ALL
     # Sequences with a similar number of read positions share a chunk, so that there is little padding.
-    order = read.sum(1).argsort() if by_rows else torch.arange(len(batch))
+    order = read.sum(1).argsort() if by_rows else torch.arange(len(batch), device=batch.device)
     labels = (BASELINE, *cases)
     sums = torch.zeros(len(labels), len(batch), len(scoring.metrics), dtype=torch.float64)
     for index in torch.split(order, chunk):
@@ -110,9 +111,10 @@ def evaluate(
                 else:
                     runs[need] = backend.open(donor.tokens[chosen[index]], rows, points)
         sources = Sources(part, runs, averages)
-        sums[0, index] = scores.sums(base.logits())
+        place = index.cpu()
+        sums[0, place] = scores.sums(base.logits())
         for number, case in enumerate(cases.values(), start=1):
-            sums[number, index] = scores.sums(base.logits(backend.edits(case, sources)))
+            sums[number, place] = scores.sums(base.logits(backend.edits(case, sources)))
         if advance is not None:
             advance(len(index) / len(batch))
     return Outcomes(labels, scoring.metrics, sums.numpy(), scoring.counts().numpy())
@@ -164,6 +166,11 @@ def _scaled(advance: Callable[[float], None], by: float) -> Callable[[float], No
 
 
 def _check_batches(backend: Backend, batch: TokenBatch, reference: TokenBatch | None) -> None:
+    for name, one in (("the batch", batch), ("the reference batch", reference)):
+        if one is not None and one.device != backend.device:
+            raise BirthlensError(
+                f"{name} is on {one.device}, the model on {backend.device}; move one with .to(device)."
+            )
     check_tokens(batch, backend.d_vocab, backend.n_ctx)
     if reference is not None:
         check_tokens(reference, backend.d_vocab, backend.n_ctx, "the reference batch")
@@ -179,11 +186,12 @@ def _picked_rows(
             continue
         donor = _donor(source, batch, reference)
         if method == "resample":
-            rows = resampled_rows(len(batch), source, len(donor), np.random.default_rng([seed, len(batch)]))
+            drawn = resampled_rows(len(batch), source, len(donor), np.random.default_rng([seed, len(batch)]))
+            rows = drawn.to(batch.device)
         elif len(donor) != len(batch):
             raise BirthlensError(f"patching needs a partner of {len(batch)} sequences; the reference has {len(donor)}.")
         else:
-            rows = torch.arange(len(batch))
+            rows = torch.arange(len(batch), device=batch.device)
         out[source, method] = (donor, rows)
     return out
 
@@ -208,7 +216,7 @@ def _survey(
             size = sum(values[point].nbytes for point in points & resampled)
             if first == 0 and size * len(donor) <= KEPT_BYTES * len(part):
                 shapes = {point: values[point].shape[1:] for point in points & resampled}
-                keep = {point: torch.empty(len(donor), *shape) for point, shape in shapes.items()}
+                keep = {point: torch.empty(len(donor), *shape, device=donor.device) for point, shape in shapes.items()}
             for point, whole in keep.items():
                 whole[first : first + chunk] = values[point]
         kept[source] = keep

@@ -86,7 +86,7 @@ class Scoring:
 
         `statistics` allow the quantity kl, `alternatives` the quantity logit_difference.
         """
-        bigram = None if statistics is None else torch.from_numpy(statistics.bigram).float()
+        bigram = None if statistics is None else torch.from_numpy(statistics.bigram).float().to(batch.device)
         return cls(
             parsed(metrics), role_masks_with_successors(batch), batch.targets, alternatives, batch.tokens, bigram
         ).trimmed()
@@ -113,8 +113,8 @@ class Scoring:
         return torch.stack(masks).any(0)
 
     def counts(self) -> Float[Tensor, "batch metric"]:
-        """Return the number of positions of each metric's role in each sequence."""
-        return torch.stack([self.roles[metric.role].sum(1) for metric in self.metrics], 1).double()
+        """Return the number of positions of each metric's role in each sequence, on the CPU."""
+        return torch.stack([self.roles[metric.role].sum(1) for metric in self.metrics], 1).cpu().double()
 
     def at(self, rows: Rows) -> Scoring:
         """Return the scoring for logits that exist only at some rows."""
@@ -129,12 +129,12 @@ class Scoring:
         )
 
     def sums(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch metric"]:
-        """Sum each metric over its role in each sequence; differentiable if the quantity is."""
+        """Sum each metric over its role in each sequence, on the CPU; differentiable if the quantity is."""
         wanted = {metric.quantity for metric in self.metrics}
         total = logits.logsumexp(-1) if wanted & {"loss", "probability", "kl"} else None
         values = {quantity: self._quantity(quantity, logits, total) for quantity in wanted}
         out = [torch.where(self.roles[metric.role], values[metric.quantity], 0.0).sum(1) for metric in self.metrics]
-        return torch.stack(out, 1).double()
+        return torch.stack(out, 1).cpu().double()
 
     def _quantity(
         self, name: str, logits: Float[Tensor, "batch pos d_vocab"], total: Float[Tensor, "batch pos"] | None

@@ -190,7 +190,8 @@ def _outcomes(
     """Evaluate the unedited model and every case; a case of truncations is an unedited pass over other weights."""
     edited = {name: case for name, case in cases.items() if not isinstance(case[0], MatrixIntervention)}
     activations: Cases = edited  # type: ignore[assignment]
-    parts = [evaluate(backend_of(model, activations), activations, batch, scoring, reference, seed, chunk, told)]
+    backend = backend_of(model, activations, batch.device)
+    parts = [evaluate(backend, activations, batch, scoring, reference, seed, chunk, told)]
     for name, case in cases.items():
         if name in edited:
             continue

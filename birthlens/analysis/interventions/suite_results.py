@@ -1,6 +1,6 @@
 """Results of causal suites on disk: a manifest that describes what was run, and one durable file for each checkpoint.
 
-    manifest.json       the request (interventions in full), the subject, a hash of the data, versions and seeds
+    manifest.json       the request (interventions in full), the subject, a hash of the data, the device, versions, seeds
     steps/<step>.json   {"model": hash of the weights, "rows": [...]}
 
 A checkpoint's rows are valid only for the weights they were measured on: a file with another hash is out of date.
@@ -38,11 +38,12 @@ NUMBERS_DEPEND_ON = ("python", "birthlens", "torch", "transformer-lens", "numpy"
 def manifest(
     asked: Mapping[str, Any], subject: Mapping[str, Any], batches: Mapping[str, TokenBatch | None]
 ) -> dict[str, Any]:
-    """Describe a piece of work: the request, its subject (in the caller's words), the data, the versions."""
+    """Describe a piece of work: the request, its subject (in the caller's words), the data, the device, the versions."""
     return {
         **asked,
         "subject": dict(subject),
         **{name: None if batch is None else _described(batch) for name, batch in batches.items()},
+        "device": next(batch.device.type for batch in batches.values() if batch is not None),
         "versions": versions(),
     }
 
@@ -75,6 +76,7 @@ def open_results(directory: Path, described: Mapping[str, Any]) -> None:
     now = json.loads(json.dumps(described))
     if not isinstance(before, dict):
         raise _damaged(path)
+    before = {"device": "cpu", **before}  # manifests from before there were devices
     different = [key for key in now if key != "versions" and now[key] != before.get(key)]
     if not different and (changed := _changed_versions(before.get("versions"), now["versions"])):
         raise BirthlensError(
@@ -146,7 +148,7 @@ def model_hash(model: Weights | HookedModel) -> str:
     content.update(f"{model.cfg.n_layers} layers, {model.cfg.n_heads} heads".encode())
     for name, tensor in sorted(model.state_dict().items()):
         plain = tensor.detach().contiguous().flatten().view(torch.uint8)
-        content.update(name.encode() + plain.numpy().tobytes())
+        content.update(name.encode() + plain.cpu().numpy().tobytes())
     return content.hexdigest()
 
 
@@ -171,5 +173,5 @@ def _described(batch: TokenBatch) -> dict[str, Any]:
     content = hashlib.sha256()
     tensors = {each.name: getattr(batch, each.name) for each in fields(batch) if each.name != "marks"}
     for name, tensor in (tensors | dict(batch.marks)).items():
-        content.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        content.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return {"sequences": len(batch), "positions": int(batch.tokens.shape[1]), "sha256": content.hexdigest()}

@@ -60,10 +60,10 @@ WEIGHT_SOURCES = ("initial", "ideal", "ideal_dual", "ledger", "without_ledger", 
 def by_forward(
     weights: Weights, batch: TokenBatch, chunk: int = 16
 ) -> tuple[Float[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
-    """Run any model over the batch: loss and predicted token at every position."""
-    tensors = forward.tensors_of(weights)
+    """Run any model over the batch, on its device: loss and predicted token at every position."""
+    tensors = forward.tensors_of(weights, device=batch.device)
     found = []
-    with torch.inference_mode():
+    with torch.no_grad():
         for part in batch.chunks(chunk):
             logits = forward.logits(tensors, weights.config, part.tokens)
             found.append((losses(logits, part.targets), logits.argmax(-1)))
