@@ -82,7 +82,7 @@ def trainer_at(run: Run, step: int) -> Trainer:
     if differs is not None:
         _log.warning(
             f"training {run.path} again gives other weights than it kept at step {differs} (other packages, threads or "
-            f"machine); the fork starts from {'the kept weights' if step in kept else 'those'} at step {step}."
+            f"machine, or trained together with others); the fork starts from {'the kept weights' if step in kept else 'those'} at step {step}."
         )
         if step in kept:
             _write(trainer, run.checkpoint(step))

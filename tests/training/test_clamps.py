@@ -23,6 +23,7 @@ from birthlens.model.initialisation import initial_weights
 from birthlens.model.sites import Edge, Head
 from birthlens.runs.run import load_run
 from birthlens.tasks.kinds import chain_of
+from birthlens.training.grid import Grid
 from birthlens.training.loop import Trainer, train
 from birthlens.training.recording import resume, train_to_disk
 
@@ -393,6 +394,16 @@ def test_what_a_trainer_refuses(clamp: Any, message: Any) -> None:
         return
     with pytest.raises(BirthlensError, match=message):
         Trainer(config, chain_of(config))
+
+
+def test_the_axis_of_a_grid_varies_clamps(tmp_path: Path) -> None:
+    """In YAML, as texts and as mappings."""
+    (tmp_path / "grid.yaml").write_text(
+        "axes: {training.clamps: [[], [freeze L0.W_K until=5], [{kind: pin, head: L0H0, pattern: uniform, from: 3}]]}"
+    )
+    configs = Grid.load(tmp_path / "grid.yaml").configs()
+    clamps = [[str(clamp) for clamp in config.training.clamps] for config in configs.values()]
+    assert clamps == [[], ["freeze L0.W_K until=5"], ["pin L0H0 uniform from=3"]]
 
 
 def test_engines_that_cannot_take_a_clamp_say_so() -> None:
