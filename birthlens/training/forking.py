@@ -80,9 +80,10 @@ def trainer_at(run: Run, step: int) -> Trainer:
         if run.config.checkpoints.sensitivity:
             trainer.record(loss)  # the schedule remembers the loss at the last kept step
     if differs is not None:
+        used = "the kept weights" if step in kept else "those"
         _log.warning(
             f"training {run.path} again gives other weights than it kept at step {differs} (other packages, threads or "
-            f"machine, or trained together with others); the fork starts from {'the kept weights' if step in kept else 'those'} at step {step}."
+            f"machine, or trained together with others); the fork starts from {used} at step {step}."
         )
         if step in kept:
             _write(trainer, run.checkpoint(step))
