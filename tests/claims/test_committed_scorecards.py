@@ -18,7 +18,7 @@ from birthlens.claims.scorecard import read_results, scorecard_table
 RESULTS = Path(__file__).parents[2] / "analyses" / "results"
 
 
-NOT_RUN = {"necessity-and-sufficiency", "circuits-pinned"}
+NOT_RUN = {"circuits-pinned"}
 PAPERS = sorted(path.stem.removeprefix("scorecard_") for path in RESULTS.glob("scorecard_*.json"))
 
 
