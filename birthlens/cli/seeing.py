@@ -11,7 +11,7 @@ import click
 from birthlens.cli.options import device_option, refuse_idle
 from birthlens.cli.probing import steps_option
 from birthlens.cli.streams import note, tell
-from birthlens.cli.subjects import holds_models, load
+from birthlens.cli.subjects import holds_models, load, names
 from birthlens.errors import BirthlensError
 
 MOST_PICTURES = 50
@@ -168,7 +168,7 @@ def attention(
         refuse_idle("the sequences are given", "row")
     if prompts is not None:
         refuse_idle("--prompts has the text", "text")
-    chosen = heads.split(",") if heads else None
+    chosen = names("heads", heads) if heads is not None else None
     loaded = load(subject, steps or "all", 0)
     if steps is None:
         loaded = replace(loaded, steps=thinned(loaded.steps, 20))  # with the first step, which is opened already

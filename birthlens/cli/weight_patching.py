@@ -69,13 +69,12 @@ def weight_patch(
     printed = out is None and style == "table" and not full
     if not printed:
         refuse_idle("every metric is in the table; this one only chooses what is printed as a map", "metric")
+    chosen = None if matrices is None else names("matrices", matrices)
     if holds_models(run):
         refuse_idle("it is for runs", "sources", "align")
-        parts = None if matrices is None else names("matrices", matrices)
-        table = _of_series(run, parts, donors, recipients, sequences, device)
+        table = _of_series(run, chosen, donors, recipients, sequences, device)
     else:
-        named = None if matrices is None else [name.strip() for name in matrices.split(",")]
-        table = _of_run(run, named, donors, recipients, sources, align, sequences, device)
+        table = _of_run(run, chosen, donors, recipients, sources, align, sequences, device)
     if not printed:
         deliver(table, out, style)
         return
@@ -121,7 +120,7 @@ def _of_run(
         table = replacement_table(
             loaded.checkpoints(to_steps),
             batch,
-            [source.strip() for source in sources.split(",")],
+            names("by", sources),
             matrices,
             initial=loaded.weights(loaded.steps[0]),
             triggers=loaded.triggers,

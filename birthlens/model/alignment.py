@@ -25,8 +25,18 @@ Array = np.ndarray
 
 _READERS = ("W_Q", "W_K", "W_V", "W_in", "W_F")
 _WRITERS = ("W_O", "W_out", "b_O", "b_out", "W_F")
-PARTNERS = {"W_Q": "W_K", "W_K": "W_Q", "b_Q": "W_K", "b_K": "W_Q", "W_V": "W_O", "b_V": "W_O", "W_O": "W_V"}
-"""The matrix that shares the d_head axis of another one."""
+_PARTNERS = {"W_Q": "W_K", "W_K": "W_Q", "b_Q": "W_K", "b_K": "W_Q", "W_V": "W_O", "b_V": "W_O", "W_O": "W_V"}
+
+
+def partner_of(name: str) -> str | None:
+    """Return the matrix that shares the d_head axis of a parameter; None if it has no such axis.
+
+    Example:
+        >>> partner_of("L0.W_Q"), partner_of("L1.W_F")
+        ('L0.W_K', None)
+    """
+    layer, _, short = name.rpartition(".")
+    return f"{layer}.{_PARTNERS[short]}" if short in _PARTNERS else None
 
 
 def codebooks(weights: Weights, like: Weights | None = None) -> Float[Array, "entry d_model"]:
@@ -107,10 +117,10 @@ def aligned(donor: Weights, recipient: Weights, names: Sequence[str]) -> dict[st
     turned = rotated(donor, rotation(donor, recipient))
     found = {}
     for name in names:
-        layer, _, short = name.rpartition(".")
-        partner = f"{layer}.{PARTNERS.get(short)}"
+        short = name.split(".")[-1]
+        partner = partner_of(name)
         tensor = turned[name]
-        if partner in recipient and partner not in names:
+        if partner is not None and partner in recipient and partner not in names:
             axis = -2 if partner.endswith("W_O") else -1  # of d_head in the partner
             inner = [np.moveaxis(weights[partner], axis, -1) for weights in (turned, recipient)]
             turns = np.stack([_procrustes(*pair) for pair in zip(*inner, strict=True)])

@@ -118,14 +118,15 @@ class Watch:
         out = []
         train = metrics[(metrics["split"] == "train") & (metrics["metric"] == "loss")].sort_values("step")
         held_out = metrics[metrics["split"] == "held_out"].sort_values("step")
-        series = [("training loss", train)]
-        series += [(label(name), held_out[held_out["metric"] == name]) for name in MEASURED]
-        for name, rows in series:
+        series = {"training_loss": train}
+        series |= {name: held_out[held_out["metric"] == name] for name in MEASURED}
+        for name, rows in series.items():
             if len(rows):
                 values = [float(value) for value in rows["value"]]
-                bounds = (0.0, 1.0) if "accuracy" in name else (min(0.0, *values), max(values))
-                said = "of 1" if "accuracy" in name else f"from {values[0]:.3f}"
-                out.append((name, sparkline(values, self.width, *bounds), f"{values[-1]:.3f}", said))
+                is_share = name == "in_context_accuracy"
+                bounds = (0.0, 1.0) if is_share else (min(0.0, *values), max(values))
+                said = "of 1" if is_share else f"from {values[0]:.3f}"
+                out.append((label(name), sparkline(values, self.width, *bounds), f"{values[-1]:.3f}", said))
         return out + self._recall_rows(steps)
 
     def progress(self, steps: Sequence[int], now: float | None = None) -> str:

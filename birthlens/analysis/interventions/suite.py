@@ -171,9 +171,7 @@ def _read_intervention(data: Any) -> AnySuiteIntervention:
         return data
     if not isinstance(data, Mapping) or "matrix" not in data:
         return from_json(data)
-    if set(data) != {"matrix", "method"}:
-        raise BirthlensError(f"intervention = {shown(dict(data))}: a matrix has a method and nothing else.")
-    return MatrixIntervention(**data)
+    return MatrixIntervention.from_json(data)
 
 
 def _outcomes(

@@ -11,6 +11,7 @@ As an intervention of a suite (`MatrixIntervention`) it replays on every checkpo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,9 @@ class Truncation:
     how: str
     rank: int
 
+    def __str__(self) -> str:
+        return f"{self.how}:{self.rank}"
+
     @classmethod
     def parse(cls, source: str) -> Truncation | None:
         """Parse a source; return None if it is not a truncation.
@@ -67,17 +71,15 @@ class Truncation:
         """
         full = min(matrix.shape[-2:])
         if not 1 <= self.rank <= full:
-            raise BirthlensError(f"source = '{self.how}:{self.rank}': write {self.how}:R with R from 1 to {full}.")
+            raise BirthlensError(f"source = '{self}': write {self.how}:R with R from 1 to {full}.")
         whole = matrix.astype(np.float64)
         start = np.zeros_like(whole)
         if self.how == "change_rank":
             if initial is None:
-                raise BirthlensError(
-                    f"source = '{self.how}:{self.rank}': give the initial weights, which the change starts from."
-                )
+                raise BirthlensError(f"source = '{self}': give the initial weights, which the change starts from.")
             start = initial.astype(np.float64)
         if not (np.isfinite(whole).all() and np.isfinite(start).all()):
-            raise BirthlensError(f"source = '{self.how}:{self.rank}': the matrix contains values that are not finite.")
+            raise BirthlensError(f"source = '{self}': the matrix contains values that are not finite.")
         kept = largest_components(whole - start, self.rank)
         found = whole - kept if self.how == "without_rank" else start + kept
         return np.asarray(found.astype(matrix.dtype))
@@ -85,23 +87,36 @@ class Truncation:
 
 @dataclass(frozen=True)
 class MatrixIntervention:
-    """Replace a parameter by a truncation of it; `method` is the text of a `Truncation`.
-
-    Raises:
-        BirthlensError: for a method that is no truncation.
+    """Replace a parameter by a truncation of it.
 
     Example:
-        >>> MatrixIntervention("L1.W_F", "without_rank:1").to_json()
+        >>> MatrixIntervention("L1.W_F", Truncation("without_rank", 1)).to_json()
         {'matrix': 'L1.W_F', 'method': 'without_rank:1'}
     """
 
     matrix: str
-    method: str
+    truncation: Truncation
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.method, str) or Truncation.parse(self.method) is None:
+    @classmethod
+    def from_json(cls, data: Mapping[Any, Any]) -> MatrixIntervention:
+        """Read the output of `to_json`.
+
+        Raises:
+            BirthlensError: for other keys, or a method that is no truncation.
+        """
+        if set(data) != {"matrix", "method"}:
+            raise BirthlensError(f"intervention = {shown(dict(data))}: a matrix has a method and nothing else.")
+        method = data["method"]
+        truncation = Truncation.parse(method) if isinstance(method, str) else None
+        if truncation is None:
             valid = ", ".join(f"{how}:R" for how in TRUNCATIONS)
-            raise BirthlensError(f"method = {shown(self.method)}: a matrix is truncated by {valid} with R = 1, 2, ...")
+            raise BirthlensError(f"method = {shown(method)}: a matrix is truncated by {valid} with R = 1, 2, ...")
+        return cls(data["matrix"], truncation)
+
+    @property
+    def method(self) -> str:
+        """The truncation as text, for tables."""
+        return str(self.truncation)
 
     def check(self, sizes: Sizes) -> None:
         """Raise BirthlensError, listing the valid ones, if the model has no such matrix, or is no model of weights."""
@@ -119,10 +134,8 @@ class MatrixIntervention:
         Raises:
             BirthlensError: as `Truncation.of`.
         """
-        truncation = Truncation.parse(self.method)
-        assert truncation is not None  # checked when it was made
         before = None if initial is None else initial[self.matrix]
-        return weights.replaced({self.matrix: truncation.of(weights[self.matrix], before)})
+        return weights.replaced({self.matrix: self.truncation.of(weights[self.matrix], before)})
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""

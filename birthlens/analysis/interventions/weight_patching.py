@@ -39,7 +39,7 @@ from birthlens.analysis.memories.names import parameters_named, trained_matrices
 from birthlens.analysis.memories.projections import LedgerProjection
 from birthlens.errors import BirthlensError
 from birthlens.model import forward
-from birthlens.model.alignment import PARTNERS, aligned, drift, rotated, rotation
+from birthlens.model.alignment import aligned, drift, partner_of, rotated, rotation
 from birthlens.model.weights import Weights
 from birthlens.shapes import Float, Int
 from birthlens.tasks.batch import TokenBatch
@@ -234,9 +234,8 @@ def moving(models: Sequence[Weights], matrices: Iterable[Sequence[str]]) -> list
     bases = [name for name in ("W_E", "W_pos", "W_U") if name in models[0]]
     for parameters in matrices:
         for name in parameters:
-            layer, _, short = name.rpartition(".")
-            partner = f"{layer}.{PARTNERS.get(short)}"
-            if partner in models[0] and partner not in parameters:
+            partner = partner_of(name)
+            if partner is not None and partner in models[0] and partner not in parameters:
                 bases.append(partner)
     first = models[0]
     return [

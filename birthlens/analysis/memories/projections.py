@@ -9,7 +9,7 @@ import numpy as np
 from birthlens.analysis.memories.names import MEMORY_PARAMETERS
 from birthlens.analysis.memories.paper_ledgers import paper_circuits, paper_ledgers
 from birthlens.errors import BirthlensError
-from birthlens.model.alignment import PARTNERS
+from birthlens.model.alignment import partner_of
 from birthlens.model.weights import Weights
 from birthlens.shapes import Float
 
@@ -43,13 +43,13 @@ class LedgerProjection:
             coefficients = np.concatenate(list(ledger.coefficients(circuits[role].matrix).values()))
             fit = (coefficients * ledger.u.T) @ ledger.v
             name = MEMORY_PARAMETERS[role]
-            layer, short = name.split(".")
-            if short not in PARTNERS:
+            partner = partner_of(name)
+            if partner is None:
                 found[name] = fit
                 continue
-            partner = weights[f"{layer}.{PARTNERS[short]}"][0].astype(np.float64)
-            inner = np.linalg.lstsq(partner, fit, rcond=None)[0]  # the partner stays: W_Q W_K^T or W_V W_O is the fit
-            found[name] = (inner.T if short == "W_K" else inner)[None]
+            # The partner stays: W_Q W_K^T or W_V W_O is the fit.
+            inner = np.linalg.lstsq(weights[partner][0].astype(np.float64), fit, rcond=None)[0]
+            found[name] = (inner.T if name.endswith("W_K") else inner)[None]
         return found
 
 

@@ -16,6 +16,7 @@ from birthlens.viz.figures.style import (
     DASHES,
     GREY,
     columns_needed,
+    is_share,
     label,
     legend_below,
     legend_under,
@@ -158,7 +159,7 @@ def recall_curves(
             ax.plot(series["step"], series["value"], color=colour, ls=DASHES[number], label=f"{chosen} (n = {count})")
             ax.plot(series["step"], series["chance"], color=colour, ls=":", lw=1.0)
         ax.set_title(label(name))
-        if metric.endswith("recall"):
+        if is_share(metric):
             ax.set_ylim(-0.02, 1.04)
         _steps(ax, last=True)
         legend_under(ax)

@@ -21,6 +21,7 @@ from birthlens.viz.figures.style import (
     DIVERGING,
     SEQUENTIAL,
     columns_needed,
+    is_share,
     label,
     legend_below,
     mixed_columns,
@@ -103,7 +104,7 @@ def weight_patching_map(table: pd.DataFrame, metric: str | None = None) -> Figur
     columns_needed(table, "matrix")
     matrices = list(dict.fromkeys(table["matrix"]))
     limits = (float(table["value"].min()), float(table["value"].max()))
-    if chosen.endswith(("accuracy", "recall")):
+    if is_share(chosen):
         limits = (0.0, 1.0)
     figure, axes = panels(1, len(matrices), 2.6, 2.7)
     image = None
