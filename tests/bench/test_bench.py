@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
+from typed import gradient_of, present
 
 from birthlens.analysis.behaviour.trajectory import memories_over
 from birthlens.analysis.interventions.runner import evaluate
@@ -74,13 +75,14 @@ def test_the_plain_step_computes_the_same_gradient(trainer: Trainer, micro_batch
     step(batch)
     trainer.engine.gradients(batch, batch.in_context)
     for name, parameter in trainer.engine.parameters.items():
-        expected = parameter.grad.squeeze()  # type: ignore[union-attr]
+        expected = present(parameter.grad).squeeze()
         torch.testing.assert_close(getattr(model, name.replace(".", "_")).grad, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_plain_sampler_follows_the_task(trainer: Trainer) -> None:
     rng = np.random.default_rng(0)
-    sequences = np.array(baselines.plain_sampler(trainer.task, 400, rng))  # type: ignore[arg-type, var-annotated]
+    assert isinstance(trainer.task, BigramTask)
+    sequences: NDArray[Any] = np.array(baselines.plain_sampler(trainer.task, 400, rng))
     fast = trainer.task.sample(4000, rng).tokens.numpy()
     ours, theirs = (np.bincount(tokens.ravel(), minlength=12) / tokens.size for tokens in (fast, sequences[:, :-1]))
     np.testing.assert_allclose(theirs, ours, atol=0.03)
@@ -141,7 +143,7 @@ def plain_gradients(weights: Weights, batch: TokenBatch, product: Products) -> d
         patterns = [softmax(scores[t : t + 1, : t + 1]) for t in range(reach)]
         x1 = x + np.concatenate([product(patterns[t], value[: t + 1]) for t in range(reach)])
         d_x1 = np.zeros_like(x1)
-        for t in np.flatnonzero(marked):
+        for t in np.flatnonzero(marked).tolist():
             query, past, d_past = x1[t : t + 1], x1[: t + 1], d_x1[: t + 1]
             folded = product(query, qk1)
             pattern = softmax(product(folded, past.T))
@@ -158,7 +160,7 @@ def plain_gradients(weights: Weights, batch: TokenBatch, product: Products) -> d
             d_qk1 += product(query.T, d_folded)
             d_past += product(pattern.T, d_context) + product(d_scores.T, folded)
             d_x1[t : t + 1] += product(d_folded, qk1.T) + product(d_logits, direct.T)
-        for t in range(reach):  # type: ignore[assignment]
+        for t in range(reach):
             d_scores = through_softmax(patterns[t], product(d_x1[t : t + 1], value[: t + 1].T))
             d_qk0 += x[t : t + 1].T @ (d_scores @ x[: t + 1])  # sums in tables
     found = {f"L{layer}.W_K": scale * d_qk.T @ w[f"L{layer}.W_Q"] for layer, d_qk in enumerate((d_qk0, d_qk1))}
@@ -184,13 +186,15 @@ def test_useful_operations_are_those_of_a_plain_step_that_counts_its_products(fe
     found = plain_gradients(trainer.initial, batch, product)
     trainer.engine.gradients(batch, batch.in_context)
     for name, parameter in trainer.engine.parameters.items():
-        np.testing.assert_allclose(found[name], parameter.grad.numpy().squeeze(), rtol=1e-3, atol=1e-6)  # type: ignore[union-attr]
+        np.testing.assert_allclose(found[name], gradient_of(parameter).squeeze(), rtol=1e-3, atol=1e-6)
     assert useful_operations(batch, 16, 12, feed_forward == "linear") == product.operations
 
 
+SMALL = ["task.context=16", "model.d_model=8", "training.batch_size=4", "evaluation.batch_size=1"]
+SHORT = CONFIG.changed(training={"steps": 3, "batch_size": 4})
 CASES = {
     "training step": lambda: cases.training_step(CONFIG, 2),
-    "full model step": lambda: cases.full_model_step(preset("paper-full", SMALL), 1),  # type: ignore[has-type]
+    "full model step": lambda: cases.full_model_step(preset("paper-full", SMALL), 1),
     "sampling": lambda: cases.sampling(CONFIG, 2),
     "weight probes": lambda: cases.weight_probes(CONFIG, 3, 1),
     "interventions": lambda: cases.interventions(CONFIG, 4, 1),
@@ -199,14 +203,12 @@ CASES = {
     "monitor": lambda: cases.monitoring(CONFIG, 1),
     "start-up": lambda: cases.start_up(CONFIG, 1),
     "training": lambda: [
-        *whole_runs.training(SHORT, "short", goal=-1.0),  # type: ignore[has-type]
-        *whole_runs.training(SHORT, "short"),  # type: ignore[has-type]
+        *whole_runs.training(SHORT, "short", goal=-1.0),
+        *whole_runs.training(SHORT, "short"),
     ],
     "ablation suite": lambda: whole_runs.ablation_suite(CONFIG, 3, 4),
-    "memory": lambda: whole_runs.memory(SMALL, "small", 1),  # type: ignore[has-type]
+    "memory": lambda: whole_runs.memory(SMALL, "small", 1),
 }
-SMALL = ["task.context=16", "model.d_model=8", "training.batch_size=4", "evaluation.batch_size=1"]
-SHORT = CONFIG.changed(training={"steps": 3, "batch_size": 4})
 
 
 @cache
@@ -249,7 +251,7 @@ def test_peak_memory_is_not_that_of_the_parent() -> None:
     assert found["peak_memory_mb"] < ballast.nbytes / 2**20
 
 
-def report_with(*rows: dict[str, float | str]) -> dict[str, Any]:
+def report_with(*rows: Mapping[str, object]) -> dict[str, Any]:
     return {"machine": {"processor": "abacus", "cores": 2}, "quick": False, "rows": list(rows)}
 
 
@@ -262,8 +264,8 @@ def test_tables_are_written_into_the_blocks_of_a_page(tmp_path: Path) -> None:
     ]
     sizes = {"case": "scaling", "varied": "task.context", "value": 64, "ms": 3.0, "useful_gflop": 0.5,
              "share_of_peak": 0.6, "peak_memory_mb": 300.0}  # fmt: skip
-    (tmp_path / "a.json").write_text(json.dumps(report_with(*rows)))  # type: ignore[arg-type]
-    (tmp_path / "b.json").write_text(json.dumps(report_with(sizes)))  # type: ignore[arg-type]
+    (tmp_path / "a.json").write_text(json.dumps(report_with(*rows)))
+    (tmp_path / "b.json").write_text(json.dumps(report_with(sizes)))
     page = tmp_path / "page.md"
     blocks = "".join(f"<!-- bench: {name} -->\nold\n<!-- bench: end -->\n" for name in pages.BLOCKS)
     page.write_text(f"# Speed\n{blocks}The end.\n")

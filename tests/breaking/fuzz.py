@@ -156,12 +156,12 @@ def arguments(rng: Any, place: Any, run: Any) -> Any:
     out, err = io.StringIO(), io.StringIO()
     before = sys.argv
     sys.argv = ["birthlens", *words]
-    status = 0
+    status: str | int = 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main()
     except SystemExit as stopped:
-        status = stopped.code or 0  # type: ignore[assignment]
+        status = stopped.code or 0
     except HangError:
         raise
     except BaseException:
@@ -268,7 +268,7 @@ def main(count: Any, seed: Any = 0, processes: Any = 2) -> Any:
     collectors = [context.Process(target=collect, args=(seed, numbers, results)) for numbers in shares]
     for one in collectors:
         one.start()
-    table = Counter()  # type: ignore[var-annotated]
+    table: Counter[tuple[str, str]] = Counter()
     done = faults = 0
     while done < len(collectors):
         found = results.get()

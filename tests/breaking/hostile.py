@@ -12,7 +12,7 @@ SCALARS = [None, True, False, -1, 0, 1, 2, 3, 10**12, 10**18, 2**63, 2**64, -(2*
            "L0H0", "L9H9", "L" + "9" * 5000 + "H0", "1e-3", "1:30", "2001-99-99", "<<", "~", "NaN", "embed->L0H0.q", "none",
            "L1.W_O", "W_E", "task.context=8", "all", "-1", "١", "0x", "1_0"]  # fmt: skip
 NAMES = ["", "a", "base", "task", "model", "seeds.init", "kind", "cases", "none", "\x1b", "1", "a" * 3000, "<<", "="]
-CONFIG = {
+CONFIG: dict[str, dict[str, Any]] = {
     "corpus": {"source": "markov", "path": "corpus.txt", "vocabulary": 12, "zipf_exponent": 1.0, "concentration": 0.3,
                "seed": 0},
     "task": {"context": 16, "n_triggers": 2, "triggers": "fixed", "offset": 0, "outputs": "uniform", "no_repeat": False,
@@ -130,14 +130,14 @@ def counts(rng: random.Random) -> tuple[bytes, str]:
     """Draw a table of counts, and the ending of its file."""
     if rng.random() < _ONE_WAY:
         return document(rng, COUNTS)[0], ".json"
-    cells = [["", "a", "b"], ["a", 1, 2], ["b", 3, 0]]
+    cells: list[list[Any]] = [["", "a", "b"], ["a", 1, 2], ["b", 3, 0]]
     for _ in range(rng.choice([0, 1, 2])):
         row = rng.choice(cells)
-        row[rng.randrange(len(row))] = rng.choice(SCALARS)  # type: ignore[arg-type, index]
+        row[rng.randrange(len(row))] = rng.choice(SCALARS)
         if rng.random() < 0.3:
-            row.append(rng.choice(SCALARS))  # type: ignore[attr-defined]
+            row.append(rng.choice(SCALARS))
     try:
-        text = "\n".join(",".join(map(str, row)) for row in cells)  # type: ignore[call-overload]
+        text = "\n".join(",".join(map(str, row)) for row in cells)
     except ValueError:  # a number of too many digits
         text = ",a,b\na,1" + "0" * 5000
     data = text.encode("utf-8", "surrogatepass")
@@ -204,7 +204,7 @@ VALUES = {
     "--option": ["x=step", "y=value", "metric=loss", "x", "=", "title=\x1b[2J", "value=value"],
     "--metric": ["in_context_accuracy", "global_loss", "x"], "--text": ["to be or not", "", "\ud800", "qqqq", "\x1b"],
 }  # fmt: skip
-OVERRIDES = [f"{section}.{key}" for section, keys in CONFIG.items() for key in keys]  # type: ignore[attr-defined]
+OVERRIDES = [f"{section}.{key}" for section, keys in CONFIG.items() for key in keys]
 NO_LONG_WORK = {"training.steps"}
 
 
@@ -240,7 +240,7 @@ def arguments(rng: random.Random, place: str, run: str) -> list[str]:
 
 
 def _training(rng: random.Random, place: str) -> list[str]:
-    tiny = [f"{section}.{key}={json.dumps(value)}" for section, keys in CONFIG.items() for key, value in keys.items()]  # type: ignore[attr-defined]
+    tiny = [f"{section}.{key}={json.dumps(value)}" for section, keys in CONFIG.items() for key, value in keys.items()]
     changed = []
     for _ in range(rng.choice([1, 1, 2, 3])):
         name = rng.choice(OVERRIDES)

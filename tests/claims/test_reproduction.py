@@ -16,6 +16,7 @@ import pytest
 from claim_runs import TINY
 from click.testing import CliRunner
 from resealing import reseal
+from typed import close, loc
 
 from birthlens.claims import catalogue, identity, reproduction
 from birthlens.claims.book import command_of
@@ -158,7 +159,8 @@ def test_a_run_of_other_packages_is_made_anew(tmp_path: Path) -> None:
     events = list(reproduce([claim("true")], TIER, tmp_path, processes=1))
     (outcome,) = [event for event in events if not isinstance(event, Result) and event.state == "trained"]
     assert "made by other code" in outcome.message and outcome.path == file.parent
-    assert events[-1].rows() == first.rows()  # type: ignore[union-attr]
+    last = events[-1]
+    assert isinstance(last, Result) and last.rows() == first.rows()
 
 
 def test_a_run_that_cannot_be_opened_is_a_problem_and_not_the_end(
@@ -193,7 +195,7 @@ def test_what_is_asked_for_and_not_judged_is_listed_as_not_yet_run(tmp_path: Pat
     pages: list[Any] = []
     events = reproduce(CLAIMS[:3], TIER, tmp_path, processes=1, also=pages.append)
     assert next(event for event in events if isinstance(event, Result)).claim.id == "true"
-    events.close()  # type: ignore[attr-defined]
+    close(events)
     table = pd.read_csv(tmp_path / "scorecard.csv").set_index("claim")
     assert table["verdict"].to_dict() == {"true": "pass", "false": "not yet run", "open": "not yet run"}
     assert [result.verdict for result in pages[0].results] == ["not yet run"] * 3 and len(pages) == 2
@@ -213,10 +215,10 @@ def test_other_claims_stay_in_the_scorecard_while_they_hold(tmp_path: Path, monk
     monkeypatch.setattr(catalogue, "CLAIMS", (named[0], other, named[2]))
     judged(named[:1], tmp_path)
     table = pd.read_csv(tmp_path / "scorecard.csv").set_index("claim")
-    assert table.loc["false", "verdict"] == "not yet run" and "with other code" in table.loc["false", "note"]  # type: ignore[operator]
+    assert loc(table)["false", "verdict"] == "not yet run" and "with other code" in loc(table)["false", "note"]
     judged(named[:1], tmp_path, Tier("paper", TIER.base, 2))
     table = pd.read_csv(tmp_path / "scorecard.csv").set_index("claim")
-    assert "at tier laptop" in table.loc["broken", "note"] and table.loc["true", "seeds"] == 2  # type: ignore[operator]
+    assert "at tier laptop" in loc(table)["broken", "note"] and loc(table)["true", "seeds"] == 2
 
 
 def censored(evidence: Any) -> Any:
@@ -367,7 +369,8 @@ def test_a_killed_reproduction_is_continued_by_the_same_command(tmp_path: Path) 
     command[command.index("--out") + 1] = str(tmp_path / "whole")
     subprocess.run(command, capture_output=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     cards = [pd.read_csv(tmp_path / name / "scorecard.csv") for name in ("out", "whole")]
-    pd.testing.assert_frame_equal(*(card.drop(columns=["seconds", "cpu_seconds"]) for card in cards), check_exact=True)  # type: ignore[arg-type, misc]
+    out, whole = (card.drop(columns=["seconds", "cpu_seconds"]) for card in cards)
+    pd.testing.assert_frame_equal(out, whole, check_exact=True)
 
 
 def test_an_interrupted_reproduction_says_how_it_is_continued(tmp_path: Path) -> None:

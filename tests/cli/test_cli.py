@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from typed import present
 
 from birthlens.cli import HOMES, Commands, group, main
 from birthlens.config.run import RunConfig
@@ -39,7 +40,7 @@ def birthlens(*arguments: Any, code: Any = 0) -> Any:
 
 @pytest.mark.parametrize("name", sorted(HOMES))
 def test_every_command_has_help_with_an_example(name: Any) -> None:
-    assert Commands().get_command(None, name).name == name  # type: ignore[union-attr]
+    assert present(Commands().get_command(None, name)).name == name
     result = CliRunner().invoke(group, [name, "--help"])
     assert result.exit_code == 0
     assert f"Example: birthlens {name}" in result.output
@@ -73,7 +74,8 @@ def test_steps_lists_kept_steps(run: Any) -> None:
 def test_probe_writes_tidy_tables(run: Any, tmp_path: Path, ending: Any) -> None:
     out = tmp_path / f"t.{ending}"
     birthlens("probe", run, "--steps", "0,-1", "--out", out)
-    table = {"csv": pd.read_csv, "json": pd.read_json, "parquet": pd.read_parquet}[ending](out)  # type: ignore[operator]
+    readers: dict[str, Any] = {"csv": pd.read_csv, "json": pd.read_json, "parquet": pd.read_parquet}
+    table = readers[ending](out)
     assert {"step", "memory", "metric", "candidates", "value", "chance", "n"} <= set(table.columns)
     assert sorted(table["step"].unique()) == [0, 12]
     recall = table[(table["metric"] == "recall") & (table["memory"] == "trigger_memory") & (table["basis"] == "raw")]

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from typed import close
 
 from birthlens.cli import group
 from birthlens.config import presets
@@ -44,7 +45,7 @@ def test_an_interrupted_demo_is_continued(tmp_path: Path, monkeypatch: pytest.Mo
     for record in records:
         if record.step == 3:
             break
-    records.close()  # type: ignore[attr-defined]
+    close(records)
     assert "6 steps" in demo(tmp_path / "demo").output
     assert set(pd.read_csv(tmp_path / "demo" / "memories.csv")["step"]) == {0, 2, 4, 6}
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from typed import loc, present
 
 from birthlens import load_run
 from birthlens.analysis.behaviour.trajectory import memories_over
@@ -148,7 +149,7 @@ def test_a_transplant_prints_a_map_and_writes_a_table(runs: Any, tmp_path: Path)
     table = pd.read_csv(out)
     assert set(table.columns) == {"matrix", "from_step", "to_step", "metric", "value", "change", "drift", "n"}
     wide = table[table["metric"] == "all_loss"].pivot(index="to_step", columns="from_step", values="value")
-    np.testing.assert_allclose(wide.loc[0, 12], wide.loc[12, 12], rtol=1e-5)  # type: ignore[arg-type]  # all that was trained came along
+    np.testing.assert_allclose(loc(wide)[0, 12], loc(wide)[12, 12], rtol=1e-5)  # all that was trained came along
 
 
 def test_the_runs_engine_measures_what_the_forward_pass_does(runs: Any) -> None:
@@ -194,7 +195,7 @@ def test_the_order_over_runs(runs: Any) -> None:
     dual = scores_table(loaded, "dual").query("seed == 4").drop(columns=["seed", "run"]).reset_index(drop=True)
     pd.testing.assert_frame_equal(
         dual,
-        standardised_table(loaded[1].checkpoints(), loaded[1].trigger_ids.tolist(), basis="dual"),  # type: ignore[union-attr]
+        standardised_table(loaded[1].checkpoints(), present(loaded[1].trigger_ids).tolist(), basis="dual"),
     )
     assert not np.allclose(dual["value"], scores[scores["seed"] == 4]["value"])
     chosen = chosen_sets(onsets_table(scores))

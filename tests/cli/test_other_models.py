@@ -86,13 +86,13 @@ def test_patching_and_edges_obey_their_laws(pretrained: Any, pair: Any) -> None:
     everything = patching_table([(0, ours)], pair, ["resid_pre", "resid_post"], by=("head",), draws=0)
     np.testing.assert_allclose(everything["recovered"].iloc[[0, 3]], 1, atol=1e-3)
     edges = edges_of(ours.cfg, [Logits()])
-    cases = {"logits": [EdgeIntervention(edge, "patch") for edge in edges]}
+    cases: Cases = {"logits": [EdgeIntervention(edge, "patch") for edge in edges]}
     assert patched_table(ours, pair, cases)["recovered"].item() == pytest.approx(1, abs=1e-3)
     for letter in "qkv":
         receiver = next(e.receiver for e in edges_of(ours.cfg) if str(e.receiver) == f"L1H1.{letter}")
         cases = {
             "edges": [EdgeIntervention(edge, "patch") for edge in edges_of(ours.cfg, [receiver])],
-            "node": [Intervention(letter, "patch", heads=(Head(1, 1),))],  # type: ignore[list-item]
+            "node": [Intervention(letter, "patch", heads=(Head(1, 1),))],
         }
         values = patched_table(ours, pair, cases)["value"]
         assert values[0] == pytest.approx(values[1], abs=1e-4)
@@ -101,9 +101,11 @@ def test_patching_and_edges_obey_their_laws(pretrained: Any, pair: Any) -> None:
 def test_frozen_norms_make_edges_into_the_logits_add_up(pretrained: Any, pair: Any) -> None:
     _, ours = pretrained
     norms, edges = frozen_norms(ours.cfg), edges_of(ours.cfg, [Logits()])
-    cases = {str(edge): [EdgeIntervention(edge, "patch"), *norms] for edge in edges}
+    cases: dict[str, Sequence[AnyIntervention]] = {
+        str(edge): [EdgeIntervention(edge, "patch"), *norms] for edge in edges
+    }
     cases["together"] = [*(EdgeIntervention(edge, "patch") for edge in edges), *norms]
-    table = patched_table(ours, pair, cases)  # type: ignore[arg-type]
+    table = patched_table(ours, pair, cases)
     changes = (table["value"] - table["corrupted"]).to_numpy()
     assert changes[:-1].sum() == pytest.approx(changes[-1], abs=1e-3) and abs(changes[-1]) > 0.01
 

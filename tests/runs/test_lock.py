@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from breaking.runs import CONFIG, content, trained
+from typed import close, present
 
 from birthlens.errors import BirthlensError
 from birthlens.runs.lock import locked, only_writer
@@ -32,11 +33,12 @@ def holder(tmp_path: Path) -> Any:
     """Hold the lock of a run in another process."""
     path = trained(tmp_path / "run", until=7)
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"  # type: ignore[union-attr]
+    said = present(process.stdout)
+    assert said.readline() == "held\n"
     yield path, process
     process.kill()
     process.wait()
-    process.stdout.close()  # type: ignore[union-attr]
+    said.close()
 
 
 def test_a_live_run_is_neither_resumed_nor_overwritten(holder: Any) -> None:
@@ -66,13 +68,13 @@ def test_this_process_is_a_holder_like_any_other(tmp_path: Path) -> None:
     next(records)
     with pytest.raises(BirthlensError, match="is being written by this process"):
         next(resume(tmp_path / "run"))
-    records.close()  # type: ignore[attr-defined]
+    close(records)
     assert next(resume(tmp_path / "run")).step == 1
 
 
 def test_two_writers_at_once_make_one_run(tmp_path: Path) -> None:
     """Many threads begin the same run; one does, and the others are refused."""
-    outcomes = []
+    outcomes: list[object] = []
     start = threading.Barrier(6)
 
     def begin() -> None:
@@ -83,7 +85,7 @@ def test_two_writers_at_once_make_one_run(tmp_path: Path) -> None:
             outcomes.append("trained")
         except BirthlensError as error:
             outcomes.append(
-                "refused" if "being written" in str(error) or "already holds a run" in str(error) else error  # type: ignore[arg-type]
+                "refused" if "being written" in str(error) or "already holds a run" in str(error) else error
             )
 
     threads = [threading.Thread(target=begin) for _ in range(6)]

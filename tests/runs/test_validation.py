@@ -11,6 +11,7 @@ import torch
 from breaking.runs import CONFIG, content, trained
 from click.testing import CliRunner
 from resealing import reseal
+from typed import present
 
 from birthlens.cli import basics
 from birthlens.config.run import RunConfig
@@ -320,4 +321,5 @@ def test_verify_says_what_can_be_saved(tmp_path: Path) -> None:
 def test_an_unfinished_run_is_whole_and_its_chain_can_be_drawn_from(tmp_path: Path) -> None:
     path = trained(tmp_path / "run", until=7)
     assert verify(path).whole and Run(path).task.batch(2, 0).tokens.shape == (2, 16)
-    assert task_of(CONFIG.task, chain_of(CONFIG)).fixed_triggers.tolist() == Run(path).triggers  # type: ignore[union-attr]
+    triggers = present(task_of(CONFIG.task, chain_of(CONFIG)).fixed_triggers)
+    assert triggers.tolist() == Run(path).triggers

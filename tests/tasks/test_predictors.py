@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typed import present
 
 from birthlens.analysis.behaviour import excess
 from birthlens.config.run import CorpusConfig, TaskConfig
@@ -15,7 +16,7 @@ from birthlens.tasks.bigram import BigramTask
 from birthlens.tasks.corpus import BigramStatistics, markov_chain
 from birthlens.tasks.predictors import reference as oracles
 from birthlens.tasks.predictors.bag_of_tokens import bag_of_tokens
-from birthlens.tasks.predictors.scores import reference_table
+from birthlens.tasks.predictors.scores import SMOOTHING, reference_table
 from birthlens.tasks.predictors.trigger_posterior import TriggerPosterior
 
 
@@ -139,16 +140,16 @@ def test_clean_output_law_is_exact_for_uniform_outputs() -> None:
 
 def all_sequences(task: BigramTask, length: int) -> list[tuple[tuple[int, ...], float]]:
     """Every sequence of the law with its probability, for fixed triggers."""
-    n, triggers = len(task.statistics), tuple(task.fixed_triggers.tolist())  # type: ignore[union-attr]
+    n, triggers = len(task.statistics), tuple(present(task.fixed_triggers).tolist())
     laws = task.output_distribution(np.array([triggers]))[0]
     mass: dict[tuple[int, ...], float] = {}
     for outputs in itertools.product(range(n), repeat=len(triggers)):
         rows = task.statistics.bigram.copy()
         rows[list(triggers)] = np.eye(n)[list(outputs)]
         weight = float(np.prod([laws[k, o] for k, o in enumerate(outputs)]))
-        paths = {(z,): weight * p for z, p in enumerate(task.statistics.unigram)}
+        paths: dict[tuple[int, ...], float] = {(z,): weight * p for z, p in enumerate(task.statistics.unigram)}
         for _ in range(length - 1):
-            paths = {(*s, z): p * q for s, p in paths.items() for z, q in enumerate(rows[s[-1]]) if q > 0}  # type: ignore[misc]
+            paths = {(*s, z): p * q for s, p in paths.items() for z, q in enumerate(rows[s[-1]]) if q > 0}
         for s, p in paths.items():
             mass[s] = mass.get(s, 0.0) + p
     return [(s, p) for s, p in mass.items() if p > 0]
@@ -156,7 +157,7 @@ def all_sequences(task: BigramTask, length: int) -> list[tuple[tuple[int, ...], 
 
 def as_batch(task: BigramTask, sequences: list[tuple[int, ...]]) -> TokenBatch:
     ids = torch.tensor(sequences)
-    triggers = torch.from_numpy(np.repeat(task.fixed_triggers[None], len(ids), 0))  # type: ignore[index]
+    triggers = torch.from_numpy(np.repeat(present(task.fixed_triggers)[None], len(ids), 0))
     zeros = torch.zeros_like(ids[:, :-1])
     return TokenBatch(ids[:, :-1], ids[:, 1:], triggers, triggers, zeros, zeros.bool())
 
@@ -175,8 +176,8 @@ def test_bag_is_between_the_exact_blind_predictor_and_the_law_of_one_output() ->
         for name in ("bag", "bayes")
     }
     first = oracles.predict("bayes", task, batch)
-    trigger = batch.tokens.numpy()[:, -1] == task.fixed_triggers[0]  # type: ignore[index]
-    first[trigger, -1] = task.output_distribution(task.fixed_triggers[None])[0, 0]  # type: ignore[index]
+    trigger = batch.tokens.numpy()[:, -1] == present(task.fixed_triggers)[0]
+    first[trigger, -1] = task.output_distribution(present(task.fixed_triggers)[None])[0, 0]
     no_memory = float(mass @ oracles.cross_entropy(first, batch.targets.numpy())[:, -1])
     assert loss["bayes"] < exact < loss["bag"] < no_memory
     assert loss["bag"] - exact < 0.2 * (no_memory - exact)
@@ -184,8 +185,9 @@ def test_bag_is_between_the_exact_blind_predictor_and_the_law_of_one_output() ->
 
 def exactly_blind(task: BigramTask, length: int) -> dict[tuple[int, tuple[int, ...]], np.ndarray]:
     """P(last token, multiset, next token) for fixed triggers: sums over all orders, by walking through multisets."""
-    n, triggers = len(task.statistics), task.fixed_triggers.tolist()  # type: ignore[union-attr]
-    laws, joint = task.output_distribution(np.array([triggers]))[0], {}  # type: ignore[var-annotated]
+    n, triggers = len(task.statistics), present(task.fixed_triggers).tolist()
+    laws = task.output_distribution(np.array([triggers]))[0]
+    joint: dict[tuple[int, tuple[int, ...]], np.ndarray] = {}
     for outputs in itertools.product(range(n), repeat=len(triggers)):
         rows = task.statistics.bigram.copy()
         rows[triggers] = np.eye(n)[list(outputs)]
@@ -213,7 +215,7 @@ def test_bag_is_as_far_from_the_exact_blind_predictor_as_its_module_says(
     joint = exactly_blind(task, 9)
     total = sum(p.sum() for p in joint.values())
     assert total == pytest.approx(1)
-    asked = {k: p for k, p in joint.items() if k[0] in task.fixed_triggers and k[1][k[0]] >= 2}  # type: ignore[operator]
+    asked = {k: p for k, p in joint.items() if k[0] in present(task.fixed_triggers) and k[1][k[0]] >= 2}
     mass = np.array(list(asked.values()))
     # The bag sees no order, so any order of the multiset that ends with the last token will do.
     rest = [np.repeat(np.arange(5), np.array(counts) - np.eye(5, dtype=int)[z]).tolist() for z, counts in asked]
@@ -248,7 +250,7 @@ def test_predictors_are_laws_and_bayes_is_best(triggers: Any, switches: dict[str
         assert p.shape == (200, 48, 12) and p.dtype == np.float64 and p.min() >= 0
         np.testing.assert_allclose(p.sum(-1), 1, atol=1e-9)
         loss[name] = oracles.cross_entropy(p if name == "bayes" else oracles.smoothed(p, 0.01), targets).mean()
-    assert min(loss, key=loss.get) == "bayes" and np.isfinite(loss["bayes"])  # type: ignore[arg-type]
+    assert min(loss, key=loss.__getitem__) == "bayes" and np.isfinite(loss["bayes"])
 
 
 @pytest.mark.parametrize("triggers", ["fixed", "random"])
@@ -274,7 +276,7 @@ def test_floors_are_the_losses_bayes_meets() -> None:
     floors = excess.floors_table(task, task.batch(300, seed=1)).set_index("role")
     fresh = task.batch(2000, seed=2)
     loss = oracles.cross_entropy(oracles.predict("bayes", task, fresh), fresh.targets.numpy())
-    for role, mask in excess.role_masks(fresh).items():  # type: ignore[attr-defined]
+    for role, mask in role_masks(fresh).items():
         mean, error = excess.clustered_mean(loss, mask.numpy())
         assert abs(mean - floors.floor[role]) < 4 * np.hypot(error, floors.error[role]) + 1e-9, role
     assert floors.floor["in_context"] == 0 and floors.floor["first_occurrence"] == pytest.approx(np.log(12))
@@ -283,7 +285,7 @@ def test_floors_are_the_losses_bayes_meets() -> None:
 def test_excess_of_a_predictor_over_itself_is_zero_and_it_is_its_own_nearest() -> None:
     task = BigramTask(TaskConfig(context=24, n_triggers=2), chain(6))
     batch = task.batch(32, seed=3)
-    probabilities = oracles.smoothed(oracles.predict("bag", task, batch), excess.SMOOTHING)  # type: ignore[attr-defined]
+    probabilities = oracles.smoothed(oracles.predict("bag", task, batch), SMOOTHING)
     logits = torch.from_numpy(np.log(probabilities))
     table = excess.excess_loss_table(logits, task, batch)
     own = table[table.predictor == "bag"]

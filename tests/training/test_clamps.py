@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from typed import gradient_of
 
 from birthlens.analysis.interventions.weight_patching import replacement
 from birthlens.analysis.memories.ideal import Strengths, ideal_matrices
@@ -27,7 +28,7 @@ from birthlens.training.grid import Grid
 from birthlens.training.loop import Trainer, train
 from birthlens.training.recording import resume, train_to_disk
 
-TINY = {
+TINY: dict[str, dict[str, Any]] = {
     "corpus": {"source": "markov", "vocabulary": 12},
     "task": {"context": 24, "n_triggers": 3},
     "model": {"d_model": 64},
@@ -166,7 +167,7 @@ def test_a_reset_forgets_momentum() -> None:
             parameter.copy_(torch.from_numpy(found[6][name]))
     fresh.engine.gradients(batch, batch.in_context)
     for name, parameter in fresh.engine.parameters.items():
-        np.testing.assert_allclose(found[7][name], found[6][name] - 0.2 * parameter.grad.numpy(), atol=1e-6)  # type: ignore[union-attr]
+        np.testing.assert_allclose(found[7][name], found[6][name] - 0.2 * gradient_of(parameter), atol=1e-6)
 
 
 def test_settings_change_in_the_span_only() -> None:
@@ -177,8 +178,10 @@ def test_settings_change_in_the_span_only() -> None:
     )
     trainer = Trainer(config, chain_of(config))
     settings = [trainer.clamps.settings.at(step) for step in range(8)]
-    assert [one.config.task.outputs for one in settings] == ["uniform"] * 3 + ["bigram"] * 3 + ["uniform"] * 2  # type: ignore[attr-defined]
-    assert [one.task.config.outputs for one in settings] == [one.config.task.outputs for one in settings]  # type: ignore[attr-defined]
+    assert [one.config.task.to_data()["outputs"] for one in settings] == ["uniform"] * 3 + ["bigram"] * 3 + [
+        "uniform"
+    ] * 2
+    assert [one.task.config for one in settings] == [one.config.task for one in settings]
     assert [one.config.training.loss for one in settings] == ["in_context"] * 5 + ["all"] * 3
     rates = []
     for _ in range(8):
@@ -371,7 +374,7 @@ def test_an_ablated_edge_carries_its_mean() -> None:
 )
 def test_what_a_config_refuses(clamps: Any, message: Any) -> None:
     with pytest.raises(BirthlensError, match=message.replace("(", r"\(")):
-        RunConfig.parse({**TINY, "training": {**TINY["training"], "clamps": clamps}})  # type: ignore[dict-item]
+        RunConfig.parse({**TINY, "training": {**TINY["training"], "clamps": clamps}})
 
 
 @pytest.mark.parametrize(

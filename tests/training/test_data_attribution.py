@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from typed import present
 
 from birthlens.analysis.memories.circuits import output_memory, prev_token_memory, trigger_memory
 from birthlens.config.run import RunConfig
@@ -108,7 +109,7 @@ def test_each_sequence_has_what_its_gradient_moved(tmp_path: Path, overrides: tu
     table = data_attribution_table(found, "trigger_memory", start, stop, "sequence")
     got = dict(zip(table["part"], table["value"], strict=True))
     trainer = trainer_at(found, start)
-    triggers = list(trainer.task.fixed_triggers)  # type: ignore[arg-type]
+    triggers = list(present(trainer.task.fixed_triggers))
     moments: dict[tuple[int, int], torch.Tensor] = {}
     moved: dict[tuple[int, int], torch.Tensor] = {}
     for step in range(start, stop):

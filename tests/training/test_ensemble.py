@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typed import close
 
 from birthlens.config.model import ModelConfig
 from birthlens.config.run import RunConfig
@@ -136,7 +137,7 @@ def test_a_stopped_ensemble_resumes_to_the_same_bits(tmp_path: Path) -> None:
     for _, record in stopped:
         if isinstance(record, StepRecord) and record.step == 6:
             break
-    stopped.close()  # type: ignore[attr-defined]  # a generator
+    close(stopped)
     assert [load_run(part).steps for part in parts] == [[0, 4]] * len(configs)
     first = next(iter(train_many(configs, parts)))[1]
     assert isinstance(first, StepRecord) and first.step == 5

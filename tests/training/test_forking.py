@@ -160,11 +160,9 @@ def test_a_replay_that_differs_is_said_and_kept_weights_are_used(
     assert header["config"]["seeds"]["data"] == 1
     import unittest.mock
 
-    from birthlens.training import forking
-
     wrong = {name: array + 1 for name, array in run.checkpoint(8).items()}
     with (
-        unittest.mock.patch.object(forking.Run, "checkpoint", lambda self, step: wrong),  # type: ignore[attr-defined]
+        unittest.mock.patch.object(Run, "checkpoint", lambda self, step: wrong),
         caplog.at_level(logging.WARNING),
     ):
         trainer = trainer_at(run, 8)

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
+from typed import gradient_of
 
 from birthlens.config.model import ModelConfig
 from birthlens.errors import BirthlensError
@@ -49,7 +50,7 @@ def by_autograd(weights: Any, trained: Any, tokens: Any, targets: Any, mask: Any
     if trained:
         losses.mean().backward()
     moving = parameters(model, weights.config)
-    return losses.mean().item(), {name: moving[name].grad.numpy() for name in trained}, losses.detach(), logits.detach()  # type: ignore[union-attr]
+    return losses.mean().item(), {name: gradient_of(moving[name]) for name in trained}, losses.detach(), logits.detach()
 
 
 def check_against_autograd(step_class: Any, weights: Any, trained: Any, tokens: Any, targets: Any, mask: Any) -> None:

@@ -17,6 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from resealing import replace, reseal
+from typed import close, gradient_of, present
 
 from birthlens.config.presets import preset
 from birthlens.config.run import RunConfig
@@ -77,7 +78,7 @@ def test_engines_take_the_same_path(optimiser: Any, extra: Any) -> None:
     start = runs["reference"][0][1]
     for engine in ENGINES[1:]:
         for (expected, _), (loss, _) in zip(runs["reference"][1:], runs[engine][1:], strict=True):
-            assert abs(loss - expected) < 2e-5 * max(1, expected), engine  # type: ignore[operator, type-var]
+            assert abs(present(loss) - present(expected)) < 2e-5 * max(1, present(expected)), engine
         for name in config.trained:
             reference = runs["reference"][-1][1][name]
             moved = np.linalg.norm(reference - start[name])
@@ -171,8 +172,8 @@ def test_the_functional_engine_equals_the_reference_on_other_models(kw: Any) -> 
     losses = {}
     for engine in ("reference", "functional"):
         config = tiny("training.steps=10", "optimiser.learning_rate=0.05", f"training.engine={engine}", *model)
-        losses[engine] = [record.loss for record in train(config)][1:]
-    np.testing.assert_allclose(losses["functional"], losses["reference"], rtol=2e-5)  # type: ignore[arg-type]
+        losses[engine] = [present(record.loss) for record in list(train(config))[1:]]
+    np.testing.assert_allclose(losses["functional"], losses["reference"], rtol=2e-5)
 
 
 def test_plain_sgd_by_hand() -> None:
@@ -184,8 +185,8 @@ def test_plain_sgd_by_hand() -> None:
         before = trainer.engine.tensors()
         trainer.update()
         for name, parameter in trainer.engine.parameters.items():
-            gradient = parameter.grad.numpy() + 0.01 * before[name]  # type: ignore[union-attr]
-            velocity[name] = 0.9 * velocity[name] + gradient if name in velocity else gradient
+            slope = gradient_of(parameter) + 0.01 * before[name]
+            velocity[name] = 0.9 * velocity[name] + slope if name in velocity else slope
             np.testing.assert_allclose(
                 parameter.detach().numpy(), before[name] - 0.2 * velocity[name], rtol=1e-5, atol=1e-7
             )
@@ -216,7 +217,8 @@ def test_seeds_are_separate() -> None:
 
 def test_frozen_matrices_do_not_move_until_their_step() -> None:
     config = tiny("training.freeze_until={L0.W_K: 5, L1.W_O: 12}", "optimiser.weight_decay=0.1")
-    previous, moved = None, {"L0.W_K": [], "L1.W_K": [], "L1.W_O": []}  # type: ignore[var-annotated]
+    previous = None
+    moved: dict[str, list[int]] = {"L0.W_K": [], "L1.W_K": [], "L1.W_O": []}
     for record in train(config):
         now = record.weights
         if previous is not None:
@@ -322,10 +324,10 @@ def test_a_killed_process_resumes_to_the_same_bits(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def threads() -> Iterator[None]:
+def threads() -> Iterator[Callable[[int], None]]:
     """Set torch's number of threads, for the length of a test."""
     before = torch.get_num_threads()
-    yield torch.set_num_threads  # type: ignore[misc]
+    yield torch.set_num_threads
     torch.set_num_threads(before)
 
 
@@ -386,7 +388,7 @@ def test_resuming_measures_nothing_twice(tmp_path: Path) -> None:
         records = train_to_disk(tiny(), tmp_path / f"stopped{stop}")
         while next(records).step < stop:
             pass
-        records.close()  # type: ignore[attr-defined]
+        close(records)
         deque(resume(tmp_path / f"stopped{stop}"), maxlen=0)
         assert load_run(tmp_path / f"stopped{stop}").metrics().equals(whole.metrics())
 
@@ -519,7 +521,7 @@ def test_a_damaged_header_is_named(tmp_path: Path, change: Any, said: Any) -> No
 
 def seal(run: Any) -> Any:
     """Return what puts the digest into resume.safetensors."""
-    return lambda data: seal_of(run.header).sealed("resume.safetensors", data)  # type: ignore[union-attr]
+    return lambda data: present(seal_of(run.header)).sealed("resume.safetensors", data)
 
 
 def test_damaged_tensors_rows_and_notes_are_named(tmp_path: Path) -> None:
@@ -686,7 +688,7 @@ def test_a_context_or_vocabulary_too_large_to_fold_falls_back(overrides: Any) ->
     config = tiny("training.steps=1", "training.batch_size=1", "evaluation.batch_size=1", "model.d_model=2", *overrides)
     trainer = Trainer(config, _statistics(config))
     assert trainer.engine_name == "functional" and "n_ctx + d_vocab = 20" in trainer.engine_reason
-    assert np.isfinite(trainer.update())  # type: ignore[arg-type]
+    assert np.isfinite(present(trainer.update()))
     with pytest.raises(
         BirthlensError, match=r"'handwritten' cannot train this config: n_ctx \+ d_vocab = 20.*use auto"
     ):

@@ -42,13 +42,19 @@ class Visit:
     def __init__(self, browser: Any, path: Any, **options: Any) -> None:
         self.context = browser.new_context(offline=True, **options)
         self.page = self.context.new_page()
-        self.complaints, self.requests, self.dialogs = [], [], []  # type: ignore[var-annotated]
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.dialogs: list[str] = []
         self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda r: self.requests.append(r.url))
-        self.page.on("dialog", lambda d: (self.dialogs.append(d.message), d.dismiss()))  # type: ignore[func-returns-value]
+        self.page.on("dialog", self._dismiss)
         self.url = path.resolve().as_uri()
         self.page.goto(self.url)
+
+    def _dismiss(self, dialog: Any) -> None:
+        self.dialogs.append(dialog.message)
+        dialog.dismiss()
 
     def __enter__(self) -> Any:
         return self

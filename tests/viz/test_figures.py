@@ -45,8 +45,8 @@ def legend_of(figure: Figure) -> list[str]:
 def overlaps(figure: Any) -> Any:
     """Pairs of visible texts whose boxes cover each other by more than two pixels."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
+    canvas.draw()
+    renderer = canvas.get_renderer()
     boxes = [
         (t, t.get_window_extent(renderer).padded(-2)) for t in figure.findobj(mpl.text.Text) if t.get_text().strip()
     ]
@@ -58,7 +58,7 @@ def overlaps(figure: Any) -> Any:
 
 def cut_off(figure: Any) -> Any:
     """Visible texts that reach over the edge of the figure."""
-    FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
+    FigureCanvasAgg(figure).draw()
     shown = [t for t in figure.findobj(mpl.text.Text) if t.get_text().strip() and t.get_visible()]
     boxes = [(t.get_text(), t.get_window_extent()) for t in shown if t not in outside(figure)]
     width, height = figure.bbox.size
@@ -90,7 +90,7 @@ def test_training_curves_show_the_metrics_and_the_references() -> None:
     assert titles == ["in-context loss", "global loss", "in-context accuracy", "global accuracy"]
     rows = table[(table["split"] == "held_out") & (table["metric"] == "in_context_loss")].sort_values("step")
     assert drawn_lines(figure.axes[0])["model"] == (list(rows["step"]), list(rows["value"]))
-    levels = {line.get_ydata()[0] for line in figure.axes[0].get_lines() if line.get_label() != "model"}  # type: ignore[index]
+    levels = {np.asarray(line.get_ydata())[0] for line in figure.axes[0].get_lines() if line.get_label() != "model"}
     chosen = references[(references["role"] == "in_context") & (references["metric"] == "loss")]
     assert levels == set(chosen["value"])
     assert {"model", "uniform", "bigram", "Bayes-optimal", "step"} <= set(texts(figure))
@@ -151,7 +151,7 @@ def test_recall_curves_have_a_panel_a_memory_and_dotted_chance() -> None:
     ]
     lines = drawn_lines(figure.axes[1])
     assert lines["triggers (n = 3)"] == (list(rows["step"]), list(rows["value"]))
-    dotted = [line.get_ydata()[0] for line in figure.axes[1].get_lines() if line.get_linestyle() == ":"]  # type: ignore[index]
+    dotted = [np.asarray(line.get_ydata())[0] for line in figure.axes[1].get_lines() if line.get_linestyle() == ":"]
     assert dotted == pytest.approx([1 / len(run().statistics), 1 / 3])
     assert overlaps(figure) == []
 
@@ -172,7 +172,8 @@ def test_a_ledger_stacks_to_one_and_keeps_the_small_cells_together() -> None:
     figure = figures.ledger_areas(pd.DataFrame(rows, columns=["step", "matrix", "family", "kind", "share"]))
     labels = legend_of(figure)
     assert labels == ["residual", "the 2 smaller cells", "cell c", "cell b", "cell a", "previous"]
-    top = max(path.vertices[:, 1].max() for collection in figure.axes[0].collections for path in collection.get_paths())  # type: ignore[index, union-attr]
+    paths = [path for collection in figure.axes[0].collections for path in collection.get_paths()]
+    top = max(np.asarray(path.vertices)[:, 1].max() for path in paths)
     assert top == pytest.approx(1.0)
 
 
@@ -181,7 +182,7 @@ def test_a_ledger_of_one_step_is_a_bar_and_of_zeros_is_refused() -> None:
     rows = [(7, "M", "previous", "association", 0.6), (7, "M", "residual", "residual", 0.4)]
     figure = figures.ledger_areas(pd.DataFrame(rows, columns=columns))
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["7"]
-    tops = [c.get_paths()[0].vertices[:, 1].max() for c in figure.axes[0].collections]  # type: ignore[index, union-attr]
+    tops = [np.asarray(c.get_paths()[0].vertices)[:, 1].max() for c in figure.axes[0].collections]
     assert tops == pytest.approx([0.6, 1.0])
     assert len(gallery.draw(run(), "ledger", [12]).axes[0].collections) > 1
     with pytest.raises(BirthlensError, match="every matrix is still zero"):
@@ -278,9 +279,9 @@ def test_steps_under_narrow_panels_do_not_run_together() -> None:
     table = pd.DataFrame(rows, columns=["matrix", "from_step", "to_step", "value"]).assign(metric="accuracy")
     figure = figures.weight_patching_map(table)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
+    canvas.draw()
     for ax in figure.axes[:3]:
-        boxes = [label.get_window_extent(canvas.get_renderer()) for label in ax.get_xticklabels()]  # type: ignore[no-untyped-call]
+        boxes = [label.get_window_extent(canvas.get_renderer()) for label in ax.get_xticklabels()]
         assert len(boxes) == 9
         assert min(right.x0 - left.x1 for left, right in pairwise(boxes)) > 4
 
@@ -502,7 +503,7 @@ def test_the_command_knows_the_kinds() -> None:
 def test_one_step_is_drawn_as_a_point_and_values_that_are_missing_are_refused() -> None:
     table = pd.DataFrame({"step": [40], "case": ["L0H0"], "metric": ["loss"], "value": [0.5]})
     ax = figures.timeline(table).axes[0]
-    assert [line.get_marker() for line in ax.lines if len(line.get_xdata()) == 1] == ["o"]  # type: ignore[arg-type]
+    assert [line.get_marker() for line in ax.lines if np.size(line.get_xdata()) == 1] == ["o"]
     assert list(ax.get_xticks()) == [40]
     with pytest.raises(BirthlensError, match="column 'value' holds no value in any row"):
         figures.timeline(table.assign(value=float("nan")))

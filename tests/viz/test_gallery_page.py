@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from matplotlib.image import imread
 from matplotlib.text import Text
+from typed import present
 
 from birthlens.cli import group
 from birthlens.config.run import RunConfig
@@ -88,7 +89,7 @@ def test_a_dark_figure_keeps_its_data_and_can_be_read(what: str) -> None:
     after = [line.get_xydata() for ax in figure.axes for line in ax.lines]
     assert all(np.array_equal(one, other) for one, other in zip(before, after, strict=True))
     for one, ax in zip(cells, [ax for ax in figure.axes if ax.images], strict=True):
-        assert np.array_equal(one, ax.images[0].get_array())  # type: ignore[arg-type]
+        assert np.array_equal(present(one), present(ax.images[0].get_array()))
     assert inside == [text.get_color() for ax in figure.axes if ax.images for text in ax.texts]
     assert figure.get_facecolor() == colours.to_rgba(GROUND)
     own = {id(text) for ax in figure.axes if ax.images for text in ax.texts}

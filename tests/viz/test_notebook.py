@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from seeing_runs import run, unfinished
+from typed import present
 
 import birthlens
 from birthlens.cli import seeing
@@ -48,7 +49,7 @@ def hostile_picture(steps: Any = (0, 5)) -> Any:
 
 
 def data_of(html: Any) -> Any:
-    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', html, re.S)[1])  # type: ignore[index]
+    return json.loads(present(re.search(r'<script type="application/json">(.*?)</script>', html, re.S))[1])
 
 
 def test_the_page_holds_the_models_patterns_to_four_decimals() -> None:

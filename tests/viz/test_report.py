@@ -48,7 +48,10 @@ class Well(HTMLParser):
 
     def __init__(self, html: Any) -> None:
         super().__init__()
-        self.open, self.ids, self.words, self.addresses = [], [], [], []  # type: ignore[var-annotated]
+        self.open: list[str] = []
+        self.ids: list[Any] = []
+        self.words: list[str] = []
+        self.addresses: list[Any] = []
         self.feed(html)
         assert self.open == []
         assert len(self.ids) == len(set(self.ids))
@@ -259,7 +262,8 @@ def test_a_comparison_says_when_each_run_learned() -> None:
         def series(self, _: Any) -> Any:
             return [0, 5, 9], list(self.values)
 
-    said = leads.exceeded(["a", "b", "c"], [Learned(0, 0.95, 1), Learned(0, 0, 0.91), Learned(0, 0, 0)])  # type: ignore[list-item]
+    learned: list[Any] = [Learned(0, 0.95, 1), Learned(0, 0, 0.91), Learned(0, 0, 0)]
+    said = leads.exceeded(["a", "b", "c"], learned)
     assert said == "0.9: a at step 5, b at step 9; not yet: c."
     assert "In-context accuracy first exceeds 0.9" in page_of(run(), run("other"))[0]
 

@@ -14,7 +14,7 @@ from birthlens.model.initialisation import initial_weights
 from birthlens.model.sites import Head, hook_name
 from birthlens.model.weights import Weights
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "simplified": {},
     "unscaled, linear feed-forward": {"feed_forward": "linear", "scaled_scores": False},
     "relu feed-forward": {"feed_forward": "relu"},
@@ -33,7 +33,7 @@ MODELS = {
 
 def model_of(name: str) -> tuple[Weights, list[int], dict[str, np.ndarray]]:
     generator = np.random.default_rng(3)
-    weights = initial_weights(ModelConfig(**{"d_model": 16, **MODELS[name]}), 7, 10, generator)  # type: ignore[arg-type, dict-item]
+    weights = initial_weights(ModelConfig(**{"d_model": 16, **MODELS[name]}), 7, 10, generator)
     # Off the initial zeros and ones of biases and gains, in float64 throughout.
     moved = {
         n: weights[n] + 0.2 * generator.standard_normal(weights[n].shape) for n in weights if not n.endswith("W_Q")

@@ -141,7 +141,7 @@ def test_the_map_shows_never_and_sometimes() -> None:
          "n": [0, 1, 2, 2], "never": [2, 1, 0, 0]}
     )  # fmt: skip
     figure = phase_map(table, "a", "b", "step")
-    crosses = [len(each.get_offsets()) for each in figure.axes[0].collections[-2:]]  # type: ignore[arg-type]
+    crosses = [len(np.asarray(each.get_offsets())) for each in figure.axes[0].collections[-2:]]
     assert crosses == [1, 1]
     drawn = figure.axes[0].images[0].get_array()
     assert drawn is not None and np.array_equal(

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from typed import present
 
 from birthlens.analysis.interventions.ablation import ABLATIONS, Ablation, ablation_table, cases_table
 from birthlens.analysis.interventions.edge_tables import cut_edges, other_edges
@@ -62,8 +63,8 @@ def accuracies(table: pd.DataFrame) -> "pd.Series[Any]":
 @pytest.mark.parametrize("codebooks", ["raw", "dual"])
 @pytest.mark.parametrize("random_triggers", [False, True])
 def test_the_ideal_model_does_the_task(statistics: BigramStatistics, codebooks: Any, random_triggers: bool) -> None:
-    kind = "random" if random_triggers else "fixed"
-    task = BigramTask(TaskConfig(context=T, n_triggers=3, triggers=kind, cycles="clean"), statistics)  # type: ignore[arg-type]
+    kind: Literal["random", "fixed"] = "random" if random_triggers else "fixed"
+    task = BigramTask(TaskConfig(context=T, n_triggers=3, triggers=kind, cycles="clean"), statistics)
     weights, guarded = (
         ideal_weights(ORTHOGONAL, N, T, np.random.default_rng(0), task.fixed_triggers, strengths, codebooks)
         for strengths in (None, Strengths(avoid_first=20))
@@ -91,7 +92,7 @@ def test_ideal_memories_read_back_their_strengths(ideal: Weights, task: BigramTa
     np.testing.assert_allclose(previous, 20 * np.eye(T, k=-1), atol=1e-3)
     remapped = embed @ ideal.ov(Head(0, 0))
     keys = scale * embed @ ideal.qk(Head(1, 0)) @ remapped.T
-    np.testing.assert_allclose(keys, 20 * np.diag(np.isin(np.arange(N), triggers)), atol=1e-3)  # type: ignore[arg-type]
+    np.testing.assert_allclose(keys, 20 * np.diag(np.isin(np.arange(N), present(triggers))), atol=1e-3)
     np.testing.assert_allclose(embed @ ideal.ov(Head(1, 0)) @ ideal["W_U"], 15 * np.eye(N), atol=1e-3)
 
 

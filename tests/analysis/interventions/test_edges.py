@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from typed import loc
 
 from birthlens.analysis.interventions.ablation import cases_table
 from birthlens.analysis.interventions.corruptions import Pair, corrupt, pair_of
@@ -53,7 +54,7 @@ def test_micro_model_by_hand() -> None:
         "L1H0->logits": 12,
     }  # fmt: skip
     for edge, row in table.iterrows():
-        assert row["recovered"] == pytest.approx(by_hand.get(edge, 0) / 14, abs=1e-6), edge  # type: ignore[call-overload]
+        assert row["recovered"] == pytest.approx(by_hand.get(str(edge), 0) / 14, abs=1e-6), edge
         for steps in (0, 1, 3):
             assert row[f"attribution_{steps}"] == pytest.approx(row["recovered"], abs=1e-6), edge
             assert row[f"attribution_{steps}_error"] == pytest.approx(0, abs=1e-6), edge
@@ -80,13 +81,13 @@ def weights(request: pytest.FixtureRequest) -> Weights:
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_all_edges_into_a_receiver_make_it_read_the_source_run(weights: Weights, pair: Pair, direction: str) -> None:
     goal = 1 if direction == DIRECTIONS[0] else 0
-    cases = {"logits": tuple(EdgeIntervention(e, "patch") for e in edges_of(weights.config, [Logits()]))}
+    cases: Cases = {"logits": tuple(EdgeIntervention(e, "patch") for e in edges_of(weights.config, [Logits()]))}
     found = patched_table(weights, pair, cases, direction)
     assert found["recovered"].item() == pytest.approx(goal, abs=1e-4)
     for receiver in {edge.receiver for edge in edges_of(weights.config) if isinstance(edge.receiver, HeadInput)}:
         cases = {
             "edges": tuple(EdgeIntervention(edge, "patch") for edge in edges_of(weights.config, [receiver])),
-            "node": (Intervention(receiver.letter, "patch", heads=(receiver.head,)),),  # type: ignore[dict-item]
+            "node": (Intervention(receiver.letter, "patch", heads=(receiver.head,)),),
         }
         table = patched_table(weights, pair, cases, direction)
         assert table["value"][0] == pytest.approx(table["value"][1], abs=1e-5), receiver
@@ -98,11 +99,15 @@ def test_the_sum_over_edges_into_a_linear_node_is_the_node(kind: str, pair: Pair
     config = ModelConfig(d_model=12) if kind == "simplified" else FULL.changed(feed_forward="none")
     weights = initial_weights(config, 9, 12, np.random.default_rng(1))
     norms, last = frozen_norms(config), config.n_layers - 1
-    for receiver in (HeadInput(edges_of(config)[-1].sender, "v"), Logits()):  # type: ignore[arg-type]  # the last head's values
+    last_head = edges_of(config)[-1].sender
+    assert isinstance(last_head, Head)
+    for receiver in (HeadInput(last_head, "v"), Logits()):
         edges = edges_of(config, [receiver])
-        cases = {str(edge): (EdgeIntervention(edge, "patch"), *norms) for edge in edges}
+        cases: dict[str, Sequence[AnyIntervention]] = {
+            str(edge): (EdgeIntervention(edge, "patch"), *norms) for edge in edges
+        }
         cases["together"] = (*(EdgeIntervention(edge, "patch") for edge in edges), *norms)
-        table = patched_table(weights, pair, cases)  # type: ignore[arg-type]
+        table = patched_table(weights, pair, cases)
         changes = (table["value"] - table["corrupted"]).to_numpy()
         assert changes[:-1].sum() == pytest.approx(changes[-1], abs=1e-4) and abs(changes[-1]) > 1e-3
         if kind == "simplified" and isinstance(receiver, HeadInput):
@@ -140,7 +145,7 @@ def test_attribution_is_the_derivative_and_integrates(weights: Weights, pair: Pa
     # Integrated over the embeddings' line, the edges that leave them account for the whole gap.
     assert from_embed["attribution_60"].sum() == pytest.approx(1, abs=0.02)
     into_logits = table[(table["receiver"] == "logits") & (table["sender"] == "pos_embed")]
-    assert into_logits[["recovered", "attribution_0"]].abs().max(axis=None) < 1e-6  # type: ignore[operator]
+    assert into_logits[["recovered", "attribution_0"]].abs().to_numpy().max() < 1e-6
 
 
 @pytest.mark.parametrize("steps", [0, 5])
@@ -212,7 +217,7 @@ def test_the_ideal_models_edge_is_found() -> None:
     table = edge_table([(0, random), (10, ideal), (20, ideal)], pair, ["embed->L0H0.v", "L0H0->L1H0.k", "L0H0->L1H0.q"])
     births = births_table(table).set_index("edge")
     assert births.loc["L0H0->L1H0.k", "born"] == 10 and births.loc["L0H0->L1H0.k", "last"] == pytest.approx(1, abs=0.05)
-    assert np.isnan(births.loc["L0H0->L1H0.q", "born"])  # type: ignore[arg-type]
+    assert np.isnan(loc(births)["L0H0->L1H0.q", "born"])
 
 
 def along_a_run(recovered: list[float], gaps: list[float], **columns: Any) -> pd.DataFrame:

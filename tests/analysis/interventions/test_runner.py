@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typed import loc
 
 from birthlens.analysis.interventions.backends import HookedBackend, backend_of
 from birthlens.analysis.interventions.runner import evaluate
@@ -214,7 +215,12 @@ def test_an_edit_recomputes_only_what_lies_downstream(monkeypatch: pytest.Monkey
     trace.value(Point("z", 1))  # what the edit is handed; folded passes go without it
     seen = []
     computed = type(trace)._computed
-    monkeypatch.setattr(type(trace), "_computed", lambda self, point: (seen.append(point), computed(self, point))[1])  # type: ignore[func-returns-value]
+
+    def recorded(self: Trace, point: Point) -> Any:
+        seen.append(point)
+        return computed(self, point)
+
+    monkeypatch.setattr(type(trace), "_computed", recorded)
     trace.logits({Point("z", 1): [lambda value, rows: value * 0]})
     assert seen == [Point("resid_post", 1), Point("attn_out", 1)]
 
@@ -309,12 +315,12 @@ def test_bootstrap_intervals_cover_the_value_and_change_is_paired() -> None:
     )
     table = outcomes.table(np.random.default_rng(0), draws=2000).set_index(["case", "metric"])
     assert (table["low"] <= table["value"]).all() and (table["value"] <= table["high"]).all()
-    assert (table.loc["same"][["change", "change_low", "change_high"]] == 0).all(axis=None)  # type: ignore[arg-type]
-    loss = table.loc["cut", "loss"]
+    assert (loc(table)["same"][["change", "change_low", "change_high"]] == 0).all(axis=None)
+    loss = loc(table)["cut", "loss"]
     per_sequence = outcomes.sums[:, :, 1] / outcomes.counts[:, 1]  # each sequence has as many positions
     widths = 2 * 1.96 * np.array([per_sequence[2].std(), (per_sequence[2] - per_sequence[0]).std()]) / np.sqrt(60)
-    assert loss["high"] - loss["low"] == pytest.approx(widths[0], rel=0.1)  # type: ignore[call-overload, index, operator]
-    assert loss["change_high"] - loss["change_low"] == pytest.approx(widths[1], rel=0.1)  # type: ignore[call-overload, index, operator]
+    assert loss["high"] - loss["low"] == pytest.approx(widths[0], rel=0.1)
+    assert loss["change_high"] - loss["change_low"] == pytest.approx(widths[1], rel=0.1)
     # Had the two models been drawn apart, their difference would have another width.
     apart = 2 * 1.96 * np.hypot(per_sequence[0].std(), per_sequence[2].std()) / np.sqrt(60)
     assert abs(widths[1] / apart - 1) > 0.2

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typed import loc, present
 
 from birthlens.analysis.interventions import suite as suite_module
 from birthlens.analysis.interventions.ablation import ablation_table
 from birthlens.analysis.interventions.backends import FunctionalBackend, HookedBackend
+from birthlens.analysis.interventions.runner import evaluate
 from birthlens.analysis.interventions.scoring import Outcomes
 from birthlens.analysis.interventions.spec import Intervention, from_json
 from birthlens.analysis.interventions.suite import Suite, execute, read_results
@@ -54,7 +56,6 @@ def batches() -> tuple[TokenBatch, TokenBatch]:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Count the cases that are really evaluated."""
     seen = []
-    evaluate = suite_module.evaluate  # type: ignore[attr-defined]
 
     def counting(model: FunctionalBackend | HookedBackend, cases: dict[str, Any], *rest: Any) -> Outcomes:
         seen.append(list(cases))
@@ -77,7 +78,7 @@ def test_one_table_and_a_manifest(
         "none", "L0H0 zero", "L0H0 resample", "L1H0 zero", "L1H0 resample", "keys cut", "even",
     ]  # fmt: skip
     assert len(table) == 3 * 7 * 2
-    direct = ablation_table(models, *batches, methods=("zero", "resample"), metrics=suite.metrics, draws=30)  # type: ignore[arg-type]
+    direct = ablation_table(models, *batches, methods=("zero", "resample"), metrics=present(suite.metrics), draws=30)
     ours = table[~table["case"].isin(["keys cut", "even"])]
     for column in ("value", "change", "low", "high", "change_low", "change_high"):
         np.testing.assert_allclose(ours[column], direct[column], atol=1e-6)
@@ -88,9 +89,9 @@ def test_one_table_and_a_manifest(
     assert list(map(from_json, spelled["L1H0 resample"])) == [Intervention("z", "resample", heads=(Head(1, 0),))]
     assert len(spelled) == 6 and spelled["even"][0]["method"] == "uniform"
     labels = table[["case", "ablated", "method"]].drop_duplicates().set_index("case")
-    assert labels.loc["none"].tolist() == ["none", "none"]  # type: ignore[operator]
-    assert labels.loc["L1H0 resample"].tolist() == ["L1H0", "resample"]  # type: ignore[operator]
-    assert labels.loc["keys cut"].tolist() == ["keys cut", "mean"]  # type: ignore[operator]
+    assert loc(labels)["none"].tolist() == ["none", "none"]
+    assert loc(labels)["L1H0 resample"].tolist() == ["L1H0", "resample"]
+    assert loc(labels)["keys cut"].tolist() == ["keys cut", "mean"]
     assert manifest["batch"]["sequences"] == 6 and len(manifest["batch"]["sha256"]) == 64
     assert manifest["versions"]["torch"] and manifest["versions"]["transformer-lens"]
 
@@ -270,7 +271,7 @@ def test_reading_nothing(tmp_path: Path) -> None:
 def test_a_manifest_of_an_earlier_form_is_continued_and_other_versions_are_named(
     models: Any, batches: Any, tmp_path: Path, counted: Any
 ) -> None:
-    execute(Suite.from_data(DATA), models[:1], *batches, tmp_path)  # type: ignore[call-arg]
+    execute(Suite.from_data(DATA), models[:1], batches[0], batches[1], tmp_path)
     path = tmp_path / "manifest.json"
     manifest = json.loads(path.read_text())
     # Earlier manifests held no machine and no numba.
@@ -279,11 +280,11 @@ def test_a_manifest_of_an_earlier_form_is_continued_and_other_versions_are_named
     }
     path.write_text(json.dumps(manifest | {"versions": earlier}))
     counted.clear()
-    execute(Suite.from_data(DATA), models[:1], *batches, tmp_path)  # type: ignore[call-arg]
+    execute(Suite.from_data(DATA), models[:1], batches[0], batches[1], tmp_path)
     assert counted == []
     path.write_text(json.dumps(manifest | {"versions": earlier | {"torch": "1.0"}}))
     with pytest.raises(BirthlensError, match=r"made with other versions \(torch was 1.0, is "):
-        execute(Suite.from_data(DATA), models[:1], *batches, tmp_path)  # type: ignore[call-arg]
+        execute(Suite.from_data(DATA), models[:1], batches[0], batches[1], tmp_path)
 
 
 TRUNCATED = {

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from typed import loc
 
 from birthlens import load_run, preset, train_to_disk
 from birthlens.analysis.interventions.ablation import ablate_heads, cases_table
@@ -66,4 +67,4 @@ def test_the_edge_into_the_keys_is_the_one_that_is_born(trained: Run) -> None:
     births = births_table(edge_table(trained.checkpoints(), pair, edges, draws=100)).set_index("edge")
     assert births["born"].dropna().index.tolist() == ["L0H0->L1H0.k", "L1H0->logits"]
     assert births.loc["L0H0->L1H0.k", "last"] == pytest.approx(1, abs=0.1)
-    assert 0 < births.loc["L0H0->L1H0.k", "born"] < 250 and births["peak"].abs().max() < 1.5  # type: ignore[arg-type, operator]
+    assert 0 < loc(births)["L0H0->L1H0.k", "born"] < 250 and births["peak"].abs().max() < 1.5

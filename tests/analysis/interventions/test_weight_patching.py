@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
+from typed import present
 
 from birthlens.analysis.interventions.truncation import TRUNCATIONS
 from birthlens.analysis.interventions.weight_patching import (
@@ -125,8 +126,8 @@ def test_the_ledger_keeps_a_planted_memory_and_its_complement_the_rest(ideal: We
     # What the projection leaves, no association of the ledger can explain.
     for role, (_, ledger) in paper_ledgers(mixed, cells=False).items():
         name = MEMORY_PARAMETERS[role]
-        rest = mixed.replaced(replacement(mixed, [name], "without_ledger"))  # type: ignore[assignment]
-        circuit = rest.ov(Head(1, 0)) if name == "L1.W_O" else rest.qk(Head(int(name[1]), 0))  # type: ignore[attr-defined]
+        left = mixed.replaced(replacement(mixed, [name], "without_ledger"))
+        circuit = left.ov(Head(1, 0)) if name == "L1.W_O" else left.qk(Head(int(name[1]), 0))
         for values in ledger.coefficients(circuit).values():
             assert np.abs(values).max() < 1e-3
 
@@ -274,9 +275,10 @@ def test_circuits_of_a_full_model_are_transplanted_with_their_biases() -> None:
 def test_memories_have_names(ideal: Weights) -> None:
     for name in ("W_O^2", "L1.W_O", "output_memory"):
         memory, association = memory_named(ideal, name)
-        assert memory.name == "L1H0.OV: W_E -> W_U" and len(association.queries) == N  # type: ignore[union-attr]
+        assert memory.name == "L1H0.OV: W_E -> W_U" and len(present(association).queries) == N
     memory, association = memory_named(ideal, "trigger_memory", triggers=[1, 4])
-    assert association.pairs == [(1, 1), (4, 4)] and len(association.candidates) == N  # type: ignore[union-attr]
+    found = present(association)
+    assert found.pairs == [(1, 1), (4, 4)] and len(found.candidates) == N
     assert memory_named(ideal, "L1H0.QK: W_E -> W_pos")[1] is None
     with pytest.raises(BirthlensError, match="has 9 readings"):
         memory_named(ideal, "L1H0.QK")

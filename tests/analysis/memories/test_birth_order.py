@@ -7,6 +7,7 @@ from math import comb
 import numpy as np
 import pandas as pd
 import pytest
+from typed import loc
 
 from birthlens.analysis.memories import memory as memories
 from birthlens.analysis.memories.birth_order import (
@@ -104,13 +105,13 @@ def test_planted_births_are_found_in_their_order() -> None:
     assert set(delays) <= {0, 10, 20} and (wide["prev_token_memory"] - BIRTHS["prev_token"] == delays).all()
     assert (wide["trigger_memory"] - BIRTHS["trigger"] == delays).all()
     table = birth_order_table(chosen).set_index(["kind", "what"])
-    order = table.loc[("order", "output < trigger < prev_token")]
+    order = loc(table)[("order", "output < trigger < prev_token")]
     # Clopper and Pearson for 6 of 6: the p with p^6 = 0.025. Six seeds alike are no certainty.
-    assert (order["value"], order["low"], order["high"], order["n"]) == (1, pytest.approx(0.025 ** (1 / 6)), 1, 6)  # type: ignore[call-overload, index]
+    assert (order["value"], order["low"], order["high"], order["n"]) == (1, pytest.approx(0.025 ** (1 / 6)), 1, 6)
     assert table.loc[("before", "output_memory < trigger_memory"), "value"] == 1
     assert table.loc[("before", "prev_token_memory < trigger_memory"), "value"] == 0
-    median = table.loc[("onset", "output_memory")]
-    assert median["low"] <= median["value"] == wide["output_memory"].median() <= median["high"]  # type: ignore[call-overload, index, operator]
+    median = loc(table)[("onset", "output_memory")]
+    assert median["low"] <= median["value"] == wide["output_memory"].median() <= median["high"]
 
 
 def test_birth_order_counts_ties_and_unborn_memories() -> None:
@@ -128,7 +129,7 @@ def test_birth_order_counts_ties_and_unborn_memories() -> None:
     assert table.loc[("before", "a_memory < b_memory"), "value"] == (1 + 0.5 + 0 + 1) / 4
     for order in ("a < b; never c", "a = b; never c", "b < a; never c", "a; never b, c"):
         assert table.loc[("order", order), "value"] == 0.25
-    assert np.isinf(table.loc[("onset", "c_memory"), "value"])  # type: ignore[arg-type]
+    assert np.isinf(loc(table)[("onset", "c_memory"), "value"])
     with pytest.raises(BirthlensError, match="one row for each seed and memory"):
         birth_order_table(pd.concat([onsets, onsets]))
 
@@ -175,15 +176,12 @@ def test_the_basis_asked_for_is_the_one_read() -> None:
     (_, weights), *_ = planted_run(0)
     values = {}
     for basis in ("raw", "dual"):
-        row = (
-            standardised_table([(0, weights)], basis=basis)
-            .set_index(["memory", "candidates"])
-            .loc[("output_memory", "all")]
-        )
+        table = standardised_table([(0, weights)], basis=basis).set_index(["memory", "candidates"])
+        row = loc(table)[("output_memory", "all")]
         scores = shifted_scores(output_memory(weights), Association.identity(12), basis)
         expected = (scores[0], scores[1:].mean(), scores[1:].std(ddof=1))
-        assert (row["value"], row["null_mean"], row["null_std"]) == pytest.approx(expected)  # type: ignore[call-overload, index]
-        values[basis] = row["value"]  # type: ignore[call-overload, index]
+        assert (row["value"], row["null_mean"], row["null_std"]) == pytest.approx(expected)
+        values[basis] = row["value"]
     assert values["raw"] != pytest.approx(values["dual"], rel=1e-3)
 
 

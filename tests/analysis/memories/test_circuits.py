@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from typed import present
 
 from birthlens.analysis.behaviour.decomposition import decompose
 from birthlens.analysis.memories.circuits import (
@@ -33,8 +34,8 @@ from birthlens.model.weights import Weights, stacked
 VOCABULARY, CONTEXT = 20, 24
 
 
-def weights_of(seed: int = 0, **fields: object) -> Weights:
-    config = ModelConfig(**{"d_model": 64, **fields})  # type: ignore[arg-type]
+def weights_of(seed: int = 0, **fields: Any) -> Weights:
+    config = ModelConfig(**{"d_model": 64, **fields})
     return initial_weights(config, VOCABULARY, CONTEXT, np.random.default_rng(seed))
 
 
@@ -44,14 +45,14 @@ def planted(transposed: bool = False) -> Weights:
     w_e, p, w_u = weights["W_E"].astype(float), weights["W_pos"].astype(float), weights["W_U"].T.astype(float)
     paper_ov = [(weights[f"L{layer}.W_V"][0] @ weights[f"L{layer}.W_O"][0]).T for layer in (0, 1)]  # W_O W_V
     w_1 = w_e @ paper_ov[0].T
-    key_query_1 = sum(np.outer(p[t - 1], p[t]) for t in range(1, CONTEXT))
-    key_query_2 = sum(np.outer(w_1[k], w_e[k]) for k in range(VOCABULARY))
-    output = sum(np.outer(w_u[k], w_e[k]) for k in range(VOCABULARY))
+    key_query_1 = np.sum([np.outer(p[t - 1], p[t]) for t in range(1, CONTEXT)], 0)
+    key_query_2 = np.sum([np.outer(w_1[k], w_e[k]) for k in range(VOCABULARY)], 0)
+    output = np.sum([np.outer(w_u[k], w_e[k]) for k in range(VOCABULARY)], 0)
     paper_w_v = weights["L1.W_V"][0].T.astype(float)
     # In row vectors q W_Q W_K^T k^T = k (W_K W_Q^T) q^T, so with W_Q = 1 the paper's key-query matrix is W_K.
-    *w_k, output = (matrix.T if transposed else matrix for matrix in (key_query_1, key_query_2, output))  # type: ignore[union-attr]
+    *w_k, output = (matrix.T if transposed else matrix for matrix in (key_query_1, key_query_2, output))
     w_o = (output @ np.linalg.inv(paper_w_v)).T
-    return weights.replaced({"L0.W_K": w_k[0][None], "L1.W_K": w_k[1][None], "L1.W_O": w_o[None]})  # type: ignore[index]
+    return weights.replaced({"L0.W_K": w_k[0][None], "L1.W_K": w_k[1][None], "L1.W_O": w_o[None]})
 
 
 def paper_recalls(weights: Weights, triggers: list[int]) -> dict[str, float]:
@@ -60,8 +61,8 @@ def paper_recalls(weights: Weights, triggers: list[int]) -> dict[str, float]:
     q, k, v, o = ({i: weights[f"L{i}.W_{x}"][0].T.astype(float) for i in (0, 1)} for x in "QKVO")
     w_1 = [o[0] @ (v[0] @ e) for e in w_e]
 
-    def recall(queries: list[int], candidates: list[int], score: object, shift: int = 0) -> float:
-        best = [candidates[int(np.argmax([score(c, i) for c in candidates]))] for i in queries]  # type: ignore[operator]
+    def recall(queries: list[int], candidates: list[int], score: Callable[[int, int], float], shift: int = 0) -> float:
+        best = [candidates[int(np.argmax([score(c, i) for c in candidates]))] for i in queries]
         return float(np.mean([b == i - shift for b, i in zip(best, queries, strict=True)]))
 
     everything = list(range(VOCABULARY))
@@ -160,7 +161,7 @@ def test_all_memories_of_many_heads_against_explicit_products() -> None:
         np.testing.assert_allclose(found[name].memory.scores(), table, rtol=1e-3, atol=1e-4)
     # QK bases: 2 codebooks in layer 0, 2 more a layer; OV one a head; paths 12 of two heads and 8 of three.
     assert len(found) == 2 * (4 + 16 + 36) + 6 + 12 + 8
-    assert found["L0H0.QK: W_pos -> W_pos"].association.pairs[0] == (1, 0)  # type: ignore[union-attr]
+    assert present(found["L0H0.QK: W_pos -> W_pos"].association).pairs[0] == (1, 0)
     assert found["L0H0.QK: W_E -> W_pos"].association is None
 
 

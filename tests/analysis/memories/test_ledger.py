@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typed import loc
 
 from birthlens.analysis.memories.circuits import ov_circuit, qk_circuit
 from birthlens.analysis.memories.ledger import Family, Ledger, projection
@@ -71,9 +72,9 @@ def test_associations_are_shapley_values_of_dense_least_squares(seed: int) -> No
         for i, family in enumerate(order):
             gain = explained(design(ledger, order[: i + 1]), matrix) - explained(design(ledger, order[:i]), matrix)
             expected[family] += gain / energy / 6
-    for i, family in enumerate(ledger.families):  # type: ignore[assignment]
-        assert float(shares.associations[family.name]) == pytest.approx(expected[i], rel=1e-6, abs=1e-9)  # type: ignore[attr-defined]
-        assert float(shares.alone[family.name]) == pytest.approx(explained(design(ledger, (i,)), matrix) / energy)  # type: ignore[attr-defined]
+    for i, one in enumerate(ledger.families):
+        assert float(shares.associations[one.name]) == pytest.approx(expected[i], rel=1e-6, abs=1e-9)
+        assert float(shares.alone[one.name]) == pytest.approx(explained(design(ledger, (i,)), matrix) / energy)
     solution = np.linalg.lstsq(design(ledger, (0, 1, 2)), matrix.ravel(), rcond=None)[0]
     np.testing.assert_allclose(np.concatenate(list(ledger.coefficients(matrix).values())), solution, atol=1e-8)
 
@@ -158,7 +159,7 @@ def test_nothing_but_coefficients_depends_on_the_length_of_the_vectors(scale: fl
             atol=1e-9,
         )
         draws = [Derangements.of(of, family, 5, np.random.default_rng(0)).shares(matrices) for of in (plain, other)]
-        np.testing.assert_allclose(*draws, atol=1e-9)  # type: ignore[call-overload]
+        np.testing.assert_allclose(draws[0], draws[1], atol=1e-9)
     for null, shares in Nulls.of(plain).shares(matrices).items():
         for name, share in shares.items():
             np.testing.assert_allclose(Nulls.of(other).shares(matrices)[null][name], share, atol=1e-9)
@@ -297,7 +298,7 @@ def test_what_is_booked_is_the_change_or_the_whole(minus_initial: bool) -> None:
         assert table.loc[(5, name, "residual"), "share"] == pytest.approx(float(expected.residual), abs=1e-6)
         for family, share in expected.associations.items():
             assert table.loc[(5, name, family), "share"] == pytest.approx(float(share), abs=1e-6)
-        assert np.isnan(table.loc[(0, name, "residual"), "share"]) == minus_initial  # type: ignore[arg-type]  # nothing has moved
+        assert np.isnan(loc(table)[(0, name, "residual"), "share"]) == minus_initial  # nothing has moved
 
 
 def test_the_feed_forward_is_booked_on_the_successors_of_each_token() -> None:

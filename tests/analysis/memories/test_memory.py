@@ -17,8 +17,8 @@ from birthlens.analysis.memories.recall import Association, readings
 from birthlens.errors import BirthlensError
 
 
-def book(vectors: np.ndarray, name: str = "W_E", **fields: object) -> Codebook:
-    return Codebook(name, vectors, tuple(f"{name}{i}" for i in range(vectors.shape[-2])), **fields)  # type: ignore[arg-type]
+def book(vectors: np.ndarray, name: str = "W_E", **fields: Any) -> Codebook:
+    return Codebook(name, vectors, tuple(f"{name}{i}" for i in range(vectors.shape[-2])), **fields)
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 1000))
@@ -138,8 +138,9 @@ def test_blocks_are_the_pieces_of_the_table(
             patch.setattr(memories, "BLOCK_ROWS", rows)
             for where, block, scores in memory.blocks(queries, candidates, basis):
                 assert scores.size <= max(entries, min(rows, 4) * 3)
-                found[(*where, ..., block, slice(None))] = scores  # type: ignore[index]
-                visits[(*where, ..., block, slice(None))] += 1  # type: ignore[arg-type]
+                place: Any = (*where, ..., block, slice(None))
+                found[place] = scores
+                visits[place] += 1
         assert found.shape == (*memory.steps, 4, 3) and (visits == 1).all()
         np.testing.assert_allclose(found, expected, atol=1e-12)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from typed import loc
 
 from birthlens.analysis.memories import recall_tables as recall
 from birthlens.analysis.memories.circuits import feed_forward_kl, feed_forward_memory, output_memory, prev_token_memory
@@ -20,10 +21,10 @@ from birthlens.model.sites import Head
 from birthlens.model.weights import Weights
 
 
-def run(steps: int, n_ctx: int = 80, d_vocab: int = 20, **fields: object) -> list[tuple[int, Weights]]:
+def run(steps: int, n_ctx: int = 80, d_vocab: int = 20, **fields: Any) -> list[tuple[int, Weights]]:
     """Checkpoints whose trained matrices move and whose frozen ones do not."""
     generator = np.random.default_rng(0)
-    weights = initial_weights(ModelConfig(**{"d_model": 32, **fields}), d_vocab, n_ctx, generator)  # type: ignore[arg-type]
+    weights = initial_weights(ModelConfig(**{"d_model": 32, **fields}), d_vocab, n_ctx, generator)
     moving = [name for name in weights if name.endswith(("W_K", "L1.W_O", "W_F"))]
 
     def moved() -> Weights:
@@ -92,15 +93,15 @@ def test_chance_and_n_stand_in_every_row() -> None:
         ("output_memory", "effective_rank", "all"): (16, 32**2),
     }
     for key, (chance, n) in rows.items():
-        row = table.loc[(*key, "raw")]  # type: ignore[index]
+        row = loc(table)[(*key, "raw")]
         assert (row["chance"], row["n"]) == (pytest.approx(chance), n)
 
 
 def test_the_effective_rank_of_a_random_matrix_is_at_its_chance() -> None:
     table = memory_series(run(1, d_model=128)).to_pandas().set_index(["memory", "metric"])
-    chance = table.loc[("trigger_memory", "effective_rank"), "chance"]
+    chance = loc(table)[("trigger_memory", "effective_rank"), "chance"]
     random = Circuit("W", np.random.default_rng(0).standard_normal((50, 128, 128)))
-    assert float(chance) == pytest.approx(random.effective_rank().mean(), rel=0.02)  # type: ignore[arg-type]
+    assert float(chance) == pytest.approx(random.effective_rank().mean(), rel=0.02)
 
 
 def test_circuit_table_covers_every_head_and_basis() -> None:

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from typed import loc, present
 
 from birthlens.analysis.theory.outer_products import ZipfMemory, capacity_table, memory_training_table
 from birthlens.errors import BirthlensError
 
 
 def orthonormal(memory: ZipfMemory) -> ZipfMemory:
-    memory.__dict__["codebooks"] = (np.eye(memory.tokens, memory.d_model), np.eye(memory.outputs, memory.d_model))  # type: ignore[arg-type]
+    vars(memory)["codebooks"] = (np.eye(memory.tokens, memory.d_model), np.eye(present(memory.outputs), memory.d_model))
     return memory
 
 
@@ -46,7 +47,7 @@ def test_error_falls_with_width_and_weights_matter() -> None:
     error = table.groupby(["storage", "d_model"]).error.mean().unstack()
     assert (error.diff(axis=1).iloc[:, 1:] < 0).all().all()
     # Uniform weights drown frequent tokens in interference at small d; frequency weights keep the few most frequent.
-    assert error.loc["frequency", 8] < error.loc["uniform", 8]  # type: ignore[arg-type, operator]
+    assert loc(error)["frequency", 8] < loc(error)["uniform", 8]
     assert (table.capacity <= table.recall * table.n + 1e-9).all()
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from typed import gradient_of, present
 
 from birthlens.analysis.theory import first_step, three_steps, updates
 from birthlens.analysis.theory import gradients as theory
@@ -23,8 +24,8 @@ STATISTICS = markov_chain(CorpusConfig(source="markov", vocabulary=10, concentra
 TASK = BigramTask(TaskConfig(context=14, n_triggers=3), STATISTICS)
 
 
-def weights(d_model: int = 12, seed: int = 0, **fields: object) -> Weights:
-    config = ModelConfig(d_model=d_model, **fields)  # type: ignore[arg-type]
+def weights(d_model: int = 12, seed: int = 0, **fields: Any) -> Weights:
+    config = ModelConfig(d_model=d_model, **fields)
     return initial_weights(config, 10, 14, np.random.default_rng(seed), dtype=np.float64)
 
 
@@ -41,7 +42,7 @@ def by_autograd(w: Weights, batch: TokenBatch, readout: theory.Readout) -> dict[
         logits = logits + readout.bias
     mask = batch.in_context
     torch.nn.functional.cross_entropy(logits[mask], batch.targets[mask]).backward()
-    return {name: tensors[name].grad for name in theory.MATRICES}  # type: ignore[misc]
+    return {name: present(tensors[name].grad) for name in theory.MATRICES}
 
 
 @pytest.mark.parametrize("empty", [(), ("L0.W_K",), ("L0.W_K", "L1.W_K")])
@@ -97,16 +98,16 @@ def test_clean_and_noisy_gradients_equal_autograd_and_each_other() -> None:
     matrix = torch.tensor(start, requires_grad=True)
     log_p = (torch.tensor(inputs) @ matrix @ torch.tensor(outputs).T).log_softmax(-1)
     (-(torch.tensor(joint) * log_p).sum()).backward()
-    np.testing.assert_allclose(theory.clean_gradient(joint, inputs, outputs, start), matrix.grad, atol=1e-12)  # type: ignore[arg-type]
+    np.testing.assert_allclose(theory.clean_gradient(joint, inputs, outputs, start), gradient_of(matrix), atol=1e-12)
     drawn = generator.choice(20, size=40_000, p=joint.reshape(-1))
     draws = [theory.noisy_gradient(inputs[part // 4], part % 4, outputs, start) for part in np.array_split(drawn, 40)]
     found = theory.estimate(draws)
-    z = (found.mean - matrix.grad.numpy()) / found.error  # type: ignore[union-attr]
+    z = (found.mean - gradient_of(matrix)) / found.error
     assert np.abs(z).max() < 5 and 0.5 < z.std() < 2
     x, y = inputs[drawn[:50] // 4] + generator.standard_normal((50, 6)), drawn[:50] % 4
     matrix.grad = None
     torch.nn.functional.cross_entropy(torch.tensor(x) @ matrix @ torch.tensor(outputs).T, torch.tensor(y)).backward()
-    np.testing.assert_allclose(theory.noisy_gradient(x, y, outputs, start), matrix.grad, atol=1e-12)  # type: ignore[call-overload]
+    np.testing.assert_allclose(theory.noisy_gradient(x, y, outputs, start), gradient_of(matrix), atol=1e-12)
 
 
 def test_population_gradients_have_error_bars_that_hold() -> None:
@@ -154,7 +155,8 @@ def final(recipe: three_steps.Recipe) -> dict[str, float]:
     _, task, statistics, model = CASE
     table = three_steps.three_steps_table(recipe, BigramTask(task.changed(n_triggers=4), statistics), model)
     assert list(table.step.unique()) == [1, 2, 3]
-    return {**table[table.step == 3].set_index("metric").value.to_dict(), "least_gradient": table.gradient.min()}  # type: ignore[dict-item]
+    last = table[table.step == 3]
+    return {**dict(zip(last.metric, last.value, strict=True)), "least_gradient": table.gradient.min()}
 
 
 def test_three_steps_make_an_induction_head() -> None:
@@ -164,8 +166,8 @@ def test_three_steps_make_an_induction_head() -> None:
 
 @pytest.mark.parametrize("first", ["L1.W_K", "L0.W_K"])
 def test_no_other_memory_can_come_first(first: str) -> None:
-    rest = [name for name in theory.MATRICES if name != first]
-    found = final(replace(CASE[0], order=(first, *rest), sequences=256))  # type: ignore[arg-type]
+    second, third = (name for name in theory.MATRICES if name != first)
+    found = final(replace(CASE[0], order=(first, second, third), sequences=256))
     assert found["least_gradient"] == 0 and found[f"recall {first}"] == 0 and found["in_context_accuracy"] < 0.5
 
 

@@ -50,7 +50,8 @@ def test_the_error_of_a_mean_is_its_spread_over_draws() -> None:
         mask = generator.random((60, 5)) < 0.6
         values = generator.standard_normal((60, 1)) + 0.5 * generator.standard_normal((60, 5))
         mean, error = clustered_mean(values, mask)
-        means.append(mean), errors.append(error)  # type: ignore[func-returns-value]
+        means.append(mean)
+        errors.append(error)
     assert np.mean(errors) == pytest.approx(np.std(means), rel=0.1)
 
 
@@ -83,13 +84,13 @@ def test_interference_is_the_spread_of_wrong_scores() -> None:
 
 
 @pytest.mark.parametrize("storage", ["uniform", "frequency", "root", "first_d"])
-def test_each_storage_is_the_sum_it_names(storage: str) -> None:
+def test_each_storage_is_the_sum_it_names(storage: Any) -> None:
     memory = ZipfMemory(tokens=20, d_model=6, exponent=1.2, seed=2)
     p = memory.frequencies
     q = {"uniform": np.ones(20), "frequency": p, "root": p**0.5, "first_d": np.array([1.0] * 6 + [0.0] * 14)}[storage]
     inputs, outputs = memory.codebooks
     matrix = sum(q[x] * np.outer(inputs[x], outputs[x]) for x in range(20))
     recalled = [int(np.argmax(outputs @ matrix.T @ inputs[x])) == x for x in range(20)]
-    (row,) = capacity_table(20, [6], 1.2, [storage], seeds=[2]).to_dict("records")  # type: ignore[list-item]
+    (row,) = capacity_table(20, [6], 1.2, [storage], seeds=[2]).to_dict("records")
     assert row["recall"] == pytest.approx(np.mean(recalled)) and row["error"] == pytest.approx(p @ ~np.array(recalled))
     assert row["capacity"] == ([*recalled, False].index(False))
