@@ -3,7 +3,7 @@
 Trains the paper preset (d = 128, T = 256, K = 5 fixed triggers, loss on in-context targets) over seeds, reads accuracy and
 recalls at the steps of the paper's reference run, and writes one small table.
 
-    python analyses/when_is_each_memory_learned.py    # 80 s on one core for each seed; existing runs are used again
+    python analyses/when_is_each_memory_learned.py    # 80 s on one core for each seed; existing runs are reused
 
 Results (means of 5 seeds, raw recalls): in-context accuracy is 0.28 at step 40, 0.60 at 100, 0.90 at 140 and 0.96 at 300.
 W_K^2 recalls all 5 triggers from step 60 on, and from step 80 on also among all 64 tokens. W_O^2 recalls 0.45 of the tokens

@@ -1,4 +1,4 @@
-"""What a claim's numbers depend on, to make sure that only measurements of the same things are used again."""
+"""What a claim's numbers depend on, to make sure that only measurements of the same things are reused."""
 
 from __future__ import annotations
 

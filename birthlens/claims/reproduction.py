@@ -1,7 +1,7 @@
 """Reproduction: train what is missing, measure each claim on each seed, judge it, and save the measurements.
 
 folder/runs/             one run for each config (`sweep`), shared by all claims that need it
-folder/measurements/     one file for each claim, tier and seed; used again only if nothing changed that it depends on
+folder/measurements/     one file for each claim, tier and seed; reused only if nothing changed that it depends on
                          (`identity`)
 folder/scorecard.*       rewritten whenever a claim is judged (`book`)
 """

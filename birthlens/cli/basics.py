@@ -79,7 +79,7 @@ def steps(run: str, style: str) -> None:
 def verify(paths: tuple[str, ...]) -> None:
     """Check every file of each RUN, or of all runs in a folder, against its digest and its config.
 
-    Faults are named, with what can still be used; the exit status is then 2.
+    Each fault is reported, with what can still be used; the exit status is then 2.
     """
     from birthlens.runs.verify import runs_below
     from birthlens.runs.verify import verify as verdict_of
@@ -98,8 +98,8 @@ def verify(paths: tuple[str, ...]) -> None:
 def audit(series: str, out: str | None, style: str) -> None:
     """Look for wrong labels in a SERIES of model directories: which are suspicious, and how strongly (0 to 1).
 
-    Equal weights under two steps, steps that lie elsewhere by their weights, a first step that looks trained, checkpoints of
-    another run, missing steps, and configs or tokenizers that differ. Every column is explained in docs/tables.md.
+    It looks for equal weights under two steps, weights that belong elsewhere in the series, a first step that looks trained,
+    checkpoints of another run, missing steps, and configs or tokenizers that differ. docs/tables.md explains every column.
     """
     from birthlens.model.audit import audit_table
     from birthlens.model.series import series_at

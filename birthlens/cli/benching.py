@@ -26,7 +26,9 @@ SLOW = ("step512", "memory", "accuracy", "suite")
 @click.option("--quick", is_flag=True, help="Fewer rounds, no batch of 512, no whole trainings: under a minute.")
 @click.option("--only", type=click.Choice(CASES), multiple=True, help="Run these cases only; may be repeated.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Write rows, machine and versions as JSON.")
-@click.option("--from", "files", type=click.Path(), multiple=True, help="Measure nothing: take rows from such JSON.")
+@click.option(
+    "--from", "files", type=click.Path(), multiple=True, help="Measure nothing: take the rows from such a file."
+)
 @click.option("--into", "pages", type=click.Path(), multiple=True, help="Write tables into a Markdown page's blocks.")
 def bench(quick: bool, only: tuple[str, ...], out: str | None, files: tuple[str, ...], pages: tuple[str, ...]) -> None:
     """Measure birthlens against plain PyTorch, plain TransformerLens and plain Python on this machine.

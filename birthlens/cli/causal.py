@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 )
 @click.argument("subject", metavar="RUN|MODEL_DIR|SERIES", type=click.Path())
 @click.option("--heads", default="all", show_default=True, help="all, pairs, or addresses: L0H0,L0H1+L1H0.")
-@click.option("--methods", default="zero,mean,resample", show_default=True, help="Also mean_position, mean_role, ...")
-@click.option("--components", is_flag=True, help="Also feed-forwards and the token and position inputs.")
+@click.option(
+    "--methods",
+    default="zero,mean,resample",
+    show_default=True,
+    help="Comma-separated; also mean_position, mean_role, ...",
+)
+@click.option("--components", is_flag=True, help="Also ablate feed-forwards and the token and position inputs.")
 @click.option("--metrics", help="role.quantity, comma-separated; the default covers accuracy, loss and KL by role.")
 @click.option(
     "--suite", "suite_file", type=click.Path(), help="A YAML or JSON description instead of the options above."
@@ -55,12 +60,12 @@ def ablate(
 ) -> None:
     """Ablate heads (and more) of a RUN or of a Hugging Face model directory, at its checkpoints.
 
-    One row a step, case (what is ablated, and by which method; 'none' is the whole model) and metric by role of the token:
-    value, change from the whole model, 95 % bootstrap intervals of both, n positions. Every column is explained in
-    docs/tables.md.
+    One row per step, case (what is ablated, and by which method; 'none' is the whole model) and metric by role of the
+    token: value, change from the whole model, 95 % bootstrap intervals of both, and n, the number of positions.
+    docs/tables.md explains every column.
 
-    With --out, results also go to OUT.suite/ as they come, with a manifest; an interrupted suite is continued by the same
-    command, and what is done is not done again.
+    With --out, results are also written to OUT.suite/ as they come, with a manifest. The same command continues an
+    interrupted suite without repeating finished work.
     """
     from birthlens.analysis.interventions.suite import Suite, execute
     from birthlens.reading import read_mapping
@@ -114,12 +119,12 @@ KINDS = ("heads", "weights", "attention", "composition", "transfer", "in-context
 def scores(
     subject: str, kind: str, steps: str, batch_size: int, seed: int, device: str, out: str | None, style: str
 ) -> None:
-    """Score every head of a RUN or of a model directory, each score beside its chance level.
+    """Score every head of a RUN or of a model directory, with the chance level of each score.
 
-    heads: previous-token, duplicate-token and induction scores from patterns; weights: the same and copying from weights;
-    attention: the paper's probes; composition: Q, K, V; transfer: repeated random sequences, trigger and other tokens apart;
-    sinks: attention to the first token, and the norms that go with it.
-    Every column is explained in docs/tables.md.
+    heads: previous-token, duplicate-token and induction scores from patterns; weights: the same and copying from
+    weights; attention: the paper's probes; composition: Q, K, V; transfer: repeated random sequences, trigger and other
+    tokens apart; sinks: attention to the first token, and the norms that go with it. docs/tables.md explains every
+    column.
     """
     import numpy as np
 

@@ -15,9 +15,9 @@ from birthlens.cli.training import follow
 @click.command(epilog="Example: birthlens demo runs/demo")
 @click.argument("out", type=click.Path(), default="runs/demo")
 def demo(out: str) -> None:
-    """Train the demo run into OUT, probe it, say when each memory was learned, and write a report.
+    """Train the demo run into OUT, probe it, show when each memory was learned, and write a report.
 
-    A finished demo run in OUT is used again, with its report; an interrupted run is continued.
+    A finished demo run in OUT is reused, with its report; an interrupted run is continued.
     """
     from birthlens.config.presets import preset
     from birthlens.runs.run import load_run

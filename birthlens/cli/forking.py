@@ -29,8 +29,9 @@ from birthlens.cli.training import follow
 def fork(run: str, out: str, changes: tuple[str, ...], at: int, clamps: tuple[str, ...], logger: str | None) -> None:
     """Train a new run in OUT that starts from a step of RUN.
 
-    Without changes and clamps it repeats RUN to the bit. Settings of the task, the training, the optimiser, the checkpoints
-    and seeds.data may change; the model and the vocabulary may not. A step that was not kept is found by training again.
+    Without changes and clamps, the new run repeats RUN bit for bit. Settings of the task, the training, the optimiser,
+    the checkpoints and seeds.data may change; the model and the vocabulary may not. A step that was not kept is computed
+    by training again.
 
     Clamps act at the steps from=N to until=N (exclusive; by default from --at to the end):
 
@@ -71,8 +72,8 @@ def contrast(
 ) -> None:
     """Compare FORKs, or other changed runs, with their CONTROL, pair by pair.
 
-    Over seeds, CONTROL is a comma-separated list of runs, and each FORK is paired with the control of its seeds. Differences
-    are fork minus control, with 95 % intervals of Student's t over pairs.
+    Over seeds, CONTROL is a comma-separated list of runs, and each FORK is paired with the control of its seeds.
+    Differences are fork minus control, with 95 % intervals of Student's t over pairs.
     """
     from birthlens.analysis.behaviour import contrast as contrasts
     from birthlens.runs.run import load_run
@@ -97,8 +98,8 @@ def contrast(
 @click.command("data-attribution", epilog="Example: birthlens data-attribution runs/demo trigger_memory --every 10")
 @click.argument("run", type=click.Path())
 @click.argument("memory")
-@click.option("--from", "start", type=int, help="The step that the first update starts from; by default the first one.")
-@click.option("--until", "stop", type=int, help="The step that the last update leads to; by default the last one.")
+@click.option("--from", "start", type=int, help="The step before the first update; by default the first step.")
+@click.option("--until", "stop", type=int, help="The step after the last update; by default the last step.")
 @click.option(
     "--by",
     type=click.Choice(["role", "occurrence", "token", "target", "position", "sequence", "step"]),
@@ -106,7 +107,7 @@ def contrast(
     show_default=True,
     help="What the positions of the data are grouped by.",
 )
-@click.option("--every", type=click.IntRange(min=1), help="Cut the span into windows of so many updates.")
+@click.option("--every", type=click.IntRange(min=1), help="Split the span into windows of this many updates.")
 @click.option("--figure", type=click.Path(dir_okay=False), help="Also draw the table: .png, .svg or .pdf.")
 @out_option
 @format_option
@@ -121,12 +122,13 @@ def data_attribution(
     out: str | None,
     style: str,
 ) -> None:
-    """Say which training data taught MEMORY: how much each part of it changed the memory's margin.
+    """Show which training data taught MEMORY: how much each part of the data changed the memory's margin.
 
-    The margin is the mean score of the right answers less that of all answers, in nats. The updates of the span are made
-    again, and the change of the margin is split over all positions with a loss, weight decay, and the momentum of batches
-    before the span. The rows sum to the change to rounding. With AdamW the sum is exact, and the denominators, which depend
-    on the data too, are taken as they were. It takes about as long as training the span twice without the fused engine.
+    The margin is the mean score of the right answers less that of all answers, in nats. The updates of the span are
+    repeated, and the change of the margin is split over all positions with a loss, weight decay, and the momentum of
+    batches before the span. The rows sum to the change to rounding. With AdamW the sum is exact, and the denominators,
+    which depend on the data too, are taken as they were. It takes about as long as training the span twice without the
+    fused engine.
     """
     from birthlens.runs.run import load_run
     from birthlens.training.data_attribution import data_attribution_table

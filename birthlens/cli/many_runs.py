@@ -26,17 +26,21 @@ if TYPE_CHECKING:
 
 
 processes_option = click.option(
-    "--processes", type=click.IntRange(min=1), help="How many at once; by default one per core, each with one thread."
+    "--processes",
+    type=click.IntRange(min=1),
+    help="Number of processes; by default one per core, each with one thread.",
 )
 
 
 def cluster_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--scheduler` and `--slurm`."""
     scheduler = click.option(
-        "--scheduler", help="The address of a Dask scheduler, whose workers train (extra: cluster)."
+        "--scheduler", help="Address of a Dask scheduler whose workers do the training (extra: cluster)."
     )
     slurm = click.option(
-        "--slurm", type=click.Path(), help="A YAML file with parameters of submitit, whose jobs train (extra: slurm)."
+        "--slurm",
+        type=click.Path(),
+        help="A YAML file with parameters for submitit, whose jobs do the training (extra: slurm).",
     )
     return scheduler(slurm(function))
 
@@ -75,10 +79,14 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--paper",
     default="birth",
     show_default=True,
-    help="Whose claims where none is named: birth, noise, sinks, markov, facts, associative, or all.",
+    help="The paper whose claims to check if no CLAIM is given: birth, noise, sinks, markov, facts, associative, or all.",
 )
 @click.option(
-    "--out", default="runs/reproduce", show_default=True, type=click.Path(), help="Runs, measurements, scorecard."
+    "--out",
+    default="runs/reproduce",
+    show_default=True,
+    type=click.Path(),
+    help="The folder of runs, measurements and scorecard.",
 )
 @click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds, instead of the tier's.")
 @click.option("--list", "listing", is_flag=True, help="List the claims and run nothing.")
@@ -97,12 +105,12 @@ def reproduce(
     slurm: str | None,
     style: str,
 ) -> None:
-    """Check CLAIMs, by default all of a paper: train the missing runs, measure, and judge.
+    """Check CLAIMs, by default all of one paper: train the missing runs, measure, and judge.
 
-    Writes scorecard.csv, scorecard.json and scorecard.html into --out, and keeps the results of the same code on other
-    claims. The same command continues an interrupted reproduction. Results of another config, text or code are not used
-    again. A claim that fails is a result (exit status 0); a run or a statistic that could not be computed is a failure
-    (exit status 1).
+    Writes scorecard.csv, scorecard.json and scorecard.html into --out. Results of other claims stay there if the same
+    code made them. The same command continues an interrupted reproduction. Results of another config, text or code are
+    not reused. A claim that fails is a result (exit status 0); a run or a statistic that could not be computed is a
+    failure (exit status 1).
     """
     from birthlens.claims.catalogue import claims_named
     from birthlens.claims.tiers import tier_named
@@ -156,12 +164,12 @@ def reproduce(
 @training_options
 @format_option
 def sweep(grid: str, out: str, seeds: int | None, means: Means, style: str) -> None:
-    """Train every case and seed of GRID, a YAML or JSON file, and say where each run is.
+    """Train every case and seed of GRID, a YAML or JSON file, and list where each run is.
 
-    Keys of the file: preset, overrides, cases (name -> overrides), axes (section.key -> values), seeds. Finished runs
-    of the same config are used again, and unfinished ones are continued. On a GPU, runs of one shape are trained together.
-    The table, also in sweep.csv in --out, has the settings in which the runs differ, what they came to, and what they cost;
-    `birthlens plot` draws a grid of it.
+    Keys of the file: preset, overrides, cases (name -> overrides), axes (section.key -> values), seeds. Finished runs of
+    the same config are reused, and unfinished ones are continued. On a GPU, runs of the same shape are trained together.
+    The table, which is also written to sweep.csv in --out, has the settings in which the runs differ, their results, and
+    their cost; `birthlens plot` draws it.
     """
     from birthlens.analysis.behaviour.sweep_results import sweep_results_table
     from birthlens.training.grid import Grid

@@ -28,19 +28,27 @@ fold_option = click.option("--fold", is_flag=True, help="Fold layer norms into t
 @click.argument("run", metavar="RUN|MODEL_DIR|SERIES", type=click.Path())
 @steps_option()
 @click.option("--ledger", is_flag=True, help="Show what each matrix is made of instead of what it recalls.")
-@click.option("--cells", is_flag=True, help="With --ledger: assign what no association explains to pairs of codebooks.")
+@click.option(
+    "--cells", is_flag=True, help="With --ledger: split what no association explains over pairs of codebooks."
+)
 @click.option(
     "--draws",
     type=click.IntRange(min=0),
     default=20,
     show_default=True,
-    help="With --ledger: wrong pairings for the last two columns; 0 leaves these out, in half the time for 2,000 tokens.",
+    help="With --ledger: wrong pairings for the last two columns; 0 leaves these out, which is faster.",
 )
 @click.option("--whole", is_flag=True, help="With --ledger: analyse the whole matrices, initial values included.")
 @fold_option
-@click.option("--heads", help="Of a model directory: heads such as L0H0,L1H0; by default all, and all earlier ones.")
 @click.option(
-    "--top", type=click.IntRange(min=0), default=5, show_default=True, help="Of a model directory: strongest entries."
+    "--heads", help="Of a model directory: heads such as L0H0,L1H0, each read with all earlier ones; by default all."
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    help="Of a model directory: how many of the strongest entries to list.",
 )
 @click.option("--full", is_flag=True, help="On a terminal, print every row instead of the overview.")
 @out_option
@@ -59,14 +67,16 @@ def memories(
     out: str | None,
     style: str,
 ) -> None:
-    """Read the memories of a RUN over its checkpoints: recall, margins, ranks, raw and dual, each beside its chance level.
+    """Read the memories of a RUN over its checkpoints: recall, margins, ranks, raw and dual, with their chance levels.
 
-    With --ledger: the share of each matrix's squared norm, less its value at the first kept step, that every family of
-    associations explains, the residual that none explains, and the shares that chance would give. The trained matrix is
-    shown between the codebooks at its own sides ("L1.W_O"), and the circuit W_V W_O as a second reading: the shares differ.
+    With --ledger, the table shows how much of each matrix's squared norm, after its value at the first kept step is
+    subtracted, every family of associations explains, the residual that none explains, and the shares expected by chance.
+    The trained matrix ("L1.W_O") is read between the codebooks on its own two sides, and the circuit W_V W_O is a second
+    reading with other shares.
 
-    Of model directories: for every head, how often its strongest key of a token is the same token as an earlier head writes
-    it, whether it copies, and whether it looks at the position before (learned positions only), with the strongest entries.
+    Of model directories, the table shows for every head how often its strongest key for a token is the same token as
+    an earlier head writes it, whether the head copies, whether it looks at the previous position (learned positions
+    only), and the strongest entries.
     """
     if holds_models(run):
         refuse_idle("it is for runs", "ledger", "cells", "draws", "whole", "full")
@@ -125,13 +135,13 @@ def associations(
 @out_option
 @format_option
 def order(runs: tuple[str, ...], width: float, sensitivity: bool, out: str | None, style: str) -> None:
-    """Say over several RUNs (seeds) when each memory is born, and in which order, with exact intervals.
+    """Show when each memory is born over several RUNs (seeds), and in which order, with exact intervals.
 
-    A memory is born at the step from which its right entries stay outside the band that shifted pairings of the same table
-    span. The RUNs may differ in their seeds only.
+    A memory is born at the step from which its right entries stay outside the band that shifted pairings of the same
+    table span. The RUNs may differ only in their seeds.
 
-    Of one SERIES of model directories: from which step each score of each head stays above half of its largest excess over
-    chance, on random sequences that repeat.
+    Of one SERIES of model directories: the step from which each score of each head stays above half of its largest excess
+    over chance, on random sequences that repeat.
     """
     if len(runs) == 1 and holds_models(runs[0]):
         refuse_idle("a series has scores of heads, not the paper's memories", "width", "sensitivity")

@@ -38,13 +38,13 @@ def how_options(function: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Choice(["float32", "bfloat16"]),
         default="float32",
         show_default=True,
-        help="Of products; weights stay float32.",
+        help="Precision of matrix products; weights stay float32.",
     )
     sampler = click.option(
         "--sampler",
         type=click.Choice(["numpy", "counter"]),
         default="numpy",
         show_default=True,
-        help="Who draws the batches; counter works on the device, and draws others.",
+        help="How batches are drawn; counter draws on the device, other batches than numpy.",
     )
     return device_option(precision(sampler(function)))

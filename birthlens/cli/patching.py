@@ -24,7 +24,7 @@ def draws_option(function: Callable[..., Any]) -> Callable[..., Any]:
         type=click.IntRange(min=0),
         default=200,
         show_default=True,
-        help="Of the bootstrap over sequences, for the intervals; 0 for none.",
+        help="Bootstrap resamples of sequences, for the intervals; 0 leaves them out.",
     )(function)
 
 
@@ -105,9 +105,9 @@ def patch(
 ) -> None:
     """Patch activations between clean and corrupted sequences: of a RUN's task, or --prompts of your own.
 
-    One row a step, patch (site, layer, head, position) and metric: value (patched), clean, corrupted, and recovered, the
-    share of the gap at which the patched run ends up, with its 95 % bootstrap interval. Every column is explained in
-    docs/tables.md. With --out, OUT.manifest.json says what was run on what.
+    One row per step, patch (site, layer, head, position) and metric: value (patched), clean, corrupted, and recovered,
+    the share of the clean-corrupted gap that the patched run reaches, with its 95 % bootstrap interval. docs/tables.md
+    explains every column. With --out, OUT.manifest.json records what was run on what.
     """
     from birthlens.analysis.interventions.patching import patching_cases, patching_table
 
@@ -144,7 +144,7 @@ def patch(
     type=click.IntRange(min=1),
     default=8,
     show_default=True,
-    help="Of the integrated gradients, with --attribution.",
+    help="Steps of the integrated gradients, with --attribution.",
 )
 @click.option("--freeze-norms", is_flag=True, help="Hold the LayerNorms' divisors at the base run's values.")
 @click.option("--births", is_flag=True, help="Instead of every step, say when each edge becomes causal.")
@@ -176,9 +176,9 @@ def edges(
 ) -> None:
     """Patch every edge (embeddings, positions, heads, feed-forwards -> q, k, v, logits) of a model.
 
-    One row a step, edge and metric: value (patched), clean, corrupted, recovered with its 95 % bootstrap interval, and with
-    --attribution the linear estimates of recovered and their errors. With --births one row an edge: born, peak, last. Every
-    column is explained in docs/tables.md. With --out, OUT.manifest.json says what was run on what.
+    One row per step, edge and metric: value (patched), clean, corrupted, recovered with its 95 % bootstrap interval, and
+    with --attribution the linear estimates of recovered and their errors. With --births, one row per edge: born, peak,
+    last. docs/tables.md explains every column. With --out, OUT.manifest.json records what was run on what.
     """
     from birthlens.analysis.interventions.edge_tables import births_table, cut_edges, edge_table
     from birthlens.model.components import edges_of

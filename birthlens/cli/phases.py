@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     type=click.Choice(["birth", "accuracy", "loss", "output_memory", "trigger_memory", "prev_token_memory", "order"]),
     default="birth",
     show_default=True,
-    help="What is drawn: a step of birth, a measurement at the end, or how often the memories are born in order.",
+    help="What to draw: the step of birth, a measurement at the end, or how often the memories are born in order.",
 )
 @click.option("--out", default="runs/phase", show_default=True, type=click.Path(), help="The folder of the runs.")
 @click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds, instead of the file's.")
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Points to add where neighbours differ most.",
+    help="How many points to add where neighbours differ most.",
 )
 @training_options
 @format_option
@@ -52,11 +52,11 @@ def phase(
     means: Means,
     style: str,
 ) -> None:
-    """Draw what the runs of GRID come to over two of its axes, with means over seeds.
+    """Draw a phase diagram: a result of the runs of GRID over two of its axes, averaged over seeds.
 
     GRID is a YAML or JSON file as `birthlens sweep` takes it, with two axes. The table is written to phase.csv and the
-    figure to phase.svg in --out. Finished runs are used again, and the same command continues an interrupted diagram. With
-    --refine, points are added in the middle between neighbours, on axes of numbers.
+    figure to phase.svg in --out. Finished runs are reused, and the same command continues an interrupted diagram. With
+    --refine, points are added halfway between neighbours, on axes of numbers.
     """
     from birthlens.analysis.behaviour.phase import VALUES, Diagram, phase_table
     from birthlens.reading import read_mapping

@@ -30,7 +30,7 @@ def steps_option(default: str = "all") -> Callable[[Callable[..., Any]], Callabl
 @out_option
 @format_option
 def probe(run: str, steps: str, what: str, full: bool, out: str | None, style: str) -> None:
-    """Probe the checkpoints of a RUN (paper sections 4 and 5): one row a number, each beside its chance level and n.
+    """Probe the checkpoints of a RUN (paper sections 4 and 5): one row per number, with its chance level and n.
 
     'memories' reads the weights alone; 'behaviour' and 'attention' run new sequences through the model.
     """

@@ -44,7 +44,7 @@ TABLE_KINDS = ("curves", "recall", "timeline", "ledger", "patching", "weight-pat
 def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...], dark: bool) -> None:
     """Draw a figure of a RUN, or of a table that birthlens wrote (.csv, .parquet, .json).
 
-    Columns that each kind of table needs:
+    Columns needed by each kind of table:
 
     \b
     curves      step, split, metric, value
@@ -56,7 +56,7 @@ def plot(source: str, kind: str, out: str, steps: str, options: tuple[str, ...],
     sweep       the columns named by x, y and value, for instance two axes and a result of a sweep
     heatmap     the columns named by x, y and value
 
-    An --option that names another column keeps the rows with that value: --option role=in_context.
+    An --option with the name of another column keeps the rows with that value: --option role=in_context.
     """  # noqa: D301
     from birthlens.viz.figures.gallery import draw, draw_table, drawn_steps, read_table
     from birthlens.viz.figures.style import check_name, save
@@ -200,9 +200,7 @@ def attention(
 
 @click.command(epilog="Example: birthlens watch runs/demo")
 @click.argument("run", type=click.Path())
-@click.option(
-    "--once", is_flag=True, help="Print one frame and stop. This is the default where the output is not a terminal."
-)
+@click.option("--once", is_flag=True, help="Print one frame and stop; the default if the output is not a terminal.")
 @click.option("--every", default=2.0, show_default=True, type=click.FloatRange(min=0.2), help="Seconds between frames.")
 def watch(run: str, once: bool, every: float) -> None:
     """Follow a RUN in the terminal until it is finished."""

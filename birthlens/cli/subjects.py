@@ -33,10 +33,14 @@ def sample_options(default: int) -> Callable[[Callable[..., Any]], Callable[...,
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         size = click.option(
-            "--batch-size", type=click.IntRange(min=1), default=default, show_default=True, help="Sequences."
+            "--batch-size", type=click.IntRange(min=1), default=default, show_default=True, help="Number of sequences."
         )
         seed = click.option(
-            "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of data and draws."
+            "--seed",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Seed of the data and of random draws.",
         )
         return size(seed(function))
 

@@ -50,8 +50,8 @@ def train(
 ) -> None:
     """Train a model into the new directory OUT, with checkpoints.
 
-    Without --preset or --config the defaults are trained, which are the paper's settings. --show-config lists all keys. With
-    --resume, training.steps=N makes a run longer, and a finished one goes on.
+    Without --preset or --config, the defaults are used, which are the paper's settings. --show-config lists all keys.
+    With --resume, training.steps=N makes a run longer, even a finished one.
     """
     if resuming:
         refuse_idle("run.json in OUT holds the config of a run", "show_config")

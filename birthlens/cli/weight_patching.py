@@ -35,11 +35,11 @@ MAP_METRICS = ("in_context_accuracy", "in_context_loss", "global_loss", "global_
     "sources",
     help="Replace by initial, ideal, ideal_dual, ledger, without_ledger, rank:R, without_rank:R or change_rank:R.",
 )
-@click.option("--align", is_flag=True, help="Turn donors into the recipient's basis (trained embeddings).")
+@click.option("--align", is_flag=True, help="Rotate donors into the recipient's basis (for trained embeddings).")
 @click.option(
     "--metric", type=click.Choice(MAP_METRICS), default=MAP_METRICS[0], show_default=True, help="The metric to print."
 )
-@click.option("--sequences", default=64, show_default=True, type=click.IntRange(min=1), help="Fresh sequences to run.")
+@click.option("--sequences", default=64, show_default=True, type=click.IntRange(min=1), help="Number of new sequences.")
 @click.option("--full", is_flag=True, help="On a terminal, print every row instead of the map.")
 @device_option
 @out_option
@@ -60,8 +60,9 @@ def weight_patch(
 ) -> None:
     """Put matrices of one step of a RUN into the model of another step, and measure what the model then does.
 
-    A late matrix that improves an early model is sufficient; an early one that breaks a late model was necessary. With --by,
-    each matrix is replaced by its ideal memory, its ledger projection, a truncation or its initial value, at the steps --to.
+    A late matrix that improves an early model is sufficient; an early one that breaks a late model was necessary. With
+    --by, each matrix is replaced at the steps --to by its ideal memory, its ledger projection, a truncation or its
+    initial value.
 
     Of a SERIES of model directories, parts move: L0.attention, L0.mlp, L0.norms, embeddings, final_norm; the model then
     runs on random sequences that repeat.

@@ -110,7 +110,7 @@ class CheckpointConfig(Section):
 
     section: ClassVar[str] = "checkpoints"
     schedule: Literal["linear", "log", "explicit"] = "linear"
-    """Which steps are kept: every so many (linear), a number per factor of ten (log), or only those of steps (explicit)."""
+    """Which steps are kept: evenly spaced (linear), a number per factor of ten (log), or only those of steps (explicit)."""
     every: Positive = 10
     """Distance between kept steps in the linear schedule."""
     per_decade: Positive = 20

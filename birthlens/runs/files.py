@@ -88,7 +88,7 @@ def versions() -> dict[str, str]:
 def commit(root: Path = Path(__file__).parents[2]) -> str | None:
     """Return the commit of the checkout at `root`, with "-dirty" if files differ from it; None outside a checkout.
 
-    It is for information. `provenance`, which reads the code, decides whether a result may be used again.
+    It is for information. `provenance`, which reads the code, decides whether a result may be reused.
     """
     import subprocess
 

@@ -97,7 +97,7 @@ def _meaning(module: str, name: str, found: Mapping[str, Source]) -> str:
 
 
 def corpus_digest(statistics: BigramStatistics) -> str:
-    """Return the digest of a chain: its labels and both distributions, to the bit."""
+    """Return the digest of a chain: its labels and both distributions, bit for bit."""
     found = hashlib.sha256("\0".join(statistics.vocab).encode())
     for table in (statistics.unigram, statistics.bigram):
         found.update(f"{table.shape}{table.dtype}".encode() + table.tobytes())

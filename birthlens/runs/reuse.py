@@ -1,9 +1,9 @@
-"""Whether a run's directory may be used again or continued, or must be trained again, and why.
+"""Whether a run's directory may be reused or continued, or must be trained again, and why.
 
-A run is used again only if all of this holds: its config is the requested one, its corpus tables are those of the current
+A run is reused only if all of this holds: its config is the requested one, its corpus tables are those of the current
 text, it was made with the current packages, and nothing that the schedule keeps or measures is missing or damaged. If the
 training code has another digest, the run is judged by effect: a replay of its first steps with the current code must
-give its weights and measurements to the bit. A run that fails this, or is damaged, is trained again. A run of another
+give its weights and measurements bit for bit. A run that fails this, or is damaged, is trained again. A run of another
 config or another text is refused, because it was put there on purpose.
 """
 

@@ -3,7 +3,7 @@
     uniform(seed, index, sequence, position) = Philox4x32-10(counter, key) / 2^32
 
 The key is the seed, and the counter contains the batch's index, the sequence and the place of the draw in it. Nothing else
-enters, so any part of any batch can be made again, on any device, with equal bits. The draws use inverse CDFs of these
+enters, so any part of any batch can be drawn again, on any device, with equal bits. The draws use inverse CDFs of these
 uniforms, with the tables of `sampling`. The law is exactly that of `BigramTask.sample`; the batches are different.
 
 Philox: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).

@@ -1,6 +1,6 @@
 """The chain's inner loop: many sequences from one table of uniforms, compiled if numba is available, otherwise in numpy.
 
-Both paths draw by inverse CDF from the same uniforms and give the same tokens to the bit. Uniforms are multiples of
+Both paths draw by inverse CDF from the same uniforms and give the same tokens bit for bit. Uniforms are multiples of
 2^-32, so that `row + u` is exact and one sorted array holds the CDFs of all rows.
 """
 

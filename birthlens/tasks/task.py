@@ -164,7 +164,7 @@ class Task(ABC):
         return checked_batch(self, self.sample(len(batch), generator), len(batch))
 
     def batch(self, n: int, seed: int, index: int = 0) -> TokenBatch:
-        """Draw batch number `index` of the stream `seed`; it depends on nothing else, so any batch can be made again."""
+        """Draw batch number `index` of the stream `seed`; it depends on nothing else, so any batch can be drawn again."""
         return self.sample(n, np.random.default_rng([seed, index]))
 
     @property

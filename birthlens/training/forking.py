@@ -44,7 +44,7 @@ def fork(
 
     `changes` are `section.key=value` texts. `clamps` are texts, mappings or clamps, added to those of the run; without a
     `from` they act from step `at` on. The data stream goes on as in the parent unless it is changed. A fork without a change
-    equals its parent to the bit.
+    equals its parent bit for bit.
 
     Raises:
         BirthlensError: for a step outside the run, changes that a fork cannot make, and clamps that do not fit.

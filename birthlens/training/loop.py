@@ -2,7 +2,7 @@
 
     theta <- theta - learning rate * (momentum-averaged gradient of the loss on a fresh batch + weight decay * theta)
 
-Batch number s depends only on (config, seeds.data, s), so a run is continued to the bit from its weights, its optimiser
+Batch number s depends only on (config, seeds.data, s), so a run is continued bit for bit from its weights, its optimiser
 state and the number of its step.
 """
 
@@ -153,7 +153,7 @@ class Trainer:
         return {name: weights[name] for name in self.config.moving}
 
     def snapshot(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Return the optimiser's tensors and notes, from which (with the weights) training continues to the bit."""
+        """Return the optimiser's tensors and notes, from which (with the weights) training continues bit for bit."""
         notes = {"step": self.step, "last_kept_loss": self.schedule.last_kept_loss, "engine": self.engine_name}
         return {**saved_state(self.optimiser, self.engine.parameters), **self.clamps.state()}, notes
 

@@ -59,7 +59,7 @@ def new_recorder(trainer: Trainer, config: RunConfig, path: Path, parent: Parent
 
 
 def resume(out: str | Path, steps: int | None = None, device: str | None = None) -> Iterator[StepRecord]:
-    """Continue a run from its last kept step, or from the start; its weights equal those of an uninterrupted run to the bit.
+    """Continue a run from its last kept step, or from the start; its weights are those of an uninterrupted run, bit for bit.
 
     `steps` makes the run longer than its config says, so that a finished run continues. `device` is the device to continue
     on (default: the one it started on). On a device other than the CPU, and for a run that started in an ensemble, weights

@@ -1,7 +1,7 @@
 """A stored run judged by effect: its first steps, trained again by the current code, must give the same numbers.
 
-The replay starts at step 0 and ends at the first kept step after it. Compared to the bit are the constants, the weights at
-both steps, and every measurement up to the second one. It shows that initialisation, batches, gradients, optimiser and
+The replay starts at step 0 and ends at the first kept step after it. The constants, the weights at both steps, and every
+measurement up to the second one are compared bit for bit. It shows that initialisation, batches, gradients, optimiser and
 evaluation are the same; it does not cover what the config does only later (a `freeze_until` beyond that step).
 """
 
@@ -19,7 +19,7 @@ LONGEST = 300
 
 
 def replayed(run: Run, longest: int = LONGEST) -> int | None:
-    """Return the step up to which a replay is equal to the bit, or None if it differs or would take too long.
+    """Return the step up to which a replay is equal bit for bit, or None if it differs or would take too long.
 
     It first trains on the threads of this process. If that gives other bits, it trains on as many threads as the run, since
     they change the last bits of some engines.

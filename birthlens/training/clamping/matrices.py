@@ -37,7 +37,7 @@ class MatrixClamps:
     """The clamps of a run that act on its matrices and on the optimiser.
 
     `remembered` holds matrices of earlier steps that a clamp will need, by the clamp's number; it is part of the state of
-    a training, so that a run resumes to the bit.
+    a training, so that a run resumes bit for bit.
 
     Raises:
         BirthlensError: for a value that the matrix does not have.
