@@ -141,8 +141,9 @@ class MarkovConfig(TaskSection):
     """In-context Markov chains (Edelman et al. 2024): each sequence has a chain of its own over `states` tokens.
 
     Rows are drawn from a Dirichlet distribution of the given `concentration`. The next token depends on the `order` tokens
-    before it. `chains` is how many chains there are in all (Park et al. 2024), drawn with `chains_seed`; 0 draws a new chain
-    for each sequence. A sequence starts with uniform tokens, or as published with the stationary law of its chain.
+    before it. `chains` is how many chains there are in all (Park et al. 2024), drawn with `chains_seed`; 0 draws a new
+    chain for each sequence. A sequence starts with uniform tokens, or as published with the stationary distribution of its
+    chain.
     """
 
     kind: ClassVar[str] = "markov"
@@ -153,7 +154,7 @@ class MarkovConfig(TaskSection):
     concentration: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
     """Concentration of the Dirichlet distribution of a chain's rows; 1 is uniform."""
     start: Literal["uniform", "stationary"] = "uniform"
-    """The law of the first tokens."""
+    """The distribution of the first tokens."""
     chains: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     """How many chains there are in all; 0 draws a new one for each sequence."""
     chains_seed: Count = 0
@@ -198,8 +199,8 @@ class FactsConfig(TaskSection):
 class TextConfig(TaskSection):
     """Windows of a real text: `context` tokens from a random place of the corpus, which must be a text.
 
-    A token is a character, or one of `vocabulary` byte pairs that are built from the text itself (null means 512). The last
-    `held_out` of the text is for evaluation; neither training nor the building of pairs nor the n-grams see it.
+    A token is a character, or one of `vocabulary` byte pairs that are built from the text itself (null means 512). The
+    last `held_out` of the text is for evaluation; neither training nor the building of pairs nor the n-grams see it.
     """
 
     kind: ClassVar[str] = "text"

@@ -2,8 +2,9 @@
 
     position 0 is <bos>      z_1 ~ pi_u without the triggers      after a trigger: the token before it      else pi_b
 
-The first token after `<bos>` is not a trigger, so a trigger always stands between two copies of the same token, which is not
-a trigger: triggers are never adjacent, and nothing is absorbed. Every target is predictable: the exact law is the rule.
+The first token after `<bos>` is not a trigger, so a trigger always stands between two copies of the same token, which is
+not a trigger: triggers are never adjacent, and nothing is absorbed. Every target is predictable: the exact distribution is
+the rule.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class BackcopyTask(Task):
 
     @property
     def exact(self) -> str | None:
-        """The predictor that is the exact law of the next token given the prefix."""
+        """The predictor that is the exact distribution of the next token given the prefix."""
         return "law"
 
     @property
@@ -143,7 +144,7 @@ def _triggers(config: BackcopyConfig, statistics: BigramStatistics) -> Int[Array
 
 
 def law(task: BackcopyTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the exact law: the token before a trigger, otherwise the global bigrams."""
+    """Give the exact distribution: the token before a trigger, otherwise the global bigrams."""
     tokens = batch.tokens.numpy()
     probabilities = global_bigram(task, batch)
     rows, places = np.nonzero(np.isin(tokens, task.fixed_triggers))

@@ -82,12 +82,12 @@ class BigramTask(Task):
 
     @property
     def exact(self) -> str | None:
-        """The predictor that is the exact law of the next token given the prefix; None if there is none."""
+        """The predictor that is the exact distribution of the next token given the prefix; None if there is none."""
         return "bayes"
 
     @property
     def approximation(self) -> str:
-        """How far the Bayes-optimal predictor is from the exact law, with random triggers and clean cycles; else empty."""
+        """How far the Bayes-optimal predictor is from the exact one, with random triggers and clean cycles; else empty."""
         config = self.config
         if config.triggers != "random" or config.cycles != "clean" or config.show_latents or config.n_triggers < 2:
             return ""
@@ -130,7 +130,7 @@ class BigramTask(Task):
         return self.fixed_triggers is not None or self.config.show_latents
 
     def output_distribution(self, triggers: Int[Array, "batch n_triggers"]) -> Float[Array, "batch n_triggers d_vocab"]:
-        """Return the exact law of each trigger's output.
+        """Return the exact distribution of each trigger's output.
 
         If the exclusions leave a bigram row without probability, the output is uniform over the allowed tokens.
         """
@@ -186,7 +186,7 @@ class BigramTask(Task):
         k = self.config.n_triggers
         if self.fixed_triggers is not None:
             return np.repeat(self.fixed_triggers[None], n, axis=0)
-        # The K smallest of Exp(1)/p, in order, have the law of K draws without replacement.
+        # The K smallest of Exp(1)/p, in order, have the distribution of K draws without replacement.
         with np.errstate(divide="ignore"):
             clocks = generator.standard_exponential((n, len(self.statistics))) / self.statistics.unigram
         return np.argsort(clocks, axis=1, kind="stable")[:, :k].astype(np.int64)

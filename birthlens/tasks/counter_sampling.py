@@ -1,10 +1,11 @@
-"""The bigram task's law, drawn on any device from a counter-based generator: the sampler named "counter".
+"""The bigram task's distribution, drawn on any device from a counter-based generator: the sampler named "counter".
 
     uniform(seed, index, sequence, position) = Philox4x32-10(counter, key) / 2^32
 
 The key is the seed, and the counter contains the batch's index, the sequence and the place of the draw in it. Nothing else
 enters, so any part of any batch can be drawn again, on any device, with equal bits. The draws use inverse CDFs of these
-uniforms, with the tables of `sampling`. The law is exactly that of `BigramTask.sample`; the batches are different.
+uniforms, with the tables of `sampling`. The distribution is exactly that of `BigramTask.sample`; the batches are
+different.
 
 Philox: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 """
@@ -120,7 +121,7 @@ def _triggers(task: BigramTask, draws: Float[Tensor, "sequence d_vocab"]) -> Int
     fixed = task.fixed_triggers
     if fixed is not None:
         return torch.from_numpy(fixed).to(draws.device).expand(len(draws), -1)
-    # The K smallest of Exp(1)/p, in order, have the law of K draws without replacement.
+    # The K smallest of Exp(1)/p, in order, have the distribution of K draws without replacement.
     p = torch.from_numpy(task.statistics.unigram).to(draws.device)
     clocks = (-torch.log1p(-draws) / p).masked_fill(p == 0, torch.inf)
     return clocks.argsort(dim=1, stable=True)[:, : task.config.n_triggers]

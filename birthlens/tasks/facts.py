@@ -2,9 +2,9 @@
 
     noise ... subject ... noise ... relation ... noise <eos>   ->   a(subject, relation)
 
-Subject and relation are uniform and at different uniform places, in any order. Relation r has its own answers. The published
-model has a separate vocabulary for answers. Here they are the last tokens of one vocabulary for both sides, so a model
-scores all tokens, and has to learn first that answers follow `<eos>`. Only that target counts.
+Subject and relation are uniform and at different uniform places, in any order. Relation r has its own answers. The
+published model has a separate vocabulary for answers. Here they are the last tokens of one vocabulary for both sides, so a
+model scores all tokens, and has to learn first that answers follow `<eos>`. Only that target counts.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class FactsTask(Task):
 
     @property
     def exact(self) -> str | None:
-        """The predictor that is the exact law of the next token given the prefix."""
+        """The predictor that is the exact distribution of the next token given the prefix."""
         return "fact"
 
     @property
@@ -163,7 +163,7 @@ def named(task: FactsTask, batch: TokenBatch) -> tuple[Int[Array, "batch"], Int[
 def _everywhere(
     task: FactsTask, batch: TokenBatch, last: Float[Array, "batch d_vocab"]
 ) -> Float[Array, "batch pos d_vocab"]:
-    """Give a law at the last position, and the uniform law where there is no target."""
+    """Give a distribution at the last position, and the uniform distribution where there is no target."""
     n = len(task.statistics)
     found = np.full((*batch.tokens.shape, n), 1 / n)
     found[:, -1] = last

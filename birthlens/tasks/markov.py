@@ -4,8 +4,9 @@ Each sequence has a chain of its own. With order m, the next token follows the r
 
     rows ~ Dirichlet(concentration, ..., concentration)      z_1 .. z_m uniform      z_{t+1} ~ row(z_{t-m+1} .. z_t)
 
-With a uniform start, the Dirichlet posterior of the row is the exact law of the next token. The published start, from the
-stationary law of the chain, contains some more information about the rows; no predictor here is exact then.
+With a uniform start, the Dirichlet posterior of the row is the exact distribution of the next token. The published start,
+from the stationary distribution of the chain, contains some more information about the rows; no predictor here is exact
+then.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class MarkovTask(Task):
 
     @property
     def exact(self) -> str | None:
-        """The predictor that is the exact law of the next token given the prefix; None for a stationary start."""
+        """The predictor that is exactly the distribution of the next token; None for a stationary start."""
         if self.config.start == "stationary":
             return None
         return "retrieval" if self.config.chains else "bigram" if self.config.order == 1 else "trigram"
@@ -152,7 +153,7 @@ def occurrences(values: Int[Array, "batch pos"], n: int) -> Int[Array, "batch po
 
 
 def stationary_laws(rows: Float[Array, "chain state state"]) -> Float[Array, "chain state"]:
-    """Return the stationary law of each chain, from pi (P - 1) = 0 and sum pi = 1."""
+    """Return the stationary distribution of each chain, from pi (P - 1) = 0 and sum pi = 1."""
     n = rows.shape[-1]
     system = np.swapaxes(rows, -1, -2) - np.eye(n)
     system[:, -1] = 1.0

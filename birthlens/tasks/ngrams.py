@@ -3,8 +3,8 @@
     p(w | h) = (c(h, w) + T(h) p(w | h')) / (c(h) + T(h))
 
 c counts in the training part of the text, h' is the history h without its first token, and T(h) is the number of different
-tokens that have followed h. A history that never occurred backs off to h' completely. Below the unigram is the uniform law,
-so that every token has some probability.
+tokens that have followed h. A history that never occurred backs off to h' completely. Below the unigram is the uniform
+distribution, so that every token has some probability.
 """
 
 from __future__ import annotations

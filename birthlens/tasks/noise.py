@@ -3,8 +3,9 @@
     z_1 ~ pi_u        after a trigger q_k: <noise> with probability alpha, else o_k       after <noise>: pi_u
     else              z_{t+1} ~ pi_b(. | z_t)
 
-Outputs o_k are uniform over the tokens that are not triggers, so that nothing is absorbed. `<noise>` is a token of its own,
-the last of the vocabulary; the authors' code uses one of the characters instead. The law of what follows it is our choice.
+Outputs o_k are uniform over the tokens that are not triggers, so that nothing is absorbed. `<noise>` is a token of its
+own, the last of the vocabulary; the authors' code uses one of the characters instead. The distribution of what follows it
+is our choice.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class NoiseTask(Task):
 
     @property
     def exact(self) -> str | None:
-        """The predictor that is the exact law of the next token given the prefix."""
+        """The predictor that is the exact distribution of the next token given the prefix."""
         return "bayes"
 
     @property
@@ -188,7 +189,7 @@ def labelled(
 
 
 def with_token(corpus: BigramStatistics | None, label: str, row: Any) -> BigramStatistics:
-    """Append a special token that never follows a token; `row` maps the unigram law to the law of what follows it."""
+    """Append a special token that never follows a token; `row` maps the unigram distribution to that of its successors."""
     assert corpus is not None
     if label in corpus.vocab:
         raise BirthlensError(f"the corpus holds the token {label!r}, which this task uses itself; rename it there.")
@@ -201,12 +202,12 @@ def with_token(corpus: BigramStatistics | None, label: str, row: Any) -> BigramS
 
 
 def distributional(task: NoiseTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the law of the next token given the last one alone: the noise is known, the outputs are not."""
+    """Give the distribution of the next token given the last one alone: the noise is known, the outputs are not."""
     return _law(task, batch, np.zeros((*batch.tokens.shape, len(task.statistics))))
 
 
 def bayes_optimal(task: NoiseTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the law of the next token given the whole prefix: exact, because the triggers are known."""
+    """Give the distribution of the next token given the whole prefix: exact, because the triggers are known."""
     tokens = batch.tokens.numpy()
     n, context = tokens.shape
     each = np.arange(n)

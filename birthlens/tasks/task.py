@@ -1,7 +1,7 @@
 """The interface of a task: everything that training, probes, interventions and reports need and that depends on the task.
 
-A task is a class with a config section, a vocabulary with a global chain, and a law from which token batches are drawn. Only
-`sample` must be written; the other parts have defaults that say "this task has none".
+A task is a class with a config section, a vocabulary with a global chain, and a distribution from which token batches are
+drawn. Only `sample` must be written; the other parts have defaults that say "this task has none".
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ExpectedMemory:
 
 
 class Task(ABC):
-    """A law of token sequences, and what is known about it.
+    """A distribution of token sequences, and what is known about it.
 
     `statistics` is the global chain over the task's whole vocabulary, including special tokens. `roles` describes the roles
     of positions that matter for the task; their masks come with each batch. `corruptions` names those that make sense for
@@ -102,12 +102,12 @@ class Task(ABC):
 
     @property
     def exact(self) -> str | None:
-        """The predictor that is the exact law of the next token given the prefix; None if there is none."""
+        """The predictor that is the exact distribution of the next token given the prefix; None if there is none."""
         return None
 
     @property
     def approximation(self) -> str:
-        """How far `exact` is from the exact law if it is an approximation; empty if it is exact."""
+        """How far `exact` is from the exact distribution if it is an approximation; empty if it is exact."""
         return ""
 
     def shown_as(self, predictor: str) -> str:

@@ -180,12 +180,12 @@ def unigram(task: TextTask, batch: TokenBatch) -> Float[Array, "batch pos d_voca
 
 
 def bigram(task: TextTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the bigram law with back-off."""
+    """Give the bigram distribution with back-off."""
     return task.ngrams.bigram(batch.tokens.numpy())
 
 
 def trigram(task: TextTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the trigram law with back-off."""
+    """Give the trigram distribution with back-off."""
     return task.ngrams.trigram(batch.tokens.numpy())
 
 

@@ -1,1 +1,1 @@
-"""Reference predictors: exact or simple next-token laws, and the losses that they reach."""
+"""Reference predictors: exact or simple next-token distributions, and the losses that they reach."""

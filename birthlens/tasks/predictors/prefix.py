@@ -54,7 +54,7 @@ def known_triggers(task: BigramTask, batch: TokenBatch) -> Int[Array, "batch n_t
 def trigger_outputs(
     task: BigramTask, triggers: Int[Array, "batch n_triggers"], tokens: Int[Array, "batch pos"]
 ) -> tuple[Float[Array, "batch pos d_vocab"], Bool[Array, "batch pos"]]:
-    """Return at each position the output law of its token (zeros for a non-trigger), and whether it is a trigger."""
+    """Return the output distribution of each position's token (zeros if not a trigger), and whether it is a trigger."""
     table = np.zeros((len(tokens), len(task.statistics), len(task.statistics)))
     np.put_along_axis(table, triggers[..., None], task.output_distribution(triggers), axis=1)
     is_trigger = (tokens[..., None] == triggers[:, None]).any(-1)

@@ -1,14 +1,15 @@
-"""Reference predictors: the exact law of the task seen through more and more of the prefix (paper section 4.1).
+"""Reference predictors: the exact distribution of the task seen through more and more of the prefix (paper section 4.1).
 
     uniform   1/N                                  unigram  pi_u                    bigram  pi_b(. | z_t)
     copy      successors of the earlier occurrences of z_t in the prefix, in proportion; uniform at the first occurrence
     bag       z_t and the multiset of the prefix, in any order: nearly the best of these (`bag_of_tokens`, approximate)
     bayes     P(z_{t+1} | z_1..z_t), nothing left to learn: its loss is the floor of every loss curve
 
-Bayes, triggers known (fixed, or listed by show_latents): pi_b(. | z_t) if z_t is not a trigger; the output seen before for a
-trigger that has occurred before; otherwise the law of its output. In the list of triggers (show_latents), which is not part
-of the chain, the next of them, then pi_u. Triggers unknown: P(z_t is a trigger | prefix), from `trigger_posterior`, mixes
-copying (or the output law) with pi_b; exact except with cycles="clean", where that module states the approximation.
+Bayes, triggers known (fixed, or listed by show_latents): pi_b(. | z_t) if z_t is not a trigger; the output seen before for
+a trigger that has occurred before; otherwise the distribution of its output. In the list of triggers (show_latents), which
+is not part of the chain, the next of them, then pi_u. Triggers unknown: P(z_t is a trigger | prefix), from
+`trigger_posterior`, mixes copying (or the output distribution) with pi_b; exact except with cycles="clean", where that
+module states the approximation.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def in_context_copy(task: BigramTask, batch: TokenBatch) -> Float[Array, "batch 
 
 
 def bayes_optimal(task: BigramTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the law of the next token given the whole prefix and the rules of the task."""
+    """Give the distribution of the next token given the whole prefix and the rules of the task."""
     tokens = batch.tokens.numpy()
     n = len(task.statistics)
     triggers = known_triggers(task, batch)
@@ -112,7 +113,7 @@ PREDICTORS: dict[str, Callable[[BigramTask, TokenBatch], Float[Array, "batch pos
 
 
 def smoothed(probabilities: Float[Array, "*axes d_vocab"], share: float) -> Float[Array, "*axes d_vocab"]:
-    """Mix in `share` of the uniform law, because predictors other than Bayes exclude tokens that do occur.
+    """Mix in `share` of the uniform distribution, because predictors other than Bayes exclude tokens that do occur.
 
     Example:
         >>> smoothed(np.array([1.0, 0.0]), 0.5).tolist()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SMOOTHING = 0.01
-"""Share of the uniform law mixed into every predictor except the exact one for its loss, because they exclude tokens."""
+"""Share of the uniform distribution mixed into every inexact predictor for its loss, because they exclude tokens."""
 
 
 def reference_table(
@@ -23,7 +23,8 @@ def reference_table(
     """Score reference predictors on a batch: columns predictor, role, metric ("loss", "accuracy"), value, n.
 
     Accuracy is the expected one of the most probable token, with ties broken at random. Roles without positions are left
-    out. The exact predictor is called "bayes (approximate)" if its law is an approximation (`Task.approximation`).
+    out. The exact predictor is called "bayes (approximate)" if its distribution is an approximation
+    (`Task.approximation`).
 
     Raises:
         BirthlensError: for an unknown predictor, or a smoothing outside 0 to 1.

@@ -3,16 +3,16 @@
 Triggers Q are K draws from pi_u without replacement: the K first of independent clocks T_a ~ Exp(pi_a). Given Q, a prefix
 has likelihood prod_{a in Q} I_a prod_{a not in Q} O_a, up to what does not depend on Q, where over the successors seen of a
 
-    O_a = prod pi_b(successor | a)          I_a = law of a's output at the one successor, 0 if two differ, 1 where none
+    O_a = prod pi_b(successor | a)          I_a = P(output of a) at the one successor, 0 if two differ, 1 where none
 
 Conditioning on the time s of the K-th clock makes tokens independent, so that the sum over all sets Q is one integral:
 
     sum_Q P(Q) ... = int ds [y^K] d/d(last)  prod_a ( O_a e^{-pi_a s} + y I_a ( (1 - e^{-pi_a s}) + last pi_a e^{-pi_a s} ) )
 
-a product of polynomials, all terms positive, and a double-exponential quadrature: exact to rounding wherever the law of a's
-output depends on a alone. With cycles="clean" it depends on the other triggers too. There the pairs that exclude each other
-are exact between the current token and every other token and neglected among the others, and the normaliser of an
-output law is its mean over Q given a; exact for the normaliser if outputs are uniform over the whole vocabulary.
+a product of polynomials, all terms positive, and a double-exponential quadrature: exact to rounding wherever the
+distribution of a's output depends on a alone. With cycles="clean" it depends on the other triggers too. There the pairs that
+exclude each other are exact between the current token and every other token and neglected among the others, and the
+normaliser of an output distribution is its mean over Q given a; exact if outputs are uniform over the whole vocabulary.
 `BigramTask.approximation` states the measured error.
 """
 
@@ -35,7 +35,7 @@ _LOWEST = -40.0
 
 @dataclass(frozen=True, eq=False)
 class TriggerPosterior:
-    """The posterior over random triggers, and the predictive law of a trigger's output."""
+    """The posterior over random triggers, and the predictive distribution of a trigger's output."""
 
     task: BigramTask
 
@@ -50,7 +50,7 @@ class TriggerPosterior:
 
     @cached_property
     def output_law(self) -> Float[Array, "d_vocab d_vocab"]:
-        """Law of the output of each token if it is a trigger, over all other triggers (rows sum to 1)."""
+        """Distribution of the output of each token if it is a trigger, over all other triggers (rows sum to 1)."""
         if self.task.config.cycles != "clean":
             return self.output_weights
         return np.asarray(self.output_weights * (1 - self._pair_inclusion))
@@ -147,7 +147,7 @@ class TriggerPosterior:
         seen = successor[each, token]
         rivals: Bool[Array, "n d_vocab"] = (successor == token[:, None]) | (np.arange(n) == seen[:, None])
         changed = np.where(rivals, 0.0, inside)
-        # The law of the current token's output no longer averages over whether that output is a trigger.
+        # The distribution of the current token's output no longer averages over whether that output is a trigger.
         gain = np.where(seen >= 0, self.output_weights[token, seen] / _positive(self.output_law[token, seen]), 1.0)
         changed[each, token] = inside[each, token] * gain
         return changed, outside
