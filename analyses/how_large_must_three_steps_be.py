@@ -12,7 +12,7 @@ import pandas as pd
 from asking import joined, options, tell
 from matplotlib.figure import Figure
 
-from birthlens.analysis.theory.three_steps import ablation_table, sizes
+from birthlens.analysis.theory.three_steps import assumptions_table, sizes
 from birthlens.viz.figures.style import COLOURS, DASHES, legend_below, panels, save, styled
 
 BASE = {"d": 256, "N": 64, "T": 64, "batch": 2048}
@@ -34,7 +34,7 @@ def case_of(**changed: int) -> str:
 def steps_at(seed: int, case: str) -> pd.DataFrame:
     """Take the three steps at one size; return the readings after the third step."""
     d, n, t, batch = (int(word.split("=")[1]) for word in case.split())
-    table = ablation_table(sizes([d], [n], [t], [batch]), [seed])
+    table = assumptions_table(sizes([d], [n], [t], [batch]), [seed])
     last = table[table["step"] == 3]
     return last.assign(quantity=last["metric"].map(NAMES))[["case", "seed", "quantity", "value"]]
 

@@ -27,7 +27,12 @@ from asking import keep, options
 from birthlens import preset
 from birthlens.analysis.memories.birth_order import birth_order_table, order_sensitivity_table
 from birthlens.analysis.memories.memory import Basis
-from birthlens.analysis.memories.order_tables import chosen_sets, crossings_table, onsets_table, scores_table
+from birthlens.analysis.memories.order_tables import (
+    chosen_sets,
+    crossings_table,
+    onsets_table,
+    standardised_scores_table,
+)
 from birthlens.runs.run import Run
 from birthlens.training.grid import Grid
 from birthlens.training.sweep import runs_of
@@ -50,7 +55,7 @@ def orders(runs: list[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
     onsets: list[pd.DataFrame] = []
     tables: list[pd.DataFrame] = []
     for basis in BASES:
-        scores = scores_table(runs, basis)
+        scores = standardised_scores_table(runs, basis)
         for width in WIDTHS:
             found = onsets_table(scores, width).assign(basis=basis)
             onsets.append(found)

@@ -13,7 +13,7 @@ import argparse
 import pandas as pd
 from asking import grid_of, keep, options
 
-from birthlens.analysis.behaviour.contrast import Pair, birth_shifts_table, contrast_table
+from birthlens.analysis.behaviour.contrast import RunPair, birth_shifts_table, contrast_table
 from birthlens.training.sweep import runs_of
 from birthlens.viz.figures.contrast import difference_curves
 from birthlens.viz.figures.style import save
@@ -21,12 +21,12 @@ from birthlens.viz.figures.style import save
 CONTROL = "control"
 
 
-def shifts(arguments: argparse.Namespace) -> tuple[pd.DataFrame, dict[str, list[Pair]]]:
+def shifts(arguments: argparse.Namespace) -> tuple[pd.DataFrame, dict[str, list[RunPair]]]:
     """Train what is missing; return the shift of every birth in every case, and the pairs of each case."""
     runs = runs_of(grid_of(__file__, arguments), arguments.runs, arguments.processes)
     seeds = sorted({seed for _, seed in runs})
     cases = [case for case in dict.fromkeys(case for case, _ in runs) if case != CONTROL]
-    pairs = {case: [Pair(runs[CONTROL, seed], runs[case, seed]) for seed in seeds] for case in cases}
+    pairs = {case: [RunPair(runs[CONTROL, seed], runs[case, seed]) for seed in seeds] for case in cases}
     tables = [birth_shifts_table(of).assign(case=case) for case, of in pairs.items()]
     table = pd.concat(tables, ignore_index=True)
     return table[["case", *[name for name in table if name != "case"]]], pairs

@@ -15,7 +15,7 @@ import re
 import pandas as pd
 from asking import grid_of, keep, options
 
-from birthlens.analysis.behaviour.contrast import Pair, birth_shifts_table
+from birthlens.analysis.behaviour.contrast import RunPair, birth_shifts_table
 from birthlens.training.sweep import runs_of
 from birthlens.viz.figures.curves import timeline
 from birthlens.viz.figures.style import save
@@ -33,7 +33,7 @@ def main() -> None:
     for case in dict.fromkeys(case for case, _ in runs):
         if case == CONTROL:
             continue
-        shifts = birth_shifts_table([Pair(runs[CONTROL, seed], runs[case, seed]) for seed in seeds])
+        shifts = birth_shifts_table([RunPair(runs[CONTROL, seed], runs[case, seed]) for seed in seeds])
         at = re.fullmatch(r"(L\dH\d) knocked out at (\d+)", case)
         place = {"case": at[1], "knocked_out_at": int(at[2])} if at else {"case": case, "knocked_out_at": None}
         tables.append(shifts[shifts["event"] == EVENT].assign(**place))

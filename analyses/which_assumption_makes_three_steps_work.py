@@ -8,7 +8,7 @@ from __future__ import annotations
 import pandas as pd
 from asking import joined, options, tell
 
-from birthlens.analysis.theory.three_steps import Recipe, ablation_table, ablations
+from birthlens.analysis.theory.three_steps import Recipe, ablations, assumptions_table
 from birthlens.config.run import CorpusConfig
 from birthlens.tasks.corpus import statistics_of
 
@@ -21,7 +21,7 @@ def main() -> None:
     sequences, d_model, context, seeds = SCALES[arguments.tier]
     cases = ablations(statistics_of(CorpusConfig()), d_model, context, Recipe(sequences=sequences))
     jobs = [({name: case}, [seed]) for name, case in cases.items() for seed in range(arguments.seeds or seeds)]
-    table = joined(ablation_table, jobs, arguments.processes)
+    table = joined(assumptions_table, jobs, arguments.processes)
     last = table[table["step"] == 3].rename(columns={"metric": "quantity"})
     tell(arguments, pd.DataFrame(last[["case", "seed", "quantity", "value"]]))
 

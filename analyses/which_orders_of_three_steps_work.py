@@ -14,7 +14,7 @@ import pandas as pd
 from asking import joined, options, tell
 
 from birthlens.analysis.theory.gradients import MATRICES
-from birthlens.analysis.theory.three_steps import ablation_table, sizes
+from birthlens.analysis.theory.three_steps import assumptions_table, sizes
 
 SCALES = {"laptop": (256, 64, 64, 2048, 5), "paper": (512, 64, 128, 8192, 5)}
 PAPER = {"L1.W_O": "W_O^2", "L1.W_K": "W_K^2", "L0.W_K": "W_K^1"}
@@ -25,7 +25,7 @@ def order_taken(order: tuple[str, str, str], size: tuple[int, int, int, int], se
     d, n, t, batch = size
     ((recipe, task, statistics, model),) = sizes([d], [n], [t], [batch]).values()
     name = ", ".join(PAPER[matrix] for matrix in order)
-    table = ablation_table({name: (replace(recipe, order=order), task, statistics, model)}, [seed])
+    table = assumptions_table({name: (replace(recipe, order=order), task, statistics, model)}, [seed])
     rows = []
     for step, group in table.groupby("step"):
         rows.append((name, seed, f"step {step}: gradient", float(group["gradient"].iloc[0])))

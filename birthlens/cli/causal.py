@@ -105,12 +105,12 @@ def ablate(
     deliver(check_counts(table, "role"), out, style)
 
 
-KINDS = ("heads", "weights", "attention", "composition", "transfer", "in-context-learning", "sinks")
+SCORE_KINDS = ("heads", "weights", "attention", "composition", "transfer", "in-context-learning", "sinks")
 
 
 @click.command(epilog="Example: birthlens scores runs/demo --kind transfer")
 @click.argument("subject", metavar="RUN|MODEL_DIR|SERIES", type=click.Path())
-@click.option("--kind", type=click.Choice(KINDS), default="heads", show_default=True, help="Which scores.")
+@click.option("--kind", type=click.Choice(SCORE_KINDS), default="heads", show_default=True, help="Which scores.")
 @steps_option("last")
 @sample_options(64)
 @device_option

@@ -152,11 +152,16 @@ def order(runs: tuple[str, ...], width: float, sensitivity: bool, out: str | Non
     import pandas as pd
 
     from birthlens.analysis.memories.birth_order import birth_order_table, order_sensitivity_table
-    from birthlens.analysis.memories.order_tables import chosen_sets, crossings_table, onsets_table, scores_table
+    from birthlens.analysis.memories.order_tables import (
+        chosen_sets,
+        crossings_table,
+        onsets_table,
+        standardised_scores_table,
+    )
     from birthlens.runs.run import load_run
 
     loaded = [load_run(run) for run in runs]
-    onsets = onsets_table(scores_table(loaded), width)
+    onsets = onsets_table(standardised_scores_table(loaded), width)
     if sensitivity:
         table = order_sensitivity_table(pd.concat([onsets, crossings_table(loaded)], ignore_index=True))
     else:

@@ -74,7 +74,7 @@ def rotation(donor: Weights, recipient: Weights) -> Float[Array, "d_model d_mode
     return _procrustes(a, b, np.ones((d, d)) * np.linalg.norm(a) * np.linalg.norm(b) / d)
 
 
-def rotated(weights: Weights, turn: Float[Array, "d_model d_model"]) -> Weights:
+def rotated_weights(weights: Weights, turn: Float[Array, "d_model d_model"]) -> Weights:
     """Return the same function written in another basis of the residual stream, x' = x @ turn.
 
     Raises:
@@ -86,7 +86,7 @@ def rotated(weights: Weights, turn: Float[Array, "d_model d_model"]) -> Weights:
         >>> generator = np.random.default_rng(0)
         >>> weights = initial_weights(ModelConfig(d_model=8), 5, 4, generator)
         >>> turn = random_orthogonal(8, generator)
-        >>> bool(np.allclose(rotation(weights, rotated(weights, turn)), turn, atol=1e-5))
+        >>> bool(np.allclose(rotation(weights, rotated_weights(weights, turn)), turn, atol=1e-5))
         True
     """
     ones = np.ones(len(turn))
@@ -114,7 +114,7 @@ def aligned(donor: Weights, recipient: Weights, names: Sequence[str]) -> dict[st
     A head's own axes follow the partner that stays behind; if both are replaced, they are not rotated. The hidden axis of a
     ReLU feed-forward is not changed.
     """
-    turned = rotated(donor, rotation(donor, recipient))
+    turned = rotated_weights(donor, rotation(donor, recipient))
     found = {}
     for name in names:
         short = name.split(".")[-1]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from birthlens.errors import BirthlensError
-from birthlens.model.layout import Edits
+from birthlens.model.layout import PointEdits
 from birthlens.model.sites import READING_SITES, Point
 from birthlens.shapes import Float, Int
 
@@ -30,7 +30,7 @@ class SilentHookError(BirthlensError):
 
 
 @contextlib.contextmanager
-def edited(model: HookedModel, edits: Edits) -> Iterator[None]:
+def edited(model: HookedModel, edits: PointEdits) -> Iterator[None]:
     """Replace activations inside the block, each by the results of its edits in turn.
 
     On exit, also after an exception, exactly these hooks are removed and the flags are restored.
@@ -118,7 +118,7 @@ class HookedTrace:
         """Return a captured activation."""
         return self._known[point]
 
-    def logits(self, edits: Edits | None = None) -> Float[Tensor, "batch pos d_vocab"]:
+    def logits(self, edits: PointEdits | None = None) -> Float[Tensor, "batch pos d_vocab"]:
         """Return the logits at all positions, after `edits`."""
         with torch.no_grad(), edited(self.model, edits or {}):
             return self.model(self.tokens)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from birthlens.model.forward import feed_forward, has_feed_forward, rotated
-from birthlens.model.layout import INPUTS, Edits, PreparedWeights, Rows, Whole
+from birthlens.model.layout import INPUTS, PointEdits, PreparedWeights, Rows, Whole
 from birthlens.model.sites import Point
 from birthlens.shapes import Float, Int
 
@@ -50,7 +50,7 @@ class Trace:
         model: PreparedWeights,
         tokens: Int[Tensor, "batch pos"],
         rows: Rows | None = None,
-        edits: Edits | None = None,
+        edits: PointEdits | None = None,
         base: Trace | None = None,
         wanted: Iterable[Point] = (),
     ) -> None:
@@ -58,12 +58,12 @@ class Trace:
         self.tokens = tokens
         self.rows = rows
         self._wanted = frozenset(wanted)
-        self._edits: Edits = edits or {}
+        self._edits: PointEdits = edits or {}
         self._base = base
         self._known: dict[Point, Tensor] = {}
         self._changed: dict[Point, bool] = {}
 
-    def logits(self, edits: Edits | None = None) -> Float[Tensor, "batch row d_vocab"]:
+    def logits(self, edits: PointEdits | None = None) -> Float[Tensor, "batch row d_vocab"]:
         """Return the logits at the rows (all positions without rows), after `edits` to this pass."""
         if edits:
             return Trace(self.model, self.tokens, self.rows, edits, self).logits()

@@ -76,7 +76,7 @@ class Whole:
 
 INPUTS = (Point("embed"), Point("pos_embed"), Point("resid_pre", 0))
 
-Edits = Mapping[Point, Sequence[Edit]]
+PointEdits = Mapping[Point, Sequence[Edit]]
 
 
 class PreparedWeights:

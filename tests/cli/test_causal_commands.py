@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from birthlens.analysis.interventions.spec import from_json
 from birthlens.cli import group, main
-from birthlens.cli.causal import KINDS
+from birthlens.cli.causal import SCORE_KINDS
 
 TINY = ["corpus.source=markov", "corpus.vocabulary=12", "task.context=24", "task.n_triggers=3", "task.cycles=clean",
         "model.d_model=16", "training.steps=8", "training.batch_size=8", "checkpoints.every=4",
@@ -111,7 +111,7 @@ def test_every_column_is_explained(table: Any) -> None:
     explained = set(re.findall(r"`(\w+)`", page)) | {"attribution_8", "recovered_low", "recovered_high"}
     asked = [["ablate", "RUN", "--components"], ["patch", "RUN"], ["edges", "RUN", "--attribution"],
              ["edges", "RUN", "--births", "--steps", "all"],
-             *(["scores", "RUN", "--kind", kind] for kind in KINDS)]  # fmt: skip
+             *(["scores", "RUN", "--kind", kind] for kind in SCORE_KINDS)]  # fmt: skip
     for words in asked:
         size = () if {"weights", "composition"} & set(words) else ("--batch-size", "8")
         found = table(*words, *size)

@@ -16,7 +16,7 @@ from birthlens.analysis.behaviour.trajectory import memories_over
 from birthlens.analysis.interventions.weight_patching import by_forward, subset_table
 from birthlens.analysis.memories.birth_order import standardised_table
 from birthlens.analysis.memories.circuits import output_memory
-from birthlens.analysis.memories.order_tables import chosen_sets, onsets_table, scores_table
+from birthlens.analysis.memories.order_tables import chosen_sets, onsets_table, standardised_scores_table
 from birthlens.cli import group
 from birthlens.errors import BirthlensError
 from birthlens.runs.evaluation import evaluation_batch
@@ -190,9 +190,14 @@ def test_the_order_over_runs(runs: Any) -> None:
     found = rows("order", *runs)
     assert set(found["n"]) <= {0, 2} and set(found["kind"]) == {"onset", "before", "order"}
     loaded = [load_run(path) for path in runs]
-    scores = scores_table(loaded)
+    scores = standardised_scores_table(loaded)
     assert sorted(set(scores["seed"])) == [3, 4]
-    dual = scores_table(loaded, "dual").query("seed == 4").drop(columns=["seed", "run"]).reset_index(drop=True)
+    dual = (
+        standardised_scores_table(loaded, "dual")
+        .query("seed == 4")
+        .drop(columns=["seed", "run"])
+        .reset_index(drop=True)
+    )
     pd.testing.assert_frame_equal(
         dual,
         standardised_table(loaded[1].checkpoints(), present(loaded[1].trigger_ids).tolist(), basis="dual"),
@@ -212,7 +217,7 @@ def test_the_order_over_runs(runs: Any) -> None:
 
 def test_an_order_takes_runs_that_differ_in_their_seeds_alone(runs: Any, tmp_path: Path) -> None:
     twin = trained(tmp_path, "twin", "seeds.init=3", "seeds.data=9")
-    assert sorted(set(scores_table([load_run(path) for path in (runs[0], twin)])["seed"])) == [0, 1]
+    assert sorted(set(standardised_scores_table([load_run(path) for path in (runs[0], twin)])["seed"])) == [0, 1]
     for other in (runs[0], shutil.copytree(runs[0], tmp_path / "copy")):
         with pytest.raises(BirthlensError, match="one run twice is not two seeds"):
             run("order", runs[0], other)
@@ -230,7 +235,7 @@ def test_an_order_takes_runs_that_differ_in_their_seeds_alone(runs: Any, tmp_pat
 
 
 def test_one_candidate_set_must_serve_all_seeds(runs: Any) -> None:
-    onsets = onsets_table(scores_table([load_run(path) for path in runs]))
+    onsets = onsets_table(standardised_scores_table([load_run(path) for path in runs]))
     lacking = onsets[(onsets["seed"] == 3) | (onsets["candidates"] == "all")]
     with pytest.raises(BirthlensError, match=r"'triggers among all' is read for some seeds and not for seed 4"):
         chosen_sets(lacking)

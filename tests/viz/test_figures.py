@@ -300,7 +300,7 @@ def test_attention_maps_hide_the_future() -> None:
     ]
 
 
-@pytest.mark.parametrize("kind", gallery.KINDS)
+@pytest.mark.parametrize("kind", gallery.RUN_FIGURES)
 def test_every_kind_draws_a_run_without_overlapping_labels(kind: Any) -> None:
     figure = gallery.draw(run(), kind, run().steps)
     assert figure.axes
@@ -308,7 +308,7 @@ def test_every_kind_draws_a_run_without_overlapping_labels(kind: Any) -> None:
 
 
 def scores_of(memory: str, labels: list[str]) -> pd.DataFrame:
-    """Return a score table that is 1 on the diagonal, in the columns of `score_tables.scores_table`."""
+    """Return a score table that is 1 on the diagonal, in the columns of `score_tables.memory_scores_table`."""
     rows, columns = np.indices((len(labels), len(labels))).reshape(2, -1)
     places = {"row": rows, "column": columns, "centred": (rows == columns).astype(float)}
     return pd.DataFrame(
@@ -494,10 +494,10 @@ def test_the_old_name_of_a_kind_draws_the_same_and_says_so(tmp_path: Path) -> No
 
 
 def test_the_command_knows_the_kinds() -> None:
-    assert tuple(gallery.KINDS) == seeing.RUN_KINDS
+    assert tuple(gallery.RUN_FIGURES) == seeing.RUN_KINDS
     for kind in seeing.TABLE_KINDS:
         assert f"\n    {kind} " in str(seeing.plot.help), kind
-    assert tuple(gallery.TABLE_KINDS) == seeing.TABLE_KINDS
+    assert tuple(gallery.TABLE_FIGURES) == seeing.TABLE_KINDS
 
 
 def test_one_step_is_drawn_as_a_point_and_values_that_are_missing_are_refused() -> None:

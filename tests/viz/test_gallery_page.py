@@ -20,7 +20,7 @@ from birthlens.runs.run import Run, load_run
 from birthlens.training.recording import train_to_disk
 from birthlens.viz import figures
 from birthlens.viz.figures.dark import GROUND, darken
-from birthlens.viz.figures.gallery import KINDS
+from birthlens.viz.figures.gallery import RUN_FIGURES
 from birthlens.viz.report import gallery_page
 
 TINY = [
@@ -37,8 +37,8 @@ def trained(out: Path, *more: str) -> Run:
 
 
 def test_every_figure_is_there_for_light_and_dark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = {kind: KINDS[kind] for kind in ("behaviour", "recall")}  # drawing all of them takes a minute
-    monkeypatch.setattr(gallery_page, "KINDS", few)
+    few = {kind: RUN_FIGURES[kind] for kind in ("behaviour", "recall")}  # drawing all of them takes a minute
+    monkeypatch.setattr(gallery_page, "RUN_FIGURES", few)
     trained(tmp_path / "run", "model.d_model=8")
     page = tmp_path / "gallery.html"
     result = CliRunner().invoke(group, ["gallery", str(tmp_path / "run"), "--out", str(page)])
@@ -63,7 +63,7 @@ def decoded(folder: Path, text: str) -> Any:
 
 def test_what_a_run_does_not_have_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = ("behaviour", "recall", "memories", "ledger")
-    monkeypatch.setattr(gallery_page, "KINDS", {kind: KINDS[kind] for kind in kinds})
+    monkeypatch.setattr(gallery_page, "RUN_FIGURES", {kind: RUN_FIGURES[kind] for kind in kinds})
     run = trained(tmp_path / "run", "model.family=full", "model.n_heads=2", "model.d_model=8")
     page = tmp_path / "gallery.html"
     result = CliRunner().invoke(group, ["gallery", str(run.path), "--steps", "last", "--out", str(page)])

@@ -18,7 +18,7 @@ from resealing import replace
 from seeing_runs import KINDS, TINY, run, unfinished
 
 from birthlens.analysis.behaviour.trajectory import memories_over
-from birthlens.analysis.memories.order_tables import chosen_sets, onsets_table, scores_table
+from birthlens.analysis.memories.order_tables import chosen_sets, onsets_table, standardised_scores_table
 from birthlens.cli import seeing
 from birthlens.config.presets import PRESETS, preset
 from birthlens.config.run import RunConfig
@@ -207,7 +207,7 @@ def test_the_leads_are_the_runs_own() -> None:
 
 
 def test_births_in_the_report_are_those_of_the_order_over_runs() -> None:
-    onsets = chosen_sets(onsets_table(scores_table([run()])))
+    onsets = chosen_sets(onsets_table(standardised_scores_table([run()])))
     assert leads.births(onsets) in leads.memories(Facts(run()))
     for row in onsets.to_dict("records"):
         said = "not yet" if math.isnan(row["onset"]) else f"at step {row['onset']:.0f}"

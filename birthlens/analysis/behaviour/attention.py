@@ -84,7 +84,7 @@ def watch(model: Weights | HookedModel | LiveModel, batch: TokenBatch, chunk: in
         yield Watched(part.to("cpu"), [found[point].cpu() for point in points], logits.cpu())
 
 
-class Shares:
+class QueryShares:
     """Sums of a quantity and of its chance over queries, by key."""
 
     def __init__(self) -> None:
@@ -114,14 +114,14 @@ def attention_table(models: Models, batch: TokenBatch, role: str = "in_context",
 
     rows = []
     for step, model in models:
-        shares = Shares()
+        shares = QueryShares()
         for seen in watch(model, batch, chunk):
             _probe(seen, role, shares)
         rows += [(step, *row) for row in shares.rows()]
     return pd.DataFrame(rows, columns=["step", "probe", "layer", "head", "given", "value", "chance", "n"])
 
 
-def _probe(seen: Watched, role: str, shares: Shares) -> None:
+def _probe(seen: Watched, role: str, shares: QueryShares) -> None:
     batch = seen.batch
     tokens = seen.batch.tokens
     masks = role_masks_with_successors(batch)

@@ -27,20 +27,20 @@ _METRICS = ("in_context_accuracy", "in_context_loss", "global_accuracy", "global
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class RunPair:
     """A control and the run that is compared with it."""
 
     control: Run
     changed: Run
 
 
-def pairs_of(controls: Sequence[Run], changed: Sequence[Run]) -> list[Pair]:
+def pairs_of(controls: Sequence[Run], changed: Sequence[Run]) -> list[RunPair]:
     """Give each run its control: the only one, the run that it was forked from, or the one with its seeds.
 
     Raises:
         BirthlensError: if a run has no control or two, vocabularies differ, or a pair appears twice.
     """
-    found: list[Pair] = []
+    found: list[RunPair] = []
     for run in changed:
         mine = [control for control in controls if len(controls) == 1 or _is_parent(control, run)]
         mine = mine or [control for control in controls if _seeds(control) == _seeds(run)]
@@ -52,13 +52,13 @@ def pairs_of(controls: Sequence[Run], changed: Sequence[Run]) -> list[Pair]:
             raise BirthlensError(f"run = {str(run.path)!r} has a different vocabulary from {str(mine[0].path)!r}.")
         if any(pair.changed.path.resolve() == run.path.resolve() for pair in found):
             raise BirthlensError(f"run = {str(run.path)!r} is given twice.")
-        found.append(Pair(mine[0], run))
+        found.append(RunPair(mine[0], run))
     if not found:
         raise BirthlensError("There is no run to compare; give a control and at least one run.")
     return found
 
 
-def contrast_table(pairs: Sequence[Pair]) -> pd.DataFrame:
+def contrast_table(pairs: Sequence[RunPair]) -> pd.DataFrame:
     """Compare measurements and memory scores at every step that all runs have.
 
     Columns: step, metric, control, changed (means over pairs), difference, low, high, n (pairs). Metrics are those of the
@@ -105,7 +105,7 @@ def first_differences_table(contrast: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["metric", "first", "lasting", "n"])
 
 
-def birth_shifts_table(pairs: Sequence[Pair], width: float = 4.0) -> pd.DataFrame:
+def birth_shifts_table(pairs: Sequence[RunPair], width: float = 4.0) -> pd.DataFrame:
     """Compute how much later each memory and the accuracy are born than in the control.
 
     A memory is born at the step from which its right entries stay above the null band, the accuracy when it stays above one
@@ -168,7 +168,7 @@ def _values(run: Run) -> pd.Series[float]:
     return found[~found.index.duplicated(keep="last")]
 
 
-def _births(run: Run, pair: Pair, width: float) -> dict[str, float]:
+def _births(run: Run, pair: RunPair, width: float) -> dict[str, float]:
     """Return the step of each event of a run, among the steps that the pair shares."""
     kept = sorted({*pair.control.steps} & {*pair.changed.steps})
     if not kept:

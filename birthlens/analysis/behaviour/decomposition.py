@@ -28,7 +28,7 @@ from birthlens.shapes import Float, Int
 if TYPE_CHECKING:
     import pandas as pd
 
-Terms = dict[str, Float[Array, "pos _"]]
+ResidualTerms = dict[str, Float[Array, "pos _"]]
 
 _EPS = 1e-5  # of the layer norms
 _MOST_TERMS = 2000
@@ -39,7 +39,7 @@ _PATH = "{} > {}"
 class Decomposition:
     """One sequence through the model: residual terms before each layer (and after the last), patterns, scores, logits."""
 
-    terms: list[Terms]
+    terms: list[ResidualTerms]
     scores: dict[Head, Float[Array, "query_pos key_pos"]]
     patterns: dict[Head, Float[Array, "query_pos key_pos"]]
     logits: Float[Array, "pos d_vocab"]
@@ -54,14 +54,14 @@ def decompose(weights: Weights, tokens: Int[Array, "pos"] | Sequence[int], paths
             terms.
     """
     z = _checked(weights, tokens)
-    terms: Terms = {"W_E": _exact(weights, "W_E")[z], "W_pos": _exact(weights, "W_pos")[: len(z)]}
+    terms: ResidualTerms = {"W_E": _exact(weights, "W_E")[z], "W_pos": _exact(weights, "W_pos")[: len(z)]}
     before = [terms]
     scores = {}
     patterns = {}
     for layer in range(weights.n_layers):
         block = f"L{layer}"
         normal = _normalised(weights, f"{block}.ln1", terms)
-        written: Terms = {}
+        written: ResidualTerms = {}
         for number in range(weights.n_heads):
             head = Head(layer, number)
             queries = _projected(weights, head, "Q", normal)
@@ -166,14 +166,14 @@ def _exact(weights: Weights, name: str) -> Array:
     return weights[name].astype(np.float64)
 
 
-def _scale(weights: Weights, norm: str, terms: Terms) -> Float[Array, "pos 1"]:
+def _scale(weights: Weights, norm: str, terms: ResidualTerms) -> Float[Array, "pos 1"]:
     total = np.sum(list(terms.values()), axis=0)
     if f"{norm}.w" not in weights:
         return np.ones((len(total), 1))
     return np.sqrt(total.var(-1, keepdims=True) + _EPS)
 
 
-def _normalised(weights: Weights, norm: str, terms: Terms, scale: Array | None = None) -> Terms:
+def _normalised(weights: Weights, norm: str, terms: ResidualTerms, scale: Array | None = None) -> ResidualTerms:
     """Return the terms after a layer norm whose scale is fixed; its bias is one more term."""
     if f"{norm}.w" not in weights:
         return terms
@@ -184,7 +184,7 @@ def _normalised(weights: Weights, norm: str, terms: Terms, scale: Array | None =
     return seen | {f"{norm}.b": np.broadcast_to(_exact(weights, f"{norm}.b"), shape)}
 
 
-def _projected(weights: Weights, head: Head, side: str, terms: Terms) -> Terms:
+def _projected(weights: Weights, head: Head, side: str, terms: ResidualTerms) -> ResidualTerms:
     """Return the terms through a head's W_Q, W_K or W_V; its bias is one more term."""
     block = f"L{head.layer}"
     matrix = _exact(weights, f"L{head.layer}.W_{side}")[head.head]
@@ -204,7 +204,7 @@ def _pattern(weights: Weights, scores: Float[Array, "query_pos key_pos"]) -> Flo
     return np.asarray(attention_pattern(weights.config, torch.from_numpy(scores)).numpy())
 
 
-def _feed_forward(weights: Weights, block: str, terms: Terms, paths: bool) -> Terms:
+def _feed_forward(weights: Weights, block: str, terms: ResidualTerms, paths: bool) -> ResidualTerms:
     if f"{block}.W_F" in weights:
         matrix = _exact(weights, f"{block}.W_F")
         outputs = {_PATH.format(name, f"{block}.W_F"): value @ matrix for name, value in terms.items()}
@@ -223,7 +223,7 @@ def _feed_forward(weights: Weights, block: str, terms: Terms, paths: bool) -> Te
     return {f"{block}.mlp": hidden @ _exact(weights, f"{block}.W_out") + biases[1]}
 
 
-def _logits(weights: Weights, terms: Terms) -> dict[str, Float[Array, "pos d_vocab"]]:
+def _logits(weights: Weights, terms: ResidualTerms) -> dict[str, Float[Array, "pos d_vocab"]]:
     readout = _exact(weights, "W_U")
     found = {name: value @ readout for name, value in _normalised(weights, "ln_final", terms).items()}
     if "b_U" not in weights:
@@ -232,9 +232,11 @@ def _logits(weights: Weights, terms: Terms) -> dict[str, Float[Array, "pos d_voc
     return found | {"b_U": np.broadcast_to(_exact(weights, "b_U"), shape)}
 
 
-def _by_source(weights: Weights, traced: Decomposition, local: Terms, layer: int, position: int) -> Terms:
+def _by_source(
+    weights: Weights, traced: Decomposition, local: ResidualTerms, layer: int, position: int
+) -> ResidualTerms:
     """Replace each earlier head's term at `position` by one term for each source position."""
-    split: Terms = {}
+    split: ResidualTerms = {}
     for name, value in local.items():
         head = next((head for head in traced.patterns if str(head) == name and head.layer < layer), None)
         if head is None:

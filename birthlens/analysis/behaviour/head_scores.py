@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from birthlens.analysis.behaviour.attention import CHUNK, Shares, watch
+from birthlens.analysis.behaviour.attention import CHUNK, QueryShares, watch
 from birthlens.analysis.interventions.ablation import Models
 from birthlens.errors import BirthlensError
 from birthlens.model.weights import Weights
@@ -57,7 +57,7 @@ def scores_table(models: Models, batch: TokenBatch, chunk: int = CHUNK) -> pd.Da
 
     rows = []
     for step, model in models:
-        shares = Shares()
+        shares = QueryShares()
         for seen in watch(model, batch, chunk):
             visible = torch.arange(1, batch.tokens.shape[1] + 1)
             for score, targets in pattern_targets(seen.batch).items():
@@ -129,7 +129,7 @@ def transfer_table(
             raise BirthlensError(f"length = {copy}: two copies must fit the context; use 2 to {(n_ctx + 1) // 2}.")
         if batch is None or int(batch.tokens.max()) >= d_vocab:
             batch = repeated_tokens(n, copy, d_vocab, generator, distinct).to(device)
-        shares = Shares()
+        shares = QueryShares()
         for seen in watch(model, batch, chunk):
             tokens = seen.batch.tokens
             right = _same_place(tokens.shape[1], copy)

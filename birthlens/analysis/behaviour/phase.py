@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from birthlens.analysis.behaviour.births import accuracy_birth, at_the_end, memory_births
+from birthlens.analysis.memories.names import MEMORIES
 from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
 from birthlens.runs.run import Run
@@ -26,11 +27,10 @@ from birthlens.training.sweep import Outcome, run_path
 if TYPE_CHECKING:
     import pandas as pd
 
-Point = tuple[Any, Any]
+GridPoint = tuple[Any, Any]
 Train = Callable[[Sequence[RunConfig]], Iterable[Outcome]]
 """A function that brings runs to their end, like `training.sweep.sweep`."""
 
-MEMORIES = ("output_memory", "trigger_memory", "prev_token_memory")
 VALUES = {
     "birth": "step from which the in-context accuracy stays at one half or above",
     "accuracy": "in-context accuracy at the end",
@@ -83,12 +83,12 @@ class Diagram:
             raise BirthlensError(f"value = {self.value!r} is unknown; valid are {', '.join(VALUES)}.")
 
     @property
-    def points(self) -> list[Point]:
+    def points(self) -> list[GridPoint]:
         """The points of the grid itself."""
         Grid.parse(self.tree, self.seeds)
         return [(x, y) for y in self.tree["axes"][self.y] for x in self.tree["axes"][self.x]]
 
-    def configs(self, point: Point) -> list[RunConfig]:
+    def configs(self, point: GridPoint) -> list[RunConfig]:
         """Return the configs of a point, one for each seed."""
         words = [f"{key}={json.dumps(value)}" for key, value in zip((self.x, self.y), point, strict=True)]
         tree = {key: value for key, value in self.tree.items() if key != "axes"}
@@ -104,7 +104,7 @@ def phase_table(diagram: Diagram, folder: str | Path, train: Train, refine: int 
     """
     import pandas as pd
 
-    found: dict[Point, dict[str, Any]] = {}
+    found: dict[GridPoint, dict[str, Any]] = {}
     waiting = diagram.points
     grid = set(waiting)
     left = refine
@@ -148,13 +148,13 @@ def _cell(outcomes: Sequence[Outcome], value: str) -> dict[str, Any]:
     }
 
 
-def _between(diagram: Diagram, found: Mapping[Point, Mapping[str, Any]], most: int) -> list[Point]:
+def _between(diagram: Diagram, found: Mapping[GridPoint, Mapping[str, Any]], most: int) -> list[GridPoint]:
     """Return the middles of the pairs of neighbours that differ most, up to a number, the largest difference first."""
     values = [cell["value"] for cell in found.values() if cell["n"]]
     scale = (max(values) - min(values) if values else 0.0) or 1.0
-    candidates: list[tuple[float, float, Point]] = []
+    candidates: list[tuple[float, float, GridPoint]] = []
     for axis, key in enumerate((diagram.x, diagram.y)):
-        lines: dict[Any, list[Point]] = {}
+        lines: dict[Any, list[GridPoint]] = {}
         for point in found:
             lines.setdefault(point[1 - axis], []).append(point)
         marks = diagram.tree["axes"][key]
@@ -203,7 +203,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_possible(diagram: Diagram, point: Point) -> bool:
+def _is_possible(diagram: Diagram, point: GridPoint) -> bool:
     """Return whether a point between others has a valid config: a width, for example, that its heads divide."""
     try:
         diagram.configs(point)

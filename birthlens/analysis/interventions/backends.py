@@ -19,7 +19,7 @@ from birthlens.model.components import Sizes
 from birthlens.model.effects import check_edges, check_effect, check_reading
 from birthlens.model.hooks import HookedTrace, device_of, moved
 from birthlens.model.incremental import FROM_QUERIES, Trace
-from birthlens.model.layout import Edit, Edits, PreparedWeights, Rows
+from birthlens.model.layout import Edit, PointEdits, PreparedWeights, Rows
 from birthlens.model.sites import INTERVENTION_SITES, Point
 from birthlens.model.weights import Weights
 from birthlens.shapes import Int
@@ -44,7 +44,7 @@ class Backend(Protocol):
     def restricts(self, point: Point) -> bool:
         """Return whether a point's activation exists only at the rows that are read."""
 
-    def edits(self, case: Iterable[AnyIntervention], sources: Sources) -> Edits:
+    def edits(self, case: Iterable[AnyIntervention], sources: Sources) -> PointEdits:
         """Turn one case's interventions into edits."""
 
 
@@ -68,7 +68,7 @@ class FunctionalBackend:
         """Queries of the last layer, and everything computed from them, exist only at the rows that are read."""
         return point.layer == self.sizes.n_layers - 1 and point.site in FROM_QUERIES
 
-    def edits(self, case: Iterable[AnyIntervention], sources: Sources) -> Edits:
+    def edits(self, case: Iterable[AnyIntervention], sources: Sources) -> PointEdits:
         """Turn node interventions into edits."""
         return node_edits(case, sources, self.sizes.n_heads)
 
@@ -93,7 +93,7 @@ class HookedBackend:
         """Return False: under hooks, activations exist at all rows."""
         return False
 
-    def edits(self, case: Iterable[AnyIntervention], sources: Sources) -> Edits:
+    def edits(self, case: Iterable[AnyIntervention], sources: Sources) -> PointEdits:
         """Turn node and edge interventions into edits; edges read the senders after the node edits.
 
         Raises:
@@ -117,7 +117,7 @@ class HookedBackend:
         return edits
 
 
-def node_edits(case: Iterable[AnyIntervention], sources: Sources, n_heads: int) -> Edits:
+def node_edits(case: Iterable[AnyIntervention], sources: Sources, n_heads: int) -> PointEdits:
     """Return the edits of the interventions on activations."""
     edits: dict[Point, list[Edit]] = {}
     for one in case:

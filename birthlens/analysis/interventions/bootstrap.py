@@ -21,7 +21,7 @@ def resample_counts(generator: np.random.Generator, sequences: int, draws: int) 
     return generator.multinomial(sequences, np.full(sequences, 1 / sequences), size=draws).astype(float)
 
 
-def interval(
+def percentile_interval(
     drawn: Float[Array, "draw case metric"],
     value: Float[Array, "case metric"],
     counts: Float[Array, "batch metric"],

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from birthlens.analysis.interventions.replacements import Sources
 from birthlens.analysis.interventions.spec import EdgeIntervention
-from birthlens.model.layout import Edit, Edits, Rows
+from birthlens.model.layout import Edit, PointEdits, Rows
 from birthlens.model.sites import Head, HeadInput, Mlp, Point, Receiver, Sender
 from birthlens.shapes import Float
 from birthlens.tasks.positions import chosen_positions
@@ -49,7 +49,7 @@ def receiver_point(receiver: Receiver, n_layers: int) -> Point:
     return Point("resid_post", n_layers - 1)
 
 
-def edge_edits(model: HookedModel, edges: Sequence[EdgeIntervention], sources: Sources) -> Edits:
+def edge_edits(model: HookedModel, edges: Sequence[EdgeIntervention], sources: Sources) -> PointEdits:
     """Return hooks that record what senders write, and hooks that change what receivers read."""
     current: dict[Point, Tensor] = {}
     edits: dict[Point, list[Edit]] = {point: [_noting(current, point)] for point in {one.point for one in edges}}

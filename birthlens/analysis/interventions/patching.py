@@ -19,7 +19,7 @@ import numpy as np
 
 from birthlens.analysis.interventions.ablation import Models, sizes_of
 from birthlens.analysis.interventions.backends import Backend, backend_of
-from birthlens.analysis.interventions.bootstrap import interval, resample_counts
+from birthlens.analysis.interventions.bootstrap import percentile_interval, resample_counts
 from birthlens.analysis.interventions.corruptions import Pair
 from birthlens.analysis.interventions.runner import CHUNK, evaluate
 from birthlens.analysis.interventions.scoring import Outcomes
@@ -155,7 +155,7 @@ def patched_table(
     if draws:
         weights = resample_counts(np.random.default_rng(seed), len(forward.counts), draws)
         drawn = _recovered(forward.sums[1:], clean.sums[0], corrupted.sums[0], weights)
-        low, high = interval(drawn, recovered, forward.counts, skip_empty=False)
+        low, high = percentile_interval(drawn, recovered, forward.counts, skip_empty=False)
         frame["recovered_low"] = low.reshape(-1)
         frame["recovered_high"] = high.reshape(-1)
     frame["n"] = np.tile(forward.counts.sum(0).astype(int), len(cases))

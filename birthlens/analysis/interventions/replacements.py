@@ -16,7 +16,7 @@ from torch import Tensor
 
 from birthlens.analysis.interventions.spec import MEANS, AnyIntervention, Intervention
 from birthlens.errors import BirthlensError
-from birthlens.model.layout import Edit, Edits, Rows, Whole
+from birthlens.model.layout import Edit, PointEdits, Rows, Whole
 from birthlens.model.sites import ATTENTION_SITES, Point
 from birthlens.shapes import Bool, Float, Int
 from birthlens.tasks.batch import TokenBatch
@@ -30,7 +30,7 @@ class Unedited(Protocol):
     def value(self, point: Point) -> Tensor:
         """Return an activation."""
 
-    def logits(self, edits: Edits | None = None) -> Tensor:
+    def logits(self, edits: PointEdits | None = None) -> Tensor:
         """Return the logits after `edits`."""
 
 
@@ -94,7 +94,7 @@ class Kept:
             return value[index[:, None], :, rows.index].transpose(1, 2)
         return value[index[:, None], rows.index]
 
-    def logits(self, edits: Edits | None = None) -> Tensor:
+    def logits(self, edits: PointEdits | None = None) -> Tensor:
         """Raise BirthlensError: only activations were kept."""
         raise BirthlensError("only activations were kept from this pass; its logits are unavailable.")
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from birthlens.analysis.interventions.bootstrap import interval, resample_counts
+from birthlens.analysis.interventions.bootstrap import percentile_interval, resample_counts
 from birthlens.analysis.interventions.metrics import DEFAULT_METRICS, KL_METRICS, Metric, parsed
 from birthlens.errors import BirthlensError
 from birthlens.model.layout import Rows
@@ -188,9 +188,9 @@ class Outcomes:
             weights = resample_counts(generator, len(self.counts), draws)
             with np.errstate(invalid="ignore", divide="ignore"):
                 drawn = np.einsum("ds,csm->dcm", weights, self.sums) / (weights @ self.counts)[:, None]
-            columns["low"], columns["high"] = interval(drawn, values, self.counts, level)
+            columns["low"], columns["high"] = percentile_interval(drawn, values, self.counts, level)
             change = (drawn - drawn[:, :1], columns["change"])
-            columns["change_low"], columns["change_high"] = interval(*change, self.counts, level)
+            columns["change_low"], columns["change_high"] = percentile_interval(*change, self.counts, level)
         frame = pd.DataFrame(
             [(case, metric.role, metric.quantity) for case in self.cases for metric in self.metrics],
             columns=["case", "role", "metric"],

@@ -36,10 +36,11 @@ from birthlens.analysis.interventions.truncation import TRUNCATIONS, Truncation
 from birthlens.analysis.memories.ideal import Codebooks, Strengths, ideal_matrices
 from birthlens.analysis.memories.layer_norms import fold_layer_norms
 from birthlens.analysis.memories.names import parameters_named, trained_matrices
-from birthlens.analysis.memories.projections import LedgerProjection
+from birthlens.analysis.memories.projections import LedgerProjection, Matrices
+from birthlens.analysis.memories.recall_tables import Checkpoints
 from birthlens.errors import BirthlensError
 from birthlens.model import forward
-from birthlens.model.alignment import aligned, drift, partner_of, rotated, rotation
+from birthlens.model.alignment import aligned, drift, partner_of, rotated_weights, rotation
 from birthlens.model.weights import Weights
 from birthlens.shapes import Float, Int
 from birthlens.tasks.batch import TokenBatch
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Array = np.ndarray
-Tensors = dict[str, Float[Array, "..."]]
-Checkpoints = Iterable[tuple[int, Weights]]
 Evaluate = Callable[[Weights, TokenBatch], tuple[Float[Tensor, "batch pos"], Int[Tensor, "batch pos"]]]
 """Loss and predicted token at every position; a training engine's `evaluate` is faster than `by_forward`."""
 
@@ -107,7 +106,7 @@ def weight_patching_table(
         untouched = _measured(model, batch, evaluate)
         for from_step in donors:
             donor = models[from_step]
-            apart = drift(rotated(donor, rotation(donor, model)) if align else donor, model)
+            apart = drift(rotated_weights(donor, rotation(donor, model)) if align else donor, model)
             for matrix, parameters in names.items():
                 found = untouched
                 if from_step != to_step:
@@ -194,7 +193,7 @@ def replacement(
     triggers: Sequence[int] | None = None,
     strengths: Strengths | None = None,
     bigram: Float[Array, "d_vocab d_vocab"] | None = None,
-) -> Tensors:
+) -> Matrices:
     """Return the matrices that replace some parameters, for a source.
 
     Raises:
@@ -214,7 +213,7 @@ def replacement(
         return {name: _truncated(weights, name, truncation, initial) for name in parameters}
     if source in ("ideal", "ideal_dual"):
         kind: Codebooks = "dual" if source == "ideal_dual" else "raw"
-        memories: Tensors = ideal_matrices(weights, triggers, strengths, kind, bigram)
+        memories: Matrices = ideal_matrices(weights, triggers, strengths, kind, bigram)
         if bigram is None:
             memories.pop("L1.W_F", None)  # without `bigram`, nothing defines what it should store
     elif source in ("ledger", "without_ledger"):

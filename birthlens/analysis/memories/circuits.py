@@ -30,6 +30,8 @@ from birthlens.shapes import Float
 
 PREV_TOKEN_HEAD = Head(0, 0)
 INDUCTION_HEAD = Head(1, 0)
+EARLY = 64
+"""Positions of the previous-token memory that all sequences contain; the paper's context is 256."""
 
 
 def tokens(weights: Weights, labels: Sequence[str] | None = None) -> Codebook:

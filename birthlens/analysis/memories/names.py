@@ -34,6 +34,9 @@ MEMORY_PARAMETERS = {
 }
 """The parameter that holds each memory of the two-layer simplified model."""
 
+MEMORIES = ("output_memory", "trigger_memory", "prev_token_memory")
+"""The paper's three memories, in the order in which it finds them to be learned."""
+
 _CIRCUITS = {"QK": ("W_Q", "W_K", "b_Q", "b_K"), "OV": ("W_V", "W_O", "b_V", "b_O")}
 
 

@@ -30,7 +30,7 @@ CROSSINGS: dict[str, tuple[float, ...]] = {"recall": (0.5, 0.9), "soft_recall": 
 """Other probes, each with the thresholds that it has to stay above."""
 
 
-def scores_table(runs: Sequence[Run], basis: Basis = "raw") -> pd.DataFrame:
+def standardised_scores_table(runs: Sequence[Run], basis: Basis = "raw") -> pd.DataFrame:
     """Score the paper's memories at every kept step of every run.
 
     Columns: seed, run, and those of `birth_order.standardised_table`. `seed` is the run's seed of initialisation, or its

@@ -14,7 +14,7 @@ from birthlens.model.weights import Weights
 from birthlens.shapes import Float
 
 Array = np.ndarray
-Tensors = dict[str, Float[Array, "..."]]
+Matrices = dict[str, Float[Array, "..."]]
 
 
 class LedgerProjection:
@@ -35,10 +35,10 @@ class LedgerProjection:
         found = paper_ledgers(weights, triggers, cells=False, bigram=bigram)
         self._ledgers = {role: ledger for role, (_, ledger) in found.items()}
 
-    def __call__(self, weights: Weights) -> Tensors:
+    def __call__(self, weights: Weights) -> Matrices:
         """Return the projections of a model's matrices, by parameter."""
         circuits = paper_circuits(weights)
-        found: Tensors = {}
+        found: Matrices = {}
         for role, ledger in self._ledgers.items():
             coefficients = np.concatenate(list(ledger.coefficients(circuits[role].matrix).values()))
             fit = (coefficients * ledger.u.T) @ ledger.v

@@ -22,6 +22,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from birthlens.analysis.memories.circuits import (
+    EARLY,
     INDUCTION_HEAD,
     PREV_TOKEN_HEAD,
     all_memories,
@@ -34,14 +35,13 @@ from birthlens.analysis.memories.circuits import (
 from birthlens.analysis.memories.layer_norms import folded
 from birthlens.analysis.memories.memory import Array, AssociativeMemory, Basis
 from birthlens.analysis.memories.recall import READINGS, Association, chance_level, frobenius_share, readings
-from birthlens.analysis.memories.series import Series, SeriesTable
+from birthlens.analysis.memories.series import MetricSeries, SeriesTable
 from birthlens.model.sites import Head
 from birthlens.model.weights import Weights, stacked
 from birthlens.shapes import Float
 from birthlens.system import cores
 
 BASES: tuple[Basis, ...] = ("raw", "dual")
-EARLY = 64  # positions of the candidate set "first 64": all sequences contain them, and the paper's context is 256
 CHUNK_BYTES = 80_000_000  # of weights, read at once: enough to hide Python's overhead, few enough to save memory
 
 Checkpoints = Iterable[tuple[int, Weights]]
@@ -59,12 +59,12 @@ class Probe:
 
     def series(
         self, steps: Sequence[int], basis: Basis, metric: str, candidates: str, values: Array, chance: float, n: int
-    ) -> Series:
+    ) -> MetricSeries:
         """Return a metric of this memory over steps; `values` may be a single number that holds at every step."""
         layer = self.memory.circuit.layer
         every = np.broadcast_to(values, len(steps)).astype(np.float64)
         head = ">".join(map(str, self.heads))
-        return Series(steps, self.name, layer, head, basis, metric, candidates, every, chance, n)
+        return MetricSeries(steps, self.name, layer, head, basis, metric, candidates, every, chance, n)
 
 
 def paper_probes(
@@ -126,8 +126,8 @@ def memory_series(
         BirthlensError: if there is no checkpoint, or the model lacks one of the heads.
     """
     wanted = ways or (len(triggers) if triggers is not None and len(triggers) > 1 else 5)
-    found: list[Series] = []
-    waiting: Iterable[list[Series]] = ()
+    found: list[MetricSeries] = []
+    waiting: Iterable[list[MetricSeries]] = ()
     moving = Moving([prev_token_head])
     # BLAS threads slow down products this small, tenfold on a busy machine. Instead, each thread reads tables of its own.
     with threadpool_limits(1), ThreadPoolExecutor(cores()) as pool:
@@ -137,7 +137,7 @@ def memory_series(
             parts = [part for probe in probes for part in _parts(steps, probe, bases, wanted)]
             if bigram is not None and f"L{weights.n_layers - 1}.W_F" in weights:
                 parts.append(_kl(steps, weights, bigram, triggers or ()))
-            started: Iterable[list[Series]] = pool.map(list, parts)
+            started: Iterable[list[MetricSeries]] = pool.map(list, parts)
             found += chain.from_iterable(waiting)  # of the previous chunk, which was read while this one was loading
             waiting = started
         found += chain.from_iterable(waiting)
@@ -160,7 +160,7 @@ def circuit_series(
     Raises:
         BirthlensError: if there is no checkpoint, or no layer norm to fold.
     """
-    series: list[Series] = []
+    series: list[MetricSeries] = []
     moving = Moving(heads)
     for step, weights in checkpoints:
         read = folded(weights) if fold else weights
@@ -227,9 +227,9 @@ class Moving:
         return sorted(self._found)
 
 
-def _parts(steps: Sequence[int], probe: Probe, bases: Sequence[Basis], ways: int) -> list[Iterator[Series]]:
+def _parts(steps: Sequence[int], probe: Probe, bases: Sequence[Basis], ways: int) -> list[Iterator[MetricSeries]]:
     """List the parts of a memory's readings, in order; each is computed when it is first iterated, in any thread."""
-    parts: list[Iterator[Series]] = []
+    parts: list[Iterator[MetricSeries]] = []
     for association in probe.associations:
         parts += [_readings(steps, probe, association, basis, ways) for basis in bases]
         parts.append(_share(steps, probe, association))
@@ -240,7 +240,7 @@ def _parts(steps: Sequence[int], probe: Probe, bases: Sequence[Basis], ways: int
 
 def _readings(
     steps: Sequence[int], probe: Probe, association: Association, basis: Basis, ways: int
-) -> Iterator[Series]:
+) -> Iterator[MetricSeries]:
     drawn = min(ways, int(association.choices.min()))
     values = readings(probe.memory, association, basis, probe.scale, drawn)
     for metric in READINGS:
@@ -248,7 +248,7 @@ def _readings(
         yield probe.series(steps, basis, metric, association.name, values[metric], chance, len(association.queries))
 
 
-def _share(steps: Sequence[int], probe: Probe, association: Association) -> Iterator[Series]:
+def _share(steps: Sequence[int], probe: Probe, association: Association) -> Iterator[MetricSeries]:
     width = probe.memory.circuit.width
     values = frobenius_share(probe.memory, association)
     chance = 1 / (width[0] * width[1])
@@ -256,7 +256,7 @@ def _share(steps: Sequence[int], probe: Probe, association: Association) -> Iter
     yield probe.series(steps, "raw", "frobenius_share", association.name, values, chance, count)
 
 
-def _rank(steps: Sequence[int], probe: Probe) -> Iterator[Series]:
+def _rank(steps: Sequence[int], probe: Probe) -> Iterator[MetricSeries]:
     # A Gaussian d x d' matrix has a participation ratio of d d' / (d + d'), from its first two Marchenko-Pastur moments.
     circuit = probe.memory.circuit
     d_in, d_out = probe.memory.circuit.width
@@ -264,7 +264,7 @@ def _rank(steps: Sequence[int], probe: Probe) -> Iterator[Series]:
     yield probe.series(steps, "raw", "effective_rank", "all", circuit.effective_rank(), chance, d_in * d_out)
 
 
-def _spread(step: int, probe: Probe) -> Iterator[Series]:
+def _spread(step: int, probe: Probe) -> Iterator[MetricSeries]:
     memory = probe.memory
     queries = np.arange(len(memory.inputs))
     candidates = np.arange(len(memory.outputs))
@@ -273,7 +273,7 @@ def _spread(step: int, probe: Probe) -> Iterator[Series]:
     yield probe.series([step], "raw", "spread", "all", value, float("nan"), len(queries))
 
 
-def _kl(steps: Sequence[int], weights: Weights, bigram: Array, leave_out: Sequence[int]) -> Iterator[Series]:
+def _kl(steps: Sequence[int], weights: Weights, bigram: Array, leave_out: Sequence[int]) -> Iterator[MetricSeries]:
     probe = Probe("feed_forward_memory", (), feed_forward_memory(weights), (), 1.0)
     scores = probe.memory.scores()
     name = "all but triggers" if len(leave_out) else "all"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from birthlens.analysis.memories.circuits import output_memory, prev_token_memory, trigger_memory
+from birthlens.analysis.memories.circuits import EARLY, output_memory, prev_token_memory, trigger_memory
 from birthlens.analysis.memories.memory import Array, AssociativeMemory
 from birthlens.model.weights import Weights
 from birthlens.shapes import Int
@@ -15,11 +15,8 @@ from birthlens.shapes import Int
 if TYPE_CHECKING:
     import pandas as pd
 
-EARLY = 64
-"""Positions that are shown of the previous-token memory: all sequences contain them."""
 
-
-def scores_table(
+def memory_scores_table(
     weights: Weights,
     labels: Sequence[str] | None = None,
     triggers: Sequence[int] | None = None,
@@ -37,7 +34,7 @@ def scores_table(
         >>> from birthlens.config.model import ModelConfig
         >>> from birthlens.model.initialisation import initial_weights
         >>> weights = initial_weights(ModelConfig(d_model=8), 3, 4, np.random.default_rng(0))
-        >>> table = scores_table(weights, ["a", "b", "c"])
+        >>> table = memory_scores_table(weights, ["a", "b", "c"])
         >>> table.groupby("memory", sort=False).size().to_dict()
         {'output_memory': 9, 'trigger_memory': 9, 'prev_token_memory': 16}
     """

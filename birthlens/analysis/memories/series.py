@@ -28,7 +28,7 @@ Array = np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
-class Series:
+class MetricSeries:
     """One metric of one memory over some steps; the fields are the columns of the module, in the same order."""
 
     step: Sequence[int]
@@ -43,18 +43,18 @@ class Series:
     n: int
 
 
-COLUMNS = [column.name for column in fields(Series)]
+COLUMNS = [column.name for column in fields(MetricSeries)]
 
 
 @dataclass(frozen=True, eq=False)
 class SeriesTable:
-    """Series with facts that hold for all of them (`attrs`, as in pandas), convertible to a table or CSV.
+    """MetricSeries with facts that hold for all of them (`attrs`, as in pandas), convertible to a table or CSV.
 
     Raises:
         BirthlensError: if there are no series.
     """
 
-    series: Sequence[Series]
+    series: Sequence[MetricSeries]
     attrs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class SeriesTable:
                 lines[step].append(f"{step},{before},{'' if value != value else value},{after}")
         return "\n".join([_spelled(COLUMNS), *chain.from_iterable(lines[step] for step in sorted(lines)), ""])
 
-    def _by_memory(self) -> list[Series]:
+    def _by_memory(self) -> list[MetricSeries]:
         return sorted(self.series, key=attrgetter("memory"))
 
 

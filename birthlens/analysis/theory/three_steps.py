@@ -203,7 +203,7 @@ def sizes(
     return out
 
 
-def ablation_table(cases: Mapping[str, Case], seeds: Iterable[int] = (0,)) -> pd.DataFrame:
+def assumptions_table(cases: Mapping[str, Case], seeds: Iterable[int] = (0,)) -> pd.DataFrame:
     """Run `three_steps_table` on every case and seed; the columns case and seed come first."""
     tables = []
     for seed in seeds:

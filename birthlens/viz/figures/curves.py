@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from birthlens.analysis.memories.names import MEMORIES
 from birthlens.errors import BirthlensError
 from birthlens.viz.figures.style import (
     COLOURS,
@@ -28,7 +29,6 @@ from birthlens.viz.figures.style import (
 if TYPE_CHECKING:
     import pandas as pd
 
-MEMORIES = ("output_memory", "trigger_memory", "prev_token_memory")
 """The three memories, in the order of their panels and colours."""
 
 

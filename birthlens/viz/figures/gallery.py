@@ -133,7 +133,7 @@ def sweep(
     return figures.heatmap(means, x, y, value, title or (figures.label(metric) if metric else None))
 
 
-KINDS: dict[str, Callable[[Run, Sequence[int]], Figure]] = {
+RUN_FIGURES: dict[str, Callable[[Run, Sequence[int]], Figure]] = {
     "birth": birth,
     "behaviour": behaviour,
     "recall": recall,
@@ -151,7 +151,7 @@ MOST_STEPS = {"memories": 1, "ledger": 12, "ablation": 12, "edges": 12, "patchin
               "attention": 4}  # fmt: skip
 """The largest number of steps in a figure, evenly spaced; if it is 1, the last step."""
 
-TABLE_KINDS: dict[str, Callable[..., Figure]] = {
+TABLE_FIGURES: dict[str, Callable[..., Figure]] = {
     "curves": figures.training_curves,
     "recall": figures.recall_curves,
     "timeline": figures.timeline,
@@ -174,11 +174,11 @@ def draw(run: Run, kind: str, steps: Sequence[int]) -> Figure:
         BirthlensError: for an unknown kind, or one that is unavailable for this model.
     """
     kind = RENAMED.get(kind, kind)
-    if kind not in KINDS:
+    if kind not in RUN_FIGURES:
         raise BirthlensError(
-            f"kind = {kind!r}: of a run there are {', '.join(KINDS)}; of a table {', '.join(TABLE_KINDS)}."
+            f"kind = {kind!r}: of a run there are {', '.join(RUN_FIGURES)}; of a table {', '.join(TABLE_FIGURES)}."
         )
-    return KINDS[kind](run, drawn_steps(run, kind, steps))
+    return RUN_FIGURES[kind](run, drawn_steps(run, kind, steps))
 
 
 def drawn_steps(run: Run, kind: str, steps: Sequence[int]) -> list[int]:
@@ -199,11 +199,11 @@ def draw_table(table: pd.DataFrame, kind: str, **options: str) -> Figure:
         BirthlensError: for an unknown kind, an option the figure does not have, or a table that lacks a column.
     """
     kind = RENAMED.get(kind, kind)
-    if kind not in TABLE_KINDS:
+    if kind not in TABLE_FIGURES:
         raise BirthlensError(
-            f"kind = {kind!r}: of a table there are {', '.join(TABLE_KINDS)}; of a run {', '.join(KINDS)}."
+            f"kind = {kind!r}: of a table there are {', '.join(TABLE_FIGURES)}; of a run {', '.join(RUN_FIGURES)}."
         )
-    parameters = dict(list(signature(TABLE_KINDS[kind]).parameters.items())[1:])
+    parameters = dict(list(signature(TABLE_FIGURES[kind]).parameters.items())[1:])
     chosen = {name: value for name, value in options.items() if name not in parameters and name in table.columns}
     options = {name: value for name, value in options.items() if name not in chosen}
     for name, value in chosen.items():
@@ -221,7 +221,7 @@ def draw_table(table: pd.DataFrame, kind: str, **options: str) -> Figure:
     needed = [name for name, p in parameters.items() if p.default is Parameter.empty and name not in options]
     if needed:
         raise BirthlensError(f"kind = {kind!r}: say which column is {' and which is '.join(needed)}.")
-    return TABLE_KINDS[kind](table, **{name: _read(name, text, *readers[name]) for name, text in options.items()})
+    return TABLE_FIGURES[kind](table, **{name: _read(name, text, *readers[name]) for name, text in options.items()})
 
 
 def _two_numbers(text: str) -> tuple[float, float]:
@@ -270,12 +270,12 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
 
 def memory_scores(run: Run, weights: Weights) -> pd.DataFrame:
-    """Return the scores of the three memories (`score_tables.scores_table`), of at most 96 tokens: the most frequent."""
-    from birthlens.analysis.memories.score_tables import scores_table
+    """Return the scores of the three memories, as `memory_scores_table` does, of the 96 most frequent tokens at most."""
+    from birthlens.analysis.memories.score_tables import memory_scores_table
 
     statistics = run.statistics
     tokens = None if len(statistics) <= MOST_TOKENS else sorted(map(int, statistics.most_frequent(MOST_TOKENS)))
-    return scores_table(weights, [legible(token) for token in statistics.vocab], run.triggers, tokens)
+    return memory_scores_table(weights, [legible(token) for token in statistics.vocab], run.triggers, tokens)
 
 
 def _paper_model(run: Run, kind: str) -> None:

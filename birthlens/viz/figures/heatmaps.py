@@ -129,7 +129,7 @@ def transplant_map(table: pd.DataFrame, metric: str | None = None) -> Figure:
 def memory_heatmaps(table: pd.DataFrame, columns: int = 3) -> Figure:
     """Draw the score tables of memories, one panel each: rows are inputs (queries), columns are outputs.
 
-    The table is that of `score_tables.scores_table`: columns memory, row, column, input, output, centred. Each panel has its
+    The table is that of `memory_scores_table`: columns memory, row, column, input, output, centred. Each panel has its
     own scale, symmetric about the median, which is 0 (the softmax does not depend on that constant).
     """
     import pandas as pd

@@ -13,7 +13,7 @@ from birthlens.viz.report import leads
 from birthlens.viz.report.charts import Chart, Curve, Level
 from birthlens.viz.report.command_of_run import command_of
 from birthlens.viz.report.numbers import Facts, key_numbers
-from birthlens.viz.report.page import document, section, shown, skipped, spelled, state, table
+from birthlens.viz.report.page import document, number_text, section, skipped, spelled, state, table
 
 MEASURED = (
     ("in_context_accuracy", "In-context accuracy", 1.0),
@@ -65,8 +65,8 @@ def _numbers(names: Sequence[str], facts: Sequence[Facts]) -> str:
     columns = [{n.name: n for n in key_numbers(one, is_paper_model(one.run.config.model))} for one in facts]
     rows = []
     for name in dict.fromkeys(name for column in columns for name in column):
-        cells = [shown(column[name].value) if name in column else "–" for column in columns]
-        chance = sorted({shown(column[name].chance) for column in columns if name in column})
+        cells = [number_text(column[name].value) if name in column else "–" for column in columns]
+        chance = sorted({number_text(column[name].chance) for column in columns if name in column})
         rows.append((name, *cells, " / ".join(chance)))
     rows.insert(0, ("state", *(state(one.run) for one in facts), ""))
     caption = "Each run at its last kept step, on its own held-out sequences; recalls are read from the weights alone."

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from birthlens.runs.run import Run
 from birthlens.viz.figures.dark import darken
-from birthlens.viz.figures.gallery import KINDS, draw
+from birthlens.viz.figures.gallery import RUN_FIGURES, draw
 from birthlens.viz.figures.style import STYLE
 from birthlens.viz.html import escape, write_page
 from birthlens.viz.report.page import document, section
@@ -32,7 +32,7 @@ def write_gallery(
     """
     chosen = list(run.steps if steps is None else steps)
     sections = []
-    for kind, function in KINDS.items():
+    for kind, function in RUN_FIGURES.items():
         if told is not None:
             told(kind)
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from birthlens.analysis.memories.names import MEMORIES
 from birthlens.labels import counted, in_words, label, legible
 from birthlens.runs.run import Run
 from birthlens.viz.attention_frames import AttentionFrames
-from birthlens.viz.figures.curves import MEMORIES
 from birthlens.viz.html import escape
 from birthlens.viz.report.charts import number
 from birthlens.viz.report.numbers import REACHED, Facts, first_above

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from birthlens.analysis.behaviour.trajectory import memories_over
-from birthlens.analysis.memories.order_tables import chosen_sets, onsets_table, scores_table
+from birthlens.analysis.memories.order_tables import chosen_sets, onsets_table, standardised_scores_table
 from birthlens.labels import counted, label
 from birthlens.runs.evaluation import evaluation_batch
 from birthlens.runs.run import Run
@@ -79,7 +79,7 @@ class Facts:
     @cached_property
     def births(self) -> pd.DataFrame:
         """Onsets of the memories, as `birthlens order` finds them: columns memory, candidates, onset."""
-        return chosen_sets(onsets_table(scores_table([self.run])))
+        return chosen_sets(onsets_table(standardised_scores_table([self.run])))
 
     @cached_property
     def recalls(self) -> pd.DataFrame:

@@ -105,7 +105,7 @@ def spelled(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def shown(value: float) -> str:
+def number_text(value: float) -> str:
     """Format a number in a table: steps as whole numbers, others rounded, a dash for NaN."""
     if not math.isfinite(value):
         return "–"

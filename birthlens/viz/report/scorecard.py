@@ -22,7 +22,7 @@ RULE = (
     "A claim passes if the 95 % interval over seeds of each of its numbers is entirely on the claimed side of the bound, "
     "and fails if one is entirely on the other side. Dashed lines are bounds, dots are seeds, bars are intervals."
 )
-VARIANTS = (
+ABOUT_VARIANTS = (
     "These are not statements of the papers. Each changes a condition, a probe or a scale of a claim, to see what it "
     "depends on; a failure here says that the claim needs that condition."
 )
@@ -58,7 +58,7 @@ def scorecard_page(*cards: Scorecard) -> str:
 def _verdicts(results: Sequence[Result]) -> Iterator[str]:
     """Yield the overviews: of each paper, its claims and then our variants of them."""
     papers = [paper for paper in PAPERS if any(result.claim.paper == paper for result in results)]
-    said = {True: VARIANTS, False: RULE}  # each is explained where it comes first
+    said = {True: ABOUT_VARIANTS, False: RULE}  # each is explained where it comes first
     for paper in papers:
         of, name = ("", "") if len(papers) == 1 else (f": {PAPERS[paper]}", f"-{paper}")
         for variant, title in (

@@ -12,7 +12,7 @@ from birthlens.analysis.interventions.ablation import ablation_table
 from birthlens.errors import BirthlensError
 from birthlens.tasks.batch import TokenBatch
 from birthlens.viz.report.charts import COLOURS, Chart, Curve, Level
-from birthlens.viz.report.page import document, section, shown, skipped, table
+from birthlens.viz.report.page import document, number_text, section, skipped, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,7 +120,10 @@ def _onsets(scores: pd.DataFrame) -> str:
     if begun.empty:
         return f"<p>No score of any head exceeds chance by {LEAST} and keeps half of its excess.</p>"
     listed: list[Any] = list(begun.itertuples())
-    rows = [(f"{one.head} {one.score}", shown(one.onset), shown(one.peak), shown(one.last)) for one in listed]
+    rows = [
+        (f"{one.head} {one.score}", number_text(one.onset), number_text(one.peak), number_text(one.last))
+        for one in listed
+    ]
     caption = "The first step from which a score keeps half of its largest excess over chance"
     return table(("head and score", "onset", "largest excess", "at the end"), rows, caption)
 
@@ -134,7 +137,7 @@ def _learning(learning: pd.DataFrame) -> str:
 def _causes(ablations: pd.DataFrame) -> str:
     last = ablations[(ablations["step"] == ablations["step"].max()) & (ablations["ablated"] != "none")]
     strongest: list[Any] = list(last.sort_values("change", ascending=False).head(MOST_ROWS).itertuples())
-    rows = [(str(one.ablated), shown(one.value), shown(one.change)) for one in strongest]
+    rows = [(str(one.ablated), number_text(one.value), number_text(one.change)) for one in strongest]
     best = [row[0] for row in rows[:COLOURS]]
     curves = [
         Curve(head, part["step"].tolist(), part["change"].tolist())

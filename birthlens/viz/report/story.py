@@ -27,9 +27,9 @@ from birthlens.viz.report.page import (
     document,
     framed,
     machine_facts,
+    number_text,
     progress,
     section,
-    shown,
     skipped,
     table,
 )
@@ -72,7 +72,7 @@ def _subtitle(facts: Facts) -> str:
 
 def _numbers(facts: Facts) -> str:
     numbers = key_numbers(facts, is_paper_model(facts.run.config.model))
-    rows = [(n.name, shown(n.value), shown(n.chance), shown(n.optimum)) for n in numbers]
+    rows = [(n.name, number_text(n.value), number_text(n.chance), number_text(n.optimum)) for n in numbers]
     caption = (
         "Measured on held-out sequences; recall is read from the weights alone. Optimum: for loss and accuracy the "
         "Bayes-optimal predictor, the best on average over all positions (at one kind of position another predictor may be "

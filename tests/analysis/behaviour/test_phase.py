@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from birthlens.analysis.behaviour import phase as phases
 from birthlens.analysis.behaviour.births import accuracy_birth, held_out, memory_births
 from birthlens.analysis.behaviour.phase import Diagram, measured, phase_table
+from birthlens.analysis.memories.names import MEMORIES
 from birthlens.cli import group
 from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
@@ -109,7 +110,7 @@ def test_measured_reads_the_metrics_and_the_births(tmp_path: Path) -> None:
     assert measured(run, "accuracy") == rows.iloc[-1]
     assert measured(run, "loss") == measurements[measurements["metric"] == "all_loss"]["value"].iloc[-1]
     births = memory_births(run)
-    assert set(births) == set(phases.MEMORIES)
+    assert set(births) == set(MEMORIES)
     assert np.array_equal([measured(run, name) for name in births], list(births.values()), equal_nan=True)
     ordered = births["output_memory"] <= births["trigger_memory"] <= births["prev_token_memory"]
     assert measured(run, "order") == float(ordered)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from birthlens.analysis.interventions.bootstrap import interval, resample_counts
+from birthlens.analysis.interventions.bootstrap import percentile_interval, resample_counts
 from birthlens.analysis.interventions.metrics import DEFAULT_METRICS, QUANTITIES, Metric
 from birthlens.analysis.interventions.scoring import Outcomes, Scoring, default_metrics
 from birthlens.config.run import CorpusConfig, TaskConfig
@@ -122,9 +122,9 @@ def test_intervals_are_percentiles_of_resampled_means() -> None:
         assert len(picked) == 9
         drawn.append(sums[picked].sum() / counts[picked].sum() if counts[picked].sum() else np.nan)
     known = np.array(drawn)[~np.isnan(drawn)]
-    low, high = interval(np.array(drawn)[:, None, None], np.array([[0.5]]), counts)
+    low, high = percentile_interval(np.array(drawn)[:, None, None], np.array([[0.5]]), counts)
     np.testing.assert_allclose([low[0, 0], high[0, 0]], np.percentile(known, [2.5, 97.5]))
     assert low[0, 0] < high[0, 0]
     alone = np.zeros((9, 1))
     alone[4] = 2
-    assert np.isnan(interval(np.array(drawn)[:, None, None], np.array([[0.5]]), alone)).all()
+    assert np.isnan(percentile_interval(np.array(drawn)[:, None, None], np.array([[0.5]]), alone)).all()

@@ -25,7 +25,7 @@ from birthlens.analysis.memories.paper_ledgers import paper_ledgers
 from birthlens.config.model import ModelConfig
 from birthlens.config.run import CorpusConfig, TaskConfig
 from birthlens.errors import BirthlensError
-from birthlens.model.alignment import aligned, drift, rotated, rotation
+from birthlens.model.alignment import aligned, drift, rotated_weights, rotation
 from birthlens.model.forward import logits, tensors_of
 from birthlens.model.initialisation import initial_weights, random_orthogonal
 from birthlens.model.sites import Head
@@ -222,10 +222,10 @@ def basis(weights: Weights, seed: int) -> NDArray[Any]:
 def test_a_rotated_model_is_the_same_model_and_is_found_again(make: Callable[..., Any], batch: TokenBatch) -> None:
     weights = make(3)
     turn = basis(weights, 5)
-    other = rotated(weights, turn)
+    other = rotated_weights(weights, turn)
     torch.testing.assert_close(outputs(other, batch), outputs(weights, batch), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(rotation(weights, other), turn, atol=1e-4)
-    assert drift(weights, other) > 1 > 1e-4 > drift(rotated(weights, rotation(weights, other)), other)
+    assert drift(weights, other) > 1 > 1e-4 > drift(rotated_weights(weights, rotation(weights, other)), other)
 
 
 @pytest.mark.parametrize("make", [simplified_model, full_model])
@@ -234,7 +234,7 @@ def test_aligned_grafts_between_two_bases_change_nothing(
     make: Callable[..., Any], matrix: str, batch: TokenBatch
 ) -> None:
     weights = make(3)
-    other = rotated(weights, basis(weights, 5))
+    other = rotated_weights(weights, basis(weights, 5))
     tables = [
         weight_patching_table([(0, weights), (1, other)], batch, [matrix], align=align) for align in (False, True)
     ]
@@ -261,7 +261,7 @@ def test_alignment_refuses_what_it_cannot_turn() -> None:
     with pytest.raises(BirthlensError, match="fold them first"):
         aligned(gains, gains, ["L0.W_K"])
     with pytest.raises(BirthlensError, match="direction of the mean"):
-        rotated(fold_layer_norms(gains), random_orthogonal(16, GENERATOR(0)))
+        rotated_weights(fold_layer_norms(gains), random_orthogonal(16, GENERATOR(0)))
 
 
 def test_circuits_of_a_full_model_are_transplanted_with_their_biases() -> None:

@@ -13,7 +13,7 @@ from birthlens.analysis.memories.layer_norms import fold_layer_norms
 from birthlens.analysis.memories.memory import Circuit
 from birthlens.analysis.memories.recall import READINGS, Association, readings
 from birthlens.analysis.memories.recall_tables import chunks, circuit_series, memory_series
-from birthlens.analysis.memories.series import COLUMNS, Series, SeriesTable
+from birthlens.analysis.memories.series import COLUMNS, MetricSeries, SeriesTable
 from birthlens.config.model import ModelConfig
 from birthlens.errors import BirthlensError
 from birthlens.model.initialisation import initial_weights
@@ -172,9 +172,9 @@ def test_series_are_written_as_pandas_would() -> None:
     nan, values = float("nan"), np.array([0.1, float("nan"), 1e-17])
     found = SeriesTable(
         [
-            Series([0, 10, 20], 'b "x"', 0, "L0H0", "raw", "recall", "a, b", values, 1 / 3, 5),
-            Series([0, 10, 20], "a", 1, "", "dual", "margin", "all", np.array([float("inf"), -2.0, 3.0]), nan, 4),
-            Series([30], "a", 1, "", "dual", "margin", "all", np.array([0.25]), nan, 4),
+            MetricSeries([0, 10, 20], 'b "x"', 0, "L0H0", "raw", "recall", "a, b", values, 1 / 3, 5),
+            MetricSeries([0, 10, 20], "a", 1, "", "dual", "margin", "all", np.array([float("inf"), -2.0, 3.0]), nan, 4),
+            MetricSeries([30], "a", 1, "", "dual", "margin", "all", np.array([0.25]), nan, 4),
         ],
         {"folded": False},
     )

@@ -5,7 +5,7 @@ import pytest
 
 from birthlens.analysis.memories.ideal import ideal_weights
 from birthlens.analysis.memories.recall_tables import best_circuits_table, circuit_series, memory_series
-from birthlens.analysis.memories.score_tables import scores_table
+from birthlens.analysis.memories.score_tables import memory_scores_table
 from birthlens.config.model import ModelConfig
 from birthlens.model.initialisation import initial_weights
 from birthlens.model.weights import Weights
@@ -20,7 +20,7 @@ def ideal() -> Weights:
 
 
 def test_scores_are_the_products_of_the_weights(ideal: Weights) -> None:
-    table = scores_table(ideal, LABELS)
+    table = memory_scores_table(ideal, LABELS)
     one = dict(iter(table.groupby("memory", sort=False)))
     assert list(one) == ["output_memory", "trigger_memory", "prev_token_memory"]
     tokens, positions = ideal["W_E"], ideal["W_pos"]
@@ -42,14 +42,14 @@ def test_scores_are_the_products_of_the_weights(ideal: Weights) -> None:
 
 
 def test_tokens_and_triggers_restrict_the_tables(ideal: Weights) -> None:
-    whole = scores_table(ideal, LABELS).set_index(["memory", "input", "output"])["score"]
-    some = scores_table(ideal, LABELS, triggers=[5, 0, 3], tokens=[0, 2, 5])
+    whole = memory_scores_table(ideal, LABELS).set_index(["memory", "input", "output"])["score"]
+    some = memory_scores_table(ideal, LABELS, triggers=[5, 0, 3], tokens=[0, 2, 5])
     sides = {str(name): list(dict.fromkeys(rows["input"])) for name, rows in some.groupby("memory")}
     assert sides["output_memory"] == ["a", "c", "f"] and sides["trigger_memory"] == ["f", "a"]
     assert len(sides["prev_token_memory"]) == T
     found = some.set_index(["memory", "input", "output"])["score"]
     np.testing.assert_allclose(found, whole[found.index], atol=1e-4)
-    single = scores_table(ideal, LABELS, triggers=[3])
+    single = memory_scores_table(ideal, LABELS, triggers=[3])
     assert (single["memory"] == "trigger_memory").sum() == N * N
 
 
