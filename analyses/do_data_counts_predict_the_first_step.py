@@ -34,10 +34,14 @@ def correlations(
     task = BigramTask(TaskConfig(context=context, cycles=data), statistics_of(CorpusConfig()))
     table = first_step_table(task, ModelConfig(init=init), WIDTHS, sequences, (seed,), ("zero",))
     table["quantity"] = [
-        f"{entries}, {prediction}, d = {width}"
+        _quantity(entries, prediction, width)
         for entries, prediction, width in table[["entries", "prediction", "d_model"]].to_numpy()
     ]
     return table.assign(case=f"{data} data, {init}", value=table["correlation"])[["case", "seed", "quantity", "value"]]
+
+
+def _quantity(entries: str, prediction: str, width: int) -> str:
+    return f"{entries}, {prediction}, d = {width}"
 
 
 @styled
@@ -48,7 +52,7 @@ def picture(table: pd.DataFrame) -> Figure:
     figure, axes = panels(1, len(cases), 2.1, 2.5)
     for ax, case in zip(axes[0], cases, strict=True):
         for prediction, colour, dashes in zip(PREDICTIONS, COLOURS, DASHES, strict=False):
-            off, on = ([means[case, _name(entries, prediction, d)] for d in WIDTHS]
+            off, on = ([means[case, _quantity(entries, prediction, d)] for d in WIDTHS]
                        for entries in ("off_diagonal", "diagonal"))  # fmt: skip
             ax.plot(WIDTHS, off, color=colour, linestyle=dashes, marker="o", markersize=3, label=f"p_hat: {prediction}")
             ax.plot(WIDTHS, on, color=colour, linestyle=dashes, linewidth=0.7)

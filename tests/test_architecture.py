@@ -4,6 +4,7 @@ docs/architecture.md draws the same plan for people. A new module needs a place 
 """
 
 import ast
+import builtins
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,43 @@ def test_a_module_keeps_the_rules(path: Path) -> None:
     assert len(text.splitlines()) <= LONGER.get(dotted(path), LONGEST), f"{path} is too long for one concept"
     assert "utils" not in path.name
     assert ast.get_docstring(tree), f"{path} does not say what it is"
+
+
+def bound(nodes: list[ast.AST]) -> set[str]:
+    """Return the names that these nodes give a meaning to."""
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler | ast.MatchAs | ast.MatchStar):
+            names.add(node.name or "")
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    return names
+
+
+def outside_functions(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not isinstance(child, ast.FunctionDef | ast.Lambda):
+            yield from outside_functions(child)
+
+
+def used(nodes: list[ast.AST]) -> set[str]:
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_every_name_is_defined(path: Path) -> None:
+    """Ruff and mypy cannot tell an undefined name from an axis in a shape; here strings do not count."""
+    tree = ast.parse(path.read_text())
+    nodes = list(ast.walk(tree))
+    given = {*vars(builtins), "__file__", "__name__"}
+    assert used(nodes) <= given | bound(nodes), used(nodes) - given - bound(nodes)
+    hints = [node.annotation for node in nodes if isinstance(node, ast.arg) and node.annotation]
+    hints += [node.returns for node in nodes if isinstance(node, ast.FunctionDef) and node.returns]
+    names = used([part for hint in hints for part in ast.walk(hint)])
+    outer = bound(list(outside_functions(tree)))
+    assert names <= given | outer, f"annotations use {names - given - outer}, which the module does not import"
 
 
 def without_type_checking(tree: Any) -> Any:

@@ -21,6 +21,7 @@ from birthlens.errors import BirthlensError
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+    from birthlens.claims.scorecard import Scorecard
     from birthlens.config.run import RunConfig
     from birthlens.training.sweep import Outcome
 
@@ -127,7 +128,7 @@ def reproduce(
         show_rows(["paper", "claim", "sentence"], [[claim.paper, claim.id, claim.sentence] for claim in chosen])
         return
     from birthlens.claims.reproduction import reproduce
-    from birthlens.claims.scorecard import Result, Scorecard, scorecard_table
+    from birthlens.claims.scorecard import Result, scorecard_table
     from birthlens.viz.report.scorecard import write_scorecard_page
 
     page = Path(out) / "scorecard.html"

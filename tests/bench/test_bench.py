@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from birthlens.model.hooked import build
 from birthlens.model.weights import Weights
 from birthlens.runs.run import load_run
 from birthlens.tasks.batch import TokenBatch
+from birthlens.tasks.bigram import BigramTask
 from birthlens.tasks.corpus import statistics_of
 from birthlens.training.loop import Trainer
 

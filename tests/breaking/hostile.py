@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from typing import Any
 
 import yaml
 

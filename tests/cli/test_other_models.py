@@ -1,5 +1,6 @@
 """The same functions on models that birthlens did not make: GPT-2 and GPT-NeoX, saved here and loaded from disk."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from birthlens.analysis.interventions.corruptions import pair_of
 from birthlens.analysis.interventions.edge_tables import edge_table
 from birthlens.analysis.interventions.patching import patched_table, patching_table
 from birthlens.analysis.interventions.runner import intervene
-from birthlens.analysis.interventions.spec import EdgeIntervention, Intervention, frozen_norms
+from birthlens.analysis.interventions.spec import AnyIntervention, Cases, EdgeIntervention, Intervention, frozen_norms
 from birthlens.errors import BirthlensError
 from birthlens.model.components import edges_of
 from birthlens.model.hooked import load_pretrained

@@ -1,7 +1,7 @@
 """The task against a plain loop: distribution, counters, absorbed positions, and reproducibility."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest

@@ -18,6 +18,7 @@ from birthlens.tasks.predictors import reference as oracles
 from birthlens.tasks.predictors.bag_of_tokens import bag_of_tokens
 from birthlens.tasks.predictors.scores import SMOOTHING, reference_table
 from birthlens.tasks.predictors.trigger_posterior import TriggerPosterior
+from birthlens.tasks.roles import role_masks
 
 
 def chain(n: int = 4, seed: int = 0) -> BigramStatistics:

@@ -11,7 +11,7 @@ import pytest
 from birthlens.config.run import RunConfig
 from birthlens.devices import Execution
 from birthlens.errors import BirthlensError
-from birthlens.runs.run import load_run
+from birthlens.runs.run import Run, load_run
 from birthlens.training.forking import fork, trainer_at
 from birthlens.training.loop import train
 from birthlens.training.recording import resume, train_to_disk

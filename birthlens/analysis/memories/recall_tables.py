@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -40,6 +41,9 @@ from birthlens.model.sites import Head
 from birthlens.model.weights import Weights, stacked
 from birthlens.shapes import Float
 from birthlens.system import cores
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BASES: tuple[Basis, ...] = ("raw", "dual")
 CHUNK_BYTES = 80_000_000  # of weights, read at once: enough to hide Python's overhead, few enough to save memory

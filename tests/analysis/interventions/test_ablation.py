@@ -1,6 +1,6 @@
 """Ablation laws on a model whose circuit is known: the closed-form induction head."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd

@@ -1,5 +1,6 @@
 """Edges: a micro model worked out by hand, exact laws, and attribution against what it estimates."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from birthlens.analysis.interventions.ablation import cases_table
 from birthlens.analysis.interventions.corruptions import Pair, corrupt, pair_of
 from birthlens.analysis.interventions.edge_tables import births_table, edge_table
 from birthlens.analysis.interventions.patching import DIRECTIONS, patched_table, patching_table
-from birthlens.analysis.interventions.spec import EdgeIntervention, Intervention, frozen_norms
+from birthlens.analysis.interventions.spec import AnyIntervention, Cases, EdgeIntervention, Intervention, frozen_norms
 from birthlens.analysis.memories.ideal import ideal_weights
 from birthlens.config.model import ModelConfig
 from birthlens.config.run import CorpusConfig, TaskConfig
@@ -20,7 +21,7 @@ from birthlens.errors import BirthlensError
 from birthlens.model.components import edges_of
 from birthlens.model.hooked import build
 from birthlens.model.initialisation import initial_weights
-from birthlens.model.sites import Edge, HeadInput, Logits
+from birthlens.model.sites import Edge, Head, HeadInput, Logits
 from birthlens.model.weights import Weights
 from birthlens.tasks.bigram import BigramTask
 from birthlens.tasks.corpus import markov_chain

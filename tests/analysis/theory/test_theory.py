@@ -1,6 +1,7 @@
 """Closed-form gradients against autograd and plain loops; first step, three steps and updates against their definitions."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest

@@ -1,6 +1,7 @@
 """Values of the theory's and the oracles' tables, each against a plain computation beside it."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
