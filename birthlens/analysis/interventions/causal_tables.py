@@ -74,7 +74,7 @@ def patching_by_role_table(run: Run, step: int, n: int = 32) -> pd.DataFrame:
     return table
 
 
-def changes(table: pd.DataFrame, metric: str = "accuracy", role: str = "in_context") -> pd.DataFrame:
+def changes_table(table: pd.DataFrame, metric: str = "accuracy", role: str = "in_context") -> pd.DataFrame:
     """Select the rows of one metric and role, without those of the unedited model."""
     return table[(table["metric"] == metric) & (table["role"] == role) & (table["ablated"] != BASELINE)]
 

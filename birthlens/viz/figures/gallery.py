@@ -76,17 +76,17 @@ def ledger(run: Run, steps: Sequence[int]) -> Figure:
 
 def ablation(run: Run, steps: Sequence[int]) -> Figure:
     """Change of in-context accuracy when a head is replaced by its mean."""
-    from birthlens.analysis.interventions.causal_tables import changes, head_ablations_table
+    from birthlens.analysis.interventions.causal_tables import changes_table, head_ablations_table
 
-    table = changes(head_ablations_table(run, steps))
+    table = changes_table(head_ablations_table(run, steps))
     return figures.timeline(table, "ablated", value="change", title="One head replaced by its mean", reference=0.0)
 
 
 def edges(run: Run, steps: Sequence[int]) -> Figure:
     """Change of in-context accuracy when an edge between components is replaced by its mean."""
-    from birthlens.analysis.interventions.causal_tables import changes, edge_ablations_table
+    from birthlens.analysis.interventions.causal_tables import changes_table, edge_ablations_table
 
-    table = changes(edge_ablations_table(run, steps, n=16))
+    table = changes_table(edge_ablations_table(run, steps, n=16))
     table["ablated"] = table["ablated"].map(in_words)
     title = "One edge replaced by its mean" + ("" if table["change"].any() else ": no edge matters")
     return figures.timeline(table, "ablated", value="change", title=title, most=6, reference=0.0)

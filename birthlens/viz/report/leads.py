@@ -169,7 +169,7 @@ def births(onsets: pd.DataFrame) -> str:
 
 
 def heads(table: pd.DataFrame) -> str:
-    """Describe the effect of ablating each head at the last step; the table is that of `causal_tables.changes`."""
+    """Describe the effect of ablating each head at the last step; the table is that of `causal_tables.changes_table`."""
     last = table[table["step"] == table["step"].max()]
     last = last.reindex(last["change"].abs().sort_values(ascending=False, kind="stable").index)
     step = int(last["step"].iloc[0])
@@ -185,7 +185,7 @@ def heads(table: pd.DataFrame) -> str:
 
 
 def edges(table: pd.DataFrame) -> str:
-    """Describe which edges matter; the table is that of `causal_tables.changes` at one step."""
+    """Describe which edges matter; the table is that of `causal_tables.changes_table` at one step."""
     clear = table[(table["change_low"] > 0) | (table["change_high"] < 0)]
     tested = counted(len(table), "edge")
     if table["change"].isna().all():

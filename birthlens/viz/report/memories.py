@@ -38,7 +38,8 @@ def memory_tables(run: Run, steps: Sequence[int]) -> str:
 def _table(memory: str, tables: Sequence[pd.DataFrame], steps: Sequence[int]) -> str:
     name = label(memory)
     last = tables[-1]
-    n, m = last["row"].nunique(), last["column"].nunique()
+    n = last["row"].nunique()
+    m = last["column"].nunique()
     centred = np.stack([table["centred"].to_numpy(dtype=float).reshape(n, m) for table in tables])
     if not np.isfinite(centred).all():
         raise BirthlensError(f"the {name} contains scores that are not finite; the run has diverged.")

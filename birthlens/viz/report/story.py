@@ -6,7 +6,7 @@ import math
 from collections.abc import Hashable
 from typing import Any
 
-from birthlens.analysis.interventions.causal_tables import changes, edge_ablations_table, head_ablations_table
+from birthlens.analysis.interventions.causal_tables import changes_table, edge_ablations_table, head_ablations_table
 from birthlens.analysis.memories.names import is_paper_model
 from birthlens.errors import BirthlensError
 from birthlens.labels import in_words, label
@@ -152,7 +152,7 @@ def _circuits(facts: Facts) -> str:
 def _causes(run: Run) -> str:
     if not evaluation_batch(run, 8).in_context.any():
         return skipped("this task has no in-context targets, so there is no in-context accuracy to measure.")
-    heads = changes(head_ablations_table(run, notebook.thinned(run.steps, 9)))
+    heads = changes_table(head_ablations_table(run, notebook.thinned(run.steps, 9)))
     series = [
         Curve(str(name), [int(s) for s in rows["step"]], [float(v) for v in rows["change"]])
         for name, rows in heads.groupby("ablated", sort=False)
@@ -167,7 +167,7 @@ def _edges(run: Run) -> tuple[str, str]:
     """Return the table of the edges with the largest effects, and a sentence about it."""
     if run.config.model.n_layers == 1:
         return skipped("a one-layer model has no edges between heads."), ""
-    edges = changes(edge_ablations_table(run, run.steps[-1:], n=16))
+    edges = changes_table(edge_ablations_table(run, run.steps[-1:], n=16))
     edges = edges.reindex(edges["change"].abs().sort_values(ascending=False, kind="stable").index)
     caption = f"Change of in-context accuracy at step {run.steps[-1]} when one edge is replaced by its mean."
     if run.config.model.n_heads > 1:
