@@ -63,8 +63,8 @@ def reproduce(
 ) -> Iterator[Progress]:
     """Check claims; yield each run's outcome and each claim's result as they arrive, and keep the scorecard up to date.
 
-    `seeds` replaces the number of seeds of the tier and of every claim. Matching runs and measurements on disk are used
-    again, so an interrupted reproduction continues. `also` is called whenever the scorecard's files are written.
+    `seeds` replaces the number of seeds of the tier and of every claim. Matching runs and measurements on disk are reused,
+    so an interrupted reproduction continues. `also` is called whenever the scorecard's files are written.
 
     A run or measurement that fails, or whose process is killed, is recorded as a problem of its claims; all others continue.
     """
