@@ -148,7 +148,7 @@ def scaling(report: Mapping[str, Any]) -> str:
 
 
 def machine(report: Mapping[str, Any]) -> str:
-    """Say on what and with what it was measured."""
+    """Describe the machine and the versions of a measurement."""
     facts = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
     return f"Measured with {facts}{' (quick)' if report['quick'] else ''}."
 

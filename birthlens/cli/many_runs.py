@@ -231,7 +231,7 @@ def opened_pool(scheduler: str | None, slurm: str | None, out: str) -> Iterator[
 
 @contextmanager
 def continued_by_repeating(more: str = "") -> Iterator[None]:
-    """Say how to continue when the command is interrupted."""
+    """Print how to continue when the command is interrupted."""
     try:
         yield
     except KeyboardInterrupt:
@@ -240,7 +240,7 @@ def continued_by_repeating(more: str = "") -> Iterator[None]:
 
 
 def say_outcome(outcome: Outcome, number: int) -> None:
-    """Say on the error stream what became of a run."""
+    """Print on the error stream what happened to a run."""
     what = outcome.message
     if outcome.state != "failed":
         what = f"{outcome.path} ({outcome.cpu_seconds:.1f} s of CPU time){what and ' ' + what}"

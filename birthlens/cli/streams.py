@@ -26,7 +26,7 @@ def tell(text: str = "", err: bool = False, nl: bool = True) -> None:
 
 
 def note(text: str) -> None:
-    """Tell on standard error something to know about the results."""
+    """Print a note about the results on standard error."""
     tell(f"birthlens: note: {text}", err=True)
 
 
@@ -92,7 +92,7 @@ class _Stream(io.TextIOBase):
         return self._inner.fileno()
 
     def writable(self) -> bool:
-        """Say that it can be written."""
+        """Return True: it can be written."""
         return True
 
     def _give_up(self, error: OSError) -> None:

@@ -99,17 +99,17 @@ class Subject:
 
     @property
     def statistics(self) -> BigramStatistics | None:
-        """The global bigrams, where they are known."""
+        """The global bigrams, if they are known."""
         return None if self.run is None else self.run.statistics
 
     @property
     def triggers(self) -> list[int] | None:
-        """The fixed triggers, where there are some."""
+        """The fixed triggers, if there are any."""
         ids = None if self.run is None else self.run.trigger_ids
         return None if ids is None else ids.tolist()
 
     def models(self, advance: Callable[[int, float], None] | None = None) -> Models:
-        """Yield each checkpoint; `advance` is told when the caller comes back from one."""
+        """Yield each checkpoint; `advance` is called when the caller has finished with one."""
         for step, model in self._of_series() if self.run is None else self.run.checkpoints(self.steps):
             yield step, model
             if advance is not None:
@@ -175,7 +175,7 @@ class Subject:
         return encode(text)
 
     def _encoders(self) -> tuple[Encode, Encode] | tuple[None, None]:
-        """Return how text becomes ids, with the special tokens that a model begins with and without; None: not at all."""
+        """Return two functions from text to ids, with special tokens at the start and without; None without a tokenizer."""
         if self.run is not None:
             from birthlens.tasks.tokenizing import encoded
 
@@ -191,7 +191,7 @@ class Subject:
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[int, float], None]]:
-        """Show a bar over steps, and the share of the present one, on a terminal (and nothing elsewhere)."""
+        """Show a progress bar over steps and within the current one; nothing if the output is not a terminal."""
         import sys
 
         if not sys.stderr.isatty():
@@ -254,7 +254,7 @@ def load_run(path: str, steps: str, seed: int) -> Subject:
 
 @contextmanager
 def working_folder(out: str | None) -> Iterator[Path]:
-    """Give the directory of a suite's results: OUT.suite, or a temporary one."""
+    """Yield the directory of a suite's results: OUT.suite, or a temporary one."""
     if out is not None:
         yield Path(f"{out}.suite")
     else:
@@ -263,7 +263,7 @@ def working_folder(out: str | None) -> Iterator[Path]:
 
 
 def holds_models(path: str) -> bool:
-    """Say whether a path is a model directory or a series of them, and no run."""
+    """Return whether a path is a model directory or a series of them, rather than a run."""
     from birthlens.model.series import series_at
 
     return _holds_model(path) or series_at(path) is not None

@@ -90,7 +90,7 @@ def _equal(prints: dict[int, Fingerprint]) -> Iterator[Finding]:
 
 
 def _moving(prints: dict[int, Fingerprint]) -> list[str]:
-    """Name the tensors that are not the same in every checkpoint."""
+    """Return the names of the tensors that are not the same in every checkpoint."""
     first, *others = prints.values()
     return [name for name, one in first.tensors.items() if any(o.tensors[name].digest != one.digest for o in others)]
 

@@ -144,7 +144,7 @@ def _triggers(config: BackcopyConfig, statistics: BigramStatistics) -> Int[Array
 
 
 def law(task: BackcopyTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the exact distribution: the token before a trigger, otherwise the global bigrams."""
+    """Return the exact distribution: the token before a trigger, otherwise the global bigrams."""
     tokens = batch.tokens.numpy()
     probabilities = global_bigram(task, batch)
     rows, places = np.nonzero(np.isin(tokens, task.fixed_triggers))

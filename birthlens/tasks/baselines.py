@@ -12,16 +12,16 @@ Array = np.ndarray
 
 
 def uniform(task: Task, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give every token 1/N."""
+    """Return probability 1/N for every token."""
     n = len(task.statistics)
     return np.full((*batch.tokens.shape, n), 1 / n)
 
 
 def unigram(task: Task, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the corpus's token frequencies, whatever the prefix."""
+    """Return the corpus's token frequencies, whatever the prefix."""
     return np.broadcast_to(task.statistics.unigram, (*batch.tokens.shape, len(task.statistics))).copy()
 
 
 def global_bigram(task: Task, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give pi_b(. | z_t), as if no token were a trigger."""
+    """Return pi_b(. | z_t), as if no token were a trigger."""
     return np.asarray(task.statistics.bigram[batch.tokens.numpy()])

@@ -163,7 +163,7 @@ def named(task: FactsTask, batch: TokenBatch) -> tuple[Int[Array, "batch"], Int[
 def _everywhere(
     task: FactsTask, batch: TokenBatch, last: Float[Array, "batch d_vocab"]
 ) -> Float[Array, "batch pos d_vocab"]:
-    """Give a distribution at the last position, and the uniform distribution where there is no target."""
+    """Return a distribution at the last position, and the uniform distribution where there is no target."""
     n = len(task.statistics)
     found = np.full((*batch.tokens.shape, n), 1 / n)
     found[:, -1] = last
@@ -171,14 +171,14 @@ def _everywhere(
 
 
 def uniform(task: FactsTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give every answer the same probability."""
+    """Return the same probability for every answer."""
     last = np.zeros((len(batch), len(task.statistics)))
     last[:, task.eos + 1 :] = 1 / (task.config.relations * task.config.answers)
     return _everywhere(task, batch, last)
 
 
 def by_relation(task: FactsTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give p(answer | relation), the subject being unknown."""
+    """Return p(answer | relation), the subject being unknown."""
     _, relation = named(task, batch)
     laws = np.zeros((task.config.relations, len(task.statistics)))
     for r in range(task.config.relations):
@@ -187,7 +187,7 @@ def by_relation(task: FactsTask, batch: TokenBatch) -> Float[Array, "batch pos d
 
 
 def by_subject(task: FactsTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give p(answer | subject), the relation being unknown."""
+    """Return p(answer | subject), the relation being unknown."""
     subject, _ = named(task, batch)
     laws = np.zeros((task.config.subjects, len(task.statistics)))
     for s in range(task.config.subjects):
@@ -196,7 +196,7 @@ def by_subject(task: FactsTask, batch: TokenBatch) -> Float[Array, "batch pos d_
 
 
 def fact(task: FactsTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the answer of the subject and the relation."""
+    """Return the answer of the subject and the relation."""
     subject, relation = named(task, batch)
     return _everywhere(task, batch, np.eye(len(task.statistics))[task.facts[subject, relation]])
 

@@ -169,23 +169,23 @@ def _drawn(steps: Float[Array, "batch d_vocab"], uniform: Float[Array, "batch"])
 
 
 def unigram(task: MarkovTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give (n_j + c) / (t + k c), n_j being how often token j has occurred."""
+    """Return (n_j + c) / (t + k c), n_j being how often token j has occurred."""
     hot = np.eye(task.config.states)[batch.tokens.numpy()]
     return _posterior(hot.cumsum(1), task.config.concentration)
 
 
 def bigram(task: MarkovTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give (n_ij + c) / (n_i. + k c), i being the last token and n_ij how often j has followed i."""
+    """Return (n_ij + c) / (n_i. + k c), i being the last token and n_ij how often j has followed i."""
     return _posterior(_followed(task, batch, 1), task.config.concentration)
 
 
 def trigram(task: MarkovTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the same for the last two tokens; uniform if there is only one."""
+    """Return the same for the last two tokens; uniform if there is only one."""
     return _posterior(_followed(task, batch, 2), task.config.concentration)
 
 
 def retrieval(task: MarkovTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the mixture of the pool's chains by their posterior probability given the prefix."""
+    """Return the mixture of the pool's chains by their posterior probability given the prefix."""
     assert task.pool is not None
     tokens = batch.tokens.numpy()
     order = task.config.order

@@ -54,13 +54,13 @@ class NGrams:
         return np.asarray(np.where(total > 0, (counts + kinds * lower) / np.maximum(total, 1), lower))
 
     def bigram(self, tokens: Int[Array, "batch pos"]) -> Float[Array, "batch pos d_vocab"]:
-        """Give p(w | z_t) at every position."""
+        """Return p(w | z_t) at every position."""
         last = tokens.reshape(-1)
         lower = np.broadcast_to(self.unigram, (len(last), self.d_vocab))
         return self._backed_off(1, last, lower).reshape(*tokens.shape, self.d_vocab)
 
     def trigram(self, tokens: Int[Array, "batch pos"]) -> Float[Array, "batch pos d_vocab"]:
-        """Give p(w | z_{t-1}, z_t) at every position; at the first, which has one token only, p(w | z_t)."""
+        """Return p(w | z_{t-1}, z_t) at every position; at the first, which has one token only, p(w | z_t)."""
         found = self.bigram(tokens)
         history = (tokens[:, :-1] * self.d_vocab + tokens[:, 1:]).reshape(-1)
         lower = found[:, 1:].reshape(-1, self.d_vocab)

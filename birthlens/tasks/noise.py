@@ -202,12 +202,12 @@ def with_token(corpus: BigramStatistics | None, label: str, row: Any) -> BigramS
 
 
 def distributional(task: NoiseTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the distribution of the next token given the last one alone: the noise is known, the outputs are not."""
+    """Return the distribution of the next token given the last one alone: the noise is known, the outputs are not."""
     return _law(task, batch, np.zeros((*batch.tokens.shape, len(task.statistics))))
 
 
 def bayes_optimal(task: NoiseTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the distribution of the next token given the whole prefix: exact, because the triggers are known."""
+    """Return the distribution of the next token given the whole prefix: exact, because the triggers are known."""
     tokens = batch.tokens.numpy()
     n, context = tokens.shape
     each = np.arange(n)

@@ -1,4 +1,4 @@
-"""Prompts of a user: sentences or ids, with corrupted versions and answers where there are some, read from JSON or YAML.
+"""Prompts of a user: sentences or ids, optionally with corrupted versions and answers, read from JSON or YAML.
 
     prompts:
       - text: "When Mary and John went to the store, John gave a drink to"
@@ -57,14 +57,14 @@ def read_prompts(
     """Read a file of prompts; `encode` converts text, which is refused without it; `owner` is its owner in messages.
 
     Raises:
-        BirthlensError: where the file is of another form, text is given and `encode` is None, an answer is not one token, or
+        BirthlensError: if the file has another form, text is given and `encode` is None, an answer is not one token, or
             an id is outside the vocabulary.
     """
     listed = read_mapping(path, "prompts").get("prompts")
     if not isinstance(listed, list) or not listed:
         raise BirthlensError(f"{path} holds no prompts; write them as a list under the key prompts.")
     if len(listed) > MOST:
-        raise BirthlensError(f"{path} holds {len(listed)} prompts; the most are {MOST}.")
+        raise BirthlensError(f"{path} holds {len(listed)} prompts; at most {MOST} are allowed.")
     return [
         _read(entry, f"{path}, prompt {n}", encode, encode_answer, d_vocab, owner)
         for n, entry in enumerate(listed, start=1)
@@ -82,7 +82,8 @@ def prompt_batch(prompts: Sequence[Prompt]) -> PromptBatch:
             raise BirthlensError(f"prompt {n} has no answer; give the token that should come next as answer.")
         if prompt.corrupted is not None and len(prompt.corrupted) != len(prompt.text):
             raise BirthlensError(
-                f"prompt {n} has {len(prompt.text)} tokens and its corrupted version {len(prompt.corrupted)}; give as many."
+                f"prompt {n} has {len(prompt.text)} tokens and its corrupted version {len(prompt.corrupted)}; "
+                "give both the same number."
             )
     lengths = torch.tensor([len(prompt.text) for prompt in prompts])
     answers = torch.tensor([prompt.answer for prompt in prompts])

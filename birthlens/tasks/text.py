@@ -175,17 +175,17 @@ def repeated(values: Int[Array, "batch pos"]) -> np.ndarray:
 
 
 def unigram(task: TextTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the frequencies in the training part, smoothed so that no token has probability 0."""
+    """Return the frequencies in the training part, smoothed so that no token has probability 0."""
     return np.broadcast_to(task.ngrams.unigram, (*batch.tokens.shape, len(task.statistics))).copy()
 
 
 def bigram(task: TextTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the bigram distribution with back-off."""
+    """Return the bigram distribution with back-off."""
     return task.ngrams.bigram(batch.tokens.numpy())
 
 
 def trigram(task: TextTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the trigram distribution with back-off."""
+    """Return the trigram distribution with back-off."""
     return task.ngrams.trigram(batch.tokens.numpy())
 
 

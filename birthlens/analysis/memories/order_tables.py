@@ -129,7 +129,7 @@ def _seeds(runs: Sequence[Run]) -> list[int]:
 
 
 def _difference(one: Run, other: Run) -> str | None:
-    """Name a setting in which two runs differ, ignoring seeds, engine, checkpoints and evaluation; None if there is none."""
+    """Return a setting in which two runs differ, apart from seeds, engine, checkpoints and evaluation; or None."""
     for section in ("corpus", "task", "model", "optimiser", "training"):
         left, right = (vars(getattr(run.config, section)) for run in (one, other))
         for key in left:

@@ -52,14 +52,14 @@ def predict(name: str, task: Task, batch: TokenBatch) -> Float[Array, "batch pos
 
 
 def in_context_copy(task: BigramTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give what followed the current token earlier in the prefix, in proportion; uniform if nothing did."""
+    """Return what followed the current token earlier in the prefix, in proportion; uniform if nothing did."""
     counts = successor_counts(batch.tokens.numpy(), len(task.statistics))
     totals = counts.sum(-1, keepdims=True)
     return np.where(totals > 0, counts / np.maximum(totals, 1), 1 / len(task.statistics))
 
 
 def bayes_optimal(task: BigramTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
-    """Give the distribution of the next token given the whole prefix and the rules of the task."""
+    """Return the distribution of the next token given the whole prefix and the rules of the task."""
     tokens = batch.tokens.numpy()
     n = len(task.statistics)
     triggers = known_triggers(task, batch)

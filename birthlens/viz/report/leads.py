@@ -108,7 +108,7 @@ def birth(facts: Facts) -> str:
 
 
 def exceeded(names: Sequence[str], facts: Sequence[Facts]) -> str:
-    """Say at which step each of several runs first exceeds the accuracy that counts as learned."""
+    """Describe at which step each of several runs first exceeds the accuracy that counts as learned."""
     at: list[str] = []
     never: list[str] = []
     for name, one in zip(names, facts, strict=True):
@@ -144,7 +144,7 @@ def memories(facts: Facts) -> str:
 
 
 def births(onsets: pd.DataFrame) -> str:
-    """Say in which order the memories of a run are born; onsets at one step are called a tie.
+    """Describe in which order the memories of a run are born; onsets at one step are called a tie.
 
     `onsets` has columns memory and onset, as `order_tables.chosen_sets` returns them for one run.
 

@@ -72,7 +72,7 @@ def _verdicts(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _caption(card: Scorecard, n_cards: int) -> str:
-    """Say what the facts of a card are, and, beside those of other cards, of which paper."""
+    """Return the caption of a card's facts, with the paper if there are several cards."""
     papers = " and ".join(PAPERS[paper] for paper in dict.fromkeys(result.claim.paper for result in card.results))
     return "Command, cost and versions" + (f": {papers}" if n_cards > 1 else "")
 
