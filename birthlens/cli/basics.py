@@ -69,8 +69,8 @@ def steps(run: str, style: str) -> None:
         planned = loaded.config.training.steps
         state = "finished" if loaded.finished else f"{kept[-1]} of {planned} steps, continue with --resume"
         tell(f"{run}: {len(kept)} checkpoints ({state}; engine {loaded.header['engine']['name']})")
-        if loaded.parent is not None:
-            tell(str(loaded.parent))
+        for parent in loaded.lineage:
+            tell(str(parent))
         tell(" ".join(map(str, kept)))
 
 

@@ -9,6 +9,7 @@ import click
 from birthlens.cli.streams import note, tell
 from birthlens.cli.tables import deliver, format_option, out_option
 from birthlens.cli.training import follow
+from birthlens.errors import BirthlensError
 
 
 @click.command(
@@ -78,15 +79,18 @@ def contrast(
     from birthlens.analysis.behaviour import contrast as contrasts
     from birthlens.runs.run import load_run
 
-    pairs = contrasts.pairs_of([load_run(path) for path in control.split(",")], [load_run(path) for path in forks])
+    controls = control.split(",")
+    if not all(controls):
+        raise BirthlensError(f"control = {control!r}: a run is missing beside a comma.")
+    pairs = contrasts.pairs_of([load_run(path) for path in controls], [load_run(path) for path in forks])
     if what == "births":
         table = contrasts.birth_shifts_table(pairs, width)
     else:
         table = contrasts.contrast_table(pairs)
         if what == "first":
             table = contrasts.first_differences_table(table)
-    if len(pairs) < 2:
-        note("one pair has no interval; give runs of several seeds.")
+    for caution in contrasts.cautions(pairs):
+        note(caution)
     deliver(table, out, style)
     if figure is not None:
         from birthlens.viz.figures.contrast import difference_curves

@@ -66,6 +66,18 @@ class Run:
         return None if found is None else Parent.read(self.path, found)
 
     @property
+    def lineage(self) -> list[Parent]:
+        """The origin of a fork, then that of the run it was forked from, and so on, as far as the runs still exist."""
+        found: list[Parent] = []
+        parent = self.parent
+        while parent is not None:
+            found.append(parent)
+            places = [one.path.resolve() for one in found]
+            gone = not (parent.path / HEADER).exists() or places[-1] in (*places[:-1], self.path.resolve())
+            parent = None if gone else Run(parent.path).parent
+        return found
+
+    @property
     def steps(self) -> list[int]:
         """The steps whose weights are kept, ascending; read from the directory each time, so they grow in a live run."""
         return kept_steps(self.path)

@@ -68,6 +68,27 @@ def test_a_fork_is_shown_by_steps_and_by_its_report(runs: Any, tmp_path: Path) -
     )
 
 
+def test_a_fork_of_a_fork_shows_its_whole_lineage(runs: Any, tmp_path: Path) -> None:
+    run("fork", runs / "late0", tmp_path / "second", "--at", 50, "optimiser.learning_rate=0.1")
+    second, first = load_run(tmp_path / "second").lineage
+    assert (second.path.name, second.step, first.path.name, first.step) == ("late0", 50, "control0", 10)
+    text = run("steps", tmp_path / "second").stdout
+    assert text.index("late0 at step 50") < text.index("control0 at step 10")
+    page = tmp_path / "report.html"
+    run("report", tmp_path / "second", "--out", page, "--quick")
+    assert "which was forked from" in page.read_text()
+
+
+def test_a_contrast_says_what_its_intervals_are_not(runs: Any) -> None:
+    pairs = {"alone": ["control0", "late0"], "shared": ["control0", "late0", "late1"], "seeds": ["control0", "late1"]}
+    said = {name: run("contrast", *(runs / word for word in words)).stderr for name, words in pairs.items()}
+    assert "one pair has no interval" in said["alone"] and "share" not in said["alone"] + said["seeds"]
+    assert "several runs share a control" in said["shared"] and "has other seeds than" in said["shared"]
+    assert "has other seeds than" in said["seeds"] and "other seeds" not in said["alone"]
+    both = run("contrast", f"{runs / 'control0'},{runs / 'control1'}", runs / "late0", runs / "late1").stderr
+    assert "note" not in both
+
+
 def test_the_command_in_the_report_makes_the_fork_again(runs: Any, tmp_path: Path) -> None:
 
     from birthlens.viz.report.command_of_run import command_of
@@ -141,6 +162,7 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
         (["fork", "nothing", "{out}", "--at", "10"], "does not exist"),
         (["contrast", "{run}", "{run}", "{run}"], "is given twice"),
         (["contrast", "nothing", "{run}"], "does not exist"),
+        (["contrast", "{run},", "{run}"], "a run is missing beside a comma"),
     ],
 )
 def test_mistakes_are_one_sentence(runs: Any, tmp_path: Path, words: Any, message: Any) -> None:

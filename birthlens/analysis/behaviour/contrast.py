@@ -58,6 +58,18 @@ def pairs_of(controls: Sequence[Run], changed: Sequence[Run]) -> list[RunPair]:
     return found
 
 
+def cautions(pairs: Sequence[RunPair]) -> list[str]:
+    """Say what keeps the intervals of some pairs from being intervals over paired runs; empty if nothing does."""
+    found = ["one pair has no interval; give runs of several seeds."] if len(pairs) == 1 else []
+    controls = [pair.control.path.resolve() for pair in pairs]
+    if len(set(controls)) < len(controls):
+        found.append("several runs share a control, so an interval is not one over independent pairs.")
+    for pair in pairs:
+        if not _is_parent(pair.control, pair.changed) and _seeds(pair.control) != _seeds(pair.changed):
+            found.append(f"{pair.changed.path} has other seeds than {pair.control.path}, so the two are not paired.")
+    return found
+
+
 def contrast_table(pairs: Sequence[RunPair]) -> pd.DataFrame:
     """Compare measurements and memory scores at every step that all runs have.
 

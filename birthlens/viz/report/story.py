@@ -203,7 +203,7 @@ def _fork(facts: Facts) -> str:
     """Compare a fork with its parent, if the parent still exists."""
     parent = facts.run.parent
     assert parent is not None
-    said = f"<p>This run was {escape(str(parent))}.</p>"
+    said = f"<p>This run was {', which was '.join(escape(str(one)) for one in facts.run.lineage)}.</p>"
     if not (parent.path / "run.json").exists():
         return said + skipped("its parent no longer exists.")
     runs = [Run(parent.path), facts.run]
