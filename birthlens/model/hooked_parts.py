@@ -27,6 +27,7 @@ _VALID: dict[str, tuple[object, ...]] = {
     "init_weights": (False,),
     "seed": (None,),
     "default_prepend_bos": (False,),
+    "n_key_value_heads": (None,),
 }
 
 
@@ -57,6 +58,7 @@ class HookedTransformerConfig:
     positional_embedding_type: str = "standard"
     rotary_dim: int | None = None
     rotary_adjacent_pairs: bool = False
+    n_key_value_heads: int | None = None
     default_prepend_bos: bool = False
     init_weights: bool = False
     seed: int | None = None

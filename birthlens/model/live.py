@@ -23,12 +23,15 @@ _WRAPPERS = {"DistributedDataParallel": "module", "DataParallel": "module", "Opt
 """Classes that hold the model in an attribute: data-parallel training and torch.compile."""
 _UNLIMITED = 1024
 """Positions of a model whose config names no limit."""
+_HOOKED = {BUILT, "TransformerBridge"}
+"""Classes of TransformerLens."""
+_EXPECTED = "give a HookedTransformer, a TransformerBridge, or a causal language model of Transformers."
 
 
 class LiveModel:
-    """A copy of a HookedTransformer, or of a causal language model of Transformers, that follows the model's training.
+    """A copy of a model of TransformerLens, or of a causal language model of Transformers, that follows its training.
 
-    `cfg` has n_layers, n_heads, d_vocab and n_ctx. `hooked` is the copy of a HookedTransformer, else None.
+    `cfg` has n_layers, n_heads, d_vocab and n_ctx. `hooked` is the copy of a model of TransformerLens, else None.
 
     Raises:
         BirthlensError: if a model is of another kind, cannot be copied, or does not show the pattern of every layer.
@@ -37,16 +40,14 @@ class LiveModel:
     def __init__(self, model: object) -> None:
         self._live = _unwrapped(model)
         classes = {one.__name__ for one in type(self._live).__mro__}
-        if not classes & {BUILT, "PreTrainedModel"}:
-            raise BirthlensError(
-                f"model = {type(self._live).__name__}: give a HookedTransformer, or a causal language model of Transformers."
-            )
+        if not classes & {*_HOOKED, "PreTrainedModel"}:
+            raise BirthlensError(f"model = {type(self._live).__name__}: {_EXPECTED}")
         try:
             self._copy: Any = copy.deepcopy(self._live)
         except (RuntimeError, TypeError) as error:
             raise BirthlensError(f"model = {type(self._live).__name__} cannot be copied: {error}") from None
         self._copy.float().eval().requires_grad_(False)
-        self.hooked: Any = self._copy if BUILT in classes else None
+        self.hooked: Any = self._copy if classes & _HOOKED else None
         self.cfg: Any
         if self.hooked is not None:
             self._copy.reset_hooks()
@@ -110,9 +111,7 @@ def _unwrapped(model: object) -> Any:
     while type(model).__name__ in _WRAPPERS:
         model = getattr(model, _WRAPPERS[type(model).__name__])
     if not isinstance(model, nn.Module):
-        raise BirthlensError(
-            f"model = {type(model).__name__}: give a HookedTransformer, or a causal language model of Transformers."
-        )
+        raise BirthlensError(f"model = {type(model).__name__}: {_EXPECTED}")
     return model
 
 

@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 Log = Callable[[int, Mapping[str, float]], object]
 
 PROBES = ("heads", "in-context-learning", "transfer", "weights")
-"""The kinds of `birthlens scores`; weights are the memories of a HookedTransformer between its embeddings."""
+"""The kinds of `birthlens scores`; weights are the memories of a model of TransformerLens between its embeddings."""
 COLUMNS = ["step", "probe", "layer", "head", "through", "score", "value", "chance", "n"]
 
 
 class Monitor:
     """Scores a model at every `every`-th step of its training.
 
-    `model` is a HookedTransformer, or a causal language model of Transformers. `probes` are names of `PROBES`. `sequences`
-    are token ids [batch, pos + 1] for heads and in-context-learning; by default `n` random sequences are repeated once.
+    `model` is a HookedTransformer, a TransformerBridge, or a causal language model of Transformers. `probes` are names of
+    `PROBES`. `sequences` are token ids [batch, pos + 1] for heads and in-context-learning; by default `n` random sequences are repeated once.
     `log(step, values)` gets each measurement as a dictionary, by names such as "heads/L1H0/induction".
 
     Raises:
@@ -66,8 +66,8 @@ class Monitor:
         self._live = LiveModel(model)
         if "weights" in probes and self._live.hooked is None:
             raise BirthlensError(
-                f"probes = weights: they are read from a HookedTransformer, not from a {type(model).__name__}; save the "
-                "model and use `birthlens scores DIRECTORY --kind weights`."
+                f"probes = weights: they are read from a model of TransformerLens, not from a {type(model).__name__}; save "
+                "the model and use `birthlens scores DIRECTORY --kind weights`."
             )
         self.every = every
         self._probes = list(probes)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_models import D_VOCAB, made
+from tiny_models import D_VOCAB, made, saved
 
 import birthlens
 from birthlens.analysis.behaviour.head_scores import in_context_learning_table, scores_table, transfer_table
@@ -112,6 +112,25 @@ def test_memories_follow_the_weights_of_a_hooked_transformer() -> None:
     assert monitor.step(1) is None and len(monitor.table()) == 2 * len(now[0])
 
 
+def test_a_bridge_is_read_as_it_trains(tmp_path: Path) -> None:
+    """The class of models that TransformerLens 4 has."""
+    saved("llama", tmp_path)
+    bridge = load_pretrained(tmp_path)
+    monitor = birthlens.Monitor(bridge, ["heads", "weights"], every=1, n=3, seed=5)
+    batch = repeated_tokens(3, 12, D_VOCAB, np.random.default_rng([5, 0]))
+    for step in (0, 1):
+        table = monitor.step(step)
+        assert table is not None
+        heads = scores_table([(step, bridge)], batch)
+        weights = weight_scores_table([(step, bridge)])
+        np.testing.assert_allclose(table["value"], [*heads["value"], *weights["value"]], atol=1e-6)
+        with torch.no_grad():
+            for parameter in bridge.parameters():
+                parameter.mul_(0.7)
+    first, second = (monitor.table().query("step == @step")["value"].to_numpy() for step in (0, 1))
+    assert not np.allclose(first, second, atol=1e-3, equal_nan=True)
+
+
 def test_other_precisions_and_wrappers_are_read() -> None:
     ids = torch.randint(D_VOCAB, (3, 17), generator=torch.Generator().manual_seed(0))
     single = birthlens.Monitor(made("neox").to(torch.bfloat16).float(), sequences=ids).step(0)
@@ -163,7 +182,7 @@ def test_what_cannot_be_monitored_is_one_sentence() -> None:
         with pytest.raises(BirthlensError, match=message):
             birthlens.Monitor(model, **wrong)
     for other in (torch.nn.Linear(2, 2), "gpt2"):
-        with pytest.raises(BirthlensError, match="give a HookedTransformer, or a causal language model"):
+        with pytest.raises(BirthlensError, match="give a HookedTransformer, a TransformerBridge, or a causal"):
             birthlens.Monitor(other)
     from transformers import BertConfig, BertForMaskedLM
 
