@@ -33,8 +33,8 @@ class Monitor:
     """Scores a model at every `every`-th step of its training.
 
     `model` is a HookedTransformer, a TransformerBridge, or a causal language model of Transformers. `probes` are names of
-    `PROBES`. `sequences` are token ids [batch, pos + 1] for heads and in-context-learning; by default `n` random sequences are repeated once.
-    `log(step, values)` gets each measurement as a dictionary, by names such as "heads/L1H0/induction".
+    `PROBES`. `sequences` are token ids [batch, pos + 1] for heads and in-context-learning; by default `n` random sequences
+    are repeated once. `log(step, values)` gets each measurement as a dictionary, by names such as "heads/L1H0/induction".
 
     Raises:
         BirthlensError: for a model that cannot be read, an unknown probe, and sequences that do not fit the model.
