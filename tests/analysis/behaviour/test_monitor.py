@@ -1,5 +1,6 @@
 """A monitor reads what `birthlens scores` reads of the same weights, and training goes on as if nobody looked."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,45 @@ def test_a_trainer_takes_the_callback(tmp_path: Path) -> None:
 
     assert all(torch.equal(one, other) for one, other in zip(run(lambda model: []), run(watched), strict=True))
     assert set(monitors[0].table()["step"]) == {0, 2}
+
+
+def test_a_lightning_module_calls_it(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("pytorch_lightning", exc_type=ImportError)
+
+    class Module(lightning.LightningModule):  # type: ignore[misc]
+        def __init__(self, every: int) -> None:
+            super().__init__()
+            self.model = made("gpt2", resid_pdrop=0.2)
+            self.monitor = birthlens.Monitor(self.model, every=every, n=2) if every else None
+
+        def training_step(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.model(ids, labels=ids).loss
+
+        def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
+            if self.monitor is not None and self.trainer.is_global_zero:
+                self.monitor.step(self.global_step)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+    def fitted(every: int) -> Module:
+        with quiet(), torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(3)
+            module = Module(every)
+            rows: Any = [torch.arange(i, i + 8) for i in range(10)]
+            data: Any = torch.utils.data.DataLoader(rows, batch_size=2)
+            trainer = lightning.Trainer(
+                max_steps=5, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                enable_model_summary=False, default_root_dir=tmp_path,
+            )  # fmt: skip
+            trainer.fit(module, data)
+        return module
+
+    alone = fitted(0)
+    watched = fitted(2)
+    assert all(torch.equal(one, other) for one, other in zip(alone.parameters(), watched.parameters(), strict=True))
+    assert watched.monitor is not None and watched.monitor.table()["step"].unique().tolist() == [2, 4]
 
 
 def test_what_cannot_be_monitored_is_one_sentence() -> None:
