@@ -36,6 +36,7 @@ FULL = [
     {"family": "full", "n_heads": 2, "n_layers": 3},
     {"family": "full", "n_heads": 2, "n_layers": 1, "feed_forward": "gelu"},
     {"family": "full", "n_heads": 2, "attention": "relu"},
+    {"family": "full", "n_heads": 4, "feed_forward": "relu", "positions": "rotary"},
     {"family": "full", "n_layers": 1, "attention": "linear", "scaled_scores": False},
     {"family": "full", "n_heads": 2, "n_layers": 3, "feed_forward": "relu", "feed_forward_layers": (0, 2)},
     {"family": "full", "n_heads": 2, "feed_forward": "relu", "block": "sequential"},

@@ -30,6 +30,7 @@ KINDS = {
     "relu": ModelConfig(d_model=12, feed_forward="relu", d_mlp=7, scaled_scores=False),
     "one layer": ModelConfig(d_model=12, n_layers=1),
     "rotary": ModelConfig(d_model=12, n_layers=1, positions="rotary"),
+    "rotary heads": ModelConfig(family="full", d_model=12, n_heads=3, positions="rotary"),
     "full": ModelConfig(family="full", d_model=12, n_layers=3, n_heads=2, feed_forward="relu"),
     "in sequence": ModelConfig(
         family="full", d_model=12, n_layers=3, feed_forward="gelu", feed_forward_layers=(0, 2), block="sequential"
