@@ -259,6 +259,21 @@ def test_the_report_fits_the_screen_and_can_be_read(browser: Any, report: Any, s
         assert min(sizes) > 9
 
 
+def test_the_report_is_printed_light_and_whole(browser: Any, report: Any) -> None:
+    with Visit(
+        browser, report, color_scheme="dark", viewport={"width": 718, "height": 900}
+    ) as visit:  # A4 without margins
+        page = visit.page
+        page.emulate_media(media="print", color_scheme="dark")
+        body = "getComputedStyle(document.body)"
+        assert page.evaluate(f"[{body}.backgroundColor, {body}.color]") == ["rgb(255, 255, 255)", "rgb(26, 26, 26)"]
+        assert not page.locator("#cursor").is_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 718
+        closed = "[...document.querySelectorAll('details:not([open])')].map((e) => e.getBoundingClientRect().height)"
+        heights = page.evaluate(closed)
+        assert heights and min(heights) > 60
+
+
 def test_the_report_speaks_to_those_who_do_not_see_it(browser: Any, report: Any) -> None:
     with Visit(browser, report) as visit:
         page = visit.page

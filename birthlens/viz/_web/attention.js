@@ -79,7 +79,7 @@ birthlens.attention = (id) => {
     requestAnimationFrame(() => { waiting = false; update(pattern()); });
   };
   // Small pictures of all heads: white (dark on dark pages) to blue, what is masked in grey.
-  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const dark = matchMedia("screen and (prefers-color-scheme: dark)");
   const sketch = () => thumbs.forEach((thumb, of) => {
     const context = thumb.querySelector("canvas").getContext("2d"), image = context.createImageData(n, n);
     const [none, all, hidden] = dark.matches

@@ -45,7 +45,7 @@ window.birthlens = window.birthlens || {};
   });
 
   // Blue, paper, red: 0 to 254 with 127 in the middle. On dark pages the middle is dark, and the ends are bright.
-  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const dark = matchMedia("screen and (prefers-color-scheme: dark)");
   const light = { middle: [255, 255, 255], low: [33, 102, 172], high: [178, 24, 43] };
   const night = { middle: [27, 30, 36], low: [86, 170, 255], high: [255, 120, 96] };
   const colour = (byte) => {

@@ -51,7 +51,7 @@ def _pictures(figure: Figure, kind: str, run: Run) -> str:
     width = round(figure.get_size_inches()[0] * 96)
     command = f"birthlens plot {run.path.name} --kind {kind} --out {kind}.svg"
     return (
-        f'<figure class="picture"><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<figure class="picture"><picture><source media="screen and (prefers-color-scheme: dark)" srcset="{dark}">'
         f'<img src="{light}" alt="{escape(kind)}" style="width:{width}px;max-width:100%;height:auto"></picture>'
         f"<figcaption><code>{escape(command)}</code></figcaption></figure>"
     )
