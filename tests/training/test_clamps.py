@@ -56,6 +56,7 @@ EVERY = [
     "ablate L0H0 zero from=3 until=6",
     "ablate L1H0 mean from=3",
     "ablate L0H0->L1H0.k mean from=3 until=7",
+    "ablate L0H0->L1H0.k zero from=3 until=7",
     "pin L0H0 previous from=3",
     "pin L0H0 uniform from=3 until=7",
     "pin L1H0 frozen from=3 until=7",
@@ -407,6 +408,13 @@ def test_the_axis_of_a_grid_varies_clamps(tmp_path: Path) -> None:
     configs = Grid.load(tmp_path / "grid.yaml").configs()
     clamps = [[str(clamp) for clamp in config.training.clamps] for config in configs.values()]
     assert clamps == [[], ["freeze L0.W_K until=5"], ["pin L0H0 uniform from=3"]]
+
+
+@pytest.mark.parametrize("clamp", ["hold L0.W_K ideal", "add L0.W_K 2", "hold L0.W_K ledger from=2"])
+def test_a_model_without_memories_is_refused_by_the_name_of_the_clamp(clamp: str) -> None:
+    config = tiny(clamp, overrides=["model.n_layers=1"])
+    with pytest.raises(BirthlensError, match=f"clamp '{config.training.clamps[0]}': .*simplified model"):
+        Trainer(config, chain_of(config))
 
 
 def test_engines_that_cannot_take_a_clamp_say_so() -> None:

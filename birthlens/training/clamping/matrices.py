@@ -49,10 +49,13 @@ class MatrixClamps:
         self._ground = ground
         self._values: dict[int, Value] = {}
         for number, clamp in enumerate(clamps):
-            if isinstance(clamp, Hold):
-                self._values[number] = self._held(number, clamp)
-            elif isinstance(clamp, Add):
-                self._values[number] = _constant(_ideal(ground, clamp.matrix, "ideal", 1.0))
+            try:
+                if isinstance(clamp, Hold):
+                    self._values[number] = self._held(number, clamp)
+                elif isinstance(clamp, Add):
+                    self._values[number] = _constant(_ideal(ground, clamp.matrix, "ideal", 1.0))
+            except BirthlensError as error:
+                raise BirthlensError(f"clamp '{clamp}': {error}") from None
 
     def skipped(self, step: int) -> set[str]:
         """Return the matrices that the update after a step leaves as they are."""
@@ -102,7 +105,7 @@ class MatrixClamps:
         if clamp.at == "step":
             if number not in self.remembered and (clamp.step or 0) > clamp.start:
                 raise BirthlensError(
-                    f"clamp '{clamp}': step {clamp.step} comes after from = {clamp.start}, so its value is not known then; "
+                    f"step {clamp.step} comes after from = {clamp.start}, so its value is not known then; "
                     "name an earlier step, or fork from a run that has that step."
                 )
             return lambda _: self.remembered[number]
@@ -112,11 +115,11 @@ class MatrixClamps:
             rank = clamp.rank or 0
             valid = min(initial[name].shape[-2:])
             if rank > valid:
-                raise BirthlensError(f"clamp '{clamp}': rank = {rank} is too large; valid are 1 to {valid}.")
+                raise BirthlensError(f"rank = {rank} is too large; valid are 1 to {valid}.")
             return lambda weights: low_rank(weights[name], rank)
         project = LedgerProjection(initial, self._ground.triggers, self._ground.bigram)
         if name not in project(initial):
-            raise BirthlensError(f"clamp '{clamp}': {name} has no ledger.")
+            raise BirthlensError(f"{name} has no ledger.")
         rest = clamp.at == "without_ledger"
         return lambda weights: weights[name] - project(weights)[name] if rest else project(weights)[name]
 
