@@ -23,7 +23,7 @@ from birthlens.errors import BirthlensError
 from birthlens.model.components import edges_of
 from birthlens.model.directory import load_causal
 from birthlens.model.hooked import load_pretrained
-from birthlens.model.hooks import captured
+from birthlens.model.hooks import captured, edited
 from birthlens.model.sites import Head, HeadInput, Logits, Point
 from birthlens.tasks.positions import repeated_tokens
 
@@ -31,8 +31,18 @@ SEALED_PATTERNS = {"opt", "gptj"}
 """Architectures whose code goes on with patterns that no hook sees."""
 SEALED_READERS = {"opt", "gptj", "bloom"}
 """Architectures whose heads' inputs are not shown, or are not the residual stream."""
-SEALED_STREAMS = {"gemma2", "olmo2"}
+SEALED_STREAMS = {"gemma2", "olmo2", "soft caps"}
 """Architectures with a norm between what a sublayer writes and the residual stream."""
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "one key head": ("llama", {"num_key_value_heads": 1, "attention_bias": True, "tie_word_embeddings": True}),
+    "soft caps": ("gemma2", {"attn_logit_softcapping": 0.5, "final_logit_softcapping": 0.7}),
+    "sequential blocks": ("neox", {"use_parallel_residual": False, "rotary_pct": 0.5}),
+    "sliding window": ("mistral", {"sliding_window": 4}),
+}
+"""Other models of an architecture: its name, and what differs."""
+OUTPUT = {"gpt2": "c_proj", "neox": "dense", "opt": "out_proj", "gptj": "out_proj", "bloom": "dense"}
+"""The module that reads the outputs of all heads, where it is not called o_proj."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +53,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def model(name: str) -> Any:
         if name not in made:
             directory = tmp_path_factory.mktemp(name)
-            made[name] = (saved(name, directory), load_pretrained(directory), directory)
+            base, changes = VARIANTS.get(name, (name, {}))
+            made[name] = (saved(base, directory, **changes), load_pretrained(directory), directory)
         return made[name]
 
     return model
@@ -59,6 +70,44 @@ def test_logits_and_patterns_are_those_of_the_library_that_saved_it(models: Any,
         torch.testing.assert_close(ours(tokens), expected.logits, atol=1e-4, rtol=1e-4)
     patterns = captured(ours, tokens, [Point("pattern", 1)])[Point("pattern", 1)]
     torch.testing.assert_close(patterns, expected.attentions[1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *VARIANTS])
+def test_edits_are_what_plain_pytorch_hooks_on_the_original_model_do(models: Any, name: str) -> None:
+    theirs, ours, _ = models(name)
+    tokens = torch.randint(D_VOCAB, (2, 9), generator=torch.Generator().manual_seed(0))
+    theirs.set_attn_implementation("eager")
+    last = OUTPUT.get(VARIANTS.get(name, (name,))[0], "o_proj")
+    named = list(theirs.named_modules())
+    outputs = [module for path, module in named if path.endswith(f".{last}") and "att" in path]
+    block = next(module for path, module in named if path.split(".")[-2:] in (["layers", "1"], ["h", "1"]))
+    d_head = ours.cfg.d_head
+    noise = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(1))
+
+    def one_head(module: Any, inputs: Any) -> Any:
+        return (torch.cat([inputs[0][..., :d_head], 0 * inputs[0][..., d_head:]], -1), *inputs[1:])
+
+    def shifted(module: Any, inputs: Any, others: Any) -> Any:
+        return (inputs[0] + noise, *inputs[1:]), others
+
+    def first_head(value: torch.Tensor, rows: object) -> torch.Tensor:
+        return torch.cat([value[:, :, :1], 0 * value[:, :, 1:]], 2)
+
+    def moved(value: torch.Tensor, rows: object) -> torch.Tensor:
+        return value + noise
+
+    with torch.no_grad():
+        unedited = theirs(tokens).logits
+        torch.testing.assert_close(ours(tokens), unedited, atol=1e-4, rtol=1e-4)
+        for hook, point, edit in (
+            (lambda: outputs[0].register_forward_pre_hook(one_head), Point("z", 0), first_head),
+            (lambda: block.register_forward_pre_hook(shifted, with_kwargs=True), Point("resid_pre", 1), moved),
+        ):
+            with hook():
+                expected = theirs(tokens).logits
+            assert (expected - unedited).abs().max() > 0.01
+            with edited(ours, {point: [edit]}):
+                torch.testing.assert_close(ours(tokens), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -80,7 +129,7 @@ def test_every_method_changes_the_output_or_is_refused_by_name(models: Any, name
         assert len(changes) == 2 * ours.cfg.n_heads and (changes.abs() > 1e-7).all(), method
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *VARIANTS])
 def test_all_edges_into_the_logits_recover_everything_or_are_refused(models: Any, name: str) -> None:
     _, ours, _ = models(name)
     clean, corrupted = (repeated_tokens(4, 6, D_VOCAB, np.random.default_rng(seed)) for seed in (0, 1))
