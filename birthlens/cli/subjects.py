@@ -130,6 +130,9 @@ class Subject:
                         f"{getattr(self.cfg, name)}; the models of a series have one shape."
                     )
             yield step, model
+            # The caller's loop still names this model while the next one is read; its weights are released before.
+            for tensor in (*model.parameters(), *model.buffers()):
+                tensor.data = tensor.data.new_empty(0)
 
     def batch(self, n: int, index: int) -> TokenBatch:
         """Draw sequences of the run's task, or repeated random tokens for a model from a directory."""

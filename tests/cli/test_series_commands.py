@@ -16,6 +16,7 @@ from tiny_models import D_VOCAB, saved
 from birthlens.analysis.behaviour.head_onsets import head_onsets_table
 from birthlens.cli import HOMES, group
 from birthlens.errors import BirthlensError
+from birthlens.model import hooked
 from birthlens.model.directory import load_causal
 from birthlens.viz.report.charts import number
 
@@ -99,6 +100,26 @@ def test_a_series_goes_through_every_command(
     elif command == "report":
         assert "left out on request" in (tmp_path / "report.html").read_text()
     assert text
+
+
+@pytest.mark.parametrize("command", ["scores", "attention", "memories", "edges"])
+def test_one_checkpoint_is_in_memory_at_a_time(
+    command: str, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prompts(Path("ids.json"), PAIRS[1])
+    seen: list[Any] = []
+    load = hooked.load_pretrained
+
+    def loaded(path: Path) -> Any:
+        assert all(sum(tensor.numel() for tensor in model.parameters()) == 0 for model in seen)
+        seen.append(load(path))
+        return seen[-1]
+
+    monkeypatch.setattr(hooked, "load_pretrained", loaded)
+    steps = [] if command == "attention" else ["--steps", "all"]
+    printed(command, series, *TAKEN[command], *steps)
+    assert len(seen) == len(STEPS)
 
 
 def test_the_report_shows_the_scores_and_ablations_of_the_series(series: Path, tmp_path: Path) -> None:
