@@ -143,7 +143,7 @@ class MarkovConfig(TaskSection):
     Rows are drawn from a Dirichlet distribution of the given `concentration`. The next token depends on the `order` tokens
     before it. `chains` is how many chains there are in all (Park et al. 2024), drawn with `chains_seed`; 0 draws a new
     chain for each sequence. A sequence starts with uniform tokens, or as published with the stationary distribution of its
-    chain.
+    chain. In a doubly stochastic chain the columns sum to 1 too, so that all tokens are equally frequent.
     """
 
     kind: ClassVar[str] = "markov"
@@ -153,6 +153,8 @@ class MarkovConfig(TaskSection):
     """How many tokens the next one depends on."""
     concentration: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
     """Concentration of the Dirichlet distribution of a chain's rows; 1 is uniform."""
+    rows: Literal["dirichlet", "doubly_stochastic", "sinkhorn"] = "dirichlet"
+    """Dirichlet rows; uniform over doubly stochastic chains; or Dirichlet rows made doubly stochastic by scaling."""
     start: Literal["uniform", "stationary"] = "uniform"
     """The distribution of the first tokens."""
     chains: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
@@ -160,7 +162,21 @@ class MarkovConfig(TaskSection):
     chains_seed: Count = 0
     """Seed of the chains, where their number is finite."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"rows"})
+
     def _check(self) -> None:
+        if self.rows != "dirichlet" and self.order != 1:
+            raise BirthlensError(f"task.rows = {self.rows!r}: it is defined for task.order = 1, not {self.order}.")
+        if self.rows == "doubly_stochastic" and (self.states > 5 or self.concentration != 1):
+            raise BirthlensError(
+                f"task.rows = 'doubly_stochastic': it is drawn by rejection for up to 5 states and concentration 1, not "
+                f"{self.states} and {self.concentration:g}; use sinkhorn."
+            )
+        if self.rows == "sinkhorn" and self.concentration < 0.1:
+            raise BirthlensError(
+                f"task.concentration = {self.concentration:g}: task.rows = 'sinkhorn' needs at least 0.1, because sparser "
+                "rows cannot be balanced in double precision."
+            )
         if self.context <= self.order:
             raise BirthlensError(f"task.context = {self.context}: it must be larger than task.order = {self.order}.")
         if self.start == "stationary" and self.order != 1:

@@ -17,10 +17,11 @@ from birthlens.config.task import BackcopyConfig, FactsConfig, MarkovConfig, Noi
 from birthlens.errors import BirthlensError
 from birthlens.tasks.backcopy import BackcopyTask
 from birthlens.tasks.batch import TokenBatch
+from birthlens.tasks.chains import dirichlet_rows, drawn_chains, stationary_laws
 from birthlens.tasks.corpus import BigramStatistics
 from birthlens.tasks.facts import FactsTask
 from birthlens.tasks.kinds import chain_of, task_of
-from birthlens.tasks.markov import MarkovTask, stationary_laws
+from birthlens.tasks.markov import MarkovTask
 from birthlens.tasks.noise import NoiseTask, labelled
 from birthlens.tasks.predictors.reference import predict
 from birthlens.tasks.predictors.scores import reference_table
@@ -222,6 +223,65 @@ def test_stationary_laws_stay_where_they_are() -> None:
     np.testing.assert_allclose(np.einsum("ci,cij->cj", laws, chains), laws, atol=1e-12)
 
 
+def test_doubly_stochastic_chains_have_their_laws() -> None:
+    """The uniform law against another way to draw it: a block of uniform entries that is accepted if the rest fits."""
+    generator = np.random.default_rng(0)
+    found = drawn_chains(MarkovConfig(states=3, rows="doubly_stochastic"), 20_000, generator)
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-12)
+    np.testing.assert_allclose(found.sum(2), 1, atol=1e-12)
+    block = generator.random((400_000, 2, 2))
+    block = block[(block.sum(1) <= 1).all(1) & (block.sum(2) <= 1).all(1) & (block.sum((1, 2)) >= 1)]
+    for moment in (
+        lambda p: p[:, 0, 0] ** 2,
+        lambda p: p[:, 0, 0] * p[:, 1, 1],
+        lambda p: p[:, 0, 1] * p[:, 1, 1] ** 2,
+    ):
+        one, other = moment(found), moment(block)
+        error = math.sqrt(one.var() / len(one) + other.var() / len(other))
+        assert abs(one.mean() - other.mean()) < 4 * error
+    for states, concentration in ((3, 1.0), (8, 0.5)):
+        config = MarkovConfig(states=states, rows="sinkhorn", concentration=concentration)
+        scaled = drawn_chains(config, 50, np.random.default_rng(1))
+        plain = dirichlet_rows((50, states, states), concentration, np.random.default_rng(1))
+        for _ in range(3000):
+            plain = plain / plain.sum(1, keepdims=True)
+            plain = plain / plain.sum(2, keepdims=True)
+        np.testing.assert_allclose(scaled, plain, atol=1e-5)
+        np.testing.assert_allclose(scaled.sum(1), 1, atol=1e-12)
+
+
+@pytest.mark.parametrize("states", [2, 3])
+def test_the_law_of_doubly_stochastic_chains_is_that_of_brute_force(states: int) -> None:
+    config = MarkovConfig(states=states, context=8, rows="doubly_stochastic", start="stationary")
+    one = MarkovTask(config, MarkovTask.chain(config, None))
+    batch = one.batch(8, 0)
+    found = predict("bayes", one, batch)
+    if states == 2:
+        p = (np.arange(20_000) + 0.5) / 20_000
+        every = np.stack([p, 1 - p, 1 - p, p], axis=1).reshape(-1, 2, 2)
+    else:
+        a, b, c, d = ((each.ravel() + 0.5) / 24 for each in np.indices((24,) * 4))
+        entries = np.stack([a, b, 1 - a - b, c, d, 1 - c - d, 1 - a - c, 1 - b - d, a + b + c + d - 1], axis=1)
+        every = entries[(entries > 0).all(1)].reshape(-1, 3, 3)
+    divergences = []
+    for row, tokens in enumerate(batch.tokens.tolist()):
+        weights = np.ones(len(every))
+        for t, token in enumerate(tokens):
+            if t:
+                weights = weights * every[:, tokens[t - 1], token]
+            expected = np.average(every[:, token], axis=0, weights=weights)
+            divergences.append(float((expected * np.log(expected / found[row, t])).sum()))
+    assert one.exact == "bayes" and bool(one.approximation) == (states == 3)
+    assert np.mean(divergences) < (1e-8 if states == 2 else 5e-4)
+    assert one.shown_as("bayes") == ("bayes" if states == 2 else "bayes (approximate)")
+
+
+def test_large_doubly_stochastic_chains_have_no_exact_law_but_in_a_pool() -> None:
+    for chains, exact in ((0, None), (4, "retrieval")):
+        config = MarkovConfig(states=4, context=6, rows="doubly_stochastic", chains=chains)
+        assert MarkovTask(config, MarkovTask.chain(config, None)).exact == exact
+
+
 def test_markov_sequences_repeat_their_own_chain() -> None:
     """Over one very long sequence, what follows each state has the frequencies of the pool's only chain."""
     config = MarkovConfig(states=3, context=20_000, chains=1)
@@ -387,6 +447,13 @@ def test_each_kind_has_keys_of_its_own() -> None:
         RunConfig.parse({}, ["task.kind=noise", "task.states=3"])
     with pytest.raises(BirthlensError, match="transition probabilities"):
         RunConfig.parse({}, ["task.kind=markov", "task.states=4096"])
+    for settings, words in (
+        (["task.rows=doubly_stochastic", "task.states=6"], "up to 5 states"),
+        (["task.rows=sinkhorn", "task.order=2"], "defined for task.order = 1"),
+        (["task.rows=sinkhorn", "task.concentration=0.01"], "at least 0.1"),
+    ):
+        with pytest.raises(BirthlensError, match=words):
+            RunConfig.parse({}, ["task.kind=markov", *settings])
     with pytest.raises(BirthlensError, match=r"task.n_triggers = 3"):
         task("noise", "corpus.source=markov", "corpus.vocabulary=3")
     with pytest.raises(BirthlensError, match="leaves none that is not a trigger"):
