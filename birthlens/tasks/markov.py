@@ -215,8 +215,8 @@ def retrieval(task: MarkovTask, batch: TokenBatch) -> Float[Array, "batch pos d_
 def bayes(task: MarkovTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
     """Return the distribution of the next token, for doubly stochastic chains: a mixture of sampled chains.
 
-    With two states and `doubly_stochastic` it is exact: after n transitions, s of them to the same token, the next one goes to
-    the same token with probability (s + 1) / (n + 2).
+    With two states and `doubly_stochastic` it is exact: after n transitions, s of them to the same token, the next one goes
+    to the same token with probability (s + 1) / (n + 2).
     """
     if not closed(task.config):
         return _mixture(task, batch, task.sample_of_chains)
