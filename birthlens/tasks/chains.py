@@ -4,7 +4,8 @@
     doubly_stochastic   uniform over the matrices whose rows and columns sum to 1, by rejection
     sinkhorn            Dirichlet rows, scaled until rows and columns sum to 1; their distribution is not uniform
 
-The stationary distribution of a doubly stochastic chain is uniform: how often a token has occurred says nothing about the next one.
+The stationary distribution of a doubly stochastic chain is uniform: how often a token has occurred says nothing about the
+next one.
 """
 
 from __future__ import annotations

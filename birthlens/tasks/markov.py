@@ -87,7 +87,7 @@ class MarkovTask(Task):
         if self.exact != "bayes" or closed(self.config):
             return ""
         return (
-            f"For doubly stochastic chains it is an approximation: a mixture of {SAMPLED:,} chains that were drawn at random. "
+            f"For doubly stochastic chains it is an approximation: a mixture of {SAMPLED:,} chains drawn at random. "
             "Its mean KL divergence from a mixture of 100,000 others is 0.0002 nats (3 states, 64 tokens)."
         )
 
