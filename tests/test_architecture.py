@@ -23,7 +23,7 @@ PLAN = {
     "config": "base clamps own_class < clamp_text model task < run < comments differences presets schedule",
     "tasks": """
         batch corpus sampling_kernel < prompts roles sampling < parts positions task < baselines
-        < ngrams tokenizing < bigram chains facts noise < backcopy markov text
+        < ngrams tokenizing < bigram chains facts noise < backcopy markov < text
         < kinds < predictors.prefix predictors.trigger_posterior < predictors.bag_of_tokens < predictors.reference
         < predictors.scores counter_sampling""",
     "model": """
