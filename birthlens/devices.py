@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from birthlens.errors import BirthlensError
 from birthlens.labels import shown
@@ -26,6 +26,8 @@ OPERATIONS_WORTH_A_GPU = 10**12
 @dataclass(frozen=True)
 class Execution:
     """How a call computes. `device` names an existing one: `chosen` turns the text of an option into it.
+
+    For the workers of a pool it is the text, which `here` turns into a device of theirs.
 
     Raises:
         BirthlensError: for a precision or a sampler that does not exist.
@@ -48,6 +50,24 @@ class Execution:
         """Whether products are computed on the CPU in float32, where every engine works."""
         return self.device == "cpu" and self.precision == "float32"
 
+    @property
+    def stacks(self) -> bool:
+        """Whether runs of one shape are trained together, since processes cannot train them or are slower."""
+        return not self.on_cpu or self.sampler != "numpy"
+
+    @property
+    def alone(self) -> Execution:
+        """The same on the CPU, for runs that cannot be trained together."""
+        return replace(self, device="cpu")
+
+    def here(self, tokens: int | None = None) -> Execution:
+        """Return the same on a device of this machine, for so many trained tokens.
+
+        Raises:
+            BirthlensError: if this machine does not have the device.
+        """
+        return replace(self, device=chosen(self.device, tokens)[0])
+
     def to_data(self) -> dict[str, str]:
         """Return plain data for run.json."""
         return asdict(self)
@@ -55,6 +75,13 @@ class Execution:
 
 DEFAULT = Execution()
 """The default: products on the CPU in float32, and batches drawn by numpy."""
+
+
+def check_text(text: object) -> str:
+    """Return a text that names a device, on this machine or another; raise BirthlensError if it does not."""
+    if not isinstance(text, str) or not re.fullmatch(r"cpu|cuda(:\d{1,4})?|mps|auto", text):
+        raise BirthlensError(f"device = {shown(text)}: valid are {DEVICES}.")
+    return text
 
 
 def chosen(text: object, tokens: int | None = None, operations: int | None = None) -> tuple[str, str]:
@@ -71,8 +98,7 @@ def chosen(text: object, tokens: int | None = None, operations: int | None = Non
     """
     import torch
 
-    if not isinstance(text, str) or not re.fullmatch(r"cpu|cuda(:\d{1,4})?|mps|auto", text):
-        raise BirthlensError(f"device = {shown(text)}: valid are {DEVICES}.")
+    text = check_text(text)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if text == "auto":
         if not gpus:

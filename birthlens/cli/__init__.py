@@ -31,7 +31,7 @@ HOMES = {
     "probe": "probing",
     "demo": "demo",
     "bench": "benching",
-    "ablate": "causal",
+    "ablate": "ablating",
     "patch": "patching",
     "edges": "patching",
     "scores": "causal",

@@ -56,7 +56,7 @@ class Means:
     sampler: str
     scheduler: str | None
     slurm: str | None
-    bundle: int
+    bundle: int | None
 
 
 def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,7 +68,9 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, means=means, **options)
 
     bundle = click.option(
-        "--bundle", type=click.IntRange(min=1), default=1, show_default=True, help="Runs in each task of a cluster."
+        "--bundle",
+        type=click.IntRange(min=1),
+        help="Runs in each task of a cluster. [default: 1; 64 if trained together]",
     )
     return processes_option(how_options(cluster_options(bundle(gathered))))
 
@@ -199,14 +201,17 @@ def how_to_train(
     Raises:
         BirthlensError: for options that do nothing together.
     """
-    from birthlens.devices import Execution
+    from birthlens.devices import Execution, check_text
     from birthlens.training.sweep import sweep
 
     if means.scheduler or means.slurm:
-        refuse_idle("the workers of a cluster train on their CPUs", "processes", "device", "precision", "sampler")
+        refuse_idle("the workers of a cluster train", "processes")
+        check_text(means.device)
+        device = means.device
     else:
         refuse_idle("it needs --scheduler or --slurm", "bundle")
-    execution = Execution(chosen_device(means.device, list(configs)), means.precision, means.sampler)
+        device = chosen_device(means.device, list(configs))
+    execution = Execution(device, means.precision, means.sampler)
     with opened_pool(means.scheduler, means.slurm, out) as pool:
         yield lambda wanted: sweep(wanted, out, means.processes, execution, pool, means.bundle)
 

@@ -140,7 +140,7 @@ def choose(config: RunConfig, d_vocab: int, execution: Execution = DEFAULT) -> t
     if not execution.on_cpu:
         where = f"{execution.device} in {execution.precision}"
         if obstacle := obstacle_to_stacking(config):
-            raise BirthlensError(f"device = {execution.device!r}: {obstacle}; use device cpu.")
+            raise BirthlensError(f"device = {execution.device!r}: {obstacle}; use device cpu and precision float32.")
         return "functional", f"on {where}"
     edited = _clamp_in_the_forward_pass(config)
     if wanted == "reference" and edited is not None:

@@ -51,7 +51,8 @@ def train_many(
     if len(folders) != len(configs):
         raise BirthlensError(f"{len(configs)} configs, but {counted(len(folders), 'folder')}; give one for each.")
     with ExitStack() as locks:
-        runs = [_opened(config, Path(folder), locks) for config, folder in zip(configs, folders, strict=True)]
+        pairs = zip(configs, folders, strict=True)
+        runs = [_opened(config, Path(folder), locks, execution) for config, folder in pairs]
         yield from _written(configs, chains, [Path(folder) for folder in folders], runs, execution)
 
 
@@ -64,7 +65,7 @@ def check_memory(configs: Sequence[RunConfig], chains: Sequence[BigramStatistics
         )
 
 
-def _opened(config: RunConfig, folder: Path, locks: ExitStack) -> Run | None:
+def _opened(config: RunConfig, folder: Path, locks: ExitStack, execution: Execution) -> Run | None:
     """Lock a member's directory, and return the run in it, if there is one."""
     if not (folder / HEADER).exists():
         locks.enter_context(only_writer(directory_of(folder)))
@@ -75,7 +76,17 @@ def _opened(config: RunConfig, folder: Path, locks: ExitStack) -> Run | None:
         raise BirthlensError(f"out = {str(folder)!r} holds a run of another config; choose another directory.")
     if obstacle := obstacle_to_joining(run):
         raise BirthlensError(f"{folder} {obstacle}; continue it with `birthlens train OUT --resume`.")
+    check_made_so(run, execution)
     return run
+
+
+def check_made_so(run: Run, execution: Execution) -> None:
+    """Raise BirthlensError if a run was begun with another precision or sampler, which its config does not say."""
+    for field in ("precision", "sampler"):
+        known = run.header["engine"].get(field, getattr(DEFAULT, field))
+        wanted = getattr(execution, field)
+        if known != wanted:
+            raise BirthlensError(f"{field} = {wanted!r}: the run in {run.path} has {known}; choose another directory.")
 
 
 def obstacle_to_joining(run: Run) -> str | None:

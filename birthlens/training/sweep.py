@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,9 +33,11 @@ from birthlens.training.ensemble import chains_of, shape_of
 from birthlens.training.footprint import how_many_fit
 from birthlens.training.grid import Grid
 from birthlens.training.loop import DivergedError
-from birthlens.training.many import joins, train_many
+from birthlens.training.many import check_made_so, joins, train_many
 from birthlens.training.workers import workers
 
+ENSEMBLE = 64
+"""Runs in a task of a pool that are trained together, unless the caller says otherwise."""
 State = Literal["trained", "continued", "reused", "failed"]
 
 
@@ -65,34 +67,61 @@ def sweep(
     processes: int | None = None,
     execution: Execution = DEFAULT,
     pool: Executor | None = None,
-    bundle: int = 1,
+    bundle: int | None = None,
 ) -> Iterator[Outcome]:
     """Bring every run to its end and yield outcomes as they arrive; equal configs are trained once.
 
     A run that fails in any way (it diverges, its directory contains something else, its process is killed) has the outcome
     "failed" with the reason, and the others continue. On a device other than the CPU, runs of one shape are trained together
     in this process, as many at a time as fit its memory. On the CPU each run is one task, because processes are faster there
-    than ensembles (docs/many_runs.md). `pool` runs the tasks instead of this machine's processes, `bundle` runs in each.
+    than ensembles (docs/many_runs.md). `pool` runs the tasks instead of this machine's processes, `bundle` runs in each: by
+    default one, or `ENSEMBLE` runs of one shape if they are trained together. Its workers choose the device, which may be
+    auto, and stack as many runs of a task as fit their memory.
     """
     paths = {run_path(config, folder): config for config in configs}
     rest = paths
-    if not execution.on_cpu or execution.sampler != "numpy":
+    if pool is not None:
+        tasks = _bundled(paths, bundle, execution)
+        waiting = {pool.submit(prepare_all, task, execution): [path for path, _ in task] for task in tasks}
+        for future in as_completed(waiting):
+            yield from outcomes_of(future, waiting[future])
+        return
+    if execution.stacks:
         stacks, rest = stacks_of(paths, execution)
         for stack in stacks:
             yield from prepare_together(stack, execution)
     if not rest:
         return
-    with workers(processes) if pool is None else nullcontext(pool) as executor:
-        items = list(rest.items())
-        tasks = [items[first : first + bundle] for first in range(0, len(items), bundle)]
-        waiting = {executor.submit(prepare_all, task): [path for path, _ in task] for task in tasks}
-        for future in as_completed(waiting):
-            yield from outcomes_of(future, waiting[future])
+    with workers(processes) as executor:
+        alone = {executor.submit(prepare_all, [item], execution.alone): [item[0]] for item in rest.items()}
+        for future in as_completed(alone):
+            yield from outcomes_of(future, alone[future])
 
 
-def prepare_all(runs: Sequence[tuple[Path, RunConfig]]) -> list[Outcome]:
-    """Prepare the runs of one task, one after the other."""
-    return [prepare(config, path) for path, config in runs]
+def _bundled(
+    runs: Mapping[Path, RunConfig], bundle: int | None, execution: Execution
+) -> list[list[tuple[Path, RunConfig]]]:
+    """Divide runs into the tasks of a pool; runs of one shape are together if they are trained as ensembles."""
+    groups = [*by_shape(runs)[0], by_shape(runs)[1]] if execution.stacks else [runs]
+    size = bundle or (ENSEMBLE if execution.stacks else 1)
+    listed = [list(group.items()) for group in groups]
+    return [items[first : first + size] for items in listed for first in range(0, len(items), size)]
+
+
+def prepare_all(runs: Sequence[tuple[Path, RunConfig]], execution: Execution = DEFAULT) -> list[Outcome]:
+    """Prepare the runs of one task: as ensembles of those that fit the memory together, or one after the other."""
+    rest = dict(runs)
+    together: list[Outcome] = []
+    if execution.stacks:
+        tokens = sum(each.training.steps * each.training.batch_size * each.task.context for each in rest.values())
+        try:
+            execution = execution.here(tokens)
+        except BirthlensError as error:
+            return [Outcome(path, "failed", message=f"{path}: {error}") for path in rest]
+    if execution.stacks:
+        stacks, rest = stacks_of(rest, execution)
+        together = [outcome for stack in stacks for outcome in prepare_together(stack, execution)]
+    return [*together, *(prepare(config, path, execution.alone) for path, config in rest.items())]
 
 
 def outcomes_of(future: Future[list[Outcome]], paths: Sequence[Path]) -> list[Outcome]:
@@ -107,10 +136,21 @@ def stacks_of(
     runs: Mapping[Path, RunConfig], execution: Execution
 ) -> tuple[list[dict[Path, RunConfig]], dict[Path, RunConfig]]:
     """Divide runs into ensembles, each of one shape and no larger than the memory, and runs that cannot be members."""
+    groups, rest = by_shape(runs)
+    free = free_memory(execution.device)
+    stacks = []
+    for group in groups:
+        items = list(group.items())
+        config = items[0][1]
+        most = max(1, how_many_fit(config, len(chains_of([config])[0]), free))
+        stacks += [dict(items[first : first + most]) for first in range(0, len(items), most)]
+    return stacks, rest
+
+
+def by_shape(runs: Mapping[Path, RunConfig]) -> tuple[list[dict[Path, RunConfig]], dict[Path, RunConfig]]:
+    """Group runs by their shape; those that cannot be members of an ensemble are apart."""
     groups: dict[str, dict[Path, RunConfig]] = {}
     rest: dict[Path, RunConfig] = {}
-    limits: dict[str, int] = {}
-    free = free_memory(execution.device)
     for path, config in runs.items():
         begun = (path / HEADER).exists()
         if obstacle_to_stacking(config) is not None or (begun and not joins(path)):
@@ -124,13 +164,7 @@ def stacks_of(
             continue
         shape = json.dumps(shape_of(config, len(chain)), sort_keys=True)
         groups.setdefault(shape, {})[path] = config
-        limits.setdefault(shape, max(1, how_many_fit(config, len(chain), free)))
-    stacks = []
-    for shape, group in groups.items():
-        items = list(group.items())
-        most = limits[shape]
-        stacks += [dict(items[first : first + most]) for first in range(0, len(items), most)]
-    return stacks, rest
+    return list(groups.values()), rest
 
 
 def prepare_together(runs: Mapping[Path, RunConfig], execution: Execution) -> Iterator[Outcome]:
@@ -146,7 +180,10 @@ def prepare_together(runs: Mapping[Path, RunConfig], execution: Execution) -> It
                 path.parent.mkdir(parents=True, exist_ok=True)
                 locks.enter_context(locked(path.with_name(f".{path.name}.lock"), wait=True))
                 states[path] = standing(config, path, replayed)
+                if states[path][0] != "trained":
+                    check_made_so(Run(path), execution)
             except Exception as error:  # one failing run must not stop the others
+                states.pop(path, None)
                 yield Outcome(path, "failed", message=f"{path}: {_reason(error)}")
         for path, (state, why) in states.items():
             if state == "reused":
@@ -196,7 +233,7 @@ def trained(config: RunConfig, folder: str | Path) -> Run:
     return Run(outcome.path)
 
 
-def prepare(config: RunConfig, path: Path) -> Outcome:
+def prepare(config: RunConfig, path: Path, execution: Execution = DEFAULT) -> Outcome:
     """Train, continue or reuse the run at `path`; a run that fails is an outcome, not an error.
 
     If another process is working on it, wait, and then use what it made.
@@ -205,20 +242,22 @@ def prepare(config: RunConfig, path: Path) -> Outcome:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_name(f".{path.name}.lock"), wait=True):
-            return _prepare(config, path)
+            return _prepare(config, path, execution)
     except Exception as error:  # one failing run must not stop the others of a grid; the outcome has the reason
         spent = (time.perf_counter() - wall, time.process_time() - cpu)
         return Outcome(path, "failed", *spent, f"{path}: {_reason(error)}")
 
 
-def _prepare(config: RunConfig, path: Path) -> Outcome:
+def _prepare(config: RunConfig, path: Path, execution: Execution) -> Outcome:
     from birthlens.training.recording import resume, train_to_disk
     from birthlens.training.replay import replayed
 
     wall, cpu = time.perf_counter(), time.process_time()
     state, why = standing(config, path, replayed)
+    if state != "trained":
+        check_made_so(Run(path), execution)
     if state != "reused":
-        for _ in train_to_disk(config, path) if state == "trained" else resume(path):
+        for _ in train_to_disk(config, path, execution) if state == "trained" else resume(path):
             pass
         spent = (time.perf_counter() - wall, time.process_time() - cpu)
         write_cost(path, [old + new for old, new in zip(cost(path), spent, strict=True)])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -104,12 +105,86 @@ def test_a_killed_dask_worker_s_run_is_continued_by_another(cluster: Any, tmp_pa
         with ThreadPoolExecutor(1) as watching:
             swept = watching.submit(lambda: list(sweep([config, other], tmp_path, pool=pool)))
             killed = kill_who_writes(path)
-            outcomes = swept.result(timeout=120)
+            outcomes = swept.result(timeout=240)
     assert killed in pids
     states = {outcome.path: outcome.state for outcome in outcomes}
     assert states[run_path(other, tmp_path)] == "trained"
     assert states[path] == "continued"
     assert_whole([config, other], tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_worker_s_ensemble_is_continued_by_another(cluster: Any, tmp_path: Path) -> None:
+    """The members of an ensemble, which is one task, equal those of an ensemble on this machine to the bit."""
+    how = Execution("auto", sampler="counter")
+    long = ["training.steps=150", "checkpoints.every=15", "evaluation.every=150"]
+    configs = [*seeds(2, *long), tiny("model.d_model=4", *long)]
+    with dask_pool(cluster.scheduler_address) as (pool, _), ThreadPoolExecutor(1) as watching:
+        swept = watching.submit(lambda: list(sweep(configs, tmp_path / "there", execution=how, pool=pool)))
+        kill_who_writes(run_path(configs[0], tmp_path / "there"))
+        outcomes = {outcome.path: outcome.state for outcome in swept.result(timeout=240)}
+    assert [outcomes[run_path(config, tmp_path / "there")] for config in configs[:2]] == ["continued"] * 2
+    assert_whole(configs, tmp_path / "there")
+    list(sweep(configs, tmp_path / "here", execution=how.here()))
+    for config in configs:
+        here, there = (load_run(run_path(config, tmp_path / place)) for place in ("here", "there"))
+        assert there.header["engine"] == here.header["engine"]
+        assert (
+            there.header["engine"]["reason"] == f"one of {2 if config.model.d_model == 8 else 1} runs trained together"
+        )
+        assert there.weights(-1)["L1.W_O"].tobytes() == here.weights(-1)["L1.W_O"].tobytes()
+
+
+def test_a_device_that_workers_lack_fails_their_runs(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        outcomes = list(sweep(seeds(2), tmp_path, execution=Execution("cuda:99"), pool=pool))
+    assert [outcome.state for outcome in outcomes] == ["failed", "failed"]
+    assert "device = 'cuda:99': this machine has" in outcomes[0].message
+
+
+def test_a_run_of_another_sampler_or_precision_is_not_used(tmp_path: Path) -> None:
+    list(sweep(seeds(1), tmp_path, processes=1))
+    for how, said in (
+        (Execution(sampler="counter"), "sampler = 'counter': the run in"),
+        (Execution(precision="bfloat16"), "precision = 'bfloat16': the run in"),
+    ):
+        (outcome,) = sweep(seeds(1), tmp_path, execution=how)
+        assert outcome.state == "failed" and said in outcome.message, outcome.message
+    (outcome,) = sweep(seeds(1), tmp_path, processes=1)
+    assert outcome.state == "reused"
+    alone = tiny("training.engine=handwritten")
+    (outcome,) = sweep([alone], tmp_path, processes=1, execution=Execution(sampler="counter"))
+    assert (
+        load_run(outcome.path).header["engine"]["sampler"] == "counter"
+    )  # trained alone, and not with another sampler
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ablate_on_a_cluster_gives_the_table_of_this_machine(cluster: Any, tmp_path: Path) -> None:
+    for _ in train_to_disk(tiny(), tmp_path / "run"):
+        pass
+    words = ["ablate", str(tmp_path / "run"), "--steps", "all", "--batch-size", "8", "--methods", "zero,resample"]
+    here, there = (str(tmp_path / f"{place}.csv") for place in ("here", "there"))
+    assert CliRunner().invoke(group, [*words, "--out", here], catch_exceptions=False).exit_code == 0
+    remote = [*words, "--out", there, "--scheduler", cluster.scheduler_address]
+    done = CliRunner().invoke(group, remote, catch_exceptions=False)
+    assert "3 of 3 checkpoints: step" in done.stderr and "the dashboard of" in done.stderr
+    assert Path(here).read_text() == Path(there).read_text()
+    assert sorted(file.name for file in Path(f"{there}.suite/steps").iterdir()) == ["0.json", "3.json", "6.json"]
+    lacking = [*words, "--out", str(tmp_path / "other.csv"), *remote[-2:], "--device", "cuda:99"]
+    with pytest.raises(BirthlensError, match=r"3 of 3 checkpoints failed; the first: step \d: device = 'cuda:99'"):
+        CliRunner().invoke(group, lacking, catch_exceptions=False)
+    with pytest.raises(BirthlensError, match="give --out in a shared folder"):
+        CliRunner().invoke(group, [*words, "--scheduler", "tcp://127.0.0.1:1"], catch_exceptions=False)
+
+
+def test_workers_of_slurm_run_dask_workers_that_can_train() -> None:
+    """The recipe of docs/many_runs.md, up to the script that Slurm would be given."""
+    jobqueue = pytest.importorskip("dask_jobqueue")
+    recipe = Path(__file__).parents[2].joinpath("docs/many_runs.md").read_text().split("SLURMCluster(")[1].split(")")[0]
+    settings = dict(re.findall(r'(\w+)="([^"]*)"', recipe)) | {"cores": 1, "processes": 1}
+    script = jobqueue.slurm.SLURMJob("tcp://head:8786", "worker", **settings).job_script()
+    assert "-m distributed.cli.dask_worker tcp://head:8786" in script and f"-p {settings['queue']}" in script
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -148,16 +223,17 @@ def test_the_command_sweeps_on_a_cluster(cluster: Any, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert_whole([tiny(f"seeds.init={seed}", f"seeds.data={seed}") for seed in (0, 1)], tmp_path / "out")
     assert "the dashboard of" in result.output
-    for idle in (["--processes", "2"], ["--device", "cpu"], ["--precision", "float32"], ["--sampler", "numpy"]):
-        refused = CliRunner().invoke(group, [*words, *idle])
-        assert refused.exit_code != 0 and idle[0] in str(refused.exception)
+    refused = CliRunner().invoke(group, [*words, "--processes", "2"])
+    assert refused.exit_code != 0 and "--processes: the workers of a cluster train" in str(refused.exception)
+    refused = CliRunner().invoke(group, [*words, "--device", "gpu"])
+    assert "device = 'gpu': valid are" in str(refused.exception)
     refused = CliRunner().invoke(group, ["sweep", str(grid), "--out", str(tmp_path / "out"), "--bundle", "2"])
     assert "--bundle: it needs --scheduler or --slurm" in str(refused.exception)
 
 
 def kill_who_writes(path: Path) -> int:
     """Wait until a run has some checkpoints, then kill the process that its lock names."""
-    for _ in range(600):
+    for _ in range(2400):
         kept = list((path / "checkpoints").glob("*.safetensors")) if (path / "run.json").exists() else []
         if len(kept) >= 2:
             pid = int(json.loads((path / ".lock").read_bytes())["pid"])
