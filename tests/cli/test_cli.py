@@ -1,9 +1,11 @@
 """The command line: what it prints, what it refuses, and what it does not import."""
 
+import io
 import json
 import math
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,12 +32,25 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return path
 
 
-def birthlens(*arguments: Any, code: Any = 0) -> Any:
-    """Run the real program in a process of its own."""
+def in_a_process(*arguments: Any) -> Any:
+    """Run the program in a process of its own."""
     done = subprocess.run([sys.executable, "-m", "birthlens", *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     return done
+
+
+def birthlens(*arguments: Any, code: Any = 0) -> Any:
+    """Run the whole program, from its arguments to its exit status, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    status: Any = 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["birthlens", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as stopped:
+            status = stopped.code or 0
+    assert status == code and "Traceback" not in err.getvalue(), err.getvalue()
+    return SimpleNamespace(stdout=out.getvalue(), stderr=err.getvalue())
 
 
 @pytest.mark.parametrize("name", sorted(HOMES))
@@ -47,7 +62,7 @@ def test_every_command_has_help_with_an_example(name: Any) -> None:
 
 
 def test_train_is_quiet_off_a_terminal(tmp_path: Path) -> None:
-    done = birthlens("train", tmp_path / "run", *TINY)
+    done = in_a_process("train", tmp_path / "run", *TINY)
     assert done.stdout == ""
     first, last, *notes = done.stderr.splitlines()
     assert all("note: the held-out loss" in note for note in notes)
