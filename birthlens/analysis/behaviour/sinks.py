@@ -4,7 +4,8 @@
     attention_to_previous  mean attention to the previous position
     first_value            |v_0|
     value_ratio            |v_0| over the mean |v| of the other positions of the group (small: value-state drain)
-    sink_logit             score(t, 0) minus the mean of score(t, s) over 1 <= s <= t
+    sink_logit             score(t, 0) minus the mean of score(t, s) over 1 <= s <= t (for a model from a directory: of
+                           q_t . k_s / sqrt(d_head), which leaves out what positions add to the scores)
     residual_ratio         |x_0| over the mean |x_t| of the other positions, at the input of the layer (residual-state peak)
 
 Queries are grouped by role: `in_context` (the head has something to copy: active) and `other` (dormant). For a model without
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from birthlens.errors import BirthlensError
+from birthlens.model.effects import BUILT
 from birthlens.model.hooked import build
 from birthlens.model.hooks import captured, moved
 from birthlens.model.sites import Head, Point
@@ -76,14 +78,19 @@ def groups_of(batch: TokenBatch) -> dict[str, Bool[Tensor, "batch pos"]]:
 def _measured(model: HookedModel, batch: TokenBatch) -> Iterator[tuple[tuple[object, ...], float, float]]:
     """Yield (layer, head, measure, group), a sum, and the number of values in it."""
     layers = range(model.cfg.n_layers)
-    points = [Point(site, layer) for layer in layers for site in ("pattern", "q", "k", "v", "resid_pre")]
+    # A model of another library need not show its scores.
+    raw = ("attn_scores",) if type(model).__name__ == BUILT else ("q", "k")
+    points = [Point(site, layer) for layer in layers for site in ("pattern", *raw, "v", "resid_pre")]
     found = {point: value.cpu() for point, value in captured(model, batch.tokens, points).items()}
     groups = groups_of(batch.to("cpu"))
     for layer in layers:
         pattern = found[Point("pattern", layer)]
         heads = pattern.shape[1]
         values = _per_head(found[Point("v", layer)], heads).norm(dim=-1)
-        logits = sink_logits(_per_head(found[Point("q", layer)], heads), _per_head(found[Point("k", layer)], heads))
+        if len(raw) == 1:
+            logits = above_the_others(found[Point("attn_scores", layer)])
+        else:
+            logits = sink_logits(*(_per_head(found[Point(site, layer)], heads) for site in raw))
         residual = found[Point("resid_pre", layer)].norm(dim=-1)
         previous = torch.nn.functional.pad(pattern.diagonal(-1, -2, -1), (1, 0))
         for group, mask in groups.items():
@@ -108,11 +115,15 @@ def _per_head(
 def sink_logits(
     queries: Float[Tensor, "batch pos head d_head"], keys: Float[Tensor, "batch pos head d_head"]
 ) -> Float[Tensor, "batch head pos"]:
-    """Return score(t, 0) minus the mean score(t, s) over 1 <= s <= t, with scores divided by sqrt(d_head); 0 at t = 0."""
-    scores = torch.einsum("bthd,bshd->bhts", queries, keys) / queries.shape[-1] ** 0.5
+    """Return the sink logits of queries and keys, with scores divided by sqrt(d_head)."""
+    return above_the_others(torch.einsum("bthd,bshd->bhts", queries, keys) / queries.shape[-1] ** 0.5)
+
+
+def above_the_others(scores: Float[Tensor, "batch head query_pos key_pos"]) -> Float[Tensor, "batch head query_pos"]:
+    """Return score(t, 0) minus the mean score(t, s) over 1 <= s <= t; 0 at t = 0. Scores of later keys are not read."""
     visible = torch.ones(scores.shape[-2:]).tril()
     visible[:, 0] = 0
-    mean = (scores * visible).sum(-1) / visible.sum(-1).clamp(min=1)
+    mean = torch.where(visible > 0, scores, 0).sum(-1) / visible.sum(-1).clamp(min=1)
     return (scores[..., 0] - mean) * (visible.sum(-1) > 0)
 
 

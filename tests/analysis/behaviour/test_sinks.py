@@ -1,6 +1,7 @@
 """Sink measures against plain loops over the activations of a HookedTransformer."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,6 +59,24 @@ def test_every_measure_equals_a_plain_loop() -> None:
         wanted = expected[row["layer"], head, row["measure"], row["group"]]
         assert row["n"] == len(wanted)
         assert row["value"] == pytest.approx(np.mean(wanted), rel=1e-4, abs=1e-6), row
+
+
+@pytest.mark.parametrize("option", [{"positions": "relative"}, {"positions": "rotary"}, {"scaled_scores": False}])
+def test_sink_logits_are_of_the_models_own_scores(option: dict[str, Any]) -> None:
+    weights = initial_weights(
+        ModelConfig(family="full", d_model=8, n_layers=1, **option), 5, 6, np.random.default_rng(0)
+    )
+    batch = batch_of_tokens(torch.randint(5, (3, 7), generator=torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        _, cache = build(weights, n_ctx=6).run_with_cache(batch.tokens)
+    scores = cache["blocks.0.attn.hook_attn_scores"][:, 0].tolist()
+    other = ~batch.in_context
+    expected = [
+        row[t][0] - sum(row[t][1 : t + 1]) / t for b, row in enumerate(scores) for t in range(1, 6) if other[b, t]
+    ]
+    table = sink_table([(0, weights)], batch)
+    found = table[(table["measure"] == "sink_logit") & (table["group"] == "other")]
+    assert found["value"].item() == pytest.approx(np.mean(expected), rel=1e-4)
 
 
 def test_one_position_has_no_sink() -> None:
