@@ -9,7 +9,7 @@ tokens              z_1 ~ pi_u; z_{t+1} = o_k if z_t = q_k, else ~ pi_b(. | z_t)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -24,6 +24,22 @@ from birthlens.tasks.sampling import Categorical, chain, uniforms
 from birthlens.tasks.task import Task
 
 Array = np.ndarray
+
+
+TERMS: Mapping[str, str] = {
+    "trigger, output": "A trigger is a token whose usual successor is overridden in a sequence: the output, a new one for "
+    "each sequence, follows it every time.",
+    "in-context target": "What follows a trigger from its second time on: predictable from the context only.",
+    "global target": "What follows a token that is not a trigger; it is drawn from the bigrams of the corpus.",
+    "absorbed": "Positions from which every token is a trigger, because each trigger's output is itself a trigger. Copying "
+    "is easy there, so the accuracy is also given without them.",
+    "uniform, unigram, bigram": "Predictors that use no information, the frequencies of tokens, or the bigrams of the "
+    "corpus.",
+    "bag of tokens": "A predictor that uses which tokens occur in the sequence and how often, but not their order.",
+    "Bayes-optimal": "The predictor that knows the task and all of the context. It is the best on average over all "
+    "positions; at one kind of position another predictor may be better.",
+}
+"""The terms of a report, with their meanings."""
 
 
 class BigramTask(Task):
@@ -96,6 +112,11 @@ class BigramTask(Task):
             "is 0.05 nats at 5 tokens and K = 3, 0.01 at 7 tokens and K = 3, 0.001 at 8 tokens and K = 2 (context 16). It "
             "is not known for larger vocabularies, whose trigger sets are too many to list."
         )
+
+    @property
+    def terms(self) -> Mapping[str, str]:
+        """The terms of a report about the task, with their meanings."""
+        return TERMS
 
     @property
     def setting(self) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from birthlens.config.task import TaskSection
 from birthlens.errors import BirthlensError
+from birthlens.labels import label
 from birthlens.shapes import Bool, Float, Int
 from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.corpus import BigramStatistics
@@ -139,6 +140,16 @@ class Task(ABC):
         `source` names the corpus; `labels` are the tokens in readable form.
         """
         return f"of {self.config.context} tokens of the task {self.config.kind} ({len(self.statistics)} tokens)."
+
+    @property
+    def terms(self) -> Mapping[str, str]:
+        """The terms of a report about the task, with their meanings: by default its shown roles and its predictors."""
+        roles = {f"{said} target": self.roles[role] for role, said in self.shown_roles.items() if role in self.roles}
+        found = {term: f"{meaning[0].upper()}{meaning[1:]}." for term, meaning in roles.items()}
+        for name, predictor in self.predictors.items():
+            if said := " ".join((predictor.__doc__ or "").split("\n\n")[0].split()):
+                found[label(self.shown_as(name))] = f"A reference predictor: {said.removeprefix('Return ')}"
+        return found
 
     @property
     def memories(self) -> tuple[ExpectedMemory, ...]:

@@ -25,6 +25,7 @@ from birthlens.config.run import RunConfig
 from birthlens.errors import BirthlensError
 from birthlens.labels import legible
 from birthlens.runs.run import Run
+from birthlens.training.recording import train_to_disk
 from birthlens.viz.attention_frames import AttentionFrames
 from birthlens.viz.html import circuitsvis_bundle, escape
 from birthlens.viz.report import leads, report_page, write_report
@@ -410,3 +411,23 @@ def test_a_value_on_its_own_is_visible_in_a_chart_and_values_that_are_all_zero_h
     assert [float(tick) for tick in re.findall(r'text-anchor="end">([^<]*)<', page)] == [0, 0.2, 0.4, 0.6]
     flat = Chart("flat", [Curve("a", [0, 10], [0.0, 0.0])]).html()
     assert [float(tick) for tick in re.findall(r'text-anchor="end">([^<]*)<', flat)] == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_a_page_has_the_terms_and_the_approximate_floor_of_its_task(tmp_path: Path) -> None:
+    words = ["task.kind=markov", "task.rows=sinkhorn", "task.context=12", "model.d_model=8", "model.n_layers=1"]
+    words += [
+        "training.steps=2",
+        "training.batch_size=4",
+        "training.loss=all",
+        "evaluation.batch_size=16",
+        "checkpoints.every=1",
+    ]
+    for _ in train_to_disk(RunConfig.parse({}, words), tmp_path / "run"):
+        pass
+    page = report_page([Run(tmp_path / "run")], causal=False)
+    text = re.sub(r"<[^>]+>", " ", re.sub(r"<(script|style)[^>]*>.*?</\1>", " ", page, flags=re.DOTALL))
+    terms = group(r"<dl>.*?</dl>", page, flags=re.DOTALL)
+    assert "trigger" not in terms and "corpus" not in terms
+    assert "A history that occurred before in the sequence" in terms and "<dt>Bayes-optimal (approximate)</dt>" in terms
+    # The floor is a line of both charts, beside its name in the terms.
+    assert text.count("Bayes-optimal (approximate)") >= 3

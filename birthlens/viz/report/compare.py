@@ -70,7 +70,7 @@ def _numbers(names: Sequence[str], facts: Sequence[Facts]) -> str:
         rows.append((name, *cells, " / ".join(chance)))
     rows.insert(0, ("state", *(state(one.run) for one in facts), ""))
     caption = "Each run at its last kept step, on its own held-out sequences; recalls are read from the weights alone."
-    return table(("", *names, "chance"), rows, caption, "numbers") + leads.glossary()
+    return table(("", *names, "chance"), rows, caption, "numbers") + leads.glossary(*(one.run for one in facts))
 
 
 def _settings(names: Sequence[str], runs: Sequence[Run]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from birthlens.analysis.memories.names import MEMORIES
+from birthlens.analysis.memories.names import MEMORIES, is_paper_model
 from birthlens.labels import counted, in_words, label, legible
 from birthlens.runs.run import Run
 from birthlens.viz.attention_frames import AttentionFrames
@@ -32,36 +32,34 @@ SMALLEST_CHANGE = 0.0005
 FEWEST_CANDIDATES = 4
 """With fewer candidates there is no null band."""
 
-GLOSSARY = (
-    ("trigger, output", "A trigger is a token whose usual successor is overridden in a sequence: the output, a new one for "
-     "each sequence, follows it every time."),
-    ("in-context target", "What follows a trigger from its second time on: predictable from the context only."),
-    ("global target", "What follows a token that is not a trigger; it is drawn from the bigrams of the corpus."),
-    ("absorbed", "Positions from which every token is a trigger, because each trigger's output is itself a trigger. Copying "
-     "is easy there, so the accuracy is also given without them."),
-    ("previous-token memory", "In layer 0: a position attends to the position before it."),
-    ("trigger memory", "In layer 1: a trigger attends to the token after its earlier occurrence."),
-    ("output memory", "In layer 1: attending to a token raises the probability of predicting that token."),
-    ("birth", "A memory is born at the first kept step from which its score stays above that of shifted pairings: the right "
-     "entry minus the mean of the others, in standard deviations, against the same table with wrong partners. "
-     "`birthlens order` uses the same definition."),
-    ("recall", "The share of a memory's queries whose correct entry has the highest score among n candidates. It is read "
-     "from the weights alone; chance is 1/n."),
-    ("uniform, unigram, bigram", "Predictors that use no information, the frequencies of tokens, or the bigrams of the "
-     "corpus."),
-    ("bag of tokens", "A predictor that uses which tokens occur in the sequence and how often, but not their order."),
-    ("Bayes-optimal", "The predictor that knows the task and all of the context. It is the best on average over all "
-     "positions; at one kind of position another predictor may be better."),
-    ("head, queries, keys, values", "An attention head compares the query of each position with the keys of earlier "
-     "positions, and adds their values, weighted by the match."),
-    ("edge", "The output of one component of the model as the input of one other component."),
-)  # fmt: skip
-"""The terms of the report and their meanings."""
+MEMORY_TERMS = {
+    "previous-token memory": "In layer 0: a position attends to the position before it.",
+    "trigger memory": "In layer 1: a trigger attends to the token after its earlier occurrence.",
+    "output memory": "In layer 1: attending to a token raises the probability of predicting that token.",
+    "birth": "A memory is born at the first kept step from which its score stays above that of shifted pairings: the right "
+    "entry minus the mean of the others, in standard deviations, against the same table with wrong partners. "
+    "`birthlens order` uses the same definition.",
+}
+"""Terms of reports about the two-layer model, with its three memories."""
+TERMS = {
+    "recall": "The share of a memory's queries whose correct entry has the highest score among n candidates. It is read "
+    "from the weights alone; chance is 1/n.",
+    "head, queries, keys, values": "An attention head compares the query of each position with the keys of earlier "
+    "positions, and adds their values, weighted by the match.",
+    "edge": "The output of one component of the model as the input of one other component.",
+}
+"""Terms of every report; those of the task come before them."""
 
 
-def glossary() -> str:
-    """Return the glossary as a list that can be opened."""
-    items = "".join(f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in GLOSSARY)
+def glossary(*runs: Run) -> str:
+    """Return the terms of a report about some runs, as a list that can be opened."""
+    terms: dict[str, str] = {}
+    for run in runs:
+        terms |= run.task.terms
+    if any(is_paper_model(run.config.model) for run in runs):
+        terms |= MEMORY_TERMS
+    terms |= TERMS
+    items = "".join(f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in terms.items())
     return f"<details><summary>Terms</summary><dl>{items}</dl></details>"
 
 

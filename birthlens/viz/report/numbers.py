@@ -100,7 +100,8 @@ class Facts:
     def reference(self, predictor: str, role: str, metric: str) -> float:
         """Return the score of a reference predictor, NaN if the role is empty."""
         table = self.references
-        chosen = (table["predictor"] == predictor) & (table["role"] == role) & (table["metric"] == metric)
+        names = (predictor, self.run.task.shown_as(predictor))
+        chosen = table["predictor"].isin(names) & (table["role"] == role) & (table["metric"] == metric)
         found = [float(value) for value in table[chosen]["value"]]
         return found[0] if found else float("nan")
 

@@ -42,7 +42,7 @@ def story(run: Run, causal: bool = True) -> str:
     """Return the page of one run."""
     facts = Facts(run)
     sections = [
-        section("trained", "What was trained", lambda: f"<p>{escape(leads.trained(run))}</p>{leads.glossary()}"),
+        section("trained", "What was trained", lambda: f"<p>{escape(leads.trained(run))}</p>{leads.glossary(run)}"),
         section("numbers", "Key numbers", lambda: _numbers(facts)),
         section("birth", "The birth", lambda: _birth(facts)),
         section("memories", "The memories", lambda: _memories(facts)),
@@ -86,11 +86,14 @@ def _numbers(facts: Facts) -> str:
 
 def _birth(facts: Facts) -> str:
     charts = []
+    shown_as = facts.run.task.shown_as
     for role, said in facts.run.task.shown_roles.items():
         for metric in ("loss", "accuracy"):
             steps, values = facts.series(f"{role}_{metric}")
             if values:
-                levels = [Level(label(name), facts.reference(name, role, metric)) for name in facts.predictors]
+                levels = [
+                    Level(label(shown_as(name)), facts.reference(name, role, metric)) for name in facts.predictors
+                ]
                 series = [Curve("model", steps, values)]
                 top = 1.0 if metric == "accuracy" else None
                 charts.append(
