@@ -8,8 +8,8 @@ VENV4 := .venv-tl4
 READY4 := $(VENV4)/.ready
 TESTS4 := tests/model/test_model.py tests/model/test_components.py tests/model/test_directory.py \
 	tests/model/test_hooked_transformer.py tests/cli/test_other_models.py tests/cli/test_series_commands.py \
-	tests/analysis/interventions/test_spec.py tests/analysis/interventions/test_patching.py \
-	tests/analysis/behaviour/test_monitor.py tests/analysis/behaviour/test_head_scores.py
+	tests/analysis/interventions/test_spec.py tests/analysis/behaviour/test_monitor.py \
+	tests/analysis/interventions/test_patching.py::test_equal_to_transformer_lens
 
 .PHONY: demo test test-tl4 check docs format reproduce bench break clean
 
