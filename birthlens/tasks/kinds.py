@@ -42,9 +42,15 @@ def chain_of(config: RunConfig) -> BigramStatistics:
     """Return the global chain of a run's task: the corpus's, with the task's special tokens."""
     found = task_class(config.task.kind)
     if found.needs_text:
-        return found.chain_of_text(config.task, text_of(config.corpus))
-    corpus = statistics_of(config.corpus) if found.needs_corpus else None
-    return found.chain(config.task, corpus)
+        chain: object = found.chain_of_text(config.task, text_of(config.corpus))
+    else:
+        chain = found.chain(config.task, statistics_of(config.corpus) if found.needs_corpus else None)
+    if not isinstance(chain, BigramStatistics):
+        method = "chain_of_text" if found.needs_text else "chain"
+        raise BirthlensError(
+            f"{found.__name__}.{method} returned a {type(chain).__name__}; it must return BigramStatistics."
+        )
+    return chain
 
 
 def task_of(config: TaskSection, chain: BigramStatistics) -> Task:

@@ -224,13 +224,19 @@ def checked_batch(task: Task, batch: object, n: int) -> TokenBatch:
             raise BirthlensError(
                 f"{where} returned {name} from {int(ids.min())} to {int(ids.max())}; valid are 0 to {d_vocab - 1}."
             )
-    for name, mask in role_masks(batch).items():
-        if tuple(mask.shape) != shape or mask.dtype != torch.bool:
-            raise BirthlensError(
-                f"{where} returned the mark {name!r} of shape {tuple(mask.shape)} and type {mask.dtype}; "
-                f"it must be {shape}, torch.bool."
-            )
+    _check_marks(where, batch.marks, shape)
+    _check_marks(where, role_masks(batch), shape)
     return batch
+
+
+def _check_marks(where: str, marks: Mapping[str, Any], shape: tuple[int, ...]) -> None:
+    for name, mask in marks.items():
+        found = tuple(getattr(mask, "shape", ()))
+        kind = getattr(mask, "dtype", type(mask).__name__)
+        if not isinstance(mask, Tensor) or found != shape or kind != torch.bool:
+            raise BirthlensError(
+                f"{where} returned the mark {name!r} of shape {found} and type {kind}; it must be {shape}, torch.bool."
+            )
 
 
 def plain_batch(

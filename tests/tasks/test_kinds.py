@@ -26,7 +26,7 @@ from birthlens.tasks.noise import NoiseTask, labelled
 from birthlens.tasks.predictors.reference import predict
 from birthlens.tasks.predictors.scores import reference_table
 from birthlens.tasks.roles import role_masks
-from birthlens.tasks.task import Task, plain_batch
+from birthlens.tasks.task import Task, checked_batch, plain_batch
 
 Array = np.ndarray
 KINDS = ("bigram", "noise", "backcopy", "markov", "facts")
@@ -359,6 +359,41 @@ class RepeatTask(Task):
 class WrongTask(RepeatTask):
     def sample(self, n: int, generator: np.random.Generator) -> TokenBatch:
         return super().sample(n + 1, generator)
+
+
+class FloatMarks(RepeatTask):
+    def sample(self, n: int, generator: np.random.Generator) -> TokenBatch:
+        batch = super().sample(n, generator)
+        batch.marks["in_context"] = batch.in_context.float()  # type: ignore[index]
+        return batch
+
+
+class NoChain(RepeatTask):
+    @classmethod
+    def chain(cls, config: MarkovConfig, corpus: BigramStatistics | None) -> Any:
+        return None
+
+
+class Flat(RepeatTask):
+    @property
+    def predictors(self) -> Any:
+        return {"flat": lambda task, batch: np.ones((2, 2)), "large": lambda task, batch: np.ones((4, 6, 3))}
+
+
+def test_a_task_that_violates_the_protocol_is_told_which_method_returned_what() -> None:
+    config = MarkovConfig(context=6)
+    chain = MarkovTask.chain(config, None)
+    floats = FloatMarks(config, chain)
+    with pytest.raises(
+        BirthlensError, match=r"FloatMarks.sample\(4\) returned the mark 'in_context' of .* torch.float32"
+    ):
+        checked_batch(floats, floats.sample(4, np.random.default_rng(0)), 4)
+    flat = Flat(config, chain)
+    for name, words in (("flat", r"returned \(2, 2\); it must .* \(4, 6, 3\)"), ("large", "no probabilities")):
+        with pytest.raises(BirthlensError, match=rf"Flat.predictors\['{name}'\] .*{words}"):
+            predict(name, flat, flat.sample(4, np.random.default_rng(0)))
+    with pytest.raises(BirthlensError, match=r"NoChain.chain returned a NoneType; it must return BigramStatistics"):
+        chain_of(RunConfig.parse({}, [f"task.kind={__name__}:NoChain"]))
 
 
 def test_a_task_of_ones_own_is_trained_by_its_name(tmp_path: object) -> None:

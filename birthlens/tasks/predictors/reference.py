@@ -15,6 +15,7 @@ module states the approximation.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,8 @@ def predict(name: str, task: Task, batch: TokenBatch) -> Float[Array, "batch pos
     """Return the probabilities that a reference predictor gives to the next token at every position.
 
     Raises:
-        BirthlensError: for a name that is not one of the task's predictors.
+        BirthlensError: for a name that is not one of the task's predictors, and for a predictor that returns no
+            probabilities.
 
     Example:
         >>> from birthlens.config.run import TaskConfig
@@ -48,7 +50,15 @@ def predict(name: str, task: Task, batch: TokenBatch) -> Float[Array, "batch pos
     if name not in task.predictors:
         valid = ", ".join(task.predictors) or "none for this task"
         raise BirthlensError(f"predictor = {name!r} is unknown; valid predictors are {valid}.")
-    return task.predictors[name](task, batch)
+    found: Any = task.predictors[name](task, batch)
+    shape = (*batch.tokens.shape, len(task.statistics))
+    where = f"{type(task).__name__}.predictors[{name!r}]"
+    if not isinstance(found, np.ndarray) or found.shape != shape:
+        kind = getattr(found, "shape", type(found).__name__)
+        raise BirthlensError(f"{where} returned {kind}; it must return an array of shape {shape}.")
+    if not (found >= 0).all() or not np.allclose(found.sum(-1), 1, atol=1e-5):
+        raise BirthlensError(f"{where} returned numbers that are no probabilities: they must be >= 0 and sum to 1.")
+    return found
 
 
 def in_context_copy(task: BigramTask, batch: TokenBatch) -> Float[Array, "batch pos d_vocab"]:
