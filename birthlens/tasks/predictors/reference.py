@@ -56,7 +56,7 @@ def predict(name: str, task: Task, batch: TokenBatch) -> Float[Array, "batch pos
     if not isinstance(found, np.ndarray) or found.shape != shape:
         kind = getattr(found, "shape", type(found).__name__)
         raise BirthlensError(f"{where} returned {kind}; it must return an array of shape {shape}.")
-    if not (found >= 0).all() or not np.allclose(found.sum(-1), 1, atol=1e-5):
+    if not (found >= -1e-9).all() or not np.allclose(found.sum(-1), 1, atol=1e-5):
         raise BirthlensError(f"{where} returned numbers that are no probabilities: they must be >= 0 and sum to 1.")
     return found
 
