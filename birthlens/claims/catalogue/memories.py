@@ -7,6 +7,7 @@ from birthlens.claims.statistics import orders
 
 DENSE = ("checkpoints.every=20", f"checkpoints.steps={list(range(0, 121, 2))}")
 SPARSE = ("training.steps=300", "checkpoints.every=5", "evaluation.every=5")
+SHORT = ("training.steps=150", *SPARSE[1:])  # the functional engine is slower, and half accuracy comes at step 75
 RANDOM = ("task.triggers=random", "training.steps=600")
 FREEZE = 200
 HELD = {"output": "L1.W_O", "trigger": "L1.W_K", "prev_token": "L0.W_K"}
@@ -93,9 +94,9 @@ MEMORIES: tuple[Claim, ...] = (
         "in-context accuracy comes earlier.",
         statistic=orders.pinned,
         cases={
-            "control": SPARSE,
-            "pattern pinned": (*SPARSE, "training.clamps=[pin L0H0 previous]"),
-            "copying pinned": (*SPARSE, "training.clamps=[copy L1H0]"),
+            "control": SHORT,
+            "pattern pinned": (*SHORT, "training.clamps=[pin L0H0 previous]"),
+            "copying pinned": (*SHORT, "training.clamps=[copy L1H0]"),
         },
         seeds={"laptop": 10},
         expectations=(
