@@ -54,7 +54,7 @@ class PaperModel(nn.Module):
             attention = scores.masked_fill(mask, -math.inf).softmax(-1)
             x = x + attention @ (x @ w["V"]) @ w["O"]
         if hasattr(self, "L1_W_F"):
-            x = x + x @ self.L1_W_F  # type: ignore[operator]
+            x = x + x @ self.get_parameter("L1_W_F")
         return x @ fixed["W_U"]
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from birthlens.analysis.memories.memory import Basis
     from birthlens.runs.run import Run
     from birthlens.shapes import Float
 
@@ -110,7 +111,7 @@ def memories(
 @out_option
 @format_option
 def associations(
-    run: str, matrix: str, step: int, top: int, basis: str, fold: bool, out: str | None, style: str
+    run: str, matrix: str, step: int, top: int, basis: Basis, fold: bool, out: str | None, style: str
 ) -> None:
     """List the strongest associations of one matrix of a RUN, right and wrong ones, with their labels."""
     from birthlens.analysis.memories.layer_norms import folded
@@ -124,7 +125,7 @@ def associations(
     labels = [legible(token) for token in loaded.statistics.vocab]
     weights = folded(loaded.weights(kept)) if fold else loaded.weights(kept)
     found, association = memory_named(weights, matrix, labels, loaded.triggers)
-    table = top_associations_table(found, top, association, basis)  # type: ignore[arg-type]
+    table = top_associations_table(found, top, association, basis)
     deliver(table, out, style, title=f"{found.name}, step {kept}, {basis}{', folded' if fold else ''}")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from birthlens.analysis.memories.memory import Basis
 from birthlens.analysis.memories.recall_tables import circuit_series, memory_series
 from birthlens.analysis.memories.series import SeriesTable
 from birthlens.runs.evaluation import evaluation_batch
@@ -39,7 +40,7 @@ def over_checkpoints(
 
 
 def memories_over(
-    run: Run, steps: Iterable[int] | None = None, bases: Sequence[str] = ("raw", "dual"), fold: bool = False
+    run: Run, steps: Iterable[int] | None = None, bases: Sequence[Basis] = ("raw", "dual"), fold: bool = False
 ) -> SeriesTable:
     """Read the paper's memories (section 4) at each step; `.to_pandas()` gives the table, with the columns of `series`.
 
@@ -51,13 +52,13 @@ def memories_over(
     """
     model = run.config.model
     if fold or model.family != "simplified" or model.n_layers != 2:
-        return circuit_series(run.checkpoints(steps), bases=bases, fold=fold)  # type: ignore[arg-type]
+        return circuit_series(run.checkpoints(steps), bases=bases, fold=fold)
     return memory_series(
         run.checkpoints(steps),
         triggers=run.triggers,
         bigram=run.statistics.bigram,
         outputs=run.config.task.possible_outputs(len(run.statistics), run.triggers),
-        bases=bases,  # type: ignore[arg-type]
+        bases=bases,
     )
 
 

@@ -42,7 +42,6 @@ from birthlens.analysis.interventions.runner import CHUNK, evaluate
 from birthlens.analysis.interventions.scoring import BASELINE, Outcomes, Scoring, default_metrics, merged
 from birthlens.analysis.interventions.spec import (
     AnyIntervention,
-    Cases,
     EdgeIntervention,
     Intervention,
     from_json,
@@ -186,10 +185,12 @@ def _outcomes(
     initial: Weights | None,
 ) -> Outcomes:
     """Evaluate the unedited model and every case; a case of truncations is an unedited pass over other weights."""
-    edited = {name: case for name, case in cases.items() if not isinstance(case[0], MatrixIntervention)}
-    activations: Cases = edited  # type: ignore[assignment]
-    backend = backend_of(model, activations, batch.device)
-    parts = [evaluate(backend, activations, batch, scoring, reference, seed, chunk, told)]
+    edited: dict[str, Sequence[AnyIntervention]] = {}
+    for name, case in cases.items():
+        if listed := [one for one in case if not isinstance(one, MatrixIntervention)]:
+            edited[name] = listed
+    backend = backend_of(model, edited, batch.device)
+    parts = [evaluate(backend, edited, batch, scoring, reference, seed, chunk, told)]
     for name, case in cases.items():
         if name in edited:
             continue
