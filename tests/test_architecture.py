@@ -39,7 +39,7 @@ PLAN = {
     "training": """
         simplified.folding < simplified.buffers simplified.torch_step < simplified.kernels < simplified.numba_step
         < clamping.matrices clamping.passes clamping.timeline < clamping.clamped engines footprint optimiser < stack
-        < stacked_optimiser loop < ensemble loggers pools recording grid workers < forking many replay
+        < stacked_optimiser loop < drawing < ensemble loggers pools recording grid workers < forking many replay
         < data_attribution sweep""",
     "analysis.interventions": """
         bootstrap head_sets metrics spec truncation < scoring weight_patching < corruptions directory_patching
@@ -56,7 +56,7 @@ PLAN = {
         statistics.facts statistics.markov statistics.noise statistics.orders
         < catalogue.fact_theory catalogue.memories statistics.sinks
         < catalogue.memory_line < catalogue < book < reproduction""",
-    "bench": "baselines pages scaling timing < cases < whole_runs",
+    "bench": "baselines pages scaling timing < cases ensembles < whole_runs",
     "viz": """
         attention_frames figures.style html report.numbers report.command_of_run watch
         < figures.tick_labels < figures.areas figures.attribution figures.contrast figures.curves figures.heatmaps

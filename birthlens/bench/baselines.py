@@ -47,7 +47,7 @@ class PaperModel(nn.Module):
         n = tokens.shape[1]
         fixed = dict(self.named_buffers())
         x = fixed["W_E"][tokens] + fixed["W_pos"][:n]
-        mask = torch.ones(n, n, dtype=torch.bool).triu(1)
+        mask = torch.ones(n, n, dtype=torch.bool, device=tokens.device).triu(1)
         for layer in (0, 1):
             w = {matrix: getattr(self, f"L{layer}_W_{matrix}") for matrix in "QKVO"}
             scores = (x @ w["Q"]) @ (x @ w["K"]).transpose(1, 2) * self.scale
@@ -61,7 +61,7 @@ class PaperModel(nn.Module):
 def plain_step(weights: Weights, config: RunConfig, micro_batch: int | None = None) -> Step:
     """Return a training step of the paper's equations with torch's optimiser, whole or in micro-batches."""
     model = PaperModel(weights)
-    return _autograd_step(model, list(model.parameters()), config, micro_batch)
+    return autograd_step(model, list(model.parameters()), config, micro_batch)
 
 
 def hooked_step(weights: Weights, config: RunConfig) -> Step:
@@ -69,10 +69,11 @@ def hooked_step(weights: Weights, config: RunConfig) -> Step:
     from birthlens.model.hooked import build
 
     model = build(weights, config.trained)
-    return _autograd_step(model, [p for p in model.parameters() if p.requires_grad], config, None)
+    return autograd_step(model, [p for p in model.parameters() if p.requires_grad], config, None)
 
 
-def _autograd_step(model: nn.Module, parameters: list[Tensor], config: RunConfig, micro_batch: int | None) -> Step:
+def autograd_step(model: nn.Module, parameters: list[Tensor], config: RunConfig, micro_batch: int | None) -> Step:
+    """Return a training step of a model by autograd and torch's optimiser, whole or in micro-batches."""
     optimiser = _optimiser(parameters, config)
 
     def step(batch: TokenBatch) -> None:

@@ -68,6 +68,12 @@ GOALS = (
     Goal("`birthlens --help`, from process start", "start-up", "new process", "birthlens --help", "ms", "<=", 400, unit="s"),
     Goal("`import birthlens`, from process start", "start-up", "new process", "import birthlens", "ms", "<=", 300, unit="s"),
     Goal("peak memory of training at batch 512, compiled", "memory", "batch 512", "fused", "peak_mb", "<=", 1500, unit="MB"),
+    Goal("a sequence and step of an ensemble on a GPU", "ensemble", "d 128, T 256, B 128, R 64",
+         "ensemble, bfloat16, counter", "us", "<=", 1.3, unit="us"),
+    Goal("the same against the plain float32 loop of the same card", "ensemble", "d 128, T 256, B 128, R 64",
+         "ensemble, bfloat16, counter", "times_baseline", ">=", 15),
+    Goal("the sampler's share of it", "ensemble", "d 128, T 256, B 128, R 64", "ensemble, bfloat16, counter", "sampling",
+         "<=", 0.1, unit="%"),
     Goal("peak memory of training at batch 512, torch", "memory", "batch 512", "handwritten", "peak_mb", "<=", 1500,
          unit="MB"),
 )  # fmt: skip
@@ -133,7 +139,7 @@ def comparisons(report: Mapping[str, Any]) -> str:
     for case in dict.fromkeys(row["case"] for row in report["rows"]):
         if case != "scaling":
             rows = [{k: v for k, v in row.items() if k != "case"} for row in report["rows"] if row["case"] == case]
-            columns = list(rows[0])
+            columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
             body = _table(columns, [[_cell(row[column]) for column in columns] for row in rows])
             parts.append(f"**{case[0].upper()}{case[1:]}**\n\n{body}")
     return "\n\n".join(parts)
@@ -197,6 +203,8 @@ def _shown(value: float, goal: Goal) -> str:
         return f"{100 * value:.2g} %"
     if goal.unit == "s":
         return f"{value / 1000 if goal.column == 'ms' else value:.3g} s"
+    if goal.unit == "us":
+        return f"{value:.3g} microseconds"
     return f"{value:.0f} MB" if goal.unit == "MB" else f"{value:.3g} times"
 
 
@@ -205,6 +213,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(value: object) -> str:
+    if value is None:
+        return ""
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return str(value)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from birthlens.cli.options import refuse_idle
-from birthlens.cli.streams import tell
+from birthlens.cli.options import device_option, given, refuse_idle
+from birthlens.cli.streams import device_said, tell
 from birthlens.cli.tables import show
 from birthlens.errors import BirthlensError
 
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CASES = ("start", "sampling", "step64", "step512", "full", "probes", "checkpoint", "interventions", "memory", "accuracy",
-         "suite", "monitor", "scaling")  # fmt: skip
+         "suite", "monitor", "clamps", "scaling", "ensemble", "ensemble-scaling")  # fmt: skip
+ON_A_DEVICE = ("ensemble", "ensemble-scaling")
+"""The cases that --device chooses, and that run on the CPU otherwise."""
+ASKED_FOR = ("clamps", "scaling", *ON_A_DEVICE)
+"""The cases that run only if they are named."""
 SLOW = ("step512", "memory", "accuracy", "suite")
 """The cases that --quick leaves out."""
 
@@ -25,31 +29,44 @@ SLOW = ("step512", "memory", "accuracy", "suite")
 @click.command(epilog="Example: birthlens bench --quick --out bench.json")
 @click.option("--quick", is_flag=True, help="Fewer rounds, no batch of 512, no whole trainings: under a minute.")
 @click.option("--only", type=click.Choice(CASES), multiple=True, help="Run these cases only; may be repeated.")
+@device_option
 @click.option("--out", type=click.Path(dir_okay=False), help="Write rows, machine and versions as JSON.")
 @click.option(
     "--from", "files", type=click.Path(), multiple=True, help="Measure nothing: take the rows from such a file."
 )
 @click.option("--into", "pages", type=click.Path(), multiple=True, help="Write tables into a Markdown page's blocks.")
-def bench(quick: bool, only: tuple[str, ...], out: str | None, files: tuple[str, ...], pages: tuple[str, ...]) -> None:
+def bench(
+    quick: bool, only: tuple[str, ...], device: str, out: str | None, files: tuple[str, ...], pages: tuple[str, ...]
+) -> None:
     """Measure birthlens against plain PyTorch, plain TransformerLens and plain Python on this machine.
 
     Each case runs in its own process, in which variants take turns (A B A B ...); read the ratios, not the milliseconds.
     'spread' is half the distance between the quartiles as a share of the median; 'measured' is the share of the work that
-    was timed where a slow baseline is scaled up. The scaling table runs with --only scaling only.
+    was timed where a slow baseline is scaled up. clamps, scaling, ensemble and ensemble-scaling run only if they are named.
+    With --device, the last two run there: ensembles against the same runs one at a time, in microseconds ('us') of a
+    sequence and step, with the sampler's share and the share of the device's own peak.
     To write tables into a page, use --from bench.json --into README.md.
     """
     from birthlens.bench import pages as writing
     from birthlens.system import write_atomically
 
     if files:
-        refuse_idle("--from measures nothing", "quick", "only")
+        refuse_idle("--from measures nothing", "quick", "only", "device")
     texts = {page: _text(page) for page in pages}
     if files:
         report = writing.read(files)
         for case in dict.fromkeys(row["case"] for row in report["rows"]):
             _show([row for row in report["rows"] if row["case"] == case])
     else:
-        report = _measured(quick, only)
+        place = "cpu"
+        if given("device"):
+            if others := [case for case in only if case not in ON_A_DEVICE]:
+                raise BirthlensError(
+                    f"only = {others[0]!r}: it runs on the CPU; with --device, give {' or '.join(ON_A_DEVICE)}."
+                )
+            place = device_said(device)
+            only = only or ON_A_DEVICE
+        report = _measured(quick, only, place)
     if out is not None:
         write_atomically(Path(out), (json.dumps(report, indent=1) + "\n").encode())
         tell(f"written to {out}", err=True)
@@ -58,18 +75,18 @@ def bench(quick: bool, only: tuple[str, ...], out: str | None, files: tuple[str,
         tell(f"tables written into {page}", err=True)
 
 
-def _measured(quick: bool, only: tuple[str, ...]) -> dict[str, Any]:
+def _measured(quick: bool, only: tuple[str, ...], device: str) -> dict[str, Any]:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
     from birthlens.runs.files import versions
 
-    facts = {**versions(), **_machine()}
+    facts = {**versions(), **_machine(), **_card(device)}
     tell("  ".join(f"{name} {value}" for name, value in facts.items()), err=True)
     rows: list[dict[str, Any]] = []
     chosen = [
-        case for case in CASES if case in only or (not only and case != "scaling" and not (quick and case in SLOW))
+        case for case in CASES if case in only or (not only and case not in ASKED_FOR and not (quick and case in SLOW))
     ]
     # A process of its own for each case: what an earlier one leaves behind in the allocator changes plain torch twofold.
     context = multiprocessing.get_context("forkserver")
@@ -77,7 +94,7 @@ def _measured(quick: bool, only: tuple[str, ...]) -> dict[str, Any]:
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
         for case in chosen:
             try:
-                found = pool.submit(_run, case, quick).result()
+                found = pool.submit(_run, case, quick, device).result()
             except BrokenProcessPool:
                 raise BirthlensError(
                     f"case {case!r} was killed, perhaps because memory ran out; try the others."
@@ -87,8 +104,17 @@ def _measured(quick: bool, only: tuple[str, ...]) -> dict[str, Any]:
     return {"machine": facts, "quick": quick, "rows": rows}
 
 
-def _run(case: str, quick: bool) -> list[dict[str, Any]]:
-    return _cases(quick)[case]()
+def _run(case: str, quick: bool, device: str) -> list[dict[str, Any]]:
+    return _cases(quick, device)[case]()
+
+
+def _card(device: str) -> dict[str, str]:
+    """Name the GPU that is measured."""
+    if not device.startswith("cuda"):
+        return {}
+    import torch
+
+    return {"gpu": torch.cuda.get_device_name(device)}
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
@@ -106,8 +132,8 @@ def _text(page: str) -> str:
         raise BirthlensError(f"into = {page!r} cannot be read ({error}).") from None
 
 
-def _cases(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
-    from birthlens.bench import cases, whole_runs
+def _cases(quick: bool, device: str) -> dict[str, Callable[[], list[dict[str, Any]]]]:
+    from birthlens.bench import cases, ensembles, whole_runs
     from birthlens.bench.scaling import scaling
     from birthlens.config.presets import preset
     from birthlens.config.run import RunConfig
@@ -137,6 +163,8 @@ def _cases(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
         "clamps": lambda: cases.clamped_step(paper64, few),
         "suite": lambda: whole_runs.ablation_suite(paper, 100, 256),
         "scaling": lambda: scaling(few),
+        "ensemble": lambda: ensembles.compared(device, ensembles.kind_of(device, quick), few),
+        "ensemble-scaling": lambda: ensembles.scaled(device, ensembles.kind_of(device, quick), few),
     }
 
 

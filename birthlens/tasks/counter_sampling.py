@@ -50,9 +50,15 @@ def counter_batch(task: Task, n: int, seed: int, index: int = 0, device: str = "
     return counter_batches(task, n, [seed], [index], device)[0]
 
 
-@torch.no_grad()
 def counter_batches(task: Task, n: int, seeds: list[int], indices: list[int], device: str = "cpu") -> list[TokenBatch]:
     """Draw several batches in one program, because separate programs would leave a GPU idle: `counter_batch` of each."""
+    whole = counter_program(task, n, seeds, indices, device)
+    return [whole[first : first + n] for first in range(0, len(whole), n)]
+
+
+@torch.no_grad()
+def counter_program(task: Task, n: int, seeds: list[int], indices: list[int], device: str = "cpu") -> TokenBatch:
+    """Draw several batches of n sequences as one batch: those of seeds[0] and indices[0] come first."""
     check_countable(task)
     assert isinstance(task, BigramTask)
     config = task.config
@@ -74,8 +80,7 @@ def counter_batches(task: Task, n: int, seeds: list[int], indices: list[int], de
         here[:, :listed] = False
         occurrence += here * here.cumsum(1)
         absorbed |= here & doomed[:, number, None]
-    whole = TokenBatch(tokens, sequence[:, 1:], triggers, outputs, occurrence, absorbed)
-    return [whole[first : first + n] for first in range(0, len(tokens), n)]
+    return TokenBatch(tokens, sequence[:, 1:], triggers, outputs, occurrence, absorbed)
 
 
 def uniforms(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import torch
 
 from birthlens.config.model import parameter_shapes
 from birthlens.config.run import OptimiserConfig, RunConfig
@@ -19,6 +20,7 @@ from birthlens.errors import BirthlensError
 from birthlens.model.weights import Weights
 from birthlens.tasks.corpus import BigramStatistics
 from birthlens.tasks.kinds import chain_of
+from birthlens.training.drawing import AT_ONCE, Draws
 from birthlens.training.engines import Engine, obstacle_to_stacking
 from birthlens.training.footprint import sequences_that_fit
 from birthlens.training.loop import DivergedError, Draw, State, StepRecord, Trainer
@@ -85,6 +87,8 @@ class Ensemble:
                 zip(configs, chains, states or [None] * len(configs), strict=True)
             )
         ]
+        self.at_once = AT_ONCE if self.stack.device.type != "cpu" else 0
+        self._draws = Draws(self.trainers, self.at_once)
         self._optimiser = StackedOptimiser(self.stack, configs[0].optimiser.kind)
         for number, trainer in enumerate(self.trainers):
             trainer.engine_name = Member.name
@@ -99,16 +103,18 @@ class Ensemble:
         alive = list(range(len(self.trainers)))
         yield from self._records({number: None for number in alive if not self.trainers[number].recorded}, alive)
         while alive := [n for n in alive if self.trainers[n].step < self.trainers[n].config.training.steps]:
-            losses, failed = self._update(alive)
+            losses, failed = self.update(alive)
             for number, error in failed.items():
                 alive.remove(number)
                 yield number, error
             yield from self._records(losses, alive)
 
-    def _update(self, numbers: Sequence[int]) -> tuple[dict[int, float | None], dict[int, DivergedError]]:
+    def update(self, numbers: Sequence[int]) -> tuple[dict[int, float | None], dict[int, DivergedError]]:
         """Take one step of the given members; return the losses, and the errors of those that diverged."""
-        draws = {number: self.trainers[number].draw() for number in numbers}
-        counted = [number for number, draw in draws.items() if draw.mask.any()]
+        draws = self._draws.of(numbers)
+        # One question to the device for all members, since every answer waits for it.
+        some = torch.stack([draw.mask.any() for draw in draws.values()]).tolist()
+        counted = [number for number, has in zip(draws, some, strict=True) if has]
         losses: dict[int, float | None] = dict.fromkeys(numbers)
         failed: dict[int, DivergedError] = {}
         if counted:

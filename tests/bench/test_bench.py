@@ -1,5 +1,6 @@
 """The benchmark compares like with like: its baselines compute what birthlens computes, and its rows add up."""
 
+import importlib.util
 import itertools
 import json
 import subprocess
@@ -21,8 +22,8 @@ from birthlens.analysis.behaviour.trajectory import memories_over
 from birthlens.analysis.interventions.runner import evaluate
 from birthlens.analysis.interventions.scoring import Scoring
 from birthlens.analysis.interventions.spec import at_heads
-from birthlens.bench import baselines, cases, pages, whole_runs
-from birthlens.bench.scaling import in_a_process, useful_operations
+from birthlens.bench import baselines, cases, ensembles, pages, whole_runs
+from birthlens.bench.scaling import in_a_process, matmul_peak, useful_operations
 from birthlens.bench.timing import Timing, interleaved
 from birthlens.cli import group
 from birthlens.config.presets import preset
@@ -56,7 +57,7 @@ def test_the_plain_step_takes_the_configs_optimiser(trainer: Trainer, kind: str)
     config = CONFIG.changed(optimiser={"kind": kind, "learning_rate": 0.01, "weight_decay": 0.1})
     ours, numbers = Trainer(config, statistics_of(config.corpus)), range(3)
     model = baselines.PaperModel(ours.initial)
-    step = baselines._autograd_step(model, list(model.parameters()), config, None)
+    step = baselines.autograd_step(model, list(model.parameters()), config, None)
     for number in numbers:
         step(ours.task.batch(8, config.seeds.data, number))
         ours.update()
@@ -73,7 +74,7 @@ def test_the_plain_step_computes_the_same_gradient(trainer: Trainer, micro_batch
     model = baselines.PaperModel(weights)
     hooked = build(weights)(batch.tokens)
     torch.testing.assert_close(model(batch.tokens), hooked, rtol=1e-5, atol=1e-5)
-    step = baselines._autograd_step(model, list(model.parameters()), CONFIG, micro_batch)
+    step = baselines.autograd_step(model, list(model.parameters()), CONFIG, micro_batch)
     step(batch)
     trainer.engine.gradients(batch, batch.in_context)
     for name, parameter in trainer.engine.parameters.items():
@@ -345,3 +346,51 @@ def test_the_plain_loop_reads_what_the_probes_read(tmp_path: Path) -> None:
     assert set(found.index) == set(table.index)
     pd.testing.assert_series_equal(found[table.index], table, rtol=2e-3, atol=1e-5, check_names=False)
     assert not np.array_equal(run.checkpoint(0)["L1.W_O"], run.checkpoint(1)["L1.W_O"])
+
+
+def test_ensembles_are_timed_against_the_same_runs_one_at_a_time() -> None:
+    rows = {row["variant"]: row for row in ensembles.compared("cpu", "quick", 2)}
+    assert list(rows) == [
+        "ensemble, float32",
+        "ensemble, float32, counter",
+        "plain loop",
+        "one run at a time, handwritten",
+    ]
+    plain = rows["plain loop"]
+    for row in rows.values():
+        assert row["times_baseline"] == pytest.approx(plain["us"] / row["us"])
+        assert row["share_of_peak"] * row["us"] == pytest.approx(
+            plain["share_of_peak"] * plain["us"]
+        )  # one count, one peak
+        assert 0 < row["share_of_peak"] < 1
+        assert (row["sampling"] is not None and 0 < row["sampling"] < 1) == row["variant"].startswith("ensemble")
+    grown = ensembles.scaled("cpu", "quick", 1)
+    assert [(row["varied"], row["value"]) for row in grown] == [("R", 1), ("R", 4)]
+    assert set(ensembles.SIZES) == set(ensembles.GRIDS) == {"quick", "cpu", "gpu"}
+    assert ensembles.kind_of("cuda:1", False) == "gpu"
+
+
+def test_the_product_of_a_device_is_timed_like_that_of_numpy() -> None:
+    assert 0.2 < ensembles.matmul_rate("cpu", "float32") / matmul_peak(512) < 5
+
+
+def test_bench_on_a_device_refuses_other_cases() -> None:
+    runner = CliRunner()
+    with pytest.raises(BirthlensError, match=r"only = 'start': it runs on the CPU; with --device, give ensemble or"):
+        runner.invoke(group, ["bench", "--device", "cpu", "--only", "start"], catch_exceptions=False)
+    with pytest.raises(BirthlensError, match="device = 'cuda:99': this machine has"):
+        runner.invoke(group, ["bench", "--device", "cuda:99"], catch_exceptions=False)
+
+
+def test_the_script_for_a_card_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parents[1] / "training/on_a_card.py"
+    spec = importlib.util.spec_from_file_location("on_a_card", path)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.main(["cpu", "--tiny"])
+    said = capsys.readouterr().out
+    assert "largest difference of a weight after 5 steps, float32: 0  goal 1e-4: reached" in said
+    assert "batches of the sampler counter are those of the CPU: True  goal True: reached" in said
+    assert "4 runs of d 16, T 16, B 4, 3 steps" in said and "goals missed" in said
+    assert "d 16, T 16, B 8, R 4: ensemble, float32, counter" in said

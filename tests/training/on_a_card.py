@@ -1,50 +1,66 @@
-"""Check and time ensembles on a card: `python tests/training/on_a_card.py [cuda:0]`. It takes a few minutes there.
+"""Check and time everything on a card: `python tests/training/on_a_card.py [cuda:0]`; it should take a few minutes.
 
-It was written where no card was at hand, and has been tried with `cpu tiny` only.
+It runs the tests marked `gpu`, compares ensembles and batches with those of the CPU, counts births in two precisions, trains
+1,024 small runs, and times ensembles against the plain loop, each beside its goal. It was written where no card was at hand,
+and has been tried with `cpu --tiny` only, which a test does.
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from birthlens.bench.ensembles import Size, compared, scaled, synchronised
 from birthlens.config.run import RunConfig
 from birthlens.devices import Execution, chosen
-from birthlens.tasks.counter_sampling import counter_batch, counter_batches
+from birthlens.tasks.counter_sampling import counter_batch
 from birthlens.tasks.kinds import chain_of, task_of
 from birthlens.training.ensemble import Ensemble
-from birthlens.training.loop import StepRecord, Trainer
+from birthlens.training.loop import StepRecord
 
 
-def config(d: int, context: int, batch: int, seed: int, steps: int = 300) -> RunConfig:
+class Finding(NamedTuple):
+    """What was measured, the goal in words, and whether it was reached (None: no goal)."""
+
+    what: str
+    measured: str
+    goal: str = ""
+    reached: bool | None = None
+
+
+def config(d: int, context: int, batch: int, seed: int, steps: int) -> RunConfig:
     words = [f"model.d_model={d}", f"task.context={context}", f"training.batch_size={batch}", f"training.steps={steps}"]
     words += [f"seeds.init={seed}", f"seeds.data={seed}", "checkpoints.every=10000", f"evaluation.every={steps}"]
     return RunConfig.parse({}, [*words, "training.engine=functional", "evaluation.batch_size=32"])
 
 
-def seconds(call: Callable[[], object], device: str) -> float:
-    if device != "cpu":
-        torch.cuda.synchronize()
-    begun = time.perf_counter()
-    call()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun
-
-
 def trained(how: Execution, configs: list[RunConfig]) -> dict[int, StepRecord]:
+    """Train an ensemble in memory; return the last record of each member."""
     return {
         number: event for number, event in Ensemble(configs, execution=how).train() if isinstance(event, StepRecord)
     }
 
 
-def check(device: str) -> None:
-    few = [config(32, 32, 8, seed, steps=5) for seed in range(2)]
+def tests() -> Iterator[Finding]:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(Path(__file__).parents[1])],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1]
+    yield Finding("pytest -m gpu", last, "all pass", done.returncode == 0)
+
+
+def equality(device: str) -> Iterator[Finding]:
+    few = [config(32, 32, 8, seed, 5) for seed in range(2)]
     here = trained(Execution(), few)
     there = trained(Execution(device), few)
     apart = max(
@@ -52,72 +68,71 @@ def check(device: str) -> None:
         for number in here
         for name in few[0].trained
     )
-    print(f"float32, 5 steps: largest difference of a weight {apart:.2g} (goal: under 1e-4)")
+    yield Finding("largest difference of a weight after 5 steps, float32", f"{apart:.2g}", "1e-4", apart <= 1e-4)
     task = task_of(few[0].task, chain_of(few[0]))
     same = torch.equal(counter_batch(task, 64, 1, 2, device).tokens.cpu(), counter_batch(task, 64, 1, 2).tokens)
-    print(f"sampler counter: equal to the CPU's to the bit: {same}")
+    yield Finding("batches of the sampler counter are those of the CPU", str(same), "True", same)
 
 
-def births(device: str, tiny: bool) -> None:
-    n, steps = (2, 3) if tiny else (32, 300)
+def births(device: str, tiny: bool) -> Iterator[Finding]:
+    n, steps = (3, 3) if tiny else (32, 300)
+    size = (16, 16, 4) if tiny else (128, 64, 64)
+    accuracies = {}
     for precision in ("float32", "bfloat16"):
-        last = trained(Execution(device, precision, "counter"), [config(128, 64, 64, s, steps) for s in range(n)])
-        found = np.array([metric(record, "in_context_accuracy") for record in last.values()])
-        error = 1.96 * found.std(ddof=1) / np.sqrt(n)
-        print(f"{precision}: {np.sum(found > 0.9)} of {n} born; mean accuracy {found.mean():.4f} +- {error:.4f}")
+        last = trained(Execution(device, precision, "counter"), [config(*size, s, steps) for s in range(n)])
+        accuracies[precision] = found = np.array([metric(record, "in_context_accuracy") for record in last.values()])
+        yield Finding(f"born of {n}, {precision}", f"{np.sum(found > 0.9)}, mean accuracy {found.mean():.4f}")
+    apart = accuracies["bfloat16"] - accuracies["float32"]
+    error = 1.96 * apart.std(ddof=1) / np.sqrt(n)
+    low, high = apart.mean() - error, apart.mean() + error
+    yield Finding("bfloat16 - float32, mean accuracy", f"[{low:.4f}, {high:.4f}]", "contains 0", low <= 0 <= high)
 
 
 def metric(record: StepRecord, name: str) -> float:
     return next((row["value"] for row in record.metrics if row["metric"] == name), float("nan"))
 
 
-def updated(ensemble: Ensemble, numbers: list[int]) -> None:
-    for _ in range(3):
-        ensemble._update(numbers)
+def thousand(device: str, tiny: bool) -> Iterator[Finding]:
+    n, steps = (4, 3) if tiny else (1024, 300)
+    d, context, batch = (16, 16, 4) if tiny else (64, 64, 64)
+    configs = [config(d, context, batch, seed, steps) for seed in range(n)]
+    begun = time.perf_counter()
+    synchronised(lambda: trained(Execution(device, "bfloat16", "counter"), configs), device)()
+    spent = time.perf_counter() - begun
+    what = f"{n} runs of d {d}, T {context}, B {batch}, {steps} steps"
+    yield Finding(what, f"{spent:.1f} s") if tiny else Finding(what, f"{spent:.1f} s", "60 s", spent <= 60)
 
 
-def drawn(ensemble: Ensemble) -> None:
-    for trainer in ensemble.trainers:
-        trainer.draw()
+def speed(device: str, tiny: bool) -> Iterator[Finding]:
+    kind = "quick" if tiny else "gpu"
+    for row in compared(device, kind, 3):
+        measured = f"{row['us']:.2f} us, {row['times_baseline']:.1f} times {row['baseline']}"
+        measured += "" if row["sampling"] is None else f", sampling {row['sampling']:.0%}"
+        measured += "" if row["share_of_peak"] is None else f", {row['share_of_peak']:.0%} of peak"
+        what = f"{row['setting']}: {row['variant']}"
+        if row["variant"] != "ensemble, bfloat16, counter" or row["setting"] != str(Size(128, 256, 128, 64)):
+            yield Finding(what, measured)
+            continue
+        reached = row["us"] <= 1.3 and row["times_baseline"] >= 15 and row["sampling"] < 0.1
+        yield Finding(what, measured, "1.3 us, 15 times, sampling 10 %", reached)
+    for row in scaled(device, kind, 3):
+        yield Finding(f"{row['setting']}: ensemble", f"{row['us']:.2f} us, {row['share_of_peak']:.0%} of peak")
 
 
-def stepped(trainer: Trainer) -> None:
-    for _ in range(3):
-        trainer.update()
-
-
-def timing(device: str, tiny: bool) -> None:
-    print("precision sampler     d   T   B    R   us a sequence and step, and the sampler's share")
-    sizes = (
-        [(16, 16, 4, 2)] if tiny else [(128, 256, 128, 1), (128, 256, 128, 64), (64, 64, 64, 1024), (128, 64, 64, 64)]
-    )
-    for d, context, batch, runs in sizes:
-        configs = [config(d, context, batch, seed) for seed in range(runs)]
-        for how in (Execution(device), Execution(device, "bfloat16"), Execution(device, "bfloat16", "counter")):
-            ensemble = Ensemble(configs, execution=how)
-            numbers = list(range(runs))
-            ensemble._update(numbers)
-
-            spent = seconds(partial(updated, ensemble, numbers), device) / 3
-            drawing = seconds(partial(drawn, ensemble), device)
-            each = 1e6 * spent / (runs * batch)
-            print(
-                f"{how.precision:9} {how.sampler:7} {d:5}{context:4}{batch:4}{runs:5}   {each:.2f}   {drawing / spent:.0%}"
-            )
-        lone = Trainer(configs[0], chain_of(configs[0]), execution=Execution(device))
-        lone.update()
-        each = 1e6 * seconds(partial(stepped, lone), device) / (3 * batch)
-        print(f"float32   one run {d:5}{context:4}{batch:4}    1   {each:.2f}")
-    task = task_of(configs[0].task, chain_of(configs[0]))
-    many = 64 if not tiny else 2
-    spent = seconds(lambda: counter_batches(task, 128, list(range(many)), [0] * many, device), device)
-    print(f"counter, {many} batches of 128 in one program: {1e6 * spent / (many * 128):.3f} us a sequence")
+def main(words: list[str]) -> None:
+    tiny = "--tiny" in words
+    device = chosen(next((word for word in words if not word.startswith("-")), "cuda"))[0]
+    card = "" if device == "cpu" else torch.cuda.get_device_name(device)
+    print(f"device {device} {card}, torch {torch.__version__}")
+    parts = [equality(device), births(device, tiny), thousand(device, tiny), speed(device, tiny)]
+    missed = 0
+    for part in parts if tiny else [tests(), *parts]:
+        for finding in part:
+            said = {None: "", True: f"  goal {finding.goal}: reached", False: f"  goal {finding.goal}: MISSED"}
+            print(f"{finding.what}: {finding.measured}{said[finding.reached]}", flush=True)
+            missed += finding.reached is False
+    print(f"{missed} goals missed")
 
 
 if __name__ == "__main__":
-    place = chosen(sys.argv[1] if len(sys.argv) > 1 else "cuda")[0]
-    small = "tiny" in sys.argv
-    print(place, torch.__version__, torch.cuda.get_device_name() if place != "cpu" else "")
-    check(place)
-    births(place, small)
-    timing(place, small)
+    main(sys.argv[1:])

@@ -18,9 +18,10 @@ from birthlens.errors import BirthlensError
 from birthlens.model.initialisation import initial_weights
 from birthlens.runs.run import load_run
 from birthlens.tasks.bigram import BigramTask
-from birthlens.tasks.counter_sampling import counter_batch, counter_batches, philox
+from birthlens.tasks.counter_sampling import counter_batch, counter_batches, counter_program, philox
 from birthlens.tasks.kinds import chain_of, task_of
-from birthlens.training.loop import train
+from birthlens.training import drawing
+from birthlens.training.loop import Trainer, train
 from birthlens.training.recording import resume
 from birthlens.training.stack import Stack
 from birthlens.training.stacked_optimiser import StackedOptimiser
@@ -252,3 +253,27 @@ def test_initial_weights_are_the_same_for_every_engine() -> None:
     first = initial_weights(config.model, 7, 12, np.random.default_rng(config.seeds.init))
     record = next(train(config, execution=Execution(precision="bfloat16")))
     assert all(record.weights[name].tobytes() == first[name].tobytes() for name in first)
+
+
+def test_batches_drawn_ahead_for_many_runs_are_those_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = []
+    monkeypatch.setattr(
+        drawing, "counter_program", lambda *asked: programs.append(len(asked[2])) or counter_program(*asked)
+    )
+    words = [
+        ["seeds.data=1"],
+        ["seeds.data=2"],
+        ["training.batch_size=3"],
+        ["training.clamps=[set task.offset 1 from=2]"],
+    ]
+    configs = [tiny(*each, "training.steps=6", "training.engine=functional") for each in words]
+    trainers = [Trainer(each, chain_of(each), execution=Execution(sampler="counter")) for each in configs]
+    draws = drawing.Draws(trainers, 40)  # 40 sequences: 5 steps of two runs of 4, 13 steps of one run of 3
+    for _ in range(6):
+        together = draws.of(range(4))
+        for number, trainer in enumerate(trainers):
+            alone = trainer.draw()
+            assert torch.equal(together[number].batch.tokens, alone.batch.tokens)
+            assert torch.equal(together[number].mask, alone.mask) and together[number].config == alone.config
+            trainer.advance()
+    assert programs == [10, 6, 2]
