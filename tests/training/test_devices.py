@@ -17,6 +17,7 @@ from birthlens.devices import Execution, chosen
 from birthlens.errors import BirthlensError
 from birthlens.model.initialisation import initial_weights
 from birthlens.runs.run import load_run
+from birthlens.tasks.batch import TokenBatch
 from birthlens.tasks.bigram import BigramTask
 from birthlens.tasks.counter_sampling import counter_batch, counter_batches, counter_program, philox
 from birthlens.tasks.kinds import chain_of, task_of
@@ -256,10 +257,13 @@ def test_initial_weights_are_the_same_for_every_engine() -> None:
 
 
 def test_batches_drawn_ahead_for_many_runs_are_those_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    programs = []
-    monkeypatch.setattr(
-        drawing, "counter_program", lambda *asked: programs.append(len(asked[2])) or counter_program(*asked)
-    )
+    programs: list[int] = []
+
+    def counted(task: Any, n: int, seeds: list[int], *rest: Any) -> TokenBatch:
+        programs.append(len(seeds))
+        return counter_program(task, n, seeds, *rest)
+
+    monkeypatch.setattr(drawing, "counter_program", counted)
     words = [
         ["seeds.data=1"],
         ["seeds.data=2"],
