@@ -85,7 +85,7 @@ def picture(table: pd.DataFrame) -> Figure:
     """Draw the scores above chance, the effects of ablations and the loss, for the synthetic task and for text."""
     figure, axes = panels(2, 3, 2.7, 2.2)
     drawn = {
-        "attention above chance": {name: name for name in HEADS},
+        "attention": {name: name for name in HEADS},
         "effect of a head": {f"without {name}": f"without {name}" for name in HEADS},
         "loss": {"in-context": "in-context loss", "all tokens": "loss", "random repeats": "loss on repeats"},
     }
@@ -98,7 +98,7 @@ def picture(table: pd.DataFrame) -> Figure:
                 handles += plotted if number == 0 else []
             ax.set_title(f"{case}: {title}")
             ax.set_xlabel("step")
-    for ax, label in zip(axes[0], ("share", "rise of in-context loss", "nats"), strict=True):
+    for ax, label in zip(axes[0], ("share above chance", "rise of in-context loss", "nats"), strict=True):
         ax.set_ylabel(label)
     for column in zip(*axes, strict=True):
         low = min(ax.get_ylim()[0] for ax in column)
