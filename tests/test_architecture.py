@@ -49,7 +49,8 @@ PLAN = {
         attention births decomposition excess head_weights logit_split noisy_recall sinks
         < contrast head_onsets head_scores phase real_memories sweep_results trajectory < monitor""",
     "analysis.theory": """
-        fact_stages gradients width < first_step outer_products < memory_capacity memory_scaling three_steps updates""",
+        fact_capacity fact_stages gradients width < first_step outer_products
+        < memory_capacity memory_scaling three_steps updates""",
     "claims": """
         claim tiers < __init__ grids identity scorecard statistics.associative statistics.copying statistics.theory
         statistics.timing < catalogue.associative catalogue.theory statistics.behaviours statistics.fact_theory
