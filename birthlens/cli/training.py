@@ -146,13 +146,13 @@ def follow(records: Iterable[StepRecord], out: str, logger: str | None = None) -
     reached = "" if accuracy is None else f", in-context accuracy {accuracy:.3f}"
     tell(f"{out}: {last.step} steps{reached}", err=True)
     uniform = math.log(last.weights["W_E"].shape[0])
-    for role, loss in losses.items():
-        if loss > uniform:
-            tell(
-                f"{out}: note: the held-out loss on {role} positions, {loss:.4g} nats, is above that of uniform guessing "
-                f"({uniform:.3f})",
-                err=True,
-            )
+    worse = ", ".join(f"{role} {loss:.4g}" for role, loss in losses.items() if loss > uniform)
+    if worse:
+        tell(
+            f"{out}: note: the held-out loss is above that of uniform guessing ({uniform:.3f} nats) on positions of these "
+            f"roles: {worse}",
+            err=True,
+        )
     if skipped:
         tell(
             f"{out}: {skipped} of {last.step} updates were skipped because their batches held no in-context target; "
