@@ -43,7 +43,9 @@ def options(script: str, doc: str | None, tiers: bool = True, **numbers: int) ->
     parser.add_argument("--processes", type=int, help="number of processes (default: one for each core)")
     parser.add_argument("--out", type=Path, default=HERE / "results" / f"{Path(script).stem}.csv")
     parser.set_defaults(script=Path(script).name, grid=None)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)  # before minutes of measuring, not after them
+    return arguments
 
 
 def grid_of(script: str, arguments: argparse.Namespace) -> Grid:
@@ -107,7 +109,6 @@ def keep(
 ) -> None:
     """Write a table as rounded CSV, its parts as NAME_part.csv, and their provenance as JSON."""
     out, grid = arguments.out, grid or arguments.grid
-    out.parent.mkdir(parents=True, exist_ok=True)
     named = {out.with_stem(f"{out.stem}_{part}"): found for part, found in parts.items()}
     for path, found in (named if table is None else {out: table, **named}).items():
         found.round(4).to_csv(path, index=False)

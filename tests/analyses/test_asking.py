@@ -31,6 +31,7 @@ def test_a_table_has_beside_it_what_made_it(
     out = tmp_path / "new" / "how_long.csv"
     monkeypatch.setattr(sys, "argv", ["how_long.py", "--seeds", "2", "--out", str(out)])
     arguments = asking.options("/somewhere/how_long.py", "How long?")
+    assert out.parent.is_dir()  # pictures are saved before the table
     grid = Grid(RunConfig.parse({}, ["task.context=64"]), {"wide": ("model.d_model=256",)}, (0, 1))
     table = pd.DataFrame({"case": ["wide"] * 2, "seed": [0, 1], "quantity": "x", "value": [1.23456, 2.0]})
     asking.keep(arguments, table, grid)
