@@ -90,13 +90,18 @@ def compared(device: str, kind: str, rounds: int) -> list[Row]:
     return [row for size in SIZES[kind] for row in _compared(size, device, rounds)]
 
 
+def ways(device: str) -> dict[str, Execution]:
+    """Return the ways in which ensembles are trained on a device, by their names in the rows."""
+    found = {"ensemble, float32": Execution(device), "ensemble, float32, counter": Execution(device, sampler="counter")}
+    if device != "cpu":
+        found["ensemble, bfloat16, counter"] = Execution(device, "bfloat16", "counter")
+    return found
+
+
 def _compared(size: Size, device: str, rounds: int) -> list[Row]:
     configs = size.configs()
     variants: dict[str, Callable[[], object]] = {}
-    ways = {"ensemble, float32": Execution(device), "ensemble, float32, counter": Execution(device, sampler="counter")}
-    if device != "cpu":
-        ways["ensemble, bfloat16, counter"] = Execution(device, "bfloat16", "counter")
-    for name, how in ways.items():
+    for name, how in ways(device).items():
         ensemble = Ensemble(configs, execution=how)
         variants[name] = partial(ensemble.update, list(range(size.R)))
         variants[f"{name}: sampling alone"] = _sampling(ensemble)

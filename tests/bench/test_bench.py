@@ -315,7 +315,10 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
 
 def test_every_goal_names_a_row_that_the_cases_make() -> None:
     made = {(row["case"], row["variant"]): row for name in CASES for row in small(name)}
+    columns = ensembles.compared("cpu", "quick", 1)[0]
+    made |= {("ensemble", way): columns for way in ensembles.ways("cuda")}
     for goal in pages.GOALS:
+        assert goal.case != "ensemble" or goal.setting in map(str, ensembles.SIZES["gpu"]), goal
         variant = "to accuracy -1.0" if goal.variant == "to accuracy 0.9" else goal.variant
         assert goal.column in made[goal.case, variant], goal
         assert goal.baseline is None or (goal.case, goal.baseline) in made, goal

