@@ -117,8 +117,8 @@ def test_a_killed_dask_worker_s_run_is_continued_by_another(cluster: Any, tmp_pa
 def test_a_killed_worker_s_ensemble_is_continued_by_another(cluster: Any, tmp_path: Path) -> None:
     """The members of an ensemble, which is one task, equal those of an ensemble on this machine.
 
-    To the bit where nobody was killed. A member that was behind at the kill makes its last steps alone, which equals those in the
-    ensemble up to rounding (a wrong batch or a lost update would be off by more than 0.01 after so many steps).
+    To the bit where nobody was killed. A member that was behind at the kill makes its last steps alone, which equals those
+    in the ensemble up to rounding; a wrong batch or a lost update would be off by far more.
     """
     how = Execution("auto", sampler="counter")
     long = ["training.steps=150", "checkpoints.every=15", "evaluation.every=150"]
