@@ -38,7 +38,8 @@ format: $(READY)
 reproduce: $(READY)       ## check the paper's claims one by one: a scorecard, and its page
 	$(BIN)/birthlens reproduce all --tier laptop --out runs/reproduce
 
-break: $(READY)           ## 10,000 hostile inputs, 500 kills, 500 flips (docs/reliability.md)
+break: $(READY)           ## long tests, 10,000 hostile inputs, 500 kills, 500 flips (docs/reliability.md)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m long
 	$(BIN)/python tests/breaking/fuzz.py 10000
 	PYTHONPATH=tests $(BIN)/python -m breaking --count 500
 

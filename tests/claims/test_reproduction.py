@@ -356,6 +356,7 @@ def begun(out: Any) -> Any:
     return process, command
 
 
+@pytest.mark.long
 def test_a_killed_reproduction_is_continued_by_the_same_command(tmp_path: Path) -> None:
     process, command = begun(tmp_path / "out")
     process.send_signal(signal.SIGKILL)

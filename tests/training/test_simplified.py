@@ -269,6 +269,7 @@ def test_threads_must_be_positive() -> None:
         FusedStep(model_weights(), 0.2, PAPER, threads=0)
 
 
+@pytest.mark.long
 def test_the_process_that_compiles_first_has_the_bits_of_all_later_ones(tmp_path: Path) -> None:
     program = """
 import hashlib

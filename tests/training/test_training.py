@@ -285,6 +285,7 @@ def test_a_run_gives_back_what_was_trained(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stack["L0.W_K"][-1], run.weights(-1)["L0.W_K"])
 
 
+@pytest.mark.long
 def test_a_killed_process_resumes_to_the_same_bits(tmp_path: Path) -> None:
     """Start a real process, kill -9 it in the middle, resume, and compare with a run that nobody touched."""
     overrides = ["training.steps=400", "checkpoints.every=7", "checkpoints.sensitivity=0.2", "optimiser.kind=adamw"]
