@@ -129,6 +129,16 @@ def counted(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
+def is_share(metric: str) -> bool:
+    """Return whether a metric lies between 0 and 1, so that its axis shows the whole range.
+
+    Example:
+        >>> is_share("in_context_accuracy"), is_share("in_context_loss")
+        (True, False)
+    """
+    return metric.endswith(("accuracy", "recall"))
+
+
 def _character(character: str) -> str:
     if character in _VISIBLE:
         return _VISIBLE[character]

@@ -66,7 +66,7 @@ PLAN = {
         < report.compare report.gallery_page report.memories report.series < report.story < report""",
     "cli": """
         options streams < __init__ subjects tables training < basics benching forking many_runs probing
-        < demo memory phases prompting seeing < ablating causal patching weight_patching""",
+        < demo memory phases prompting seeing < ablating patching scoring weight_patching""",
     "top": "__init__ __main__",
 }
 """Packages from the ground up, and the modules of each from the ground up: one behind a < may import those before it."""

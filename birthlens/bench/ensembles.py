@@ -115,7 +115,9 @@ def _compared(size: Size, device: str, rounds: int) -> list[Row]:
         {name: synchronised(call, device) for name, call in variants.items()}, rounds, calls=calls(device)
     )
     each = {name: timing.median / (runs.get(name, 1) * size.B) for name, timing in timings.items()}
-    peaks = {precision: matmul_rate(device, precision) for precision in ("float32", "bfloat16")}
+    peaks = {
+        precision: matmul_rate(device, precision) for precision in {how.precision for how in ways(device).values()}
+    }
     operations = None if size.full else _operations(configs[0])
     rows = []
     for name, timing in timings.items():

@@ -34,7 +34,7 @@ HOMES = {
     "ablate": "ablating",
     "patch": "patching",
     "edges": "patching",
-    "scores": "causal",
+    "scores": "scoring",
     "logit-split": "prompting",
     "plot": "seeing",
     "gallery": "seeing",

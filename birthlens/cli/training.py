@@ -78,10 +78,9 @@ def train(
 
 def chosen_device(text: str, configs: Sequence[RunConfig] | None) -> str:
     """Return the device of `--device` for training."""
-    tokens = None
-    if configs is not None:
-        tokens = sum(each.training.steps * each.training.batch_size * each.task.context for each in configs)
-    return device_said(text, tokens)
+    from birthlens.training.footprint import trained_tokens
+
+    return device_said(text, None if configs is None else trained_tokens(configs))
 
 
 def _more_steps(overrides: tuple[str, ...]) -> int | None:

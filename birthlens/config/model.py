@@ -119,6 +119,11 @@ class ModelConfig(Section):
             return layer == self.n_layers - 1
         return self.feed_forward_layers is None or layer in self.feed_forward_layers
 
+    @property
+    def standard_attention(self) -> bool:
+        """Whether attention is a softmax of products of queries and keys alone, which the fast passes compute."""
+        return self.attention == "softmax" and self.positions != "relative"
+
     def is_rotary(self, layer: int) -> bool:
         """Return whether a layer rotates its queries and keys: every layer of the full model, layer 0 of the simplified."""
         return self.positions == "rotary" and (self.family == "full" or layer == 0)

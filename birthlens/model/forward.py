@@ -99,7 +99,7 @@ def _attended(
     v: Float[Tensor, "batch head pos d_head"],
 ) -> Float[Tensor, "batch head pos d_head"]:
     """Average values by attention; with a softmax and no relative positions, the pattern is never formed."""
-    if config.attention == "softmax" and config.positions != "relative":
+    if config.standard_attention:
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=score_scale(config))
     return attention_pattern(config, _scores(tensors, config, layer, q, k)) @ v
 

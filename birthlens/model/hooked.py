@@ -179,12 +179,15 @@ def build(
         for layer, block in enumerate(model.blocks):
             if config.feed_forward == "linear" or not config.has_feed_forward(layer):
                 block.mlp = LinearFeedForward(cfg, active=config.has_feed_forward(layer))
-    plain = hooked_config(config.changed(positions="random"), cfg.d_vocab, n_ctx, dtype)
+    plain = cfg
+    if config.positions in ("rotary", "relative"):
+        plain = hooked_config(config.changed(positions="random"), cfg.d_vocab, n_ctx, dtype)
     for layer, block in enumerate(model.blocks):
-        if config.attention != "softmax" or config.positions == "relative":
-            block.attn = PlainAttention(plain if config.positions == "relative" else cfg, layer, config)
-        elif config.positions == "rotary" and not config.is_rotary(layer):
-            block.attn = Attention(plain, "global", layer)
+        own = cfg if config.is_rotary(layer) else plain
+        if not config.standard_attention:
+            block.attn = PlainAttention(own, layer, config)
+        elif own is not cfg:
+            block.attn = Attention(own, "global", layer)
     if config.tied and "W_E" in trained:
         model.unembed = TiedUnembed(cfg, model.embed)
     model.setup()

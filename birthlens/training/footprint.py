@@ -9,6 +9,7 @@ Both are estimates from the shapes; a quarter of the free memory is reserved for
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from birthlens.config.model import parameter_shapes
 from birthlens.config.run import RunConfig
@@ -17,6 +18,11 @@ _FLOAT = 4
 _SHARE = 0.75
 _COPIES = 6
 """Weights, gradients, at most two buffers of the optimiser, and two copies while they are updated."""
+
+
+def trained_tokens(configs: Iterable[RunConfig]) -> int:
+    """Return the number of tokens that runs are trained on, in all."""
+    return sum(each.training.steps * each.training.batch_size * each.task.context for each in configs)
 
 
 def bytes_of_a_run(config: RunConfig, d_vocab: int) -> int:

@@ -30,7 +30,7 @@ from birthlens.system import out_of_memory
 from birthlens.tasks.kinds import task_of
 from birthlens.training.engines import obstacle_to_stacking
 from birthlens.training.ensemble import chains_of, shape_of
-from birthlens.training.footprint import how_many_fit
+from birthlens.training.footprint import how_many_fit, trained_tokens
 from birthlens.training.grid import Grid
 from birthlens.training.loop import DivergedError
 from birthlens.training.many import check_made_so, joins, train_many
@@ -102,8 +102,11 @@ def _bundled(
     runs: Mapping[Path, RunConfig], bundle: int | None, execution: Execution
 ) -> list[list[tuple[Path, RunConfig]]]:
     """Divide runs into the tasks of a pool; runs of one shape are together if they are trained as ensembles."""
-    groups = [*by_shape(runs)[0], by_shape(runs)[1]] if execution.stacks else [runs]
     size = bundle or (ENSEMBLE if execution.stacks else 1)
+    groups: list[Mapping[Path, RunConfig]] = [runs]
+    if execution.stacks:
+        shaped, rest = by_shape(runs)
+        groups = [*shaped, rest]
     listed = [list(group.items()) for group in groups]
     return [items[first : first + size] for items in listed for first in range(0, len(items), size)]
 
@@ -113,9 +116,8 @@ def prepare_all(runs: Sequence[tuple[Path, RunConfig]], execution: Execution = D
     rest = dict(runs)
     together: list[Outcome] = []
     if execution.stacks:
-        tokens = sum(each.training.steps * each.training.batch_size * each.task.context for each in rest.values())
         try:
-            execution = execution.here(tokens)
+            execution = execution.here(trained_tokens(rest.values()))
         except BirthlensError as error:
             return [Outcome(path, "failed", message=f"{path}: {error}") for path in rest]
     if execution.stacks:

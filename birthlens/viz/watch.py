@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from birthlens.errors import BirthlensError
-from birthlens.labels import counted, label, neutral
+from birthlens.labels import counted, is_share, label, neutral
 from birthlens.runs.files import checkpoint_file
 from birthlens.runs.run import Run
 
@@ -123,9 +123,8 @@ class Watch:
         for name, rows in series.items():
             if len(rows):
                 values = [float(value) for value in rows["value"]]
-                is_share = name == "in_context_accuracy"
-                bounds = (0.0, 1.0) if is_share else (min(0.0, *values), max(values))
-                said = "of 1" if is_share else f"from {values[0]:.3f}"
+                bounds = (0.0, 1.0) if is_share(name) else (min(0.0, *values), max(values))
+                said = "of 1" if is_share(name) else f"from {values[0]:.3f}"
                 out.append((label(name), sparkline(values, self.width, *bounds), f"{values[-1]:.3f}", said))
         return out + self._recall_rows(steps)
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from birthlens.analysis.interventions.spec import from_json
 from birthlens.cli import group, main
-from birthlens.cli.causal import SCORE_KINDS
+from birthlens.cli.scoring import SCORE_KINDS
 
 TINY = ["corpus.source=markov", "corpus.vocabulary=12", "task.context=24", "task.n_triggers=3", "task.cycles=clean",
         "model.d_model=16", "training.steps=8", "training.batch_size=8", "checkpoints.every=4",

@@ -304,7 +304,7 @@ def test_start_up_imports_little(run: Any) -> None:
         loaded = modules_after(RUN_MAIN, argv)
         assert not {"torch", "transformer_lens", "pandas", "numba", "rich"} & loaded, argv
     probed = modules_after(RUN_MAIN, ["probe", run, "--format", "csv"])
-    assert not {"torch", "transformer_lens", "pandas", "jaxtyping", "numpy.ma", "birthlens.cli.causal"} & probed
+    assert not {"torch", "transformer_lens", "pandas", "jaxtyping", "numpy.ma", "birthlens.cli.scoring"} & probed
     assert "transformer_lens" not in modules_after(RUN_MAIN, ["probe", run, "--what", "behaviour"])
 
 

@@ -126,7 +126,7 @@ def birth_shifts_table(pairs: Sequence[RunPair], width: float = 4.0) -> pd.DataF
     """
     import pandas as pd
 
-    births = [(_births(pair.control, pair, width), _births(pair.changed, pair, width)) for pair in pairs]
+    births = [_births(pair, width) for pair in pairs]
     rows = []
     for event in births[0][0]:
         control, changed = (np.array([both[i].get(event, np.nan) for both in births]) for i in (0, 1))
@@ -180,16 +180,18 @@ def _values(run: Run) -> pd.Series[float]:
     return found[~found.index.duplicated(keep="last")]
 
 
-def _births(run: Run, pair: RunPair, width: float) -> dict[str, float]:
-    """Return the step of each event of a run, among the steps that the pair shares."""
+def _births(pair: RunPair, width: float) -> list[dict[str, float]]:
+    """Return the step of each event of the control and of the changed run, among the steps that they share."""
     kept = sorted({*pair.control.steps} & {*pair.changed.steps})
     if not kept:
         raise BirthlensError(
             f"run = {str(pair.changed.path)!r} and its control {str(pair.control.path)!r} keep no step in common."
         )
-    found = memory_births(run, kept, width)
-    both = {one: one.metrics() for one in (pair.control, pair.changed)}
-    measured = [held_out(metrics, "in_context_accuracy")[0].tolist() for metrics in both.values()]
-    if shared := sorted({*measured[0]} & {*measured[-1]}):
-        found["in_context_accuracy"] = accuracy_birth(both[run], shared)
+    runs = (pair.control, pair.changed)
+    found = [memory_births(run, kept, width) for run in runs]
+    metrics = [run.metrics() for run in runs]
+    control, changed = ({*held_out(each, "in_context_accuracy")[0].tolist()} for each in metrics)
+    if shared := sorted(control & changed):
+        for births, each in zip(found, metrics, strict=True):
+            births["in_context_accuracy"] = accuracy_birth(each, shared)
     return found

@@ -78,19 +78,19 @@ def groups_of(batch: TokenBatch) -> dict[str, Bool[Tensor, "batch pos"]]:
 def _measured(model: HookedModel, batch: TokenBatch) -> Iterator[tuple[tuple[object, ...], float, float]]:
     """Yield (layer, head, measure, group), a sum, and the number of values in it."""
     layers = range(model.cfg.n_layers)
-    # A model of another library need not show its scores.
-    raw = ("attn_scores",) if type(model).__name__ == BUILT else ("q", "k")
-    points = [Point(site, layer) for layer in layers for site in ("pattern", *raw, "v", "resid_pre")]
+    shows_scores = type(model).__name__ == BUILT  # a model of another library need not
+    sites = ("pattern", "v", "resid_pre", *(("attn_scores",) if shows_scores else ("q", "k")))
+    points = [Point(site, layer) for layer in layers for site in sites]
     found = {point: value.cpu() for point, value in captured(model, batch.tokens, points).items()}
     groups = groups_of(batch.to("cpu"))
     for layer in layers:
         pattern = found[Point("pattern", layer)]
         heads = pattern.shape[1]
         values = _per_head(found[Point("v", layer)], heads).norm(dim=-1)
-        if len(raw) == 1:
+        if shows_scores:
             logits = above_the_others(found[Point("attn_scores", layer)])
         else:
-            logits = sink_logits(*(_per_head(found[Point(site, layer)], heads) for site in raw))
+            logits = sink_logits(*(_per_head(found[Point(site, layer)], heads) for site in ("q", "k")))
         residual = found[Point("resid_pre", layer)].norm(dim=-1)
         previous = torch.nn.functional.pad(pattern.diagonal(-1, -2, -1), (1, 0))
         for group, mask in groups.items():

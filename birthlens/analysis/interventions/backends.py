@@ -138,7 +138,7 @@ def backend_of(
     if not isinstance(model, Weights):
         return HookedBackend(model)
     shortcuts = all(has_shortcut(one) for case in (cases or {}).values() for one in case)
-    if not shortcuts or model.config.attention != "softmax" or model.config.positions == "relative":
+    if not (shortcuts and model.config.standard_attention):
         from birthlens.model.hooked import build
 
         return HookedBackend(moved(build(model), device))

@@ -12,12 +12,12 @@ from matplotlib.lines import Line2D
 
 from birthlens.analysis.memories.names import MEMORIES
 from birthlens.errors import BirthlensError
+from birthlens.labels import is_share
 from birthlens.viz.figures.style import (
     COLOURS,
     DASHES,
     GREY,
     columns_needed,
-    is_share,
     label,
     legend_below,
     legend_under,
@@ -28,8 +28,6 @@ from birthlens.viz.figures.style import (
 
 if TYPE_CHECKING:
     import pandas as pd
-
-"""The three memories, in the order of their panels and colours."""
 
 
 @styled

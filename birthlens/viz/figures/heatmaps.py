@@ -14,14 +14,13 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 
 from birthlens.errors import BirthlensError
-from birthlens.labels import legible, shortened
+from birthlens.labels import is_share, legible, shortened
 from birthlens.shapes import Float
 from birthlens.viz.attention_frames import ROLE_MARKS, AttentionFrames
 from birthlens.viz.figures.style import (
     DIVERGING,
     SEQUENTIAL,
     columns_needed,
-    is_share,
     label,
     legend_below,
     mixed_columns,

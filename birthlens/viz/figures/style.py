@@ -159,16 +159,6 @@ def check_name(path: str | Path) -> Path:
     return path
 
 
-def is_share(metric: str) -> bool:
-    """Return whether a metric lies between 0 and 1, so that its axis shows the whole range.
-
-    Example:
-        >>> is_share("in_context_accuracy"), is_share("in_context_loss")
-        (True, False)
-    """
-    return metric.endswith(("accuracy", "recall"))
-
-
 def columns_needed(table: pd.DataFrame, *names: str, numeric: Sequence[str] = ()) -> None:
     """Raise BirthlensError if a table lacks a column (the message lists those it has), has no rows, or text for numbers."""
     present = list(table.columns)
