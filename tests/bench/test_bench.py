@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -351,7 +352,14 @@ def test_the_plain_loop_reads_what_the_probes_read(tmp_path: Path) -> None:
     assert not np.array_equal(run.checkpoint(0)["L1.W_O"], run.checkpoint(1)["L1.W_O"])
 
 
-def test_ensembles_are_timed_against_the_same_runs_one_at_a_time() -> None:
+def test_ensembles_are_timed_against_the_same_runs_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def known(variants: Any, rounds: int, calls: int) -> dict[str, Timing]:
+        """Run everything, and say that it took known times: those of a busy machine would show nothing."""
+        seconds = {name: 0.1 if "alone" in name else 0.8 if "ensemble" in name else 0.4 for name in variants}
+        timings = interleaved(variants, rounds, calls=calls)
+        return {name: replace(timing, seconds=(seconds[name],)) for name, timing in timings.items()}
+
+    monkeypatch.setattr(ensembles, "interleaved", known)
     rows = {row["variant"]: row for row in ensembles.compared("cpu", "quick", 2)}
     assert list(rows) == [
         "ensemble, float32",
@@ -366,7 +374,10 @@ def test_ensembles_are_timed_against_the_same_runs_one_at_a_time() -> None:
             plain["share_of_peak"] * plain["us"]
         )  # one count, one peak
         assert 0 < row["share_of_peak"] < 1
-        assert (row["sampling"] is not None and 0 < row["sampling"] < 1) == row["variant"].startswith("ensemble")
+        together = row["variant"].startswith("ensemble")
+        assert row["us"] == pytest.approx((0.8 / 4 if together else 0.4) / 8 * 1e6)  # 4 runs of 8 sequences
+        assert row["sampling"] == (pytest.approx(0.1 / 0.8) if together else None)
+    monkeypatch.undo()
     grown = ensembles.scaled("cpu", "quick", 1)
     assert [(row["varied"], row["value"]) for row in grown] == [("R", 1), ("R", 4)]
     assert set(ensembles.SIZES) == set(ensembles.GRIDS) == {"quick", "cpu", "gpu"}
