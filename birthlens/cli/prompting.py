@@ -69,8 +69,8 @@ def pair_on_prompts(prompts: list[Prompt], axes: Sequence[str] = ()) -> Pair:
 def logit_split(subject: str, prompts: str, steps: str, out: str | None, style: str) -> None:
     """Split the logit of each prompt's answer over what every component writes (direct logit attribution).
 
-    Where every prompt has a wrong answer, the logit difference is split. One row a step, prompt and component: value. The
-    values of a prompt add up to its logit. Every column is explained in docs/tables.md.
+    If every prompt has a wrong answer, the logit difference is split. One row per step, prompt and component: value. The
+    values of a prompt add up to its logit. docs/tables.md explains every column.
     """
     from birthlens.analysis.behaviour.logit_split import logit_split_of_prompts
     from birthlens.cli.subjects import load
